@@ -1,0 +1,1 @@
+"""Systems to compare with, each a program that obeys the contract of `tpi node`."""

@@ -1,0 +1,1 @@
+"""The harness: config to runs, runs to events, events to verdicts. Read `runner.py` first."""

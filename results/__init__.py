@@ -1,0 +1,1 @@
+"""Run records and what is computed from them: schema, store, statistics, tables."""

@@ -1,0 +1,1 @@
+"""Frames, channels, the mesh of ranks and allreduce. Read `allreduce.py` first."""

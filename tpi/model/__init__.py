@@ -1,0 +1,1 @@
+"""The Llama-family blocks on local slices. Read `llama.py` first."""

@@ -1,0 +1,1 @@
+"""config.json of the known models, by their true shapes."""
