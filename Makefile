@@ -1,0 +1,54 @@
+# `make help` lists the verbs. Everything runs in .venv, which `make setup` builds.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+PY := $(VENV)/bin/python
+# Extra arguments for the install of torch alone. Where the index would pull a CUDA build, name
+# PyTorch's CPU index: make setup TORCH_ARGS="--index-url URL"
+TORCH_ARGS ?=
+TORCH ?= torch==2.13.0
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all lint types check bench clean
+
+help:  ## list the verbs
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(STAMP)  ## build .venv with everything that is needed
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Python >= 3.11 is needed, $(PYTHON) is older: make PYTHON=/path/to/python3.11"; exit 2; }
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (once; about a minute)"
+	@$(PY) -m pip install -q --disable-pip-version-check $(TORCH_ARGS) $(TORCH) -c constraints.txt
+	@$(PY) -m pip install -q --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	@touch $@
+
+demo: setup  ## make a small checkpoint, run TPI-LLM on 4 local devices beside Transformers
+	@$(PY) -m harness.demo checkpoints/demo-50m
+	@$(PY) run.py model=folder model.path=checkpoints/demo-50m devices=4 \
+	  'systems=[tpi,transformers]' 'workload.prompt=Small devices together'
+
+test: setup  ## the tests that need no network, root or Docker (under 5 minutes)
+	@$(PY) -m pytest -q
+
+test-all: setup  ## the slow ones too
+	@$(PY) -m pytest -q -m "not docker and not bench"
+
+lint: setup  ## ruff: rules and format
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+
+types: setup  ## mypy --strict
+	@$(PY) -m mypy
+
+check: lint types test  ## all of CI
+
+bench: setup  ## timings, each a ratio taken in one run (minutes)
+	@$(PY) -m pytest tests/benchmarks -q -m bench -s --timeout 1800
+
+clean:  ## remove caches; never records, weights or the environment
+	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks build *.egg-info
+	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

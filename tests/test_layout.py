@@ -1,0 +1,114 @@
+"""Imports go one way, some modules stay free of torch, and nothing shipped can run foreign code."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SHIPPED = ("tpi", "harness", "testbed", "baselines", "results")
+FILES = [ROOT / "run.py", *(p for d in SHIPPED for p in sorted((ROOT / d).rglob("*.py")))]
+MAY_IMPORT = {
+    "tpi": {"tpi"},
+    "baselines": {"baselines", "tpi"},
+    "testbed": {"testbed", "tpi"},
+    "results": {"results", "tpi"},
+    "harness": {"harness", "testbed", "baselines", "results", "tpi"},
+}
+TORCH_FREE = (
+    "tpi.errors", "tpi.ranks", "tpi.trace", "tpi.config", "tpi.spec", "tpi.events", "tpi.cli",
+    "tpi.weights.shard", "tpi.weights.blockfile", "tpi.planner", "tpi.plan_report",
+    "tpi.comm.wire", "harness.config", "harness.plan", "results.schema", "results.tables", "run",
+)  # fmt: skip
+BANNED_MODULES = {"pickle", "cPickle", "marshal", "shelve", "dill", "joblib", "cloudpickle"}
+BANNED_CALLS = {"eval", "exec", "compile", "__import__"}
+BANNED_ATTRIBUTES = {
+    ("torch", "load"), ("torch", "save"), ("yaml", "load"), ("yaml", "unsafe_load"),
+    ("os", "system"), ("os", "popen"),
+}  # fmt: skip
+
+
+def _imports(tree: ast.AST) -> set[str]:
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            found.add(node.module)
+    return found
+
+
+def violations(source: str) -> list[str]:
+    """What a shipped file must not contain, found in its syntax tree."""
+    tree = ast.parse(source)
+    bad = [m for m in _imports(tree) if m.split(".")[0] in BANNED_MODULES]
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        func = node.func
+        if isinstance(func, ast.Name) and func.id in BANNED_CALLS:
+            bad.append(f"{func.id}()")
+        if isinstance(func, ast.Attribute):
+            if isinstance(func.value, ast.Name) and (func.value.id, func.attr) in BANNED_ATTRIBUTES:
+                bad.append(f"{func.value.id}.{func.attr}()")
+            if func.attr in ("recv_pyobj", "send_pyobj"):
+                bad.append(func.attr)
+        for keyword in node.keywords:
+            value = keyword.value
+            true = isinstance(value, ast.Constant) and value.value is True
+            if keyword.arg in ("shell", "allow_pickle", "trust_remote_code") and (
+                true or not isinstance(value, ast.Constant)
+            ):
+                bad.append(f"{keyword.arg}=True")
+    return bad
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_file_holds_nothing_that_runs_foreign_code(path):
+    assert violations(path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle", "from pickle import loads", "eval('1')", "exec('1')",
+        "torch.load('x')", "subprocess.run('x', shell=True)", "np.load('x', allow_pickle=True)",
+        "AutoModel.from_pretrained('x', trust_remote_code=True)", "yaml.load('x')",
+        "subprocess.run('x', shell=flag)",
+    ],
+)  # fmt: skip
+def test_violations_are_seen(source):
+    assert violations(source)
+
+
+def test_model_eval_is_not_the_builtin():
+    assert violations("model.eval()") == []
+
+
+@pytest.mark.parametrize("path", FILES[1:], ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_go_one_way(path):
+    package = path.relative_to(ROOT).parts[0]
+    ours = {m.split(".")[0] for m in _imports(ast.parse(path.read_text()))}
+    assert ours & {*SHIPPED, "run"} <= MAY_IMPORT[package]
+
+
+def test_only_the_entry_knows_hydra():
+    for path in FILES:
+        if {"hydra", "omegaconf"} & {m.split(".")[0] for m in _imports(ast.parse(path.read_text()))}:
+            assert path.name in ("run.py", "compose.py"), path
+
+
+def test_modules_that_must_start_fast_import_no_torch():
+    code = (
+        "import importlib, sys\n"
+        f"for name in {TORCH_FREE!r}:\n"
+        "    importlib.import_module(name)\n"
+        "    bad = {'torch', 'transformers', 'accelerate'} & set(sys.modules)\n"
+        "    if bad: sys.exit(f'{name} imports {bad}')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
