@@ -1,0 +1,53 @@
+"""Sizes and times as people write and read them: `4GiB` in, `1.5 GiB` and `12.3 ms` out."""
+
+import re
+
+from tpi.errors import ConfigError
+
+_FACTORS = {
+    "": 1, "b": 1,
+    "k": 2**10, "kib": 2**10, "kb": 10**3,
+    "m": 2**20, "mib": 2**20, "mb": 10**6,
+    "g": 2**30, "gib": 2**30, "gb": 10**9,
+    "t": 2**40, "tib": 2**40, "tb": 10**12,
+}  # fmt: skip
+
+
+def parse_bytes(text: str | int, name: str) -> int:
+    """Read a size such as `4GiB`, `512 MiB`, `1.5g` or `1000000` as bytes.
+
+    Raises:
+        ConfigError: not a size, or not positive; the message opens with `name`.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", str(text))
+    if match is None or match[2].lower() not in _FACTORS:
+        raise ConfigError(f"{name}: got {text!r}, expected a size such as 4GiB or 600MiB")
+    num_bytes = int(float(match[1]) * _FACTORS[match[2].lower()])
+    if num_bytes <= 0:
+        raise ConfigError(f"{name}: got {text!r}, expected more than 0 bytes")
+    return num_bytes
+
+
+def format_bytes(num_bytes: float) -> str:
+    """Write bytes with three significant digits in binary units."""
+    value = float(num_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(value) < 1024:
+            return f"{_three_digits(value)} {unit}"
+        value /= 1024
+    return f"{_three_digits(value)} TiB"
+
+
+def format_seconds(seconds: float) -> str:
+    """Write a time with three significant digits in µs, ms, s or min."""
+    if seconds < 1e-3:
+        return f"{_three_digits(seconds * 1e6)} µs"
+    if seconds < 1:
+        return f"{_three_digits(seconds * 1e3)} ms"
+    if seconds < 600:
+        return f"{_three_digits(seconds)} s"
+    return f"{seconds / 60:.0f} min"
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
