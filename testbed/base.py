@@ -1,0 +1,173 @@
+"""What a testbed is: something that gives devices, starts programs on them and takes them away.
+
+The harness knows only these protocols. Whatever is specific to a backend comes from the `Device`:
+the address others reach it at, a free port, its Python, and the path under which it sees a file
+of the host. So plain processes (`local.py`), containers and a simulator fit behind one seam.
+
+A program's standard output arrives line by line in an `Inbox` that all devices of a run share, so
+that one thread can wait for whichever speaks first; the last thing that comes from a process is
+its `Exit`. Closing a program's standard input ends its lease (`tpi/events.py`).
+"""
+
+import queue
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, Self
+
+from tpi.errors import TpiError
+
+# Longest line that is handed on whole; of a longer one only this much, marked `truncated`.
+MAX_LINE_BYTES = 64 << 10
+# A program that writes faster than the harness reads waits; it cannot fill the host's memory.
+MAX_WAITING_LINES = 4096
+
+
+class DeviceError(TpiError):
+    """A device could not be made, or a program not be started on it."""
+
+    exit_status = 15
+    code = "device"
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a program ended.
+
+    Attributes:
+        code: Exit status, or minus the number of the signal that killed it.
+        stopped: Whether the testbed stopped it (its code then says nothing about the program).
+        oom: Whether the memory limit of the device, or the host's, killed it.
+        t_ns: CLOCK_MONOTONIC when the end was seen.
+        log_tail: The last lines of its standard error.
+    """
+
+    code: int
+    stopped: bool
+    oom: bool
+    t_ns: int
+    log_tail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """A line of one device's program without its line end, or its exit (always the last)."""
+
+    device: int
+    line: bytes = b""
+    truncated: bool = False
+    exit: Exit | None = None
+
+
+Inbox = queue.Queue[Output]
+
+
+def make_inbox() -> Inbox:
+    """An inbox of bounded size for all programs of one run."""
+    return queue.Queue(MAX_WAITING_LINES)
+
+
+@dataclass(frozen=True, slots=True)
+class Meters:
+    """Peak memory of one device since `up`, in bytes, three ways; None with a word in `words`.
+
+    Attributes:
+        rss_hwm: VmHWM, summed over the program's processes: what the paper's monitor reads.
+        anon_peak: Largest sampled anonymous memory, summed over the program's processes.
+        cgroup_peak: What the device's cgroup charged at most, page cache included.
+        num_samples: How often it was looked at.
+        words: Why a value is missing, by field name.
+    """
+
+    rss_hwm: int | None = None
+    anon_peak: int | None = None
+    cgroup_peak: int | None = None
+    num_samples: int = 0
+    words: Mapping[str, str] = field(default_factory=dict)
+
+
+class Process(Protocol):
+    """A program that was started on a device."""
+
+    @property
+    def start_ns(self) -> int:
+        """CLOCK_MONOTONIC just before it was started."""
+
+    def send(self, line: str) -> None:
+        """Write one line to its standard input; nothing happens if it has ended."""
+
+    def release(self) -> None:
+        """Close its standard input: its lease ends, and it should end by itself."""
+
+    def wait(self, timeout_s: float) -> Exit | None:
+        """Wait for its end; None if it still runs after `timeout_s`."""
+
+    def stop(self, grace_s: float = 2.0) -> Exit:
+        """End it: close its input, terminate, after `grace_s` kill, and reap. Twice is fine."""
+
+
+class Device(Protocol):
+    """One machine of the testbed."""
+
+    @property
+    def index(self) -> int:
+        """Its number among the devices, which becomes the rank."""
+
+    @property
+    def address(self) -> str:
+        """Where its programs listen and the other devices reach them."""
+
+    @property
+    def python(self) -> str:
+        """The Python interpreter on the device."""
+
+    def free_port(self) -> int:
+        """A TCP port that nobody listens on at the moment."""
+
+    def path_of(self, host_path: Path) -> str:
+        """The path under which the device sees a file or folder of the host.
+
+        Raises:
+            ConfigError: It does not see it.
+        """
+
+    def run(
+        self, argv: Sequence[str], inbox: Inbox, spec: Mapping[str, object] | None = None
+    ) -> Process:
+        """Start a program; `spec` is written to a file on the device, its path ends `argv`.
+
+        Raises:
+            DeviceError: It could not be started.
+        """
+
+    def meter(self) -> Meters:
+        """Peaks so far; may be read while programs run and after they ended."""
+
+    def facts(self) -> dict[str, object]:
+        """What the device is and what limits hold on it, for the run record."""
+
+
+class Testbed(Protocol):
+    """Gives devices and takes them away; leaving the `with` block takes them all."""
+
+    @property
+    def name(self) -> str:
+        """The backend's name."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What it does not limit or emulate, in words for the user and the record."""
+
+    def up(self, num_devices: int) -> Sequence[Device]:
+        """Make fresh devices.
+
+        Raises:
+            DeviceError: They cannot be made.
+        """
+
+    def down(self) -> None:
+        """Stop every program and take all devices away. Twice is fine."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exc_info: object) -> None: ...
