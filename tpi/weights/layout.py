@@ -1,0 +1,112 @@
+"""Where the bytes of a block file lie: pure arithmetic, no files, no torch.
+
+A block file is a valid safetensors file made for O_DIRECT:
+
+     0  u64 little-endian: bytes of the JSON that follows
+     8  JSON header, padded with spaces so that the data begins at a multiple of 4096
+        data: each tensor at a multiple of 64 of the file, in the order given;
+        gaps and the tail are U8 tensors `__pad0__`, `__pad1__`, ... since the format allows no
+        holes; the whole file is a multiple of 4096 bytes long
+
+So one sequential read brings the file into a page-aligned buffer and tensors are views of it.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tpi.config import DTYPE_BYTES
+from tpi.errors import WeightsError
+
+PAGE_BYTES = 4096  # what O_DIRECT asks of offsets, lengths and buffers, and a memory page
+TENSOR_ALIGN_BYTES = 64  # a cache line, and the widest vector register
+PAD_PREFIX = "__pad"
+SAFETENSORS_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorPlace:
+    """One tensor of a block file; `offset` counts from the start of the file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class BlockLayout:
+    """A whole block file: its header bytes, its length, and where its tensors lie."""
+
+    header: bytes
+    num_bytes: int
+    places: tuple[TensorPlace, ...]
+
+
+def align_up(num_bytes: int, alignment: int) -> int:
+    """The least multiple of `alignment` that is at least `num_bytes`."""
+    return -(-num_bytes // alignment) * alignment
+
+
+def tensor_bytes(dtype: str, shape: Sequence[int]) -> int:
+    """Bytes of a dense tensor."""
+    return math.prod(shape) * DTYPE_BYTES[dtype]
+
+
+def make_layout(tensors: Sequence[tuple[str, str, tuple[int, ...]]]) -> BlockLayout:
+    """Lay tensors, given as (name, dtype, shape), out in a block file.
+
+    Raises:
+        WeightsError: No tensor, a name twice or reserved, a negative dimension, a dtype that is
+            not float32, float16 or bfloat16.
+    """
+    _check(tensors)
+    entries: dict[str, object] = {}
+    spans: list[tuple[int, int]] = []  # of the tensors, from the start of the data
+    end = 0
+    for name, dtype, shape in tensors:
+        start = align_up(end, TENSOR_ALIGN_BYTES)
+        _add_pad(entries, end, start)
+        end = start + tensor_bytes(dtype, shape)
+        entries[name] = _entry(SAFETENSORS_DTYPES[dtype], shape, start, end)
+        spans.append((start, end))
+    data_bytes = align_up(end, PAGE_BYTES)
+    _add_pad(entries, end, data_bytes)
+    header = _header_bytes(entries)
+    places = tuple(
+        TensorPlace(name, dtype, shape, len(header) + start, stop - start)
+        for (name, dtype, shape), (start, stop) in zip(tensors, spans, strict=True)
+    )
+    return BlockLayout(header, len(header) + data_bytes, places)
+
+
+def _check(tensors: Sequence[tuple[str, str, tuple[int, ...]]]) -> None:
+    if not tensors:
+        raise WeightsError("block layout: expected at least one tensor, got none")
+    seen: set[str] = set()
+    for name, dtype, shape in tensors:
+        if name in seen or name.startswith("__"):
+            raise WeightsError(f"block layout: tensor name {name!r} is taken")
+        if dtype not in SAFETENSORS_DTYPES:
+            raise WeightsError(f"block layout: {name}: dtype {dtype!r} is not stored")
+        if any(size < 0 for size in shape):
+            raise WeightsError(f"block layout: {name}: negative dimension in {shape}")
+        seen.add(name)
+
+
+def _entry(dtype: str, shape: Sequence[int], start: int, end: int) -> dict[str, object]:
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
+
+
+def _add_pad(entries: dict[str, object], start: int, end: int) -> None:
+    if end > start:
+        number = sum(name.startswith(PAD_PREFIX) for name in entries)
+        entries[f"{PAD_PREFIX}{number}__"] = _entry("U8", [end - start], start, end)
+
+
+def _header_bytes(entries: dict[str, object]) -> bytes:
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    num_bytes = align_up(8 + len(text), PAGE_BYTES)
+    return (num_bytes - 8).to_bytes(8, "little") + text.ljust(num_bytes - 8, b" ")
