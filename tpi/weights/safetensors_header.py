@@ -1,0 +1,165 @@
+"""The header of a safetensors file, parsed strictly and without mapping the file.
+
+     0  u64 little-endian: bytes N of the JSON that follows
+     8  N bytes of JSON: {"name": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}, ...}
+   8+N  data; offsets count from here; the tensors must cover it without hole, overlap or rest
+
+mmap would count the mapped pages against the memory of a device, so files are read with `pread`.
+The format's own library accepts duplicate keys; this parser does not. Read `parse_header` first.
+"""
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tpi.errors import WeightsError
+from tpi.files import parse_json
+
+# A model of 1000 layers has a header of 1 MB; parsed JSON takes some ten times its length.
+MAX_HEADER_BYTES = 8 << 20
+DTYPE_BYTES = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2,
+    "BF16": 2, "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
+}  # fmt: skip
+_METADATA = "__metadata__"
+_MAX_DIMS = 8
+_PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+
+
+@dataclass(frozen=True, slots=True)
+class HeaderTensor:
+    """One tensor: `dtype` is the format's word ("BF16"); the span counts from the file's start."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class SafetensorsHeader:
+    """The tensors of a file in the order of their bytes, and where the data begins."""
+
+    data_offset: int
+    tensors: tuple[HeaderTensor, ...]
+
+    def by_name(self) -> dict[str, HeaderTensor]:
+        """The tensors by name."""
+        return {tensor.name: tensor for tensor in self.tensors}
+
+
+def read_header(fd: int, where: str) -> SafetensorsHeader:
+    """Read and check the header of an open file.
+
+    Args:
+        fd: A regular file, open for reading; its position is left alone.
+        where: The file's name, for the errors.
+
+    Raises:
+        WeightsError: The file is not safetensors, is truncated or has bytes too many, or its
+            header contradicts itself. No more than `MAX_HEADER_BYTES` are read.
+    """
+    try:
+        file_bytes = os.fstat(fd).st_size
+        head = os.pread(fd, 8, 0)
+        wanted = int.from_bytes(head, "little")
+        fits = len(head) == 8 and wanted <= min(MAX_HEADER_BYTES, file_bytes - 8)
+        text = os.pread(fd, wanted, 8) if fits else b""
+    except OSError as exc:
+        raise WeightsError(f"{where}: cannot be read: {exc.strerror}") from exc
+    return parse_header(head + text, file_bytes, where)
+
+
+def parse_header(head: bytes, file_bytes: int, where: str) -> SafetensorsHeader:
+    """Check a header against the length of its file.
+
+    Args:
+        head: The file's first bytes: the 8 of the length, then the JSON (more may follow).
+        file_bytes: Length of the whole file.
+        where: The file's name, for the errors.
+
+    Raises:
+        WeightsError: As `read_header`.
+    """
+    if head.startswith(_PICKLE_STARTS):
+        raise WeightsError(f"{where}: a pickle or zip archive under a safetensors name; refused")
+    if len(head) < 8 or file_bytes < 8:
+        raise WeightsError(f"{where}: expected at least 8 bytes, got {min(len(head), file_bytes)}")
+    length = int.from_bytes(head[:8], "little")
+    if length > MAX_HEADER_BYTES:
+        raise WeightsError(
+            f"{where}: header length {length}, expected at most {MAX_HEADER_BYTES} bytes"
+        )
+    if 8 + length > min(file_bytes, len(head)):
+        raise WeightsError(
+            f"{where}: header of {length} bytes does not fit the {file_bytes} bytes of the file"
+        )
+    text = head[8 : 8 + length]
+    if not text.startswith(b"{"):
+        raise WeightsError(f"{where}: header is not a JSON object: it starts {text[:8]!r}")
+    raw = parse_json(text, f"{where}: header", WeightsError)
+    if not isinstance(raw, dict):
+        raise WeightsError(f"{where}: header is not a JSON object")
+    _check_metadata(raw.pop(_METADATA, None), where)
+    tensors = [_parse_tensor(name, entry, 8 + length, where) for name, entry in raw.items()]
+    tensors.sort(key=lambda t: (t.offset, t.num_bytes))
+    _check_cover(tensors, 8 + length, file_bytes, where)
+    return SafetensorsHeader(8 + length, tuple(tensors))
+
+
+def _check_metadata(value: object, where: str) -> None:
+    if value is None:
+        return
+    if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
+        raise WeightsError(f"{where}: header: {_METADATA} is not a map of strings")
+
+
+def _parse_tensor(name: str, entry: object, data_offset: int, where: str) -> HeaderTensor:
+    at = f"{where}: tensor {name[:80]!r}"
+    if not isinstance(entry, Mapping) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise WeightsError(f"{at}: expected dtype, shape and data_offsets, got {_short(entry)}")
+    dtype = entry["dtype"]
+    if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
+        raise WeightsError(f"{at}: unknown dtype {_short(dtype)}")
+    shape = _sizes(entry["shape"], f"{at}: shape")
+    offsets = _sizes(entry["data_offsets"], f"{at}: data_offsets")
+    if len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise WeightsError(f"{at}: data_offsets {_short(offsets)} are not [start, end]")
+    num_bytes = math.prod(shape) * DTYPE_BYTES[dtype]
+    if offsets[1] - offsets[0] != num_bytes:
+        raise WeightsError(
+            f"{at}: {dtype} of shape {_short(shape)} takes {num_bytes} bytes, "
+            f"data_offsets {_short(offsets)} span {offsets[1] - offsets[0]}"
+        )
+    return HeaderTensor(name, dtype, shape, data_offset + offsets[0], num_bytes)
+
+
+def _sizes(value: object, what: str) -> tuple[int, ...]:
+    if not isinstance(value, list) or len(value) > _MAX_DIMS:
+        raise WeightsError(f"{what}: expected a list of at most {_MAX_DIMS}, got {_short(value)}")
+    for item in value:
+        # The format's numbers are unsigned 64-bit.
+        if not isinstance(item, int) or isinstance(item, bool) or not 0 <= item < 1 << 64:
+            raise WeightsError(f"{what}: {_short(item)} is not a size")
+    return tuple(value)
+
+
+def _check_cover(tensors: list[HeaderTensor], start: int, file_bytes: int, where: str) -> None:
+    end = start
+    for tensor in tensors:
+        if tensor.offset != end:
+            what = "overlaps the tensor before it" if tensor.offset < end else "leaves a hole"
+            raise WeightsError(
+                f"{where}: tensor {tensor.name[:80]!r} {what}: "
+                f"expected data at byte {end}, got {tensor.offset}"
+            )
+        end += tensor.num_bytes
+    if end != file_bytes:
+        what = "truncated" if end > file_bytes else "bytes after the last tensor"
+        raise WeightsError(f"{where}: {what}: expected {end} bytes, got {file_bytes}")
+
+
+def _short(value: object) -> str:
+    return repr(value)[:80]
