@@ -1,0 +1,60 @@
+"""Repeats and records to test with: two ranks, three tokens, round numbers."""
+
+from typing import Any
+
+from results.schema import PeakMemory, RankEvent, Repeat
+from tpi.events import Event
+
+MS = 1_000_000
+MIB = 1 << 20
+COUNTERS = {
+    "disk_bytes": 900,
+    "disk_bytes_decode": 600,
+    "wire_bytes_sent": 90,
+    "wire_bytes_sent_decode": 60,
+    "messages_sent": 30,
+    "messages_sent_decode": 20,
+    "compute_s": 0.2,
+    "allreduce_s": 0.1,
+    "wait_weights_s": 0.05,
+    "rss_hwm": 300 * MIB,
+}
+
+
+def token(t_ns: int, token_id: int, request_id: str = "m") -> RankEvent:
+    return RankEvent(0, Event("token", t_ns, {"id": request_id, "token": token_id}))
+
+
+def rank_events(rank: int, ready_ns: int, end_ns: int, **counters: Any) -> list[RankEvent]:
+    return [
+        RankEvent(rank, Event("ready", ready_ns, {"verify_s": 0.1})),
+        RankEvent(
+            rank, Event("counters", end_ns, {"id": "m", "rank": rank, **COUNTERS, **counters})
+        ),
+        RankEvent(rank, Event("end", end_ns, {"id": "m"})),
+    ]
+
+
+def make_repeat(index: int = 0, gap_ms: int = 100, status: str = "ok", **changes: Any) -> Repeat:
+    """Start at 1 s, ready at 3 s, go at 4 s, first token 300 ms later, two more."""
+    first_ns, gap_ns = 4_300 * MS, gap_ms * MS
+    end_ns = first_ns + 2 * gap_ns + MS
+    events = [
+        *rank_events(0, 2_500 * MS, end_ns),
+        *rank_events(1, 3_000 * MS, end_ns, rss_hwm=100 * MIB),
+        RankEvent(0, Event("request", 3_100 * MS, {"id": "w"})),
+        token(3_200 * MS, 99, "w"),
+        RankEvent(0, Event("request", 4_000 * MS, {"id": "m"})),
+        *(token(first_ns + i * gap_ns, 7 + i) for i in range(3)),
+    ]
+    values: dict[str, Any] = {
+        "index": index,
+        "request_id": "m",
+        "status": status,
+        "reason": "" if status == "ok" else "rank 1: exit 9",
+        "start_ns": (1_000 * MS, 1_010 * MS),
+        "peak_memory": PeakMemory((200 * MIB, 210 * MIB), (150 * MIB, 140 * MIB), (None, None)),
+        "events": tuple(events),
+        "facts": {"load_1m": 0.5},
+    }
+    return Repeat(**(values | changes))
