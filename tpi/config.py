@@ -8,7 +8,6 @@ ignored. Read `parse_config` first.
 """
 
 import difflib
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from tpi.errors import ConfigError
 from tpi.files import parse_json, read_small_file
+from tpi.jsonkeys import JsonKeys, json_object
 
 CONFIG_FILE = "config.json"
 MAX_CONFIG_BYTES = 1 << 20
@@ -81,61 +81,14 @@ class ModelConfig:
         return self.num_heads // self.num_kv_heads
 
 
-class _Keys:
-    """Typed access to the keys of one JSON object; every refusal names file and key."""
+class _ConfigKeys(JsonKeys):
+    """The keys of a `config.json`; what is wrong with it is the user's to change."""
 
-    def __init__(self, raw: Mapping[str, object], where: str) -> None:
-        self.raw = raw
-        self.where = where
-
-    def fail(self, key: str, expected: str, advice: str = "") -> ConfigError:
-        got = repr(self.raw[key])[:80] if key in self.raw else "nothing"
-        return ConfigError(
-            f"{self.where}: {key}: expected {expected}, got {got}"
-            f"; {advice or 'use the config.json that belongs to this model'}"
-        )
-
-    def given(self, key: str) -> bool:
-        """Whether the key is there and not null (Transformers treats both alike)."""
-        return self.raw.get(key) is not None
-
-    def size(self, key: str, limit: int, default: int | None = None) -> int:
-        if default is not None and not self.given(key):
-            return default
-        value = self.raw.get(key)
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= limit:
-            raise self.fail(key, f"an integer from 1 to {limit}")
-        return value
-
-    def number(self, key: str, low: float, high: float, default: float | None = None) -> float:
-        if default is not None and not self.given(key):
-            return default
-        value = self.raw.get(key)
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            raise self.fail(key, "a number")
-        if not low <= value <= high or not math.isfinite(value):
-            raise self.fail(key, f"a number from {low:g} to {high:g}")
-        return float(value)
-
-    def flag(self, key: str) -> bool:
-        value = self.raw.get(key)
-        if value is not None and not isinstance(value, bool):
-            raise self.fail(key, "true or false")
-        return bool(value)
-
-    def word(self, key: str, default: str) -> str:
-        value = self.raw.get(key)
-        if value is not None and not isinstance(value, str):
-            raise self.fail(key, "a string")
-        return value or default
-
-    def mapping(self, key: str) -> Mapping[str, object] | None:
-        value = self.raw.get(key)
-        if value is not None and not isinstance(value, Mapping):
-            raise self.fail(key, "an object")
-        return value or None
+    error = ConfigError
+    advice = "use the config.json that belongs to this model"
 
     def token_ids(self, key: str) -> tuple[int, ...]:
+        """One token id or a list of them; none if the key is missing or null."""
         value = self.raw.get(key)
         ids = value if isinstance(value, list) else [] if value is None else [value]
         for item in ids:
@@ -156,24 +109,24 @@ def parse_config(raw: Mapping[str, object], where: str) -> ModelConfig:
             that is not implemented (another architecture, rope type, activation, sliding
             window, quantised weights).
     """
-    keys = _Keys(raw, where)
+    keys = _ConfigKeys(raw, where)
     architecture = _architecture(keys)
-    hidden_size = keys.size("hidden_size", _MAX_WIDTH)
-    num_heads = keys.size("num_attention_heads", _MAX_HEADS)
-    max_positions = keys.size("max_position_embeddings", _MAX_POSITIONS)
+    hidden_size = keys.integer("hidden_size", 1, _MAX_WIDTH)
+    num_heads = keys.integer("num_attention_heads", 1, _MAX_HEADS)
+    max_positions = keys.integer("max_position_embeddings", 1, _MAX_POSITIONS)
     _refuse_unsupported(keys, architecture, max_positions)
     theta, rope = _rope(keys, max_positions)
     attention_bias = keys.flag("attention_bias") and architecture in ("llama", "qwen3")
     bos = keys.token_ids("bos_token_id")
     return ModelConfig(
         architecture=architecture,
-        num_layers=keys.size("num_hidden_layers", _MAX_LAYERS),
+        num_layers=keys.integer("num_hidden_layers", 1, _MAX_LAYERS),
         hidden_size=hidden_size,
         num_heads=num_heads,
         num_kv_heads=_num_kv_heads(keys, architecture, num_heads),
         head_size=_head_size(keys, architecture, hidden_size, num_heads),
-        ffn_size=keys.size("intermediate_size", _MAX_FFN),
-        vocab_size=keys.size("vocab_size", _MAX_VOCAB),
+        ffn_size=keys.integer("intermediate_size", 1, _MAX_FFN),
+        vocab_size=keys.integer("vocab_size", 1, _MAX_VOCAB),
         max_positions=max_positions,
         rms_eps=keys.number("rms_norm_eps", 0.0, 0.1),
         rope_theta=theta,
@@ -189,7 +142,7 @@ def parse_config(raw: Mapping[str, object], where: str) -> ModelConfig:
     )
 
 
-def _architecture(keys: _Keys) -> str:
+def _architecture(keys: _ConfigKeys) -> str:
     supported = ", ".join(_ARCHITECTURES)
     advice = f"models that run are {supported}"
     model_type = keys.word("model_type", "")
@@ -209,7 +162,7 @@ def _architecture(keys: _Keys) -> str:
     return _ARCHITECTURES[names[0]]
 
 
-def _refuse_unsupported(keys: _Keys, architecture: str, max_positions: int) -> None:
+def _refuse_unsupported(keys: _ConfigKeys, architecture: str, max_positions: int) -> None:
     if keys.given("quantization_config"):
         raise keys.fail(
             "quantization_config", "no quantisation", "use the float32, float16 or bfloat16 model"
@@ -221,7 +174,7 @@ def _refuse_unsupported(keys: _Keys, architecture: str, max_positions: int) -> N
         # Transformers takes 4096 where Mistral's key is missing; null means full attention.
         missing = "sliding_window" not in keys.raw
         if (missing or keys.given("sliding_window")) and (
-            keys.size("sliding_window", _MAX_POSITIONS, 4096) < max_positions
+            keys.integer("sliding_window", 1, _MAX_POSITIONS, 4096) < max_positions
         ):
             raise keys.fail("sliding_window", f"null, or at least {max_positions}", advice)
     elif keys.flag("use_sliding_window"):
@@ -233,28 +186,30 @@ def _refuse_unsupported(keys: _Keys, architecture: str, max_positions: int) -> N
         raise keys.fail("layer_types", "'full_attention' in every layer", advice)
 
 
-def _num_kv_heads(keys: _Keys, architecture: str, num_heads: int) -> int:
+def _num_kv_heads(keys: _ConfigKeys, architecture: str, num_heads: int) -> int:
     # Only Llama's configs may leave the key out; the defaults of the others are not the heads.
     may_miss = architecture == "llama" or "num_key_value_heads" in keys.raw
-    num_kv_heads = keys.size("num_key_value_heads", num_heads, num_heads if may_miss else None)
+    num_kv_heads = keys.integer(
+        "num_key_value_heads", 1, num_heads, num_heads if may_miss else None
+    )
     if num_heads % num_kv_heads:
         raise keys.fail("num_key_value_heads", f"a divisor of num_attention_heads ({num_heads})")
     return num_kv_heads
 
 
-def _head_size(keys: _Keys, architecture: str, hidden_size: int, num_heads: int) -> int:
+def _head_size(keys: _ConfigKeys, architecture: str, hidden_size: int, num_heads: int) -> int:
     default = None if architecture == "qwen3" else max(hidden_size // num_heads, 1)
     if default and not keys.given("head_dim") and hidden_size % num_heads:
         raise keys.fail(
             "hidden_size", f"a multiple of num_attention_heads ({num_heads})", "or give head_dim"
         )
-    head_size = keys.size("head_dim", _MAX_HEAD_SIZE, default)
+    head_size = keys.integer("head_dim", 1, _MAX_HEAD_SIZE, default)
     if head_size % 2:
         raise keys.fail("head_dim", "an even number, since rotary embedding turns pairs")
     return head_size
 
 
-def _dtype(keys: _Keys) -> str:
+def _dtype(keys: _ConfigKeys) -> str:
     key = "dtype" if keys.given("dtype") else "torch_dtype"
     name = keys.word(key, "float32").removeprefix("torch.")
     if name not in DTYPES:
@@ -262,14 +217,11 @@ def _dtype(keys: _Keys) -> str:
     return name
 
 
-def _rope(keys: _Keys, max_positions: int) -> tuple[float, RopeScaling]:
+def _rope(keys: _ConfigKeys, max_positions: int) -> tuple[float, RopeScaling]:
     """Base and scaling; `rope_scaling` wins over `rope_parameters`, as in Transformers."""
     theta = keys.number("rope_theta", 1.0, 1e12, 1e4)
-    name = "rope_scaling" if keys.mapping("rope_scaling") else "rope_parameters"
-    raw = keys.mapping(name)
-    if raw is None:
-        return theta, RopeScaling()
-    inner = _Keys(raw, f"{keys.where}: {name}")
+    name = "rope_scaling" if keys.raw.get("rope_scaling") else "rope_parameters"
+    inner = _ConfigKeys(keys.mapping(name) if keys.given(name) else {}, f"{keys.where}: {name}")
     theta = inner.number("rope_theta", 1.0, 1e12, theta)
     for holder in (keys, inner):
         if holder.number("partial_rotary_factor", 0.0, 1.0, 1.0) != 1.0:
@@ -287,7 +239,9 @@ def _rope(keys: _Keys, max_positions: int) -> tuple[float, RopeScaling]:
     high = inner.number("high_freq_factor", 1e-3, 1e6)
     if low >= high:
         raise inner.fail("high_freq_factor", f"more than low_freq_factor ({low:g})")
-    original = inner.size("original_max_position_embeddings", _MAX_POSITIONS, max_positions)
+    name = "original_max_position_embeddings"
+    holder = keys if keys.given(name) else inner  # outside wins, too
+    original = holder.integer(name, 1, _MAX_POSITIONS, max_positions)
     return theta, RopeScaling("llama3", factor, low, high, original)
 
 
@@ -306,10 +260,9 @@ def load_config(folder: Path) -> ModelConfig:
 
 
 def _parse_bytes(data: bytes, where: str) -> ModelConfig:
-    raw = parse_json(data, where, ConfigError)
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{where}: expected a JSON object, got {type(raw).__name__}")
-    return parse_config(raw, where)
+    return parse_config(
+        json_object(parse_json(data, where, ConfigError), where, ConfigError), where
+    )
 
 
 def preset_names() -> tuple[str, ...]:

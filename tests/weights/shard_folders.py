@@ -1,7 +1,9 @@
 """Small shard folders for tests, written without the splitter; and a small model."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -10,11 +12,9 @@ from tpi.weights.blockfile import BlockEntry, Manifest, make_layout, make_plan_d
 from tpi.weights.blockfile import write_manifest as write
 from tpi.weights.shard import make_shard_plan, rank_blocks
 
-NUMPY_WORDS = {"float32": "<u4", "float16": "<u2", "bfloat16": "<u2"}
 
-
-def small_config(**changes) -> ModelConfig:
-    numbers = {
+def small_config(**changes: Any) -> ModelConfig:
+    numbers: dict[str, Any] = {
         "architecture": "llama", "num_layers": 2, "hidden_size": 16, "num_heads": 4,
         "num_kv_heads": 2, "head_size": 4, "ffn_size": 24, "vocab_size": 40,
         "max_positions": 64, "rms_eps": 1e-5, "rope_theta": 1e4,
@@ -22,28 +22,27 @@ def small_config(**changes) -> ModelConfig:
     return ModelConfig(**{**numbers, **changes})
 
 
-def block_bytes(tensors, dtype: str, seed: int = 0) -> bytes:
+def block_bytes(
+    tensors: Sequence[tuple[str, str, tuple[int, ...]]], dtype: str, seed: int = 0
+) -> bytes:
     """A block file with random finite values; `tensors` as `make_layout` takes them."""
     layout = make_layout(tensors)
     data = bytearray(layout.header.ljust(layout.num_bytes, b"\0"))
     rng = np.random.default_rng(seed)
     for place in layout.places:
-        words = np.frombuffer(data, NUMPY_WORDS[dtype])[
-            place.offset // (place.num_bytes // max(np.prod(place.shape, dtype=int), 1) or 1) :
-        ][: int(np.prod(place.shape))]
-        values = rng.standard_normal(words.size).astype(np.float32)
+        values = rng.standard_normal(place.shape).astype(np.float32)
         if dtype == "bfloat16":
-            words[:] = values.view(np.uint32) >> 16
-        elif dtype == "float16":
-            words[:] = values.astype(np.float16).view(np.uint16)
+            raw = (values.view(np.uint32) >> 16).astype(np.uint16).tobytes()
         else:
-            words[:] = values.view(np.uint32)
+            raw = values.astype(dtype).tobytes()
+        data[place.offset : place.offset + place.num_bytes] = raw
     return bytes(data)
 
 
 def write_shard_folder(
     folder: Path, config: ModelConfig, *, world_size: int = 2, rank: int = 0,
-    dtype: str = "float32", weights=None, distinct_layers: int | None = None,
+    dtype: str = "float32", weights: Sequence[float] | None = None,
+    distinct_layers: int | None = None,
 ) -> Manifest:  # fmt: skip
     """A rank's folder with random weights; layers beyond `distinct_layers` are hard links."""
     folder.mkdir()

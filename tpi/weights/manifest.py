@@ -8,12 +8,13 @@ under the names that follow from the blocks, so a hostile one can choose neither
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tpi.config import DTYPES, ModelConfig, config_from_json, config_to_json
 from tpi.errors import ConfigError, WeightsError
+from tpi.jsonkeys import JsonKeys, json_object, shorten
 from tpi.weights.layout import TensorPlace, make_layout
 from tpi.weights.shard import (
     MAX_WORLD_SIZE,
@@ -26,9 +27,7 @@ from tpi.weights.shard import (
 
 MANIFEST_FILE = "manifest.json"
 SCHEMA_VERSION = 1
-_MAX_SOURCE_CHARS = 4096
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_ADVICE = "split the model again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +93,30 @@ def manifest_to_json(manifest: Manifest) -> dict[str, object]:
     }
 
 
+class _ManifestKeys(JsonKeys):
+    """The keys of a manifest; only the splitter writes it, so only it can mend it."""
+
+    error = WeightsError
+    advice = "split the model again"
+
+    def inside(self, key: str) -> "_ManifestKeys":
+        """The keys of the object under `key`."""
+        return _ManifestKeys(self.mapping(key), f"{self.where}: {key}")
+
+    def must_be(self, key: str, expected: object) -> None:
+        """Refuse any other value."""
+        if self.raw.get(key) != expected:
+            raise self.fail(key, shorten(expected))
+
+    def must_have(self, names: Sequence[str], what: str) -> None:
+        """Refuse other keys than `names`."""
+        for name in names:
+            if name not in self.raw:
+                raise WeightsError(f"{self.where}: {what} {name} is missing; {self.advice}")
+        for name in self.raw.keys() - set(names):
+            raise WeightsError(f"{self.where}: unexpected {what} {shorten(name)}; {self.advice}")
+
+
 def manifest_from_json(raw: object, folder: Path) -> Manifest:
     """Check the content of a `manifest.json`; nothing of the block files is looked at.
 
@@ -102,98 +125,47 @@ def manifest_from_json(raw: object, folder: Path) -> Manifest:
             give, or files and tensors are not exactly those that config and plan ask for.
     """
     where = str(folder / MANIFEST_FILE)
-    top = _mapping(raw, where)
-    version = top.get("schema_version")
-    if version != SCHEMA_VERSION:
-        raise WeightsError(
-            f"{where}: schema_version: expected {SCHEMA_VERSION}, got {_short(version)}; {_ADVICE}"
-        )
+    keys = _ManifestKeys(json_object(raw, where, WeightsError), where)
+    keys.must_be("schema_version", SCHEMA_VERSION)
     try:
-        config = config_from_json(_mapping(top.get("config"), f"{where}: config"), where)
-        plan = _parse_plan(top.get("plan"), config, where)
+        config = config_from_json(keys.mapping("config"), f"{where}: config")
+        plan = _parse_plan(keys.inside("plan"), config)
     except ConfigError as exc:
         raise WeightsError(str(exc)) from exc
-    rank = _integer(top.get("rank"), 0, plan.world_size - 1, f"{where}: rank")
-    dtype = _word(top.get("dtype"), f"{where}: dtype")
+    rank = keys.integer("rank", 0, plan.world_size - 1)
+    dtype = keys.word("dtype")
     if dtype not in DTYPES:
-        raise _wrong(f"{where}: dtype", "one of " + ", ".join(DTYPES), dtype)
-    source = _word(top.get("source"), f"{where}: source")
-    distinct = _integer(
-        top.get("distinct_layers"), 1, config.num_layers, f"{where}: distinct_layers"
-    )
+        raise keys.fail("dtype", "one of " + ", ".join(DTYPES))
+    source = keys.word("source")
+    distinct = keys.integer("distinct_layers", 1, config.num_layers)
     digest = make_plan_digest(config, plan, dtype, distinct, source)
-    if top.get("plan_digest") != digest:
-        raise _wrong(f"{where}: plan_digest", digest, top.get("plan_digest"))
+    keys.must_be("plan_digest", digest)
     specs = rank_blocks(config, plan, rank, dtype)
-    files = _mapping(top.get("files"), f"{where}: files")
-    _same_keys([spec.id.file_name for spec in specs], files, f"{where}: files", "file")
-    blocks = tuple(_parse_block(spec, files[spec.id.file_name], folder) for spec in specs)
+    files = keys.inside("files")
+    files.must_have([spec.id.file_name for spec in specs], "file")
+    blocks = tuple(_parse_block(spec, files.inside(spec.id.file_name), folder) for spec in specs)
     return Manifest(config, plan, rank, dtype, blocks, digest, distinct, source)
 
 
-def _parse_plan(raw: object, config: ModelConfig, where: str) -> ShardPlan:
-    where = f"{where}: plan"
-    top = _mapping(raw, where)
-    world_size = _integer(top.get("world_size"), 1, MAX_WORLD_SIZE, f"{where}: world_size")
-    weights = top.get("weights")
-    if not isinstance(weights, list) or not all(
-        isinstance(w, int | float) and not isinstance(w, bool) and abs(w) < 1e300 for w in weights
-    ):
-        raise _wrong(f"{where}: weights", "a list of numbers", weights)
+def _parse_plan(keys: _ManifestKeys, config: ModelConfig) -> ShardPlan:
+    world_size = keys.integer("world_size", 1, MAX_WORLD_SIZE)
+    weights = keys.raw.get("weights")
+    if not isinstance(weights, list) or not all(isinstance(w, float) for w in weights):
+        raise keys.fail("weights", "a list of numbers")
     plan = make_shard_plan(config, world_size, weights)
-    if top.get("shares") != [asdict(share) for share in plan.shares]:
-        raise WeightsError(f"{where}: shares are not those that its weights give; {_ADVICE}")
+    keys.must_be("shares", [asdict(share) for share in plan.shares])
     return plan
 
 
-def _parse_block(spec: BlockSpec, raw: object, folder: Path) -> BlockEntry:
-    name = spec.id.file_name
-    where = f"{folder / MANIFEST_FILE}: {name}"
-    top = _mapping(raw, where)
-    tensors = _mapping(top.get("tensors"), f"{where}: tensors")
-    _same_keys([t.name for t in spec.tensors], tensors, where, "tensor")
+def _parse_block(spec: BlockSpec, keys: _ManifestKeys, folder: Path) -> BlockEntry:
+    tensors = keys.inside("tensors")
+    tensors.must_have([tensor.name for tensor in spec.tensors], "tensor")
     for tensor in spec.tensors:
-        expected = {"dtype": tensor.dtype, "shape": list(tensor.shape)}
-        if tensors[tensor.name] != expected:
-            raise _wrong(f"{where}: tensor {tensor.name}", str(expected), tensors[tensor.name])
+        tensors.must_be(tensor.name, {"dtype": tensor.dtype, "shape": list(tensor.shape)})
     layout = make_layout(spec.layout_input())
-    if top.get("num_bytes") != layout.num_bytes:
-        raise _wrong(f"{where}: num_bytes", str(layout.num_bytes), top.get("num_bytes"))
-    sha256 = _word(top.get("sha256"), f"{where}: sha256")
+    keys.must_be("num_bytes", layout.num_bytes)
+    sha256 = keys.word("sha256")
     if not _SHA256.fullmatch(sha256):
-        raise _wrong(f"{where}: sha256", "64 hex digits", sha256)
-    return BlockEntry(spec.id, folder / name, layout.num_bytes, sha256, layout.places)
-
-
-def _same_keys(expected: list[str], got: Mapping[str, object], where: str, what: str) -> None:
-    for name in expected:
-        if name not in got:
-            raise WeightsError(f"{where}: {what} {name} is missing; {_ADVICE}")
-    for name in got.keys() - set(expected):
-        raise WeightsError(f"{where}: unexpected {what} {_short(name)}; {_ADVICE}")
-
-
-def _wrong(what: str, expected: str, got: object) -> WeightsError:
-    return WeightsError(f"{what}: expected {expected}, got {_short(got)}; {_ADVICE}")
-
-
-def _mapping(value: object, what: str) -> Mapping[str, object]:
-    if not isinstance(value, dict):
-        raise _wrong(what, "a JSON object", value)
-    return value
-
-
-def _integer(value: object, low: int, high: int, what: str) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise _wrong(what, f"an integer from {low} to {high}", value)
-    return value
-
-
-def _word(value: object, what: str) -> str:
-    if not isinstance(value, str) or not value or len(value) > _MAX_SOURCE_CHARS:
-        raise _wrong(what, f"a string of 1 to {_MAX_SOURCE_CHARS} characters", value)
-    return value
-
-
-def _short(value: object) -> str:
-    return repr(value)[:80]
+        raise keys.fail("sha256", "64 hex digits")
+    path = folder / spec.id.file_name
+    return BlockEntry(spec.id, path, layout.num_bytes, sha256, layout.places)

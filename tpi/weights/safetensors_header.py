@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from tpi.errors import WeightsError
 from tpi.files import parse_json
+from tpi.jsonkeys import json_object, shorten
 
 # A model of 1000 layers has a header of 1 MB; parsed JSON takes some ten times its length.
 MAX_HEADER_BYTES = 8 << 20
@@ -99,9 +100,8 @@ def parse_header(head: bytes, file_bytes: int, where: str) -> SafetensorsHeader:
     text = head[8 : 8 + length]
     if not text.startswith(b"{"):
         raise WeightsError(f"{where}: header is not a JSON object: it starts {text[:8]!r}")
-    raw = parse_json(text, f"{where}: header", WeightsError)
-    if not isinstance(raw, dict):
-        raise WeightsError(f"{where}: header is not a JSON object")
+    what = f"{where}: header"
+    raw = json_object(parse_json(text, what, WeightsError), what, WeightsError)
     _check_metadata(raw.pop(_METADATA, None), where)
     tensors = [_parse_tensor(name, entry, 8 + length, where) for name, entry in raw.items()]
     tensors.sort(key=lambda t: (t.offset, t.num_bytes))
@@ -119,30 +119,30 @@ def _check_metadata(value: object, where: str) -> None:
 def _parse_tensor(name: str, entry: object, data_offset: int, where: str) -> HeaderTensor:
     at = f"{where}: tensor {name[:80]!r}"
     if not isinstance(entry, Mapping) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise WeightsError(f"{at}: expected dtype, shape and data_offsets, got {_short(entry)}")
+        raise WeightsError(f"{at}: expected dtype, shape and data_offsets, got {shorten(entry)}")
     dtype = entry["dtype"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
-        raise WeightsError(f"{at}: unknown dtype {_short(dtype)}")
+        raise WeightsError(f"{at}: unknown dtype {shorten(dtype)}")
     shape = _sizes(entry["shape"], f"{at}: shape")
     offsets = _sizes(entry["data_offsets"], f"{at}: data_offsets")
     if len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise WeightsError(f"{at}: data_offsets {_short(offsets)} are not [start, end]")
+        raise WeightsError(f"{at}: data_offsets {shorten(offsets)} are not [start, end]")
     num_bytes = math.prod(shape) * DTYPE_BYTES[dtype]
     if offsets[1] - offsets[0] != num_bytes:
         raise WeightsError(
-            f"{at}: {dtype} of shape {_short(shape)} takes {num_bytes} bytes, "
-            f"data_offsets {_short(offsets)} span {offsets[1] - offsets[0]}"
+            f"{at}: {dtype} of shape {shorten(shape)} takes {num_bytes} bytes, "
+            f"data_offsets {shorten(offsets)} span {offsets[1] - offsets[0]}"
         )
     return HeaderTensor(name, dtype, shape, data_offset + offsets[0], num_bytes)
 
 
 def _sizes(value: object, what: str) -> tuple[int, ...]:
     if not isinstance(value, list) or len(value) > _MAX_DIMS:
-        raise WeightsError(f"{what}: expected a list of at most {_MAX_DIMS}, got {_short(value)}")
+        raise WeightsError(f"{what}: expected a list of at most {_MAX_DIMS}, got {shorten(value)}")
     for item in value:
         # The format's numbers are unsigned 64-bit.
         if not isinstance(item, int) or isinstance(item, bool) or not 0 <= item < 1 << 64:
-            raise WeightsError(f"{what}: {_short(item)} is not a size")
+            raise WeightsError(f"{what}: {shorten(item)} is not a size")
     return tuple(value)
 
 
@@ -159,7 +159,3 @@ def _check_cover(tensors: list[HeaderTensor], start: int, file_bytes: int, where
     if end != file_bytes:
         what = "truncated" if end > file_bytes else "bytes after the last tensor"
         raise WeightsError(f"{where}: {what}: expected {end} bytes, got {file_bytes}")
-
-
-def _short(value: object) -> str:
-    return repr(value)[:80]

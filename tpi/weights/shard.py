@@ -191,20 +191,17 @@ class BlockSpec:
 _Range = tuple[int, int]
 
 
-def _whole(name: str, source: str, shape: tuple[int, ...], dtype: str) -> TensorSpec:
-    cols = (0, shape[1]) if len(shape) == 2 else None
-    return TensorSpec(name, shape, dtype, SourceSlice(source, shape, (0, shape[0]), cols))
-
-
-def _rows(name: str, source: str, shape: tuple[int, ...], rows: _Range, dtype: str) -> TensorSpec:
-    cols = (0, shape[1]) if len(shape) == 2 else None
-    cut = (rows[1] - rows[0], *shape[1:])
+def _cut(
+    name: str, source: str, shape: tuple[int, ...], dtype: str,
+    rows: _Range | None = None, cols: _Range | None = None,
+) -> TensorSpec:  # fmt: skip
+    """A tensor cut from `source`, which has `shape`; whole where no range is given."""
+    rows = rows or (0, shape[0])
+    if len(shape) == 2:
+        cols = cols or (0, shape[1])
+    spans = [rows] if cols is None else [rows, cols]
+    cut = tuple(stop - start for start, stop in spans)
     return TensorSpec(name, cut, dtype, SourceSlice(source, shape, rows, cols))
-
-
-def _cols(name: str, source: str, shape: tuple[int, int], cols: _Range, dtype: str) -> TensorSpec:
-    cut = (shape[0], cols[1] - cols[0])
-    return TensorSpec(name, cut, dtype, SourceSlice(source, shape, (0, shape[0]), cols))
 
 
 def rank_blocks(
@@ -231,7 +228,7 @@ def rank_blocks(
     if rank != MASTER_RANK:
         return tuple(blocks)
     shape = (config.vocab_size, config.hidden_size)
-    embed = _whole("weight", "model.embed_tokens.weight", shape, dtype)
+    embed = _cut("weight", "model.embed_tokens.weight", shape, dtype)
     return BlockSpec(BlockId("embed", 0), (embed,)), *blocks, *_head_tiles(config, blocks, dtype)
 
 
@@ -245,24 +242,24 @@ def _attn_block(
     kv = (share.kv_start * size, share.kv_stop * size)
     q_size, kv_size = config.num_heads * size, config.num_kv_heads * size
     tensors = [
-        _whole("norm", prefix + "input_layernorm.weight", (width,), dtype),
-        _rows("q", attn + "q_proj.weight", (q_size, width), q, dtype),
-        _rows("k", attn + "k_proj.weight", (kv_size, width), kv, dtype),
-        _rows("v", attn + "v_proj.weight", (kv_size, width), kv, dtype),
-        _cols("o", attn + "o_proj.weight", (width, q_size), q, dtype),
+        _cut("norm", prefix + "input_layernorm.weight", (width,), dtype),
+        _cut("q", attn + "q_proj.weight", (q_size, width), dtype, q),
+        _cut("k", attn + "k_proj.weight", (kv_size, width), dtype, kv),
+        _cut("v", attn + "v_proj.weight", (kv_size, width), dtype, kv),
+        _cut("o", attn + "o_proj.weight", (width, q_size), dtype, cols=q),
     ]
     if config.qkv_bias:
         tensors += [
-            _rows("q_bias", attn + "q_proj.bias", (q_size,), q, dtype),
-            _rows("k_bias", attn + "k_proj.bias", (kv_size,), kv, dtype),
-            _rows("v_bias", attn + "v_proj.bias", (kv_size,), kv, dtype),
+            _cut("q_bias", attn + "q_proj.bias", (q_size,), dtype, q),
+            _cut("k_bias", attn + "k_proj.bias", (kv_size,), dtype, kv),
+            _cut("v_bias", attn + "v_proj.bias", (kv_size,), dtype, kv),
         ]
     if config.out_bias and out_bias:  # on one rank, so that the sum over ranks has it once
-        tensors.append(_whole("o_bias", attn + "o_proj.bias", (width,), dtype))
+        tensors.append(_cut("o_bias", attn + "o_proj.bias", (width,), dtype))
     if config.qk_norm:
         tensors += [
-            _whole("q_norm", attn + "q_norm.weight", (size,), dtype),
-            _whole("k_norm", attn + "k_norm.weight", (size,), dtype),
+            _cut("q_norm", attn + "q_norm.weight", (size,), dtype),
+            _cut("k_norm", attn + "k_norm.weight", (size,), dtype),
         ]
     return BlockSpec(BlockId("attn", layer), tuple(tensors))
 
@@ -275,18 +272,18 @@ def _ffn_block(
     mlp = prefix + "mlp."
     cut = (share.ffn_start, share.ffn_stop)
     tensors = [
-        _whole("norm", prefix + "post_attention_layernorm.weight", (width,), dtype),
-        _rows("gate", mlp + "gate_proj.weight", (ffn, width), cut, dtype),
-        _rows("up", mlp + "up_proj.weight", (ffn, width), cut, dtype),
-        _cols("down", mlp + "down_proj.weight", (width, ffn), cut, dtype),
+        _cut("norm", prefix + "post_attention_layernorm.weight", (width,), dtype),
+        _cut("gate", mlp + "gate_proj.weight", (ffn, width), dtype, cut),
+        _cut("up", mlp + "up_proj.weight", (ffn, width), dtype, cut),
+        _cut("down", mlp + "down_proj.weight", (width, ffn), dtype, cols=cut),
     ]
     if config.ffn_bias:
         tensors += [
-            _rows("gate_bias", mlp + "gate_proj.bias", (ffn,), cut, dtype),
-            _rows("up_bias", mlp + "up_proj.bias", (ffn,), cut, dtype),
+            _cut("gate_bias", mlp + "gate_proj.bias", (ffn,), dtype, cut),
+            _cut("up_bias", mlp + "up_proj.bias", (ffn,), dtype, cut),
         ]
         if down_bias:  # on one rank, as o_bias
-            tensors.append(_whole("down_bias", mlp + "down_proj.bias", (width,), dtype))
+            tensors.append(_cut("down_bias", mlp + "down_proj.bias", (width,), dtype))
     return BlockSpec(BlockId("ffn", layer), tuple(tensors))
 
 
@@ -305,13 +302,13 @@ def _head_tiles(
     most_rows = max((_tile_limit(blocks) - PAGE_BYTES - norm_bytes) // row_bytes, 1)
     num_tiles = -(-vocab // most_rows)
     bounds = [vocab * i // num_tiles for i in range(num_tiles + 1)]
-    norm = _whole("norm", "model.norm.weight", (width,), dtype)
+    norm = _cut("norm", "model.norm.weight", (width,), dtype)
     return tuple(
         BlockSpec(
             BlockId("head", i),
             (
                 *((norm,) if i == 0 else ()),
-                _rows("weight", source, (vocab, width), rows, dtype),
+                _cut("weight", source, (vocab, width), dtype, rows),
             ),
         )
         for i, rows in enumerate(pairwise(bounds))
