@@ -1,0 +1,158 @@
+"""The table of a comparison, from run records alone: one row per system, notes below.
+
+`make_rows` turns records into words, `rich_table` and `markdown` lay them out. Nothing is measured
+or looked up here, so the same records always give the same table. A row without a timing shows
+why in a note, never a number.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from rich.table import Table
+from rich.text import Text
+
+from results.schema import Check, Metrics, RunRecord, Spread
+from tpi.units import format_bytes, format_seconds
+
+_NONE = "-"
+# Title, and whether numbers stand in it (then it is aligned to the right).
+_COLUMNS = (
+    ("system", False),
+    ("status", False),
+    ("TTFT", True),
+    ("token latency", True),
+    ("runs", True),
+    ("peak mem", True),
+    ("disk/tok", True),
+    ("wire/tok", True),
+    ("tokens", False),
+)
+LEGEND = (
+    "TTFT: request to first token, without loading. Token latency: median over runs of the mean",
+    "time between tokens (95 % interval). Peak mem: VmHWM of the largest device.",
+    "Disk, wire: bytes per token of all devices together.",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One system's cells in the order of the columns, and its notes."""
+
+    cells: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+def make_rows(records: Sequence[RunRecord]) -> list[Row]:
+    """One row per record, in the order given."""
+    return [Row(_cells(record), tuple(_notes(record))) for record in records]
+
+
+def rich_table(records: Sequence[RunRecord], title: str = "") -> Table:
+    """The table for a terminal; it fits 100 columns for systems named in 12 letters."""
+    rows = make_rows(records)
+    table = Table(title=title or None, title_justify="left", box=None, padding=(0, 1))
+    table.pad_edge, table.collapse_padding = False, True
+    for name, is_number in _COLUMNS:
+        table.add_column(name, justify="right" if is_number else "left", no_wrap=True)
+    for row in rows:
+        # As Text: a name or reason is never read as markup.
+        table.add_row(*(Text(cell) for cell in row.cells))
+    table.caption = Text("\n".join(note_lines(rows)), style="")
+    table.caption_justify = "left"
+    return table
+
+
+def markdown(records: Sequence[RunRecord]) -> str:
+    """The same table as Markdown that is aligned when read as plain text."""
+    rows = make_rows(records)
+    grid = [tuple(name for name, _ in _COLUMNS), *(row.cells for row in rows)]
+    widths = [max(len(line[i]) for line in grid) for i in range(len(_COLUMNS))]
+    lines = [_markdown_line(line, widths) for line in grid]
+    rule = "|".join(
+        "-" * (width + 1) + (":" if is_number else "-")
+        for width, (_, is_number) in zip(widths, _COLUMNS, strict=True)
+    )
+    notes = [f"- {line}" for line in _all_notes(rows)]
+    return "\n".join([lines[0], f"|{rule}|", *lines[1:], "", " ".join(LEGEND), "", *notes]).rstrip()
+
+
+def note_lines(rows: Iterable[Row]) -> list[str]:
+    """Legend and notes as they stand below the table."""
+    return [*LEGEND, *_all_notes(rows)]
+
+
+def format_spread(spread: Spread | None) -> str:
+    """`123 ms (119-131)`: the median with its interval in the same unit."""
+    if spread is None:
+        return _NONE
+    if spread.n == 1 and spread.low == spread.high:
+        return format_seconds(spread.median)
+    value, unit = format_seconds(spread.median).split(" ")
+    factor = {"µs": 1e6, "ms": 1e3, "s": 1.0, "min": 1 / 60}[unit]
+    digits = max(0, 3 - len(str(int(float(value)))))
+    low, high = (f"{v * factor:.{digits}f}" for v in (spread.low, spread.high))
+    return f"{value} {unit} ({low}-{high})"
+
+
+def format_check(check: Check) -> str:
+    """Whether the tokens are right, in two words."""
+    if check.passed is None:
+        return "not checked"
+    if check.kind == "bounded":
+        share = "" if check.agreement is None else f" {check.agreement:.0%}"
+        return f"in bound{share}" if check.passed else "out of bound"
+    if check.passed:
+        return "equal, 2 layers" if check.kind == "two_layer" else "equal"
+    return "differ" if check.first_difference is None else f"differ at {check.first_difference}"
+
+
+def _cells(record: RunRecord) -> tuple[str, ...]:
+    metrics = record.metrics
+    if metrics is None:
+        blank = (_NONE,) * (len(_COLUMNS) - 3)
+        return (_plain(record.system), record.status, *blank, format_check(record.check))
+    return (
+        _plain(record.system),
+        record.status,
+        format_spread(metrics.ttft_s).split(" (")[0],
+        format_spread(metrics.token_latency_s),
+        str(metrics.ttft_s.n),
+        _peak(metrics),
+        _bytes(metrics.disk_bytes_per_token),
+        _bytes(metrics.wire_bytes_per_token),
+        format_check(record.check),
+    )
+
+
+def _peak(metrics: Metrics) -> str:
+    known = [v for v in metrics.peak_memory.rss_hwm if v is not None]
+    return format_bytes(max(known)) if known else _NONE
+
+
+def _bytes(value: float | None) -> str:
+    return _NONE if value is None else format_bytes(value)
+
+
+def _notes(record: RunRecord) -> list[str]:
+    notes = [record.reason] if record.status != "ok" else []
+    notes += record.notes
+    if record.check.passed is not True and record.check.detail:
+        notes.append(record.check.detail)
+    return [f"{_plain(record.system)}: {_plain(note)}" for note in notes]
+
+
+def _all_notes(rows: Iterable[Row]) -> list[str]:
+    return list(dict.fromkeys(note for row in rows for note in row.notes))
+
+
+def _markdown_line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    padded = [
+        cell.rjust(width) if is_number else cell.ljust(width)
+        for cell, width, (_, is_number) in zip(cells, widths, _COLUMNS, strict=True)
+    ]
+    return "| " + " | ".join(cell.replace("|", "/") for cell in padded) + " |"
+
+
+def _plain(text: str) -> str:
+    """One line without control characters: a log's words must not move the cursor."""
+    return "".join(c if c.isprintable() else " " for c in text)

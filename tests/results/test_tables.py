@@ -1,0 +1,99 @@
+import io
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from results.measure import measure, summarize
+from results.schema import Check, RunRecord, Spread
+from results.tables import format_check, format_spread, make_rows, markdown, rich_table
+from tests.results.examples import make_repeat
+
+METRICS = replace(
+    summarize([measure(make_repeat(i, gap)) for i, gap in enumerate((1000, 1100, 1310))]),
+    disk_bytes_per_token=3.4 * 2**30,
+    wire_bytes_per_token=123 * 1024.0,
+)
+RECORDS = [
+    RunRecord(
+        "a", "tpi", "ok", check=Check("exact", True), metrics=METRICS, notes=("2 of 32 layers",)
+    ),
+    RunRecord("b", "transformers", "infeasible", reason="needs 138 GiB, 24 GiB are free"),
+    RunRecord("c", "galaxy", "wrong_output", reason="[red]\x1b[2J", check=Check("exact", False)),
+]
+
+
+def render(records: list[RunRecord]) -> str:
+    console = Console(width=100, file=io.StringIO())
+    console.print(rich_table(records, "tiny on 4 devices"))
+    return console.file.getvalue()  # type: ignore[attr-defined]  # the StringIO above
+
+
+def test_row_has_every_number_with_its_unit():
+    assert make_rows(RECORDS)[0].cells == (
+        "tpi", "ok", "300 ms", "1.1 s (1.00-1.31)", "3", "300 MiB", "3.4 GiB", "123 KiB", "equal",
+    )  # fmt: skip
+
+
+def test_failed_system_has_no_numbers_and_its_reason_in_a_note():
+    row = make_rows(RECORDS)[1]
+    assert row.cells[:2] == ("transformers", "infeasible")
+    assert set(row.cells[2:-1]) == {"-"}
+    assert row.notes == ("transformers: needs 138 GiB, 24 GiB are free",)
+
+
+def test_table_fits_100_columns_and_nothing_is_cut():
+    text = render(RECORDS)
+    assert max(len(line) for line in text.splitlines()) <= 100
+    assert "…" not in text
+    for word in ("1.1 s (1.00-1.31)", "wrong_output", "tpi: 2 of 32 layers", "VmHWM"):
+        assert word in text
+
+
+def test_words_of_a_program_are_neither_markup_nor_terminal_commands():
+    assert "galaxy: [red] [2J" in render(RECORDS)
+    assert "\x1b" not in markdown(RECORDS)
+
+
+def test_markdown_is_aligned():
+    lines = markdown(RECORDS).splitlines()
+    assert len({len(line) for line in lines[:5]}) == 1
+    assert lines[1].count(":|") == 6
+    assert "- tpi: 2 of 32 layers" in lines
+
+
+@pytest.mark.parametrize(
+    ("spread", "text"),
+    [
+        (None, "-"),
+        (Spread(0.5, 0.5, 0.5, 1), "500 ms"),
+        (Spread(0.0001234, 0.0001, 0.0002, 3), "123 µs (100-200)"),
+        (Spread(0.0123, 0.0121, 0.0131, 3), "12.3 ms (12.1-13.1)"),
+        (Spread(1.234, 1.1, 1.3, 3), "1.23 s (1.10-1.30)"),
+        (Spread(700, 650, 720, 3), "12 min (10.8-12.0)"),
+    ],
+)
+def test_spread_in_one_unit(spread, text):
+    assert format_spread(spread) == text
+
+
+@pytest.mark.parametrize(
+    ("check", "text"),
+    [
+        (Check(), "not checked"),
+        (Check("exact", True, 1.0), "equal"),
+        (Check("exact", False, 0.5, 15), "differ at 15"),
+        (Check("exact", False), "differ"),
+        (Check("bounded", True, 0.97), "in bound 97%"),
+        (Check("bounded", False), "out of bound"),
+        (Check("two_layer", True), "equal, 2 layers"),
+    ],
+)
+def test_check_in_two_words(check, text):
+    assert format_check(check) == text
+
+
+def test_single_token_has_no_latency():
+    metrics = replace(METRICS, token_latency_s=None, disk_bytes_per_token=None)
+    cells = make_rows([replace(RECORDS[0], metrics=metrics)])[0].cells
+    assert (cells[3], cells[6]) == ("-", "-")
