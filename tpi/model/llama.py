@@ -1,0 +1,215 @@
+"""The decoder on one rank's slices: attention and FFN blocks, and the LM head on the master.
+
+`Llama` owns the KV cache and the arithmetic. Weights come block by block from a `BlockSource` and
+are gone when their `hold` ends; nothing computed here is a view of them. After every block the
+ranks' partial results are summed by a `Reduce`, called once the block has been given back, so that
+its successor can load while the wire is busy. The residual stream is float32 on every rank,
+whatever the compute dtype. Read `Llama.forward` first.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+
+from tpi.config import ModelConfig
+from tpi.errors import ConfigError
+from tpi.model.attention import attend, make_segments
+from tpi.model.kv import KvCache
+from tpi.model.matvec import Kernels
+from tpi.model.rope import Rope, apply_rope
+from tpi.trace import Tracer
+from tpi.weights.shard import BlockId, RankShare
+from tpi.weights.window import BlockSource
+
+Weights = Mapping[str, torch.Tensor]
+
+
+class Reduce(Protocol):
+    """How the ranks' partial results become their sum, in place."""
+
+    def __call__(self, partial_BSD: torch.Tensor, layer: int, kind: str, last: bool, /) -> None:
+        """Sum over ranks; where `last`, only the master needs the result."""
+        ...
+
+
+class Llama:
+    """The forward pass of one rank.
+
+    Args:
+        config: The whole model's numbers.
+        share: This rank's heads and FFN columns.
+        compute_dtype: float32 or bfloat16.
+        max_batch: Most sequences at once.
+        max_tokens: Most tokens of a sequence, prompt and new ones together.
+        tracer: Gets a span "compute" per block.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        share: RankShare,
+        *,
+        compute_dtype: torch.dtype,
+        max_batch: int,
+        max_tokens: int,
+        tracer: Tracer,
+    ) -> None:
+        self._config = config
+        self._share = share
+        self._tracer = tracer
+        self._dtype = compute_dtype
+        self._linear = Kernels(compute_dtype).linear
+        self._rope = Rope(config)
+        self._segments = make_segments(share.local_kv_of_q(config))
+        self._cache = KvCache(
+            num_layers=config.num_layers if share.local_num_heads else 0,
+            local_num_kv_heads=share.local_num_kv_heads,
+            head_size=config.head_size,
+            max_batch=max_batch,
+            max_tokens=max_tokens,
+            dtype=compute_dtype,
+        )
+        self.reset(max_batch, None)
+
+    def reset(self, batch: int, pads: Sequence[int] | None) -> None:
+        """Begin a new request.
+
+        Args:
+            batch: Sequences of this request.
+            pads: How many positions each is padded by on the left; None for none.
+
+        Raises:
+            ConfigError: more sequences than the cache was made for, or pads that fit no batch.
+        """
+        if not 1 <= batch <= self._cache.max_batch:
+            raise ConfigError(f"batch of {batch} sequences, max_batch is {self._cache.max_batch}")
+        if pads is not None and (len(pads) != batch or min(pads) < 0):
+            raise ConfigError(f"pads {list(pads)} do not fit a batch of {batch} sequences")
+        self._batch = batch
+        self._pads = tuple(pads) if pads is not None and any(pads) else None
+
+    def forward(
+        self, hidden_BSD: torch.Tensor, start: int, blocks: BlockSource, reduce: Reduce
+    ) -> torch.Tensor:
+        """Walk all layers with S new positions per sequence after `start` cached ones.
+
+        Only the master's result is whole: the last sum need reach nobody else.
+
+        Shapes: (B, S, D) float32 -> (B, S, D) float32, new memory.
+
+        Raises:
+            ConfigError: the positions do not fit the cache or the batch is not that of `reset`.
+        """
+        self._check_fits(hidden_BSD, start)
+        cos, sin = self._rope.angles(self._positions(start, hidden_BSD.shape[1]))
+        last_layer = self._config.num_layers - 1
+        hidden_BSD = hidden_BSD.clone()
+        for layer in range(self._config.num_layers):
+            partial_BSD = self._attn(hidden_BSD, layer, start, cos, sin, blocks)
+            reduce(partial_BSD, layer, "attn", False)
+            hidden_BSD += partial_BSD
+            del partial_BSD  # at a long prompt it is large, and the next block makes its own
+            partial_BSD = self._ffn(hidden_BSD, layer, blocks)
+            reduce(partial_BSD, layer, "ffn", layer == last_layer)
+            hidden_BSD += partial_BSD
+        return hidden_BSD
+
+    def head(self, hidden_BD: torch.Tensor, blocks: BlockSource, num_tiles: int) -> torch.Tensor:
+        """Final norm and LM head, tile by tile (master only).
+
+        Shapes: (B, D) float32 -> (B, V) float32.
+        """
+        logits_BV = torch.empty(hidden_BD.shape[0], self._config.vocab_size)
+        row = 0
+        x_BD = hidden_BD
+        for tile in range(num_tiles):
+            with blocks.hold(BlockId("head", tile)) as weights:
+                begin_ns = time.monotonic_ns()
+                if tile == 0:
+                    x_BD = self._norm(hidden_BD, weights["norm"]).to(self._dtype)
+                part_BV = self._linear(x_BD, weights["weight"])
+                logits_BV[:, row : row + part_BV.shape[1]] = part_BV
+                row += part_BV.shape[1]
+            self._tracer.add("compute", begin_ns, time.monotonic_ns(), kind="head", layer=tile)
+        return logits_BV
+
+    def _check_fits(self, hidden_BSD: torch.Tensor, start: int) -> None:
+        batch, length, _ = hidden_BSD.shape
+        if batch != self._batch:
+            raise ConfigError(f"step of {batch} sequences in a request of {self._batch}")
+        if start < 0 or start + length > self._cache.max_tokens:
+            raise ConfigError(
+                f"positions {start} to {start + length} do not fit the KV cache of "
+                f"{self._cache.max_tokens} tokens"
+            )
+
+    def _positions(self, start: int, length: int) -> torch.Tensor:
+        positions_S = torch.arange(start, start + length, dtype=torch.float32)
+        if self._pads is None:
+            return positions_S
+        pads_B1 = torch.tensor(self._pads, dtype=torch.float32).unsqueeze(1)
+        return (positions_S - pads_B1).clamp_(min=0)
+
+    def _attn(
+        self,
+        hidden_BSD: torch.Tensor,
+        layer: int,
+        start: int,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        blocks: BlockSource,
+    ) -> torch.Tensor:
+        if not self._share.local_num_heads:
+            return torch.zeros_like(hidden_BSD)
+        with blocks.hold(BlockId("attn", layer)) as weights:
+            begin_ns = time.monotonic_ns()
+            q_BShE, k_BSKE, v_BSKE = self._qkv(hidden_BSD, weights)
+            q_BShE, k_BSKE = apply_rope(q_BShE, cos, sin), apply_rope(k_BSKE, cos, sin)
+            keys_BKTE, values_BKTE = self._cache.store(layer, start, k_BSKE, v_BSKE)
+            attn_BShE = attend(q_BShE, keys_BKTE, values_BKTE, self._segments, self._pads)
+            attn_Nh = attn_BShE.view(-1, weights["o"].shape[1])
+            partial_ND = self._linear(attn_Nh, weights["o"], weights.get("o_bias"))
+        self._tracer.add("compute", begin_ns, time.monotonic_ns(), kind="attn", layer=layer)
+        return partial_ND.float().view_as(hidden_BSD)
+
+    def _qkv(
+        self, hidden_BSD: torch.Tensor, weights: Weights
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        batch, length, _ = hidden_BSD.shape
+        x_ND = self._norm(hidden_BSD, weights["norm"]).view(batch * length, -1).to(self._dtype)
+        q, k, v = (
+            self._linear(x_ND, weights[name], weights.get(f"{name}_bias")).view(
+                batch, length, -1, self._config.head_size
+            )
+            for name in ("q", "k", "v")
+        )
+        if self._config.qk_norm:
+            q = self._norm(q.float(), weights["q_norm"]).to(self._dtype)
+            k = self._norm(k.float(), weights["k_norm"]).to(self._dtype)
+        return q, k, v
+
+    def _ffn(self, hidden_BSD: torch.Tensor, layer: int, blocks: BlockSource) -> torch.Tensor:
+        if not self._share.local_ffn_size:
+            return torch.zeros_like(hidden_BSD)
+        with blocks.hold(BlockId("ffn", layer)) as weights:
+            begin_ns = time.monotonic_ns()
+            x_ND = self._norm(hidden_BSD, weights["norm"]).view(-1, hidden_BSD.shape[-1])
+            x_ND = x_ND.to(self._dtype)
+            gate_Nf = self._linear(x_ND, weights["gate"], weights.get("gate_bias"))
+            gate_Nf = F.silu(gate_Nf, inplace=True)
+            gate_Nf *= self._linear(x_ND, weights["up"], weights.get("up_bias"))
+            partial_ND = self._linear(gate_Nf, weights["down"], weights.get("down_bias"))
+        self._tracer.add("compute", begin_ns, time.monotonic_ns(), kind="ffn", layer=layer)
+        return partial_ND.float().view_as(hidden_BSD)
+
+    def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Root-mean-square norm over the last dimension, in float32, into new memory."""
+        size = x.shape[-1]
+        if x.numel() == size:  # one vector: half the time of F.rms_norm
+            flat = x.view(-1)
+            scale: float = (float(flat.dot(flat)) / size + self._config.rms_eps) ** -0.5
+            return torch.mul(x, weight).mul_(scale)
+        return F.rms_norm(x, (size,), weight.float(), self._config.rms_eps)
