@@ -95,13 +95,18 @@ def parse_json(data: bytes, where: str, error: ErrorType) -> object:
 
     try:
         text = data.decode("utf-8")
-        return json.loads(text, object_pairs_hook=unique, parse_float=finite, parse_constant=finite)
+        value: object = json.loads(
+            text, object_pairs_hook=unique, parse_float=finite, parse_constant=finite
+        )
+        if "\\ud" in text.lower():  # half a surrogate pair is no text and cannot be printed
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeDecodeError as exc:
         raise error(f"{where}: not UTF-8 at byte {exc.start}") from exc
     except RecursionError as exc:
         raise error(f"{where}: JSON is nested too deeply") from exc
     except ValueError as exc:  # JSONDecodeError, and integers of thousands of digits
         raise error(f"{where}: not JSON: {str(exc)[:120]}") from exc
+    return value
 
 
 def write_atomic(path: Path, data: bytes) -> None:

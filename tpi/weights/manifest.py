@@ -65,7 +65,11 @@ def make_plan_digest(
 ) -> str:
     """SHA-256, as hex digits, over what all ranks of one split must have in common."""
     parts = [SCHEMA_VERSION, config_to_json(config), asdict(plan), dtype, distinct_layers, source]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(_canonical(parts).encode()).hexdigest()
+
+
+def _canonical(value: object) -> str:
+    return json.dumps(value, sort_keys=True)
 
 
 def manifest_to_json(manifest: Manifest) -> dict[str, object]:
@@ -104,8 +108,8 @@ class _ManifestKeys(JsonKeys):
         return _ManifestKeys(self.mapping(key), f"{self.where}: {key}")
 
     def must_be(self, key: str, expected: object) -> None:
-        """Refuse any other value."""
-        if self.raw.get(key) != expected:
+        """Refuse any other value; as JSON, in which 1, 1.0 and true differ."""
+        if _canonical(self.raw.get(key)) != _canonical(expected):
             raise self.fail(key, shorten(expected))
 
     def must_have(self, names: Sequence[str], what: str) -> None:
@@ -128,10 +132,10 @@ def manifest_from_json(raw: object, folder: Path) -> Manifest:
     keys = _ManifestKeys(json_object(raw, where, WeightsError), where)
     keys.must_be("schema_version", SCHEMA_VERSION)
     try:
-        config = config_from_json(keys.mapping("config"), f"{where}: config")
+        config = config_from_json(keys.mapping("config"), "config")
         plan = _parse_plan(keys.inside("plan"), config)
     except ConfigError as exc:
-        raise WeightsError(str(exc)) from exc
+        raise WeightsError(f"{where}: {exc}") from exc
     rank = keys.integer("rank", 0, plan.world_size - 1)
     dtype = keys.word("dtype")
     if dtype not in DTYPES:
