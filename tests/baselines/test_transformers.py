@@ -1,0 +1,152 @@
+"""Transformers as a system and as the reference, on a tiny checkpoint."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from baselines.reference import (
+    ReferenceJob,
+    compute,
+    main,
+    read_job,
+    read_reference,
+    write_job,
+)
+from baselines.transformers import load
+from tpi.errors import ConfigError, WeightsError
+from tpi.events import parse_event
+from tpi.spec import NodeSpec, Request, dump_spec
+
+ROOT = Path(__file__).parent.parent.parent
+PROMPT = (1, 50, 3, 77)
+NEW_TOKENS = 16
+
+
+def make_spec(folder: Path, **changes: object) -> NodeSpec:
+    spec = NodeSpec(
+        system="transformers", rank=0, world_size=1, session="0" * 32, bind="127.0.0.1",
+        master=None, model_dir=folder, threads=1, dtype="float32", max_tokens=40,
+        requests=(Request("r0", NEW_TOKENS, PROMPT),),
+    )  # fmt: skip
+    return replace(spec, **changes)  # type: ignore[arg-type]  # the test names the fields
+
+
+def greedy_by_hand(folder: Path) -> list[int]:
+    """One full forward per token: no cache, no `generate`."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    ids = list(PROMPT)
+    with torch.inference_mode():
+        for _ in range(NEW_TOKENS):
+            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+    return ids[len(PROMPT) :]
+
+
+@pytest.fixture(scope="module")
+def expected(checkpoint: Path) -> list[int]:
+    return greedy_by_hand(checkpoint)
+
+
+def test_tokens_are_greedy_whatever_the_checkpoint_prefers(checkpoint, expected):
+    tokens: list[int] = []
+    load(make_spec(checkpoint)).generate(PROMPT, NEW_TOKENS, tokens.append)
+    assert tokens == expected
+    assert len(set(tokens)) > 4
+    assert any(token < 48 for token in tokens)  # a stop token of the checkpoint did not stop it
+
+
+def test_bfloat16_is_loaded_as_bfloat16(checkpoint):
+    small, large = (load(make_spec(checkpoint, dtype=d)) for d in ("bfloat16", "float32"))
+    # Not exactly half: the rotary table stays in float32.
+    assert large.facts["parameter_bytes"] / small.facts["parameter_bytes"] == pytest.approx(2, 0.01)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ((), "prompt is empty"),
+        ((96,), "token id 96, the vocabulary has 96"),
+        ((1,) * 60, r"60 \+ 16 tokens, the model has 64 positions"),
+    ],
+)
+def test_prompt_that_does_not_fit_is_refused(checkpoint, prompt, message):
+    with pytest.raises(ConfigError, match=message):
+        load(make_spec(checkpoint)).generate(prompt, NEW_TOKENS, [].append)
+
+
+def test_unknown_option_is_refused(checkpoint):
+    with pytest.raises(ConfigError, match="unknown key 'window'"):
+        load(make_spec(checkpoint, options={"window": 2}))
+
+
+def test_folder_without_weights_is_refused(checkpoint, tmp_path):
+    with pytest.raises(WeightsError, match="no such folder"):
+        load(make_spec(tmp_path / "none"))
+    (tmp_path / "config.json").write_text((checkpoint / "config.json").read_text())
+    with pytest.raises(WeightsError, match=f"checkpoint {tmp_path}"):
+        load(make_spec(tmp_path))
+
+
+def test_reference_gives_tokens_error_and_shortfalls(checkpoint, expected):
+    wrong = [*expected[:5], (expected[5] + 1) % 96, *expected[6:]]
+    job = ReferenceJob(
+        checkpoint, PROMPT, NEW_TOKENS, error_of="bfloat16",
+        answers={"same": tuple(expected), "wrong": tuple(wrong), "foreign": (999, 3)},
+    )  # fmt: skip
+    reference = compute(job)
+    assert list(reference.tokens) == expected
+    assert max(reference.shortfalls["same"]) <= 1e-5
+    assert max(reference.shortfalls["wrong"][:5]) <= 1e-5
+    assert reference.shortfalls["wrong"][5] > 0.01
+    assert reference.shortfalls["foreign"] == (1e30, 1e30)
+    assert reference.logit_error is not None
+    assert 0 < reference.logit_error < 0.1 * reference.largest_logit
+
+
+def test_reference_program_writes_its_answer(checkpoint, expected, tmp_path):
+    job = ReferenceJob(checkpoint, PROMPT, 3, answers={"tpi": (1, 2)})
+    write_job(job, tmp_path / "job.json", tmp_path / "answer.json")
+    assert read_job(tmp_path / "job.json") == (job, tmp_path / "answer.json")
+    assert main([str(tmp_path / "job.json")]) == 0
+    reference = read_reference(tmp_path / "answer.json")
+    assert list(reference.tokens) == expected[:3]
+    assert reference.logit_error is None
+    assert len(reference.shortfalls["tpi"]) == 2
+
+
+def test_bad_job_is_one_line(tmp_path, capsys):
+    (tmp_path / "job.json").write_text(json.dumps({"schema": 1, "model_dir": "x"}))
+    assert main([str(tmp_path / "job.json")]) == 2
+    assert main([str(tmp_path / "none.json")]) == 2
+    assert main([]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.startswith("error: ") for line in lines] == [True] * 3
+    assert "prompt_ids is missing" in lines[0]
+
+
+@pytest.mark.slow  # a process that imports torch and transformers
+def test_program_measures_itself_and_says_nothing_else(checkpoint, expected, tmp_path):
+    dump_spec(make_spec(checkpoint), tmp_path / "spec.json")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "baselines.transformers", str(tmp_path / "spec.json")],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write("go r0\n")
+    process.stdin.flush()
+    events = [parse_event(line) for line in process.stdout]
+    log = process.communicate()[1]
+    assert process.returncode == 0, log
+    assert [e.token for e in events if e.name == "token"] == expected
+    assert [e.name for e in events if e.name != "token"] == ["ready", "request", "counters", "end"]
+    assert "warn" not in log.lower()
+    assert "%|" not in log
