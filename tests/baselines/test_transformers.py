@@ -78,7 +78,7 @@ def test_bfloat16_is_loaded_as_bfloat16(checkpoint):
 )
 def test_prompt_that_does_not_fit_is_refused(checkpoint, prompt, message):
     with pytest.raises(ConfigError, match=message):
-        load(make_spec(checkpoint)).generate(prompt, NEW_TOKENS, [].append)
+        load(make_spec(checkpoint)).generate(prompt, NEW_TOKENS, lambda token: None)
 
 
 def test_unknown_option_is_refused(checkpoint):
