@@ -21,8 +21,9 @@ from tpi.ranks import MASTER_RANK
 from tpi.weights.layout import PAGE_BYTES, TENSOR_ALIGN_BYTES, align_up, make_layout, tensor_bytes
 
 MAX_WORLD_SIZE = 1024
-# Rows of `down` that start at cache lines: bfloat16 matrix-vector products of torch 2.13 on an
-# AMD EPYC ran at 24.7-26.7 GB/s with 3664 or 3680 columns, at 18.6-19.2 with 3669 or 3670.
+# Rows of `down` that start at cache lines: bfloat16 matrix-vector products of torch 2.13 on one
+# core of a Sapphire Rapids Xeon ran at 16.3-16.9 GB/s with 3664 or 3680 columns, at 15.4-15.7
+# with 3669 or 3670.
 FFN_GRANULE = 32
 _MIN_GRANULES_PER_RANK = 16  # below it shares would be too coarse; columns are then cut singly
 _MAX_TILE_BYTES = 32 << 20  # of the head, where the master holds no other block to compare with
