@@ -1,192 +1,27 @@
 """Plain processes on this machine: a testbed that needs nothing and limits nothing, and says so.
 
-Each program gets its own session and process group, so that Ctrl-C reaches only the harness and
-whatever a program starts ends with it. Two threads serve a process: one cuts its output into
-lines, one waits for its end, ends what is left of its group and reaps it. Only process groups
-whose leader was started here and is not yet reaped are ever signalled, so no number is reused.
+Each program gets its own session and process group (`process.py`), so that Ctrl-C reaches only the
+harness and whatever a program starts ends with it.
 """
 
-import contextlib
 import json
 import os
-import queue
-import signal
 import socket
-import subprocess
 import sys
-import threading
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
-from testbed.base import MAX_LINE_BYTES, DeviceError, Exit, Inbox, Meters, Output
-from testbed.procfs import PeakSampler, oom_kills
+from testbed.base import DeviceError, Inbox, Meters
+from testbed.process import LocalProcess
+from testbed.procfs import PeakSampler
 
 _ROOT = Path(__file__).resolve().parent.parent
-_LOG_TAIL_BYTES = 4096
-# A killed process still has to give back its memory, some GiB of it.
-_KILL_S = 30.0
 _LOOPBACK = "127.0.0.1"
 NOTES = (
     "local: plain processes on one machine; no CPU, memory, disk or link limit is enforced",
     "local: devices share this machine's cores, memory, disk and page cache",
 )
-
-
-class LocalProcess:
-    """A program in its own process group; see `testbed.base.Process`."""
-
-    def __init__(
-        self, device: int, argv: Sequence[str], inbox: Inbox, env: Mapping[str, str], work_dir: Path
-    ) -> None:
-        self._device = device
-        self._inbox = inbox
-        self._log = work_dir / "stderr.log"
-        self._lock = threading.Lock()
-        self._reaped = False
-        self._stopping = False
-        self._ended = threading.Event()
-        self._exit: Exit | None = None
-        self._oom_kills = oom_kills()
-        self.start_ns = time.monotonic_ns()
-        try:
-            with self._log.open("wb") as log:
-                self._popen = subprocess.Popen(
-                    list(argv),
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=log,
-                    env=dict(env),
-                    cwd=work_dir,
-                    start_new_session=True,
-                    bufsize=0,
-                )
-        except OSError as exc:
-            raise DeviceError(f"device {device}: cannot start {argv[0]}: {exc}") from exc
-        self._reader = threading.Thread(target=self._read, name=f"stdout-{device}", daemon=True)
-        self._waiter = threading.Thread(target=self._await_end, name=f"exit-{device}", daemon=True)
-        self._reader.start()
-        self._waiter.start()
-
-    @property
-    def pid(self) -> int:
-        """Process id, also the id of its group; for fault tests and the meter."""
-        return self._popen.pid
-
-    def send(self, line: str) -> None:
-        """Write one line to its standard input; nothing happens if it has ended."""
-        if self._popen.stdin is not None and not self._popen.stdin.closed:
-            with contextlib.suppress(OSError):
-                self._popen.stdin.write(line.encode() + b"\n")
-
-    def release(self) -> None:
-        """Close its standard input: its lease ends, and it should end by itself."""
-        if self._popen.stdin is not None:
-            with contextlib.suppress(OSError):
-                self._popen.stdin.close()
-
-    def wait(self, timeout_s: float) -> Exit | None:
-        """Wait for its end; None if it still runs after `timeout_s`."""
-        self._ended.wait(timeout_s)
-        return self._exit
-
-    @property
-    def running(self) -> bool:
-        """Whether it was not yet reaped."""
-        return not self._reaped
-
-    def ask_to_end(self) -> None:
-        """Close its input and terminate it, without waiting."""
-        self._stopping = True
-        self.release()
-        self.signal(signal.SIGTERM)
-        # A paused process would keep its SIGTERM waiting.
-        self.signal(signal.SIGCONT)
-
-    def stop(self, grace_s: float = 2.0) -> Exit:
-        """End it: close its input, terminate, after `grace_s` kill, and reap. Twice is fine.
-
-        Raises:
-            DeviceError: The kernel does not let it go (it hangs in a device's driver).
-        """
-        if not self._ended.is_set():
-            self.ask_to_end()
-            self._ended.wait(grace_s)
-            self.signal(signal.SIGKILL)
-            self._ended.wait(_KILL_S)
-        if self._exit is None:
-            raise DeviceError(f"device {self._device}: process {self.pid} cannot be killed")
-        return self._exit
-
-    def signal(self, number: int) -> None:
-        """Send a signal to its process group; nothing happens once it was reaped."""
-        with self._lock:
-            if not self._reaped:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(self.pid, number)
-
-    def _read(self) -> None:
-        stdout = self._popen.stdout
-        if stdout is None:
-            return
-        pending = b""
-        skipping = False
-        while data := os.read(stdout.fileno(), MAX_LINE_BYTES):
-            *lines, pending = (pending + data).split(b"\n")
-            for line in lines:
-                if not skipping:
-                    self._put(line)
-                skipping = False
-            if len(pending) > MAX_LINE_BYTES:
-                if not skipping:
-                    self._put(pending)
-                pending, skipping = b"", True
-        if pending and not skipping:
-            self._put(pending)
-        stdout.close()
-
-    def _put(self, line: bytes) -> None:
-        output = Output(self._device, line[:MAX_LINE_BYTES], truncated=len(line) > MAX_LINE_BYTES)
-        # While stopping, what does not fit is dropped: nobody reads the inbox any more.
-        while not self._stopping:
-            with contextlib.suppress(queue.Full):
-                self._inbox.put(output, timeout=0.2)
-                return
-        with contextlib.suppress(queue.Full):
-            self._inbox.put_nowait(output)
-
-    def _await_end(self) -> None:
-        # Without reaping: as long as the leader is a zombie, its group's number stays ours.
-        os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
-        t_ns, stopped = time.monotonic_ns(), self._stopping
-        with self._lock:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.pid, signal.SIGKILL)
-            code = self._popen.wait()
-            self._reaped = True
-        oom = code == -signal.SIGKILL and not stopped and oom_kills() > self._oom_kills
-        # A descendant that left the group may hold the pipe open; its output is not waited for.
-        self._reader.join(timeout=1.0)
-        while self._reader.is_alive() and self._inbox.full() and not self._stopping:
-            self._reader.join(timeout=0.2)
-        self._exit = Exit(code, stopped, oom, t_ns, self._log_tail())
-        self._ended.set()
-        self.release()
-        self._put_exit(self._exit)
-
-    def _put_exit(self, end: Exit) -> None:
-        while True:
-            with contextlib.suppress(queue.Full):
-                self._inbox.put(Output(self._device, exit=end), timeout=0.2)
-                return
-            if self._stopping:
-                return
-
-    def _log_tail(self) -> str:
-        with self._log.open("rb") as log:
-            log.seek(max(0, self._log.stat().st_size - _LOG_TAIL_BYTES))
-            return log.read(_LOG_TAIL_BYTES).decode("utf-8", "replace")
 
 
 class LocalDevice:

@@ -2,15 +2,16 @@
 
 import json
 import os
+import select
 import signal
 import threading
 from collections.abc import Mapping
-from pathlib import Path
 
 import pytest
 
 from testbed.base import MAX_LINE_BYTES, MAX_WAITING_LINES, DeviceError, Exit, Inbox, make_inbox
-from testbed.local import LocalDevice, LocalProcess, LocalTestbed
+from testbed.local import LocalDevice, LocalTestbed
+from testbed.process import LocalProcess
 
 # Says that its handlers are in place, then waits for the end of its lease.
 OBEDIENT = "import sys; print('up', flush=True); sys.stdin.read()"
@@ -65,11 +66,15 @@ def read_to_exit(inbox: Inbox) -> tuple[list[bytes], Exit]:
 
 
 def is_gone(pid: int) -> bool:
-    """Whether no process has this number, a zombie that init has yet to reap aside."""
+    """Whether the process ends, within some seconds: a kill takes effect a moment later."""
     try:
-        return "Z (zombie)" in Path(f"/proc/{pid}/status").read_text()
-    except OSError:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
         return True
+    try:
+        return bool(select.select([handle], [], [], 5)[0])
+    finally:
+        os.close(handle)
 
 
 def test_lines_then_exit_arrive_in_order(device, inbox):
