@@ -44,7 +44,7 @@ def take_all(window: Window, entries: list[BlockEntry]) -> None:
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 8, None])
 def test_hold_lends_each_block_its_own_weights_cycle_after_cycle(files, size, kept):
     retained = frozenset(files[i].id for i in kept)
-    with Window(files, window=size, retained=retained) as window:
+    with Window(files, window=size, retained=retained).start() as window:
         for _ in range(4):
             for entry in files:
                 expected = content(entry.id, ROWS[entry.id.kind])
@@ -53,7 +53,7 @@ def test_hold_lends_each_block_its_own_weights_cycle_after_cycle(files, size, ke
 
 def test_streamed_bytes_are_those_of_the_blocks_taken_and_of_no_other(files):
     retained = frozenset({files[1].id, files[6].id})
-    with Window(files, window=2, retained=retained) as window:
+    with Window(files, window=2, retained=retained).start() as window:
         assert window.retained_bytes == files[1].num_bytes + files[6].num_bytes
         for entry in files * 2:
             take(window, entry)
@@ -65,7 +65,7 @@ def test_streamed_bytes_are_those_of_the_blocks_taken_and_of_no_other(files):
 @pytest.mark.parametrize("size", [None, 9, 40])
 def test_resident_window_streams_nothing_and_has_no_thread(files, size):
     before = threading.active_count()
-    with Window(files, window=size) as window:
+    with Window(files, window=size).start() as window:
         for path in {f.path for f in files}:
             path.unlink()  # nothing is read any more
         for entry in files * 2:
@@ -76,7 +76,7 @@ def test_resident_window_streams_nothing_and_has_no_thread(files, size):
 
 
 def test_arena_is_the_largest_two_neighbours(files):
-    with Window(files, window=2) as window:
+    with Window(files, window=2).start() as window:
         assert window.arena_bytes == files[0].num_bytes + files[1].num_bytes
 
 
@@ -99,7 +99,7 @@ def test_loader_is_given_position_i_only_once_i_minus_window_is_released(depth):
 
 def test_loader_starts_a_block_while_the_one_before_is_computed(entries):
     reader = GatedReader()
-    with Window(entries, window=2, reader=reader) as window:
+    with Window(entries, window=2, reader=reader).start() as window:
         reader.let_go(1)
         with window.hold(entries[0].id):
             reader.wait_started(2)
@@ -113,7 +113,7 @@ def test_loader_starts_a_block_while_the_one_before_is_computed(entries):
 def test_window_of_one_loads_the_next_block_after_the_last_was_released(entries):
     reader = GatedReader(open_gate=True)
     log = []
-    with Window(entries, window=1, reader=reader) as window:
+    with Window(entries, window=1, reader=reader).start() as window:
         for i, entry in enumerate(entries * 2):
             with window.hold(entry.id):
                 log.append(len(reader.started) == i + 1)
@@ -122,7 +122,7 @@ def test_window_of_one_loads_the_next_block_after_the_last_was_released(entries)
 
 def test_released_space_is_nan_in_poison_mode(entries):
     reader = GatedReader()
-    with Window(entries, window=2, poison=True, reader=reader) as window:
+    with Window(entries, window=2, poison=True, reader=reader).start() as window:
         reader.let_go(1)
         with window.hold(entries[0].id) as tensors:
             weight = tensors["weight"]
@@ -135,7 +135,7 @@ def test_released_space_is_nan_in_poison_mode(entries):
 def test_poison_is_nan_in_sixteen_bits_too(tmp_path, dtype):
     entries = [make_entry(tmp_path, b, 16, dtype=dtype) for b in cycle(2)]
     reader = GatedReader()
-    with Window(entries, window=2, poison=True, reader=reader) as window:
+    with Window(entries, window=2, poison=True, reader=reader).start() as window:
         reader.let_go(1)
         with window.hold(entries[0].id) as tensors:
             weight = tensors["weight"]
@@ -145,7 +145,7 @@ def test_poison_is_nan_in_sixteen_bits_too(tmp_path, dtype):
 
 def test_block_out_of_order_is_refused_by_name(entries):
     with (
-        Window(entries, window=2, reader=GatedReader(open_gate=True)) as window,
+        Window(entries, window=2, reader=GatedReader(open_gate=True)).start() as window,
         pytest.raises(
             WeightsError,
             match=r"ffn-000\.safetensors asked for, attn-000\.safetensors is next",
@@ -156,7 +156,7 @@ def test_block_out_of_order_is_refused_by_name(entries):
 
 def test_two_blocks_at_once_are_refused(entries):
     with (
-        Window(entries, window=4, reader=GatedReader(open_gate=True)) as window,
+        Window(entries, window=4, reader=GatedReader(open_gate=True)).start() as window,
         window.hold(entries[0].id),
         pytest.raises(WeightsError, match="another is held"),
     ):
@@ -165,7 +165,7 @@ def test_two_blocks_at_once_are_refused(entries):
 
 def test_body_that_raises_gives_its_block_back(entries):
     reader = GatedReader(open_gate=True)
-    with Window(entries, window=1, reader=reader) as window:
+    with Window(entries, window=1, reader=reader).start() as window:
         with pytest.raises(KeyError), window.hold(entries[0].id):
             raise KeyError
         take(window, entries[1])
@@ -174,7 +174,7 @@ def test_body_that_raises_gives_its_block_back(entries):
 def test_skip_to_start_passes_over_the_rest_of_the_cycle(files):
     retained = frozenset({files[1].id})
     for upto in range(len(files) + 1):
-        with Window(files, window=2, retained=retained) as window:
+        with Window(files, window=2, retained=retained).start() as window:
             for cycles in range(3):
                 for entry in files[:upto]:
                     expected = content(entry.id, ROWS[entry.id.kind])
@@ -186,7 +186,7 @@ def test_skip_to_start_passes_over_the_rest_of_the_cycle(files):
 
 def test_skip_to_start_while_the_loader_is_in_a_skipped_block(entries):
     reader = GatedReader()
-    with Window(entries, window=2, reader=reader) as window:
+    with Window(entries, window=2, reader=reader).start() as window:
         reader.let_go(1)
         take(window, entries[0])
         reader.wait_started(2)
@@ -198,7 +198,7 @@ def test_skip_to_start_while_the_loader_is_in_a_skipped_block(entries):
 
 def test_skip_to_start_with_a_block_in_use_is_refused(entries):
     with (
-        Window(entries, window=2, reader=GatedReader(open_gate=True)) as window,
+        Window(entries, window=2, reader=GatedReader(open_gate=True)).start() as window,
         window.hold(entries[0].id),
         pytest.raises(WeightsError, match="still held"),
     ):
@@ -208,7 +208,7 @@ def test_skip_to_start_with_a_block_in_use_is_refused(entries):
 def test_loader_error_reaches_hold_as_it_was_after_the_good_blocks(entries):
     reader = GatedReader(open_gate=True)
     reader.errors[entries[1].id] = error = WeightsError("ffn-000: Input/output error")
-    with Window(entries, window=3, reader=reader) as window:
+    with Window(entries, window=3, reader=reader).start() as window:
         take(window, entries[0])
         for _ in range(2):
             with pytest.raises(WeightsError) as caught:
@@ -220,7 +220,7 @@ def test_loader_that_fails_in_an_unforeseen_way_reaches_hold_too(entries):
     reader = GatedReader(open_gate=True)
     reader.errors[entries[0].id] = ZeroDivisionError("oh")
     with (
-        Window(entries, window=2, reader=reader) as window,
+        Window(entries, window=2, reader=reader).start() as window,
         pytest.raises(WeightsError, match="loader failed: ZeroDivisionError: oh"),
     ):
         take(window, entries[0])
@@ -243,7 +243,7 @@ def replace(path):
     ("change", "message"), [(cut, "4096 bytes, had"), (delete, "gone"), (replace, "replaced")]
 )
 def test_file_changed_while_streaming_is_named(files, change, message):
-    with Window(files, window=2) as window:
+    with Window(files, window=2).start() as window:
         for entry in files:
             take(window, entry)
         change(files[4].path)
@@ -264,6 +264,15 @@ def test_file_missing_at_the_start_is_named_and_leaks_nothing(files, size):
     assert open_files() == before
 
 
+def test_resident_block_that_cannot_be_read_closes_the_window(files):
+    before = open_files()
+    window = Window(files, window=None)
+    delete(files[3].path)
+    with pytest.raises(WeightsError, match=r"ffn-001\.safetensors"):
+        window.start()
+    assert open_files() == before
+
+
 def test_waiting_calls_on_wait_and_raises_what_it_raises(entries):
     reader = GatedReader()
     calls = []
@@ -273,7 +282,7 @@ def test_waiting_calls_on_wait_and_raises_what_it_raises(entries):
         raise PeerLostError("rank 1 has gone")
 
     tracer = Tracer()
-    with Window(entries, window=2, reader=reader, on_wait=on_wait, tracer=tracer) as window:
+    with Window(entries, window=2, reader=reader, on_wait=on_wait, tracer=tracer).start() as window:
         with pytest.raises(PeerLostError, match="rank 1 has gone"):
             take(window, entries[0])
         assert calls == [1]
@@ -330,7 +339,7 @@ def test_window_that_is_not_open_is_refused(entries):
 def test_opening_and_closing_leaks_neither_files_nor_threads(files):
     before = open_files(), threading.active_count()
     for _ in range(20):
-        with Window(files, window=2) as window:
+        with Window(files, window=2).start() as window:
             take(window, files[0])
     assert (open_files(), threading.active_count()) == before
 
@@ -350,6 +359,6 @@ def test_impossible_options_are_config_errors(entries, options, message):
 def test_notes_of_the_reader_are_passed_on(entries):
     reader = GatedReader(open_gate=True)
     reader.notes, reader.direct_io = ("through the page cache",), False
-    with Window(entries, window=2, reader=reader) as window:
+    with Window(entries, window=2, reader=reader).start() as window:
         assert window.notes == ("through the page cache",)
         assert not window.direct_io

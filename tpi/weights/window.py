@@ -104,7 +104,9 @@ class _Slots:
 
 
 class Window:
-    """Resident blocks of one rank; a context manager and a `BlockSource`.
+    """Resident blocks of one rank; a `BlockSource`, and a context manager that closes it.
+
+    `start` must be called before the first `hold`, when everything else that needs memory is there.
 
     Args:
         blocks: All blocks of a step in the order they are needed, without `embed`.
@@ -172,8 +174,23 @@ class Window:
         """What a user should know about how the weights are read."""
         return tuple(self._reader.notes)
 
-    def start(self) -> None:
-        """Load what stays resident, then start to load the rest in the background."""
+    def start(self) -> Self:
+        """Load what stays resident, then start to load the rest in the background.
+
+        Raises:
+            WeightsError: A block that stays resident cannot be read; the window is closed then.
+        """
+        try:
+            self._load_all_resident()
+        except TpiError:
+            self.close()
+            raise
+        if self._streams:
+            self._thread = threading.Thread(target=self._run_loader, name="loader", daemon=True)
+            self._thread.start()
+        return self
+
+    def _load_all_resident(self) -> None:
         offset = 0
         for entry in self._kept:
             self._load_resident(entry, self._kept_arena.view(offset, entry.num_bytes))
@@ -181,9 +198,6 @@ class Window:
         if not self._streams:
             for position, entry in enumerate(self._streamed):
                 self._load_resident(entry, self._view(position))
-            return
-        self._thread = threading.Thread(target=self._run_loader, name="loader", daemon=True)
-        self._thread.start()
 
     def _load_resident(self, entry: BlockEntry, into: memoryview) -> None:
         self._reader.read(entry, into)
@@ -278,7 +292,6 @@ class Window:
         self._kept_arena.close()
 
     def __enter__(self) -> Self:
-        self.start()
         return self
 
     def __exit__(
