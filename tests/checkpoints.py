@@ -28,7 +28,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # untyped library
+transformers_logging.disable_progress_bar()
 
 VOCAB_SIZE = 512
 PROMPT_IDS = tuple((7 * i * i + 3 * i + 5) % VOCAB_SIZE for i in range(24))

@@ -1,4 +1,4 @@
-"""What a split has finished, so that it can be interrupted: `split.jsonl` in its output folder.
+"""What is finished of an output folder, so that writing can be interrupted: `journal.jsonl`.
 
      line 1   {"format": 1, "key": "<hash of source, plan and dtype>"}
      then     {"file": "rank-0/attn-000.safetensors", "sha256": "..."}   file is complete, durable
@@ -17,7 +17,7 @@ from pathlib import Path
 from tpi.errors import ConfigError
 from tpi.files import parse_json, read_small_file, write_atomic
 
-JOURNAL_FILE = "split.jsonl"
+JOURNAL_FILE = "journal.jsonl"
 _FORMAT = 1
 _MAX_BYTES = 256 << 20
 # All that a split may have left; nothing else in the folder is ever removed.
