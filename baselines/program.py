@@ -10,7 +10,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -65,17 +66,28 @@ class Lease:
 
     def __init__(self) -> None:
         self._lost = threading.Event()
-        self.busy = True  # loading
+        self._is_busy = False
+
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        """While the body runs, losing the lease ends the process at once."""
+        self._is_busy = True
+        try:
+            self.check()
+            yield
+        finally:
+            # After an error too: its event and its exit status matter more than the lease.
+            self._is_busy = False
 
     def lost(self) -> None:
         """Called by the thread that reads standard input, when that closes."""
         self._lost.set()
-        if self.busy:
+        if self._is_busy:
             # The main thread may be deep inside a matrix product or a page fault.
             os._exit(EXIT_INTERRUPTED)
 
     def check(self) -> None:
-        """End the process if the lease was lost at a moment that looked idle."""
+        """End the process if the lease was lost before it was busy."""
         if self._lost.is_set():
             raise SystemExit(EXIT_INTERRUPTED)
 
@@ -113,18 +125,20 @@ def _serve(spec: NodeSpec, load: Load, events: EventWriter) -> None:
         raise ConfigError(f"{spec.system}: runs on one device with batch 1")
     lease = Lease()
     commands = CommandReader(on_lease_lost=lease.lost).start()
-    model = load(spec)
-    lease.busy = False
+    with lease.busy():
+        model = load(spec)
     events.emit("ready", verify_s=0.0, **model.facts)
     for _ in spec.requests:
         go = commands.next()
         if go is None:
             return
-        lease.busy = True
-        _serve_request(spec, go, model, events, lease)
+        with lease.busy():
+            _serve_request(spec, go, model, events)
+        # Idle before `end`: whoever reads that may close our input at once, and we end well then.
+        events.emit("end", id=go.request_id)
 
 
-def _serve_request(spec: NodeSpec, go: Go, model: Model, events: EventWriter, lease: Lease) -> None:
+def _serve_request(spec: NodeSpec, go: Go, model: Model, events: EventWriter) -> None:
     request = spec.request(go.request_id)
     marks = [_Counters.now()]
     events.emit("request", t_ns=go.t_ns, id=request.id)
@@ -133,7 +147,6 @@ def _serve_request(spec: NodeSpec, go: Go, model: Model, events: EventWriter, le
         events.emit("token", id=request.id, token=token)
         if len(marks) == 1:
             marks.append(_Counters.now())
-        lease.check()
 
     model.generate(request.prompt_ids or (), request.new_tokens, on_token)
     last = _Counters.now()
@@ -150,9 +163,6 @@ def _serve_request(spec: NodeSpec, go: Go, model: Model, events: EventWriter, le
         messages_sent_decode=0,
         rss_hwm=last.rss_hwm,
     )
-    # Before `end`: whoever reads that may close our input at once, and we end well then.
-    lease.busy = False
-    events.emit("end", id=request.id)
 
 
 def _proc_number(file: str, key: str) -> int:

@@ -109,34 +109,53 @@ def test_numbers_have_a_default():
     assert (event.number("disk_bytes"), event.number("none"), event.number("id", 2)) == (5, 0, 2)
 
 
-def test_commands_come_in_order_then_the_lease_ends(pipe):
+@pytest.fixture
+def listen(pipe):
+    """Makes a `CommandReader` of the pipe, and waits for its thread in the end."""
     reader, writer = pipe
+    readers: list[CommandReader] = []
+
+    def start(on_lease_lost=None) -> CommandReader:
+        readers.append(CommandReader(on_lease_lost, reader.fileno()).start())
+        return readers[-1]
+
+    yield start
+    writer.close()
+    for commands in readers:
+        while drain(commands) is not None:
+            pass
+
+
+def drain(commands: CommandReader) -> object:
+    try:
+        return commands.next(5)
+    except ConfigError as exc:
+        return exc
+
+
+def test_commands_come_in_order_then_the_lease_ends(pipe, listen):
     lost = threading.Event()
-    commands = CommandReader(lost.set, reader.fileno()).start()
-    writer.write(b"go r0\ngo ")
-    writer.write(b"r1\n")
+    commands = listen(lost.set)
+    pipe[1].write(b"go r0\ngo ")
+    pipe[1].write(b"r1\n")
     first, second = commands.next(5), commands.next(5)
-    assert first is not None
-    assert second is not None
     assert (first.request_id, second.request_id) == ("r0", "r1")
     assert first.t_ns <= second.t_ns
     assert not lost.is_set()
-    writer.close()
+    pipe[1].close()
     assert commands.next(5) is None
     assert commands.next(5) is None
     assert lost.wait(5)
 
 
 @pytest.mark.parametrize("line", [b"\n", b"run r0\n", b"go\n", b"go a b\n", b"\xff\n", b"x" * 5000])
-def test_command_that_is_unknown_is_refused(pipe, line):
-    reader, writer = pipe
-    commands = CommandReader(fd=reader.fileno()).start()
-    writer.write(line)
+def test_command_that_is_unknown_is_refused(pipe, listen, line):
+    commands = listen()
+    pipe[1].write(line)
     with pytest.raises(ConfigError, match="unknown command"):
         commands.next(5)
 
 
-def test_waiting_for_a_command_has_a_deadline(pipe):
-    commands = CommandReader(fd=pipe[0].fileno()).start()
+def test_waiting_for_a_command_has_a_deadline(listen):
     with pytest.raises(TimeoutError):
-        commands.next(0.01)
+        listen().next(0.01)
