@@ -1,0 +1,173 @@
+"""`AllReduce`: the collectives of a step. What a model and an engine need to know is here.
+
+A step is one broadcast of the hidden state, two sums a layer that every rank gets (`all_reduce`),
+the last of which only the master gets (`reduce`). `algorithms.py` has the ways to a sum,
+`broadcast.py` what goes out from the master, `mesh.py` moves the frames.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from tpi.comm import algorithms
+from tpi.comm.algorithms import Call
+from tpi.comm.broadcast import Broadcast, Received, StepBroadcast
+from tpi.comm.topology import ALGORITHMS, CHUNK_ELEMENTS, make_tree
+from tpi.comm.transport import Transport
+from tpi.comm.vector import TORCH_DTYPES, Inbox, WireVector
+from tpi.comm.wire import FrameType, Op, WireDtype
+from tpi.errors import ConfigError, NumericsError
+from tpi.ranks import Ranks
+from tpi.trace import Tracer
+
+__all__ = ["ALGORITHMS", "AllReduce", "Broadcast", "Received"]
+
+
+class AllReduce:
+    """Sums vectors over all ranks, in place, with the same bits on every rank and in every run.
+
+    Args:
+        transport: The connected ranks.
+        algorithm: One of `ALGORITHMS`; `reduce` goes straight to the master in all of them.
+        wire_dtype: "float32", or "bfloat16" for half the bytes and rounded sums.
+        max_elements: The longest vector that will ever be summed or broadcast.
+        tracer: Gets "allreduce" and "broadcast".
+        hidden_size: Width of a broadcast; None takes any.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        algorithm: str,
+        wire_dtype: str,
+        max_elements: int,
+        tracer: Tracer,
+        hidden_size: int | None = None,
+    ) -> None:
+        if algorithm not in ALGORITHMS:
+            raise ConfigError(f"allreduce must be one of {' | '.join(ALGORITHMS)}, got {algorithm}")
+        try:
+            self._dtype = WireDtype[wire_dtype.upper()]
+            torch_dtype = TORCH_DTYPES[self._dtype]
+        except KeyError:
+            raise ConfigError(f"wire_dtype must be float32 | bfloat16, got {wire_dtype}") from None
+        self._transport = transport
+        self._ranks = transport.ranks
+        self._max_elements = max_elements
+        self._tracer = tracer
+        self._run = _runner(algorithm, self._ranks)
+        wide = self._dtype is not WireDtype.FLOAT32
+        self._wire = torch.empty(max_elements, dtype=torch_dtype) if wide else None
+        chunk = min(max_elements, CHUNK_ELEMENTS)
+        self._inbox = Inbox(self._ranks.world_size - 1, chunk, self._dtype)
+        self._scratch = torch.empty(chunk, dtype=torch.float32)
+        self._broadcast = StepBroadcast(transport, max_elements, hidden_size)
+
+    def all_reduce(self, partial: torch.Tensor, *, step: int, layer: int, op: Op) -> None:
+        """Replace `partial` by its sum over all ranks, on every rank.
+
+        Shapes: any, float32, contiguous; the same on every rank.
+
+        Raises:
+            NumericsError: a rank (named) contributes NaN or infinity.
+            CommError: what a peer did; see `Transport.transfer`.
+        """
+        self._collect(self._run, partial, step, layer, op)
+
+    def reduce(self, partial: torch.Tensor, *, step: int, layer: int, op: Op) -> None:
+        """Like `all_reduce`, but only the master gets the sum; others keep what they had.
+
+        With bfloat16 on the wire what they keep may be rounded.
+        """
+        self._collect(algorithms.star_reduce, partial, step, layer, op)
+
+    def broadcast(self, hidden_BSD: torch.Tensor, info: Broadcast) -> None:
+        """Start a step: the master's hidden state goes straight to every worker, in float32.
+
+        Cost: N - 1 messages of B S D float32 elements.
+        """
+        start_ns = time.monotonic_ns()
+        self._broadcast.send(hidden_BSD, info)
+        self._tracer.add("broadcast", start_ns, time.monotonic_ns(), step=info.step)
+
+    def receive_broadcast(self, step: int) -> Received:
+        """Wait, on a worker, for the next step or for the end of a request or of the session.
+
+        The hidden state is the caller's to write in until the next call.
+        """
+        return self._broadcast.receive(step)
+
+    def end_request(self, *, request: int, num_decode_steps: int) -> None:
+        """Tell the workers that a request is complete, and how many steps were decode steps."""
+        self._broadcast.send_end(FrameType.END_REQUEST, request, num_decode_steps)
+
+    def end_session(self) -> None:
+        """Tell the workers that nothing more will come."""
+        self._broadcast.send_end(FrameType.END_SESSION, 0, 0)
+
+    def _collect(
+        self,
+        run: Callable[[Call, int], None],
+        partial: torch.Tensor,
+        step: int,
+        layer: int,
+        op: Op,
+    ) -> None:
+        start_ns = time.monotonic_ns()
+        count = partial.numel()
+        if partial.dtype != torch.float32 or not partial.is_contiguous():
+            raise ValueError("a sum takes a contiguous float32 tensor")
+        if not 1 <= count <= self._max_elements:
+            raise ValueError(f"a sum takes 1..{self._max_elements} elements, got {count}")
+        flat = partial.view(-1)
+        _check_finite(flat, self._ranks, step, layer, op)
+        if self._ranks.world_size > 1:
+            call = Call(
+                self._transport, WireVector(flat, self._wire), self._inbox, self._scratch,
+                self._dtype, step, layer, op,
+            )  # fmt: skip
+            run(call, count)
+            if self._ranks.is_master and not _finite(flat):
+                raise self._bad_sum(call, count, run in _PLACE_IS_RANK)
+        self._tracer.add("allreduce", start_ns, time.monotonic_ns(), step=step, layer=layer)
+
+    def _bad_sum(self, call: Call, count: int, place_is_rank: bool) -> NumericsError:
+        """Every rank checks what it sends; this is for one that does not, or for an overflow."""
+        bad = [
+            str(rank)
+            for place, rank in enumerate(self._ranks.peers)
+            if place_is_rank and count <= CHUNK_ELEMENTS
+            if not _finite(self._inbox.values(place, count))
+        ]
+        who = f"rank {', '.join(bad)} sent NaN or infinity" if bad else "finite parts overflowed"
+        return NumericsError(f"{who}: the {call.header(0, 1).describe()} is not finite")
+
+
+def _runner(algorithm: str, ranks: Ranks) -> Callable[[Call, int], None]:
+    if algorithm == "tree":
+        return partial(algorithms.tree, place=make_tree(ranks.rank, ranks.world_size))
+    runs: dict[str, Callable[[Call, int], None]] = {
+        "star": algorithms.star, "ring": algorithms.ring,
+        "direct": algorithms.direct, "exchange": algorithms.exchange,
+    }  # fmt: skip
+    return runs[algorithm]
+
+
+# Where the master's inbox holds the whole vector of one worker after another.
+_PLACE_IS_RANK = (algorithms.star, algorithms.star_reduce, algorithms.exchange)
+
+
+def _finite(values: torch.Tensor) -> bool:
+    """Whether all are finite. A sum is quicker to form than a mask; it may overflow, though."""
+    return math.isfinite(values.sum().item()) or bool(torch.isfinite(values).all())
+
+
+def _check_finite(values: torch.Tensor, ranks: Ranks, step: int, layer: int, op: Op) -> None:
+    if not _finite(values):
+        raise NumericsError(
+            f"rank {ranks.rank} computed NaN or infinity: its part of the {op.name.lower()} sum of "
+            f"step {step}, layer {layer}"
+        )

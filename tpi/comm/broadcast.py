@@ -1,0 +1,130 @@
+"""What goes out from the master: the hidden state of a step, the end of a request or session."""
+
+from dataclasses import dataclass
+
+import torch
+
+from tpi.comm.transport import Recv, Send, Transport
+from tpi.comm.vector import as_bytes
+from tpi.comm.wire import (
+    Expect,
+    Flag,
+    FrameHeader,
+    FrameType,
+    Op,
+    WireDtype,
+    pads_bytes,
+    tensor_bytes,
+)
+from tpi.errors import FrameError
+from tpi.ranks import MASTER_RANK
+
+_NO_HIDDEN = torch.empty(0, 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Broadcast:
+    """What a worker must know of a step beside the hidden state.
+
+    Attributes:
+        step: Passes since the session began.
+        start: Tokens of each sequence that are in the KV cache already.
+        first: A new request begins: the KV cache is to be emptied.
+        request: Index of the request.
+        pads: Per sequence, how many tokens on its left are padding; empty if none are.
+    """
+
+    step: int
+    start: int = 0
+    first: bool = False
+    request: int = 0
+    pads: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """What a worker got: a step, or in `control` that a request or the session has ended.
+
+    Attributes:
+        num_decode_steps: Of END_REQUEST: steps after the first token.
+    """
+
+    hidden_BSD: torch.Tensor
+    info: Broadcast
+    control: FrameType | None = None
+    num_decode_steps: int = 0
+
+
+class StepBroadcast:
+    """Sends and receives what starts a step; see `AllReduce` for the meaning.
+
+    Args:
+        transport: The connected ranks.
+        max_elements: Most elements of a hidden state.
+        hidden_size: Its width, or None for any.
+    """
+
+    def __init__(self, transport: Transport, max_elements: int, hidden_size: int | None) -> None:
+        self._transport = transport
+        self._width = hidden_size or 0
+        # Every sequence has at least one element, so the pads take at most this much.
+        self._max_bytes = 4 * max_elements + pads_bytes(max_elements // max(1, self._width))
+        self._buffer = torch.empty(0, dtype=torch.uint8)
+        self._steps_sent = 0
+
+    def send(self, hidden_BSD: torch.Tensor, info: Broadcast) -> None:
+        """Master: the hidden state to every worker."""
+        self._steps_sent = info.step + 1
+        shape = tuple(hidden_BSD.shape)
+        flags = (Flag.FIRST if info.first else 0) | (Flag.PADDED if info.pads else 0)
+        payload = as_bytes(hidden_BSD.to(torch.float32).contiguous().view(-1))
+        if info.pads:
+            head = torch.zeros(pads_bytes(shape[0]) // 4, dtype=torch.int32)
+            head[: shape[0]] = torch.tensor(info.pads, dtype=torch.int32)
+            payload = memoryview(bytes(as_bytes(head)) + bytes(payload))
+        header = FrameHeader(
+            FrameType.TENSOR, int(flags), info.step, 0, Op.BROADCAST, WireDtype.FLOAT32,
+            info.start, shape, info.request, len(payload),
+        )  # fmt: skip
+        workers = self._transport.ranks.workers
+        self._transport.transfer([Send(w, header, payload) for w in workers], [])
+
+    def send_end(self, kind: FrameType, request: int, num_decode_steps: int) -> None:
+        """Master: a frame without payload to every worker."""
+        header = FrameHeader(
+            kind, step=self._steps_sent, op=Op.BROADCAST, request=request, start=num_decode_steps
+        )
+        self._transport.transfer([Send(w, header) for w in self._transport.ranks.workers], [])
+
+    def receive(self, step: int) -> Received:
+        """Worker: whatever the master sends next."""
+        header = FrameHeader(
+            FrameType.TENSOR, step=step, op=Op.BROADCAST, dtype=WireDtype.FLOAT32,
+            shape=(0, 0, self._width),
+        )  # fmt: skip
+        recv = Recv(MASTER_RANK, Expect(header, self._max_bytes), self._place, idle=True)
+        self._transport.transfer([], [recv])
+        if recv.got is None:
+            raise FrameError("a transfer ended without its frame")
+        return self._open(recv.got)
+
+    def _place(self, header: FrameHeader) -> memoryview:
+        """Room for a payload that has been checked; kept for the next one."""
+        if self._buffer.numel() < header.payload_bytes:
+            self._buffer = torch.empty(header.payload_bytes, dtype=torch.uint8)
+        return as_bytes(self._buffer)[: header.payload_bytes]
+
+    def _open(self, got: FrameHeader) -> Received:
+        first = bool(got.flags & Flag.FIRST)
+        info = Broadcast(got.step, got.start, first, got.request)
+        if got.kind is not FrameType.TENSOR:
+            return Received(_NO_HIDDEN, info, got.kind, got.start)
+        size = tensor_bytes(got.dtype, got.shape)
+        offset = got.payload_bytes - size
+        hidden_BSD = self._buffer[offset : offset + size].view(torch.float32).view(got.shape)
+        if got.flags & Flag.PADDED:
+            pads = self._buffer[: 4 * got.shape[0]].view(torch.int32).tolist()
+            if not all(0 <= pad < got.start + (1 << 30) for pad in pads):
+                raise FrameError(f"pads: expected counts of tokens, got {pads}")
+            info = Broadcast(got.step, got.start, first, got.request, tuple(pads))
+        return Received(hidden_BSD, info)

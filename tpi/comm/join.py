@@ -1,0 +1,193 @@
+"""From a spec to connected ranks: every worker calls the master, and says who it is.
+
+The master answers WELCOME with the addresses of all ranks once all are there. For algorithms that
+need it, each worker then calls every worker of a lower rank in the same way. Read `join` first;
+`acceptor.py` is the side that is called.
+"""
+
+import socket
+import time
+from contextlib import ExitStack
+
+from tpi.comm.acceptor import Acceptor, Identity
+from tpi.comm.address import open_listener, parse_address, resolve
+from tpi.comm.deadlines import Deadlines
+from tpi.comm.mesh import SocketMesh
+from tpi.comm.messages import Abort, Address, Hello, decode_addresses, encode_addresses
+from tpi.comm.wire import FrameHeader, FrameParser, FrameType
+from tpi.errors import (
+    ConfigError,
+    FrameError,
+    PeerLostError,
+    PeerTimeoutError,
+    error_from_code,
+)
+from tpi.ranks import MASTER_RANK, Ranks
+
+_FIRST_RETRY_S = 0.02
+_LAST_RETRY_S = 0.5
+
+
+def join(
+    ranks: Ranks,
+    *,
+    bind: str,
+    master: str | None,
+    session: bytes,
+    fingerprint: bytes,
+    deadlines: Deadlines,
+    peer_links: bool,
+    trust_network: bool = False,
+    listener: socket.socket | None = None,
+) -> SocketMesh:
+    """Connect this rank with the others.
+
+    Args:
+        ranks: Who this is.
+        bind: Host that this rank listens on.
+        master: `host:port` of the master; the master listens on that port of its `bind`.
+        session: 16 random bytes, new for every start, the same on all ranks. Who knows them is let
+            in, so they are for nobody else to see.
+        fingerprint: 32 bytes, a digest of all that the ranks must agree on.
+        deadlines: `join_s` is for all of this.
+        peer_links: Whether workers talk to each other.
+        trust_network: Allow addresses beyond loopback although nothing is encrypted.
+        listener: A listening socket to use instead of opening one (master only); it is closed here.
+
+    Raises:
+        ConfigError: an address cannot be used.
+        PeerLostError: a rank is missing at the deadline (named), or left during the join.
+        AuthError, IncompatibleError: the master refused this rank, and why.
+    """
+    if ranks.world_size == 1:
+        return SocketMesh(ranks, {}, session, deadlines)
+    me = Identity(ranks.rank, ranks.world_size, session, fingerprint)
+    deadline = time.monotonic() + deadlines.join_s
+    if master is None and listener is None:
+        raise ConfigError("master: needed with more than one rank, got none")
+    if ranks.is_master:
+        listener = listener or open_listener(bind, parse_address(master or "")[1], trust_network)
+        with listener:
+            sockets = _welcome_all(listener, me, set(ranks.workers), deadlines, deadline)
+    else:
+        address = parse_address(master or "")
+        worker = _Joiner(me, deadlines, deadline, trust_network)
+        sockets = worker.run(bind, address, peer_links)
+    return SocketMesh(ranks, sockets, session, deadlines)
+
+
+def _welcome_all(
+    listener: socket.socket, me: Identity, expected: set[int], limits: Deadlines, deadline: float
+) -> dict[int, socket.socket]:
+    """Let the expected ranks in and tell each of them that all are there."""
+    guests = Acceptor(listener, me, expected, limits).run(deadline)
+    addresses: list[Address] = [("", 0)] * me.world_size
+    for rank, guest in guests.items():
+        if guest.hello is not None:
+            addresses[rank] = (guest.hello.host, guest.hello.port)
+    welcome = me.frame(FrameType.WELCOME, encode_addresses(addresses))
+    try:
+        for rank, guest in guests.items():
+            try:
+                guest.sock.sendall(welcome)  # a few KiB: the kernel takes them at once
+            except OSError as exc:
+                raise PeerLostError(f"rank {rank} is gone: it left during the join: {exc}") from exc
+    except BaseException:
+        for guest in guests.values():
+            guest.sock.close()
+        raise
+    return {rank: guest.sock for rank, guest in guests.items()}
+
+
+class _Joiner:
+    """The worker's side of a join."""
+
+    def __init__(self, me: Identity, limits: Deadlines, deadline: float, trust: bool) -> None:
+        self._me = me
+        self._limits = limits
+        self._deadline = deadline
+        self._trust = trust
+
+    def run(self, bind: str, master: Address, peer_links: bool) -> dict[int, socket.socket]:
+        """Connections to the master and, where wanted, to the other workers."""
+        with ExitStack() as stack:
+            port = 0
+            if peer_links:
+                listener = stack.enter_context(open_listener(bind, 0, self._trust))
+                port = listener.getsockname()[1]
+            hello = Hello(
+                self._me.rank, self._me.world_size, self._me.fingerprint, bind if port else "", port
+            )
+            with ExitStack() as undo:
+                sockets: dict[int, socket.socket] = {}
+                addresses = self._call(MASTER_RANK, master, hello, sockets, undo)
+                if peer_links:
+                    for rank in range(1, self._me.rank):
+                        self._call(rank, addresses[rank], hello, sockets, undo)
+                    higher = set(range(self._me.rank + 1, self._me.world_size))
+                    sockets |= _welcome_all(
+                        listener, self._me, higher, self._limits, self._deadline
+                    )
+                undo.pop_all()
+        return sockets
+
+    def _call(
+        self, rank: int, address: Address, hello: Hello, sockets: dict[int, socket.socket],
+        undo: ExitStack,
+    ) -> list[Address]:  # fmt: skip
+        """Connect to a rank, say who we are, wait until it lets us in."""
+        sock = undo.enter_context(self._connect(rank, address))
+        try:
+            sock.sendall(self._me.frame(FrameType.HELLO, hello.encode()))
+            body = self._await_welcome(sock, rank)
+        except TimeoutError as exc:
+            raise PeerTimeoutError(
+                f"rank {rank} at {address[0]}:{address[1]} is silent during the join, "
+                f"for {self._limits.dead_s:g} s"
+            ) from exc
+        except OSError as exc:
+            raise PeerLostError(f"rank {rank} is gone: {exc}, during the join") from exc
+        sockets[rank] = sock
+        return decode_addresses(body, self._me.world_size)
+
+    def _connect(self, rank: int, address: Address) -> socket.socket:
+        resolve(address[0], self._trust)
+        retry_s = _FIRST_RETRY_S
+        while True:
+            left_s = self._deadline - time.monotonic()
+            try:
+                return socket.create_connection(address, timeout=max(0.01, left_s))
+            except OSError as exc:
+                if left_s <= retry_s:
+                    raise PeerLostError(
+                        f"rank {rank} does not answer at {address[0]}:{address[1]} "
+                        f"within {self._limits.join_s:g} s: {exc}"
+                    ) from exc
+            time.sleep(retry_s)  # nobody listens there yet
+            retry_s = min(_LAST_RETRY_S, retry_s * 2)
+
+    def _await_welcome(self, sock: socket.socket, rank: int) -> bytes:
+        parser = FrameParser()
+        while True:
+            left_s = self._deadline + self._limits.dead_s - time.monotonic()
+            sock.settimeout(max(0.01, min(self._limits.dead_s, left_s)))
+            data = sock.recv(parser.needed)
+            if not data:
+                raise PeerLostError(
+                    f"rank {rank} is gone: it closed the connection during the join"
+                )
+            for header, body in parser.feed(data):
+                if (found := self._open(header, body, rank)) is not None:
+                    return found
+
+    def _open(self, header: FrameHeader, body: bytes, rank: int) -> bytes | None:
+        if header.kind is FrameType.ABORT:
+            abort = Abort.decode(body)
+            raise error_from_code(abort.code, f"rank {abort.rank} reported: {abort.message}")
+        if header.epoch != self._me.session:
+            raise FrameError(f"rank {rank}: epoch: a frame of another session")
+        if header.kind is FrameType.HEARTBEAT:
+            return None
+        if header.kind is not FrameType.WELCOME:
+            raise FrameError(f"rank {rank}: expected WELCOME, got {header.kind.name}")
+        return body
