@@ -61,7 +61,7 @@ class Llama:
         self._share = share
         self._tracer = tracer
         self._dtype = compute_dtype
-        self._linear = Kernels(compute_dtype).linear
+        self._project = Kernels(compute_dtype).project
         self._rope = Rope(config)
         self._segments = make_segments(share.local_kv_of_q(config))
         self._cache = KvCache(
@@ -130,7 +130,7 @@ class Llama:
                 begin_ns = time.monotonic_ns()
                 if tile == 0:
                     x_BD = self._norm(hidden_BD, weights["norm"]).to(self._dtype)
-                part_BV = self._linear(x_BD, weights["weight"])
+                (part_BV,) = self._project(x_BD, weights, "weight")
                 logits_BV[:, row : row + part_BV.shape[1]] = part_BV
                 row += part_BV.shape[1]
             self._tracer.add("compute", begin_ns, time.monotonic_ns(), kind="head", layer=tile)
@@ -171,7 +171,7 @@ class Llama:
             keys_BKTE, values_BKTE = self._cache.store(layer, start, k_BSKE, v_BSKE)
             attn_BShE = attend(q_BShE, keys_BKTE, values_BKTE, self._segments, self._pads)
             attn_Nh = attn_BShE.view(-1, weights["o"].shape[1])
-            partial_ND = self._linear(attn_Nh, weights["o"], weights.get("o_bias"))
+            (partial_ND,) = self._project(attn_Nh, weights, "o")
         self._tracer.add("compute", begin_ns, time.monotonic_ns(), kind="attn", layer=layer)
         return partial_ND.float().view_as(hidden_BSD)
 
@@ -180,12 +180,8 @@ class Llama:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         batch, length, _ = hidden_BSD.shape
         x_ND = self._norm(hidden_BSD, weights["norm"]).view(batch * length, -1).to(self._dtype)
-        q, k, v = (
-            self._linear(x_ND, weights[name], weights.get(f"{name}_bias")).view(
-                batch, length, -1, self._config.head_size
-            )
-            for name in ("q", "k", "v")
-        )
+        heads = (batch, length, -1, self._config.head_size)
+        q, k, v = (out.view(heads) for out in self._project(x_ND, weights, "q", "k", "v"))
         if self._config.qk_norm:
             q = self._norm(q.float(), weights["q_norm"]).to(self._dtype)
             k = self._norm(k.float(), weights["k_norm"]).to(self._dtype)
@@ -198,10 +194,9 @@ class Llama:
             begin_ns = time.monotonic_ns()
             x_ND = self._norm(hidden_BSD, weights["norm"]).view(-1, hidden_BSD.shape[-1])
             x_ND = x_ND.to(self._dtype)
-            gate_Nf = self._linear(x_ND, weights["gate"], weights.get("gate_bias"))
-            gate_Nf = F.silu(gate_Nf, inplace=True)
-            gate_Nf *= self._linear(x_ND, weights["up"], weights.get("up_bias"))
-            partial_ND = self._linear(gate_Nf, weights["down"], weights.get("down_bias"))
+            gate_Nf, up_Nf = self._project(x_ND, weights, "gate", "up")
+            gate_Nf = F.silu(gate_Nf, inplace=True).mul_(up_Nf)
+            (partial_ND,) = self._project(gate_Nf, weights, "down")
         self._tracer.add("compute", begin_ns, time.monotonic_ns(), kind="ffn", layer=layer)
         return partial_ND.float().view_as(hidden_BSD)
 

@@ -4,8 +4,10 @@ Decoding is nothing but matrix-vector products over weights that are read once, 
 judged by the GB/s of weights it gets through. The choices below come from
 `tests/benchmarks/test_bench_matvec.py` (torch 2.13, numpy 2.x, one thread; "Intel" is a Sapphire
 Rapids Xeon that reads memory at 16-17 GB/s, "AMD" an EPYC that reads it at 29); run it with
-`make bench` on another machine before changing one. Read `Kernels.linear` first.
+`make bench` on another machine before changing one. Read `Kernels.project` first.
 """
+
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +19,11 @@ from tpi.model import split_float
 # Intel, bf16 -> f32, GB/s of bf16 weights by tile size: 64 KiB 4.0, 128 KiB 5.7, 256 KiB 6.9,
 # 512 KiB 7.9, 1 MiB 6.9, 2 MiB 5.4.
 VECTOR_TILE_BYTES = 512 << 10
-# For a matrix the tile is cut in both directions: tiles of whole rows get thin. Intel, 512 rows of
-# x by 4096 x 11008 weights, GB/s: 11 whole rows 0.13, 256 x 1024 0.27, ready float32 weights 0.31.
+# For many rows of x the tile is cut in both directions: tiles of whole rows get thin. Intel, 512
+# rows by 4096 x 11008 weights, GB/s: 11 whole rows 0.13, 256 x 1024 0.27, ready float32 0.31. The
+# other way round for 8 rows by 11008 x 4096: 5.0 and 3.7.
 MATRIX_TILE_SHAPE = (256, 1024)
+MATRIX_TILE_LEAST_ROWS = 16
 SCRATCH_BYTES = 1 << 20
 
 
@@ -38,27 +42,33 @@ class Kernels:
         self._scratch = torch.empty(SCRATCH_BYTES // compute_dtype.itemsize, dtype=compute_dtype)
         self._splits = compute_dtype == torch.float32 and split_float.available()
 
-    def linear(
-        self, x_SK: torch.Tensor, weight_NK: torch.Tensor, bias_N: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Multiply rows by a weight matrix as it is stored: x @ weight.T + bias.
+    def project(
+        self, x_SK: torch.Tensor, weights: Mapping[str, torch.Tensor], *names: str
+    ) -> list[torch.Tensor]:
+        """Multiply rows by named weights of a block, each as it is stored: x @ weight.T + bias.
 
-        The result is new memory, never a view of the weights, which may be gone a moment later.
+        The bias of weight "q" is "q_bias", where the block has one. The results are new memory,
+        never views of the weights, which may be gone a moment later.
 
-        Shapes: (S, K) compute dtype, (N, K) any float dtype -> (S, N) compute dtype, contiguous.
+        Shapes: (S, K) compute dtype, (N, K) any float dtype each -> (S, N) compute dtype each,
+            contiguous.
         """
-        if weight_NK.dtype != self.compute_dtype:
-            out_SN = self._converted(x_SK, weight_NK)
-        elif self.compute_dtype == torch.float32:
-            out_SN = _float32(x_SK, weight_NK)
+        matrices = [weights[name] for name in names]
+        if self._splits and matrices[0].dtype == torch.bfloat16:
+            results = split_float.project(x_SK, matrices)
         else:
-            out_SN = _bfloat16(x_SK, weight_NK)
-        return out_SN if bias_N is None else out_SN.add_(bias_N)
+            results = [self._product(x_SK, weight_NK) for weight_NK in matrices]
+        for name, out_SN in zip(names, results, strict=True):
+            bias_N = weights.get(f"{name}_bias")
+            if bias_N is not None:
+                out_SN += bias_N
+        return results
 
-    def _converted(self, x_SK: torch.Tensor, weight_NK: torch.Tensor) -> torch.Tensor:
-        if self._splits and weight_NK.dtype == torch.bfloat16:
-            return split_float.linear(x_SK, weight_NK)
-        if self.compute_dtype == torch.float32 and x_SK.shape[0] > 1:
+    def _product(self, x_SK: torch.Tensor, weight_NK: torch.Tensor) -> torch.Tensor:
+        if weight_NK.dtype == self.compute_dtype:
+            is_float32 = self.compute_dtype == torch.float32
+            return (_float32 if is_float32 else _bfloat16)(x_SK, weight_NK)
+        if self.compute_dtype == torch.float32 and x_SK.shape[0] >= MATRIX_TILE_LEAST_ROWS:
             return self._by_matrix_tiles(x_SK, weight_NK)
         return self._by_row_tiles(x_SK, weight_NK)
 
