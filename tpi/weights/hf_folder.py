@@ -108,9 +108,8 @@ def _write_locked(
                     if progress is not None:
                         progress(done + file.num_bytes, total)
             done += file.num_bytes
-            sha256 = queue.finish(file).result()
-            sync_folder(folder)
-            journal.enter({name: sha256})
+            journal.enter({name: queue.finish(file).result()})
+    sync_folder(folder)
     _write_small_files(source, folder, dtype, files)
     journal.finish()
     return todo

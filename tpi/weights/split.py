@@ -200,11 +200,8 @@ def _write_blocks(
 
 
 def _enter(job: _Job, finishing: Sequence[tuple[_Part, Future[str]]]) -> None:
-    """Wait until files and their names are durable, then note them in the journal."""
-    sha256 = {part.name: future.result() for part, future in finishing}
-    for part, _ in finishing:
-        sync_folder((job.out / part.name).parent)
-    job.journal.enter(sha256)
+    """Wait until the bytes of files are durable, then note them in the journal."""
+    job.journal.enter({part.name: future.result() for part, future in finishing})
 
 
 def _write_block(
@@ -277,7 +274,7 @@ def _link_repeated(job: _Job) -> None:
 
 
 def _write_manifest(job: _Job, rank: int, folder: Path) -> None:
-    sync_folder(folder)  # links are names too
+    sync_folder(folder)  # a manifest that outlives a crash must not outlive its files' names
     entries = []
     for spec in rank_blocks(job.source.config, job.plan, rank, job.dtype):
         part = next(part for part in job.parts[spec.id] if part.rank == rank)
