@@ -1,0 +1,48 @@
+"""What decides the numbers of one system in one plan; its hash names the run."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from harness.plan import Plan, SystemPlan
+from harness.weights import WeightSet
+from results.environment import dependency_versions, host_fingerprint
+from results.identity import content_digest
+from tpi.config import config_to_json
+
+_ROOT = Path(__file__).parent.parent
+
+
+def decisive(
+    plan: Plan,
+    system: SystemPlan,
+    weights: WeightSet,
+    prompt_ids: tuple[int, ...],
+    environment: Mapping[str, object],
+) -> dict[str, object]:
+    """Everything that decides the numbers of a system, and nothing else."""
+    return {
+        "system": system.name,
+        "options": asdict(system.options),
+        "model": config_to_json(plan.model),
+        "weights": weights.identity,
+        "storage": plan.storage,
+        "distinct_layers": plan.distinct_layers,
+        "prompt_ids": prompt_ids,
+        "new_tokens": plan.new_tokens,
+        "warmup_tokens": plan.warmup_tokens,
+        "dtype": plan.config.dtype,
+        "devices": system.world_size,
+        "device": asdict(plan.config.device),
+        "testbed": asdict(plan.config.testbed),
+        "host": host_fingerprint(environment),
+        "versions": dependency_versions(),
+        "source": source_digest(system.name),
+    }
+
+
+def source_digest(system: str) -> str:
+    """Digest of the source that a system's numbers come from."""
+    shared = () if system == "tpi" else (f"{system}.py", "program.py", "huggingface.py")
+    paths = [_ROOT / "tpi", _ROOT / "testbed", *(_ROOT / "baselines" / name for name in shared)]
+    return content_digest([path for path in paths if path.exists()])

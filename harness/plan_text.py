@@ -1,0 +1,92 @@
+"""A plan in words: what will be written, read and needed, and about how long it takes."""
+
+from harness.host import Host
+from harness.plan import Plan, SystemPlan, two_layer_plan
+from harness.predict import num_parameters
+from tpi.units import format_bytes, format_seconds
+
+
+def describe(plan: Plan, host: Host, to_write: int, pending: list[str]) -> list[tuple[str, str]]:
+    """The plan in (heading, text) lines; `pending` are the systems that are not measured yet."""
+    config, model = plan.config, plan.model
+    lines = [
+        (
+            "model",
+            f"{config.model.path or config.model.name}: {model.num_layers} layers,"
+            f" {_millions(num_parameters(model))} parameters, stored in {plan.storage},"
+            f" computed in {config.dtype}",
+        ),
+        ("weights", _weights_text(plan, host, to_write)),
+    ]
+    lines += [(s.name, _system_text(plan, s)) for s in plan.systems]
+    lines.append(("check", _check_text(plan)))
+    if plan.runnable:
+        repeats = "repeat" if config.repeats == 1 else "repeats"
+        lines.append(
+            (
+                "runs",
+                f"{config.repeats} {repeats} of a prompt of {plan.prompt_tokens} and"
+                f" {plan.new_tokens} new tokens, each after a warm-up of {plan.warmup_tokens}",
+            )
+        )
+    lines += [("cut", text) for text in plan.cuts]
+    rates = f"disk {host.read_bps / 1e9:.2g} GB/s, {host.cores} cores"
+    text = f"about {format_seconds(plan.predicted_s)} for all of it, an estimate ({rates})"
+    if not pending:
+        text = "nothing is left to run"
+    elif len(pending) < len(plan.runnable):
+        text = f"only {', '.join(pending)} is left to run; {text}"
+    lines.append(("time", text))
+    return lines
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:.3g} M" if count < 1e9 else f"{count / 1e9:.3g} B"
+
+
+def _weights_text(plan: Plan, host: Host, to_write: int) -> str:
+    if plan.synthetic:
+        text = f"synthetic, seed {plan.config.weights.seed}"
+        if plan.distinct_layers < plan.model.num_layers:
+            text += (
+                f", {plan.distinct_layers} of {plan.model.num_layers} layers distinct"
+                f" (weights.max_bytes={format_bytes(plan.config.weights.max_bytes)})"
+            )
+    else:
+        text = f"of the folder {plan.config.model.path}"
+    where = plan.config.weights.dir
+    if to_write:
+        text += f"; writes {format_bytes(to_write)} to {where}/ ({format_bytes(host.free_disk)}"
+        text += " free)"
+    elif plan.runnable:
+        text += f"; nothing to write, they are in {where}/"
+    return text
+
+
+def _system_text(plan: Plan, system: SystemPlan) -> str:
+    if system.refusal is not None:
+        return f"infeasible: {system.refusal}"
+    cost, threads = system.cost, plan.config.device.threads
+    devices = "1 device" if system.world_size == 1 else f"{system.world_size} devices"
+    text = f"{devices} x {threads} thread{'s' * (threads > 1)}, needs"
+    text += f" {format_bytes(max(cost.peak_bytes))} of memory"
+    if system.world_size > 1:
+        text += f" on the largest, {format_bytes(cost.need_bytes)} in all"
+    if cost.read_bytes_per_step:
+        text += f"; reads {format_bytes(cost.read_bytes_per_step)} per token"
+    return text + f"; about {format_seconds(cost.step_s)} per token"
+
+
+def _check_text(plan: Plan) -> str:
+    texts = {
+        "exact": "tokens equal to Transformers' in float32",
+        "bounded": "tokens within twice Transformers' own 16-bit error of its float32 logits",
+        "two_layer": "first the same shape with two layers must give Transformers' tokens",
+        "none": "unchecked",
+    }
+    text = texts[plan.check] + (f" ({plan.check_reason})" if plan.check_reason else "")
+    if plan.check == "two_layer":
+        small = two_layer_plan(plan)
+        num_bytes = format_bytes(small.shards_bytes + small.hf_bytes)
+        text += f"; writes {num_bytes} for it and removes them again"
+    return text

@@ -1,0 +1,139 @@
+"""What tokens are compared with, and the comparison: `Reference.check` judges one repeat.
+
+The reference is Transformers in float32 on the same weights and prompt: its tokens come from a
+repeat of `transformers` itself where that runs in float32, and else from `baselines/reference.py`,
+run beside the testbed and not on a device. Answers are kept below `<results_dir>/references` under
+a hash of what decides them, so that nothing is computed twice.
+"""
+
+import hashlib
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from baselines.reference import Reference as Answer
+from baselines.reference import ReferenceJob, read_reference, write_job
+from harness.live import Live
+from harness.plan import Plan
+from harness.verdict import check_bounded, check_exact
+from harness.weights import WeightSet
+from results.environment import dependency_versions
+from results.schema import Check
+from results.store import write_durably
+from testbed.local import device_environment
+from tpi.errors import TpiError, map_errors
+
+# The program needs no device: it runs on all cores, since only its tokens matter.
+_MODULE = "baselines.reference"
+_PATIENCE_S = 1200.0
+
+
+class Reference:
+    """Checks tokens that systems made in one plan."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        weights: WeightSet,
+        prompt_ids: tuple[int, ...],
+        live: Live,
+        *,
+        threads: int,
+    ) -> None:
+        self._plan = plan
+        self._live = live
+        self._job = ReferenceJob(
+            model_dir=weights.hf.absolute(),
+            prompt_ids=prompt_ids,
+            new_tokens=plan.new_tokens,
+            threads=threads,
+        )
+        self._key = {
+            "weights": weights.identity,
+            "prompt_ids": prompt_ids,
+            "new_tokens": plan.new_tokens,
+            "versions": dependency_versions(("torch", "transformers")),
+        }
+        self.folder = Path(plan.config.results_dir) / "references"
+
+    def check(self, system: str, tokens: tuple[int, ...]) -> Check:
+        """Compare a system's tokens as the plan says; `passed` is None where that failed."""
+        if self._plan.check not in ("exact", "bounded"):
+            return Check(detail=self._plan.check_reason)
+        try:
+            if self._plan.check == "bounded":
+                return self._bounded(tokens)
+            return check_exact(tokens, self._tokens(system, tokens))
+        except TpiError as exc:
+            return Check(detail=f"no reference: {exc}")
+
+    def _tokens(self, system: str, tokens: tuple[int, ...]) -> tuple[int, ...]:
+        """The reference's tokens; those of `transformers` in float32 are the reference."""
+        path = self._path({})
+        if not path.exists():
+            if system != "transformers":
+                return self._answer(self._job, path).tokens
+            raw = {
+                "schema": 1,
+                "tokens": list(tokens),
+                "largest_logit": 0.0,
+                "logit_error": None,
+                "shortfalls": {},
+            }
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_durably(path, json.dumps(raw).encode())
+        return read_reference(path).tokens
+
+    def _bounded(self, tokens: tuple[int, ...]) -> Check:
+        dtype = "bfloat16"
+        path = self._path({"answer": tokens, "error_of": dtype})
+        if path.exists():
+            answer = read_reference(path)
+        else:
+            job = ReferenceJob(
+                model_dir=self._job.model_dir,
+                prompt_ids=self._job.prompt_ids,
+                new_tokens=self._job.new_tokens,
+                threads=self._job.threads,
+                answers={"answer": tokens},
+                error_of=dtype,
+            )
+            answer = self._answer(job, path)
+        return check_bounded(
+            tokens, answer.tokens, answer.shortfalls["answer"], answer.logit_error or 0.0
+        )
+
+    def _path(self, more: dict[str, object]) -> Path:
+        canonical = json.dumps({**self._key, **more}, sort_keys=True)
+        return self.folder / f"{hashlib.sha256(canonical.encode()).hexdigest()[:16]}.json"
+
+    def _answer(self, job: ReferenceJob, out: Path) -> Answer:
+        """Run the program and read what it wrote."""
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="tpi-reference-") as folder:
+            job_file = Path(folder) / "job.json"
+            write_job(job, job_file, out.absolute())
+            with (
+                self._live.waiting("reference: Transformers in float32"),
+                map_errors(
+                    {OSError: TpiError, subprocess.SubprocessError: TpiError}, "the reference"
+                ),
+            ):
+                done = subprocess.run(
+                    [sys.executable, "-m", _MODULE, str(job_file)],
+                    env=device_environment(job.threads),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                    # Ctrl-C is this process's to handle: it ends the child itself.
+                    start_new_session=True,
+                    timeout=_PATIENCE_S * self._plan.config.testbed.time_scale,
+                    check=False,
+                )
+        if done.returncode != 0:
+            lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
+            raise TpiError(lines[-1].removeprefix("error: "))
+        return read_reference(out)

@@ -1,0 +1,94 @@
+"""The text of `python run.py --help`: what is asked for most, then every option and its default."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from textwrap import wrap
+
+from harness.config import Config
+from tpi.units import format_bytes
+
+_WIDTH = 100
+_HEAD = """\
+Measure systems that serve one language model on several devices, and print the table.
+
+  python run.py [KEY=VALUE ...]           one experiment; without arguments a small one
+  python run.py -m KEY=A,B [KEY=VALUE ...]   one after the other, for every combination
+
+  python run.py model=tiny devices=4 'systems=[tpi,transformers]'
+  python run.py model=llama2-70b devices=8
+  python run.py model=folder model.path=DIR devices=4 'workload.prompt=Hello, world'
+
+Before anything starts it prints what it will write, read and need, and about how long it takes. A
+run that was finished before is not measured again; more repeats are added to it.
+"""
+
+_ABOUT = {
+    "devices": "how many devices a distributed system gets",
+    "dtype": "float32 | bfloat16, of the computation",
+    "threads": "per device, the same for every system",
+    "window": "tpi: blocks in memory at once, or all",
+    "memory_budget": "tpi: per device, as 4GiB; decides window and retained blocks",
+    "allreduce": "tpi: star | tree | ring | direct | exchange",
+    "wire_dtype": "tpi: float32 | bfloat16",
+    "shares": "tpi: weights of the devices, as [2,1,1]; null is even",
+    "repeats": "each on fresh devices, after a warm-up request",
+    "max_minutes": "to fit, repeats are cut to 1, then new tokens to 3",
+    "results_dir": "where records lie",
+    "force": "true measures again what is there",
+    "model.path": "a checkpoint in Hugging Face form, with model=folder",
+    "workload.prompt": "text; needs a tokenizer in the model's folder",
+    "workload.prompt_file": "the same, from a file",
+    "workload.prompt_tokens": "length of a prompt of seeded ids, where no text is given",
+    "workload.new_tokens": "made greedily, exactly so many",
+    "workload.seed": "of the prompt's ids",
+    "weights.dir": "where weights are made, and found again",
+    "weights.max_bytes": "of synthetic weights; so many layers differ as fit",
+    "weights.distinct_layers": "layers that are stored; the others are links to them",
+    "weights.dtype": "storage of synthetic weights: auto | float32 | float16 | bfloat16",
+    "weights.seed": "of synthetic weights",
+    "testbed.time_scale": "multiplies every deadline",
+}
+
+_TAIL = """\
+Exit status: 0 every system ended ok or was computed not to fit; 1 one of them crashed, ran out of
+memory or time, or gave wrong tokens; 2 an option is wrong; 130 interrupted.
+"""
+
+
+def help_text(
+    config: Config, axes: Mapping[str, tuple[str, ...]], shortcuts: Mapping[str, object]
+) -> str:
+    """The whole text, with the defaults of `config` and the choices of each axis."""
+    lines = [_HEAD, "Axes (AXIS=NAME, files in conf/):"]
+    for axis, names in axes.items():
+        lines += wrap(
+            " | ".join(names),
+            width=_WIDTH,
+            initial_indent=f"  {axis:12}",
+            subsequent_indent=" " * 14,
+            break_on_hyphens=False,
+        )
+    lines += ["", "Options (defaults in brackets):"]
+    values = {**_flat(asdict(config), ""), **shortcuts}
+    for name, about in _ABOUT.items():
+        lines.append(f"  {name:26}{about} [{_shown(name, values.get(name))}]")
+    return "\n".join([*lines, "", _TAIL])
+
+
+def _flat(tree: Mapping[str, object], prefix: str) -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _shown(name: str, value: object) -> str:
+    if name.endswith("max_bytes") and isinstance(value, int):
+        return format_bytes(value).replace(" ", "")
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    return str(value)

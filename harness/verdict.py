@@ -1,0 +1,157 @@
+"""From what was seen to a verdict: the status of a repeat, and whether tokens are right. Pure.
+
+`judge` turns a runner's `Outcome` into the `Repeat` that is kept. `check_exact` and `check_bounded`
+compare tokens with the reference; what a failed check means for a status is decided by
+`checked_status` alone: wrong tokens are `wrong_output`, never a timing.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+from harness.runner import Outcome
+from results.schema import Check, PeakMemory, Repeat
+from tpi.events import Event
+
+# Errors by which a rank reports what another one did: consequences, not causes.
+_SECONDARY = ("peer_lost", "peer_silent", "peer_stalled", "comm")
+
+
+def judge(outcome: Outcome, index: int, request_id: str, new_tokens: int) -> Repeat:
+    """Decide how a repeat ended; `request_id` is the measured request."""
+    status, reason = _status(outcome)
+    repeat = Repeat(
+        index=index,
+        request_id=request_id,
+        status=status,
+        reason=reason,
+        start_ns=outcome.start_ns,
+        peak_memory=PeakMemory(
+            rss_hwm=tuple(m.rss_hwm for m in outcome.meters),
+            anon_peak=tuple(m.anon_peak for m in outcome.meters),
+            cgroup_peak=tuple(m.cgroup_peak for m in outcome.meters),
+        ),
+        events=outcome.events,
+        facts=_facts(outcome),
+    )
+    if status != "ok":
+        return repeat
+    problem = _protocol_problem(repeat, len(outcome.start_ns), new_tokens)
+    return repeat if problem is None else _with_status(repeat, "invalid", problem)
+
+
+def checked_status(repeat: Repeat, check: Check) -> Repeat:
+    """The repeat with what the check of its tokens makes of its status."""
+    if repeat.status == "ok" and check.passed is False:
+        return _with_status(repeat, "wrong_output", check.detail)
+    return repeat
+
+
+def check_exact(tokens: Sequence[int], reference: Sequence[int]) -> Check:
+    """Tokens must equal the reference's, one by one."""
+    same = [a == b for a, b in zip(tokens, reference, strict=False)]
+    passed = len(tokens) == len(reference) and all(same)
+    first = None if passed else [*same, False].index(False)
+    return Check(
+        kind="exact",
+        passed=passed,
+        agreement=sum(same) / max(len(reference), len(tokens), 1),
+        first_difference=first,
+        detail="" if passed else _difference(tokens, reference, first or 0),
+    )
+
+
+def check_bounded(
+    tokens: Sequence[int],
+    reference: Sequence[int],
+    shortfalls: Sequence[float],
+    error_bound: float,
+) -> Check:
+    """The reference logit of every token must lie near the largest one.
+
+    Args:
+        tokens: The system's.
+        reference: What the float32 reference makes itself.
+        shortfalls: For each token, the largest reference logit less the token's own, with the
+            system's tokens fed to the reference.
+        error_bound: Transformers' largest |16-bit - float32| logit error; twice it is allowed.
+    """
+    exact = check_exact(tokens, reference)
+    worst = max(shortfalls, default=0.0)
+    passed = len(tokens) == len(reference) == len(shortfalls) and worst <= 2 * error_bound
+    text = f"largest shortfall {worst:.3g}, allowed {2 * error_bound:.3g}"
+    return Check(
+        kind="bounded",
+        passed=passed,
+        agreement=exact.agreement,
+        first_difference=exact.first_difference,
+        detail=text if passed or worst > 2 * error_bound else exact.detail,
+    )
+
+
+def _status(outcome: Outcome) -> tuple[str, str]:
+    if outcome.failure is None:
+        return "ok", ""
+    for rank, end in enumerate(outcome.exits):
+        if end is not None and end.oom:
+            return "oom", f"rank {rank}: killed, out of memory"
+    if outcome.failure.status != "crashed":
+        return outcome.failure.status, outcome.failure.reason
+    return _cause(outcome)
+
+
+def _cause(outcome: Outcome) -> tuple[str, str]:
+    """Of everything that ranks reported, the cause rather than a consequence."""
+    for rank, end in enumerate(outcome.exits):
+        if end is not None and end.code < 0 and not end.stopped:
+            return "crashed", f"rank {rank}: ended early with signal {-end.code}"
+    errors = [e for e in outcome.events if e.event.name == "error"]
+    errors.sort(key=lambda e: (e.event.fields["code"] in _SECONDARY, e.event.t_ns))
+    if not errors:
+        return "crashed", outcome.failure.reason if outcome.failure else ""
+    first = errors[0]
+    status = "oom" if first.event.fields["code"] == "resource" else "crashed"
+    return status, f"rank {first.rank}: {first.event.fields['message']}"
+
+
+def _protocol_problem(repeat: Repeat, world_size: int, new_tokens: int) -> str | None:
+    """What contract 4 asks of a whole repeat and the events do not hold; None if all is there."""
+    if len(repeat.tokens) != new_tokens:
+        return f"{len(repeat.tokens)} tokens came, {new_tokens} were asked for"
+    for rank in range(world_size):
+        events = [e.event for e in repeat.events if e.rank == rank]
+        if any(b.t_ns < a.t_ns for a, b in pairwise(events)):
+            return f"rank {rank}: times of events go backwards"
+        if problem := _count_problem(events, repeat.request_id, master=rank == 0):
+            return f"rank {rank}: {problem}"
+    return None
+
+
+def _count_problem(events: Sequence[Event], request_id: str, *, master: bool) -> str | None:
+    expected: Mapping[str, int] = {"counters": 1, "end": 1, **({"request": 1} if master else {})}
+    for name, count in expected.items():
+        found = sum(e.name == name and e.request_id == request_id for e in events)
+        if found != count:
+            return f"{found} {name} events for request {request_id}, expected {count}"
+    return None
+
+
+def _facts(outcome: Outcome) -> dict[str, object]:
+    return {
+        "exits": [None if e is None else {"code": e.code, "oom": e.oom} for e in outcome.exits],
+        "devices": [dict(facts) for facts in outcome.facts],
+        "log_tails": [
+            "" if e is None or outcome.failure is None else e.log_tail for e in outcome.exits
+        ],
+        "meter_words": [dict(m.words) for m in outcome.meters],
+    }
+
+
+def _difference(tokens: Sequence[int], reference: Sequence[int], index: int) -> str:
+    if index >= min(len(tokens), len(reference)):
+        return f"{len(tokens)} tokens, the reference has {len(reference)}"
+    return f"token {index + 1} is {tokens[index]}, the reference has {reference[index]}"
+
+
+def _with_status(repeat: Repeat, status: str, reason: str) -> Repeat:
+    return replace(repeat, status=status, reason=reason)

@@ -1,0 +1,159 @@
+from dataclasses import replace
+
+import pytest
+
+from harness.plan import make_plan, two_layer_plan
+from harness.plan_text import describe
+from harness.predict import most_distinct_layers, num_parameters
+from tests.harness.micro import GIB, HOST, MODEL, make_config
+from tpi.config import load_preset
+from tpi.errors import ConfigError
+from tpi.weights.shard import make_shard_plan
+from tpi.weights.split import required_bytes
+
+
+def plan_of(tmp_path, name, host=HOST, prompt_tokens=32, **changes):
+    changes = {"workload": {}, "repeats": 3, "devices": 8, **changes}
+    config = make_config(tmp_path, model={"name": name}, **changes)
+    return make_plan(config, load_preset(name), prompt_tokens, host)
+
+
+def words(plan, host=HOST):
+    pending = [s.name for s in plan.runnable]
+    lines = describe(plan, host, plan.shards_bytes + plan.hf_bytes, pending)
+    return "\n".join(f"{heading}: {text}" for heading, text in lines)
+
+
+def test_tiny_runs_as_asked_with_an_exact_check(tmp_path):
+    plan = plan_of(tmp_path, "tiny", devices=4)
+    assert [s.name for s in plan.runnable] == ["tpi", "transformers"]
+    assert (plan.check, plan.cuts, plan.config.repeats, plan.new_tokens) == ("exact", (), 3, 32)
+    assert plan.distinct_layers == plan.model.num_layers
+    assert plan.hf_bytes == num_parameters(plan.model) * 2
+    assert plan.systems[1].world_size == 1
+
+
+def test_llama2_70b_on_24_gib_is_cut_to_fit_and_transformers_is_infeasible(tmp_path):
+    plan = plan_of(tmp_path, "llama2-70b")
+    tpi, transformers = plan.systems
+    assert tpi.refusal is None
+    assert max(tpi.cost.peak_bytes) < 0.6 * GIB
+    assert tpi.cost.read_bytes_per_step > 120 * GIB
+    assert transformers.refusal is not None
+    assert "257 GiB" in transformers.refusal
+    assert "21.6 GiB" in transformers.refusal
+    assert 1 < plan.distinct_layers < 80
+    assert 14 * GIB < plan.shards_bytes <= 16 * GIB
+    assert plan.hf_bytes == 0
+    assert plan.check == "two_layer"
+    assert plan.config.repeats == 1
+    assert 3 <= plan.new_tokens < 32
+    assert plan.predicted_s <= 30 * 60
+    text = words(plan)
+    for piece in ("infeasible", "of 80 layers distinct", "repeats 3 -> 1", "new tokens 32 ->"):
+        assert piece in text
+
+
+def test_plan_does_not_depend_on_what_is_free_on_disk(tmp_path):
+    some = plan_of(tmp_path, "llama2-70b")
+    full = plan_of(tmp_path, "llama2-70b", host=replace(HOST, free_disk=GIB))
+    assert some == full
+
+
+def test_time_is_cut_by_repeats_first_then_tokens_then_refused(tmp_path):
+    def fits(minutes):
+        return plan_of(tmp_path, "llama2-70b", max_minutes=minutes)
+
+    assert fits(10000).cuts == ()
+    some = fits(230)
+    assert (some.config.repeats, some.new_tokens) == (2, 32)
+    assert fits(20).config.repeats == 1
+    assert fits(20).new_tokens < fits(30).new_tokens
+    with pytest.raises(ConfigError, match=r"max_minutes: got 1, .* 1 repeat of 3 new"):
+        fits(1)
+
+
+def test_fewer_tokens_than_the_least_are_left_as_asked(tmp_path):
+    workload = {"new_tokens": 2}
+    plan = plan_of(tmp_path, "llama2-70b", max_minutes=20, workload=workload)
+    assert plan.new_tokens == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "check"),
+    [
+        ({}, "exact"),
+        ({"dtype": "bfloat16"}, "bounded"),
+        ({"systems": {"tpi": {"wire_dtype": "bfloat16"}}}, "bounded"),
+        ({"systems": {"tpi": {}}}, "exact"),
+    ],
+)
+def test_check_follows_what_is_rounded(tmp_path, changes, check):
+    assert plan_of(tmp_path, "tiny", devices=2, **changes).check == check
+
+
+def test_no_reference_at_all_is_said(tmp_path):
+    host = replace(HOST, available_memory=8 * GIB)
+    plan = plan_of(tmp_path, "llama2-70b", host=host, max_minutes=60)
+    assert plan.check == "none"
+    assert "even two layers" in words(plan, host)
+
+
+def test_all_weights_in_memory_of_one_machine_is_infeasible(tmp_path):
+    systems = {"tpi": {"window": "all"}}
+    plan = plan_of(tmp_path, "llama2-70b", systems=systems)
+    assert plan.runnable == ()
+    assert plan.shards_bytes == plan.hf_bytes == 0
+    assert "infeasible" in words(plan)
+
+
+def test_budget_that_cannot_work_names_the_least(tmp_path):
+    systems = {"tpi": {"memory_budget": "100MiB"}}
+    with pytest.raises(ConfigError, match=r"memory_budget: .*least"):
+        plan_of(tmp_path, "llama2-7b", systems=systems)
+
+
+def test_distinct_layers_fill_max_bytes_and_no_more():
+    model = load_preset("llama2-13b")
+    plan = make_shard_plan(model, 5)
+    for max_bytes in (2 * GIB, 5 * GIB, 100 * GIB):
+        layers = most_distinct_layers(model, plan, "bfloat16", max_bytes)
+        assert required_bytes(model, plan, "bfloat16", layers) <= max_bytes
+        if layers < model.num_layers:
+            assert required_bytes(model, plan, "bfloat16", layers + 1) > max_bytes
+
+
+@pytest.mark.parametrize(
+    ("weights", "words"),
+    [
+        ({"max_bytes": "100MiB"}, "one distinct layer"),
+        ({"distinct_layers": 81}, "the model has 80 layers"),
+        ({"distinct_layers": 40}, "holds"),
+        ({"source": "folder"}, "model=llama2-70b has no folder"),
+    ],
+)
+def test_weights_that_cannot_be(tmp_path, weights, words):
+    with pytest.raises(ConfigError, match=words):
+        plan_of(tmp_path, "llama2-70b", weights={"dir": str(tmp_path), **weights})
+
+
+def test_prompt_longer_than_the_model(tmp_path):
+    with pytest.raises(ConfigError, match="make either shorter"):
+        make_plan(make_config(tmp_path), MODEL, 127, HOST)
+
+
+def test_shares_are_the_shard_plan(tmp_path):
+    systems = {"tpi": {"shares": [3, 1]}}
+    plan = make_plan(make_config(tmp_path, systems=systems), MODEL, 4, HOST)
+    assert plan.shard_plan == make_shard_plan(MODEL, 2, [3, 1])
+
+
+def test_two_layer_plan_is_the_same_but_for_its_depth(tmp_path):
+    plan = plan_of(tmp_path, "llama2-70b")
+    small = two_layer_plan(plan)
+    assert small.model == replace(plan.model, num_layers=2)
+    assert small.shard_plan == plan.shard_plan
+    assert small.check == "exact"
+    assert [s.name for s in small.systems] == ["tpi"]
+    assert small.new_tokens >= 8
+    assert small.config.dtype == plan.config.dtype
