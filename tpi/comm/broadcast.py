@@ -76,6 +76,8 @@ class StepBroadcast:
         """Master: the hidden state to every worker."""
         self._steps_sent = info.step + 1
         shape = tuple(hidden_BSD.shape)
+        if len(info.pads) not in (0, shape[0]):
+            raise ValueError(f"{len(info.pads)} pads for {shape[0]} sequences")
         flags = (Flag.FIRST if info.first else 0) | (Flag.PADDED if info.pads else 0)
         payload = as_bytes(hidden_BSD.to(torch.float32).contiguous().view(-1))
         if info.pads:

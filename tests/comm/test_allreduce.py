@@ -1,0 +1,184 @@
+"""One suite for all algorithms over both transports."""
+
+import pytest
+import torch
+
+from tests.comm.peers import group, outcomes, run_ranks, socket_group
+from tpi.comm.allreduce import ALGORITHMS, AllReduce
+from tpi.comm.memory import MemoryMesh
+from tpi.comm.topology import CHUNK_ELEMENTS, traffic
+from tpi.comm.wire import Op
+from tpi.errors import ConfigError, FrameError, NumericsError
+from tpi.trace import Tracer
+
+torch.set_num_threads(1)
+SIZES = (1, 5, 1001, CHUNK_ELEMENTS + 7)
+ITEMSIZE = {"float32": 4, "bfloat16": 2}
+BY_RANK = ("star", "direct", "exchange")
+
+
+def part(rank: int, count: int) -> torch.Tensor:
+    return torch.randn(count, generator=torch.Generator().manual_seed(100 * rank + count % 97))
+
+
+def wire(values: torch.Tensor, dtype: str) -> torch.Tensor:
+    return values.to(getattr(torch, dtype)).to(torch.float32)
+
+
+def sum_by_rank(world_size: int, count: int, dtype: str) -> torch.Tensor:
+    """The sum as documented for star, direct and exchange, to the bit."""
+    if world_size == 1:
+        return part(0, count)
+    total = wire(part(0, count), dtype)
+    for rank in range(1, world_size):
+        total = total + wire(part(rank, count), dtype)
+    return wire(total, dtype)
+
+
+def sums(mesh, algorithm, dtype, sizes=SIZES):
+    """All sums of one rank, and what each sent."""
+    allreduce = AllReduce(mesh, algorithm, dtype, max(sizes), Tracer())
+    results, sent = [], []
+    for step, count in enumerate(sizes):
+        values, before = part(mesh.ranks.rank, count), mesh.counters
+        messages, num_bytes = before.messages_sent, before.bytes_sent
+        allreduce.all_reduce(values, step=step, layer=1, op=Op.FFN)
+        results.append(values)
+        sent.append((mesh.counters.messages_sent - messages, mesh.counters.bytes_sent - num_bytes))
+    return results, sent
+
+
+@pytest.mark.parametrize("world_size", range(1, 6))
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("kind", ["memory", "socket"])
+def test_all_ranks_hold_the_same_right_sum(kind, algorithm, dtype, world_size):
+    ranks = run_ranks(group(kind, world_size), lambda mesh: sums(mesh, algorithm, dtype))
+    for index, count in enumerate(SIZES):
+        result = ranks[0][0][index]
+        for rank, (results, sent) in enumerate(ranks):
+            assert torch.equal(results[index], result)
+            closed_form = traffic(algorithm, rank, world_size, count, ITEMSIZE[dtype])
+            assert sent[index] == closed_form
+        exact = sum(part(rank, count).double() for rank in range(world_size))
+        tolerance = 1e-5 if dtype == "float32" or world_size == 1 else 0.12
+        assert (result.double() - exact).abs().max() < tolerance
+        if algorithm in BY_RANK:
+            assert torch.equal(result, sum_by_rank(world_size, count, dtype))
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_two_runs_give_the_same_bits(algorithm):
+    first, second = (
+        run_ranks(socket_group(4), lambda mesh: sums(mesh, algorithm, "float32", (999,))[0][0])
+        for _ in range(2)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("world_size", range(1, 5))
+@pytest.mark.parametrize("kind", ["memory", "socket"])
+def test_reduce_gives_the_sum_to_the_master(kind, world_size):
+    def work(mesh):
+        allreduce = AllReduce(mesh, "ring", "float32", max(SIZES), Tracer())
+        results = [part(mesh.ranks.rank, count) for count in SIZES]
+        for step, values in enumerate(results):
+            allreduce.reduce(values, step=step, layer=1, op=Op.FFN)
+        return results, mesh.counters.messages_sent
+
+    ranks = run_ranks(group(kind, world_size), work)
+    for index, count in enumerate(SIZES):
+        expected = sum_by_rank(world_size, count, "float32")
+        assert torch.equal(ranks[0][0][index], expected)
+    assert [sent for _results, sent in ranks] == [0] + [len(SIZES) + 1] * (world_size - 1)
+
+
+def test_tensor_of_any_shape_is_summed_in_place():
+    def work(mesh):
+        allreduce = AllReduce(mesh, "star", "float32", 24, Tracer())
+        partial_BSD = torch.full((2, 3, 4), float(mesh.ranks.rank + 1))
+        allreduce.all_reduce(partial_BSD, step=0, layer=0, op=Op.ATTN)
+        return partial_BSD
+
+    for partial_BSD in run_ranks(MemoryMesh.group(3), work):
+        assert torch.equal(partial_BSD, torch.full((2, 3, 4), 6.0))
+
+
+def test_time_goes_to_the_tracer():
+    mesh, tracer = MemoryMesh.group(1)[0], Tracer()
+    AllReduce(mesh, "star", "float32", 4, tracer).all_reduce(
+        torch.ones(4), step=0, layer=0, op=Op.ATTN
+    )
+    assert tracer.totals_ns["allreduce"] > 0
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_nan_names_rank_and_layer_everywhere(algorithm, value):
+    def work(mesh):
+        values = torch.ones(8)
+        if mesh.ranks.rank == 2:
+            values[3] = value
+        AllReduce(mesh, algorithm, "float32", 8, Tracer()).all_reduce(
+            values, step=4, layer=7, op=Op.FFN
+        )
+
+    for error in outcomes(socket_group(3), work):
+        assert type(error) is NumericsError
+        assert "rank 2 computed NaN or infinity" in str(error)
+        assert "step 4, layer 7" in str(error)
+
+
+def test_nan_of_a_rank_that_does_not_check_is_found_by_the_master(monkeypatch):
+    monkeypatch.setattr("tpi.comm.allreduce._check_finite", lambda *args: None)
+
+    def work(mesh):
+        values = torch.full((8,), float("nan") if mesh.ranks.rank == 2 else 1.0)
+        AllReduce(mesh, "star", "float32", 8, Tracer()).all_reduce(
+            values, step=4, layer=7, op=Op.FFN
+        )
+        if not mesh.ranks.is_master:
+            AllReduce(mesh, "star", "float32", 8, Tracer()).all_reduce(
+                torch.ones(8), step=4, layer=8, op=Op.ATTN
+            )
+
+    for error in outcomes(socket_group(3), work):
+        assert type(error) is NumericsError
+        assert "rank 2 sent NaN or infinity" in str(error)
+
+
+def test_large_finite_values_are_no_false_alarm():
+    mesh = MemoryMesh.group(1)[0]
+    AllReduce(mesh, "star", "float32", 4, Tracer()).all_reduce(
+        torch.full((4,), 3e38), step=0, layer=0, op=Op.ATTN
+    )
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_one_extra_sum_is_a_frame_error_everywhere(algorithm):
+    def work(mesh):
+        allreduce = AllReduce(mesh, algorithm, "float32", 8, Tracer())
+        for layer in range(3):
+            if mesh.ranks.rank == 1 and layer == 1:
+                allreduce.all_reduce(torch.ones(8), step=0, layer=layer, op=Op.FFN)
+            allreduce.all_reduce(torch.ones(8), step=0, layer=layer, op=Op.ATTN)
+
+    for error in outcomes(socket_group(3), work):
+        assert type(error) is FrameError
+        assert "expected" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "dtype", "text"), [("mesh", "float32", "star"), ("star", "int8", "bfloat16")]
+)
+def test_unknown_choice_is_a_config_error(algorithm, dtype, text):
+    with pytest.raises(ConfigError, match=text):
+        AllReduce(MemoryMesh.group(1)[0], algorithm, dtype, 8, Tracer())
+
+
+@pytest.mark.parametrize("bad", [torch.ones(9), torch.ones(0), torch.ones(4).double(),
+                                 torch.ones(4, 2).t()])  # fmt: skip
+def test_tensor_that_cannot_be_summed_is_refused(bad):
+    allreduce = AllReduce(MemoryMesh.group(1)[0], "star", "float32", 8, Tracer())
+    with pytest.raises(ValueError, match="a sum takes"):
+        allreduce.all_reduce(bad, step=0, layer=0, op=Op.ATTN)
