@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from harness.available import split_available
 from harness.compose import Composed, compose_all, help_text
@@ -60,12 +61,15 @@ def run(composed: Composed, console: Console) -> int:
     experiment = Experiment(plan, host, prompt, Live())
     grid = Table.grid(padding=(0, 2))
     for heading, text in describe(plan, host, experiment.to_write, experiment.pending):
-        grid.add_row(heading, text)
+        grid.add_row(heading, Text(text))  # as Text: brackets are no markup
     console.print(grid, "")
+    results_dir = Path(config.results_dir)
     try:
         experiment.run()
-    finally:
-        show([*experiment.records, *unavailable], Path(config.results_dir), console)
+    except KeyboardInterrupt:
+        show(experiment.records, results_dir, console)
+        raise
+    show([*experiment.records, *unavailable], results_dir, console)
     return experiment.exit_status
 
 
@@ -79,7 +83,8 @@ def show(records: Sequence[RunRecord], results_dir: Path, console: Console) -> N
     table = rich_table(rows)
     table.caption = None  # it would be wrapped to the table's width
     console.print("", table, "")
-    folders = [f"record: {results_dir / record.run_id}" for record in records if record.run_id]
+    kept = [results_dir / record.run_id for record in records if record.run_id]
+    folders = [f"record: {folder}" for folder in kept if folder.is_dir()]
     for line in (*note_lines(make_rows(rows)), *NOTES, *folders):
         console.print(line, markup=False, soft_wrap=True)
 

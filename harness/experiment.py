@@ -5,6 +5,7 @@ gets fresh devices and a warm-up request before the measured one. A record is wr
 repeat, so that whatever stops the program loses at most one. Read `Experiment.run` first.
 """
 
+import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,13 +26,13 @@ from results.measure import measure
 from results.schema import Check, Repeat, RunRecord
 from results.store import RunStore
 from testbed.local import NOTES
-from tpi.errors import EXIT_OK
+from tpi.errors import EXIT_OK, ConfigError, map_errors
 from tpi.units import format_seconds
 
 EXIT_FAILED = 1
 _GOOD = ("ok", "infeasible", "unavailable")
 # A disk's own rate is worth knowing beside a run that streams at least this much per token.
-_STREAMING_BYTES = 64 << 20
+_STREAMING_BYTES = 256 << 20
 
 
 @dataclass
@@ -60,7 +61,7 @@ class Experiment:
         self._prompt_ids = prompt_ids
         self._live = live
         self._programs = programs
-        self._store = RunStore(Path(plan.config.results_dir))
+        self._store = RunStore(_writable(Path(plan.config.results_dir)))
         self._environment = host_environment(Path(plan.config.weights.dir))
         self._weights = weight_sets.locate(plan)
         self._jobs = [self._open_job(system) for system in plan.systems]
@@ -220,15 +221,9 @@ class Experiment:
     def _with_findings(self, record: RunRecord, repeat: Repeat, check: Check) -> RunRecord:
         """What a repeat tells beside its times: how its tokens were checked, notes, disk rates."""
         calibration = dict(record.calibration)
-        if repeat.status == "ok":
-            per_token = measure(repeat).disk_bytes_per_token or 0
-            if per_token >= _STREAMING_BYTES and record.system == "tpi":
-                before = calibration.get("disk_read_bps")
-                rate_bps = weight_sets.read_rate_bps(self._weights)
-                calibration["disk_read_bps"] = [
-                    *(before if isinstance(before, list) else []),
-                    rate_bps,
-                ]
+        if repeat.status == "ok" and (rate_bps := self._disk_rate(repeat)):
+            rates = calibration.get("disk_read_bps")
+            calibration["disk_read_bps"] = [*(rates if isinstance(rates, list) else []), rate_bps]
         return replace(
             record,
             check=check,
@@ -237,6 +232,11 @@ class Experiment:
             notes=tuple(dict.fromkeys((*record.notes, *_said(repeat)))),
         )
 
+    def _disk_rate(self, repeat: Repeat) -> float | None:
+        """What the disk gives now, beside a repeat that streamed much from it; else None."""
+        per_token = measure(repeat).disk_bytes_per_token or 0
+        return weight_sets.read_rate_bps(self._weights) if per_token >= _STREAMING_BYTES else None
+
     def _record_interrupt(self) -> None:
         for job in self._jobs:
             if job.todo:
@@ -244,6 +244,14 @@ class Experiment:
                 job.record = self._store.write(
                     replace(job.record, status="interrupted", reason=reason)
                 )
+
+
+def _writable(folder: Path) -> Path:
+    """The folder of records, made if need be; found out before hours are spent on one."""
+    with map_errors({OSError: ConfigError}, f"results_dir {folder}"):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
 
 
 def disk_share(record: RunRecord) -> str | None:

@@ -81,7 +81,7 @@ class Live:
             TimeRemainingColumn(),
         )
         with Progress(
-            *columns, console=self._console, transient=True, refresh_per_second=4
+            *columns, console=self._console, transient=True, refresh_per_second=2
         ) as progress:
             task = progress.add_task(title, total=1.0, text="")
             yield lambda share, text: progress.update(task, completed=share, text=text)

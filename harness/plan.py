@@ -8,8 +8,9 @@ is still to do, never what is cut. Read `make_plan` first.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-from harness.config import Config, SystemOptions, TpiOptions
+from harness.config import Config, ModelChoice, SystemOptions, TpiOptions
 from harness.host import Host
 from harness.predict import (
     Cost,
@@ -247,9 +248,10 @@ def two_layer_plan(plan: Plan) -> Plan:
     """The check that stands in for a reference, as a plan: `tpi` alone, once, synthetic weights."""
     model = two_layer_model(plan.model)
     new_tokens = max(plan.new_tokens, min(_CHECK_TOKENS, model.max_positions - plan.prompt_tokens))
+    name = Path(plan.config.model.path or plan.config.model.name).resolve().name
     config = replace(
         plan.config,
-        model=replace(plan.config.model, name=f"{plan.config.model.name}-two-layers"),
+        model=ModelChoice(f"{name}-two-layers"),
         workload=replace(plan.config.workload, new_tokens=new_tokens),
         repeats=1,
     )

@@ -8,6 +8,7 @@ a hash of what decides them, so that nothing is computed twice.
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -123,7 +124,7 @@ class Reference:
             ):
                 done = subprocess.run(
                     [sys.executable, "-m", _MODULE, str(job_file)],
-                    env=device_environment(job.threads),
+                    env={**os.environ, **device_environment(job.threads)},
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.PIPE,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from harness.live import Live
 from harness.plan import Plan
-from tpi.config import config_to_json
+from tpi.config import config_to_json, preset_names
 from tpi.errors import ConfigError
 from tpi.units import format_bytes
 from tpi.weights import direct_io
@@ -62,13 +62,13 @@ def locate(plan: Plan) -> WeightSet:
     source = make_source(plan)
     if plan.synthetic:
         name = f"{config.model.name}-s{config.weights.seed}-{plan.storage}-k{plan.distinct_layers}"
-        if config.model.path is not None:
+        if config.model.name not in preset_names():
             name = f"{name}-{_digest(json.dumps(config_to_json(plan.model), sort_keys=True))}"
         base = Path(config.weights.dir) / name
         hf = base / "hf"
     else:
         hf = Path(config.model.path or "")
-        base = Path(config.weights.dir) / f"{hf.resolve().name}-{source.fingerprint[:8]}"
+        base = Path(config.weights.dir) / f"{hf.resolve().name}-{_digest(source.fingerprint)}"
     even = len(set(plan.shard_plan.weights)) == 1
     shards = base / f"n{config.devices}{'' if even else '-' + plan.shard_plan.digest()[:8]}"
     has_shards = all((shards / f"rank-{r}/manifest.json").exists() for r in range(config.devices))
@@ -116,21 +116,21 @@ def obtain(plan: Plan, weights: WeightSet, live: Live) -> None:
     """
     source = make_source(plan)
     if weights.shards_bytes:
-        with live.writing(f"shards for {plan.shard_plan.world_size} devices") as progress:
+        with live.writing(f"shards for devices={plan.shard_plan.world_size}") as progress:
             split(source, plan.shard_plan, weights.shards, dtype=plan.storage, progress=progress)
     if weights.hf_bytes:
         with live.writing("weights in Hugging Face form") as progress:
             write_hf_folder(source, weights.hf, progress=progress)
 
 
-def read_rate_bps(weights: WeightSet) -> float:
-    """The disk's own rate: some files of rank 0, read once from end to end past the page cache."""
+def read_rate_bps(weights: WeightSet) -> float | None:
+    """The disk's own rate over some of the shards, past the page cache; None if they are small."""
     chosen, num_bytes = [], 0
-    for path in sorted((weights.shards / "rank-0").glob("*.safetensors")):
+    for path in sorted(weights.shards.glob("rank-*/*.safetensors")):
         if num_bytes < _RATE_BYTES:
             chosen.append(path)
             num_bytes += path.stat().st_size
-    return direct_io.read_rate_bps(chosen)
+    return direct_io.read_rate_bps(chosen) if num_bytes >= _RATE_BYTES else None
 
 
 def _digest(text: str) -> str:
