@@ -7,6 +7,7 @@ set that is complete is not written again (`tpi/weights/split.py`). Read `locate
 
 import hashlib
 import json
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,10 +61,11 @@ def locate(plan: Plan) -> WeightSet:
     """Find the weights of a plan, or say where they go; nothing is written."""
     config = plan.config
     source = make_source(plan)
+    shape = json.dumps(config_to_json(plan.model), sort_keys=True)
     if plan.synthetic:
         name = f"{config.model.name}-s{config.weights.seed}-{plan.storage}-k{plan.distinct_layers}"
         if config.model.name not in preset_names():
-            name = f"{name}-{_digest(json.dumps(config_to_json(plan.model), sort_keys=True))}"
+            name = f"{name}-{_digest(shape)}"
         base = Path(config.weights.dir) / name
         hf = base / "hf"
     else:
@@ -73,7 +75,7 @@ def locate(plan: Plan) -> WeightSet:
     shards = base / f"n{config.devices}{'' if even else '-' + plan.shard_plan.digest()[:8]}"
     has_shards = all((shards / f"rank-{r}/manifest.json").exists() for r in range(config.devices))
     return WeightSet(
-        identity=source.fingerprint,
+        identity=f"{source.fingerprint} {plan.storage} {plan.distinct_layers} {shape}",
         base=base,
         shards=shards,
         hf=hf,
@@ -115,11 +117,14 @@ def obtain(plan: Plan, weights: WeightSet, live: Live) -> None:
         TpiError: The source cannot be read, or the disk ran full.
     """
     source = make_source(plan)
-    if weights.shards_bytes:
-        with live.writing(f"shards for devices={plan.shard_plan.world_size}") as progress:
+    # Complete sets go through the same calls: they look whether it is the right one, quickly.
+    if plan.shards_bytes:
+        what = f"shards for devices={plan.shard_plan.world_size}"
+        with live.writing(what) if weights.shards_bytes else nullcontext() as progress:
             split(source, plan.shard_plan, weights.shards, dtype=plan.storage, progress=progress)
-    if weights.hf_bytes:
-        with live.writing("weights in Hugging Face form") as progress:
+    if plan.hf_bytes:
+        what = "weights in Hugging Face form"
+        with live.writing(what) if weights.hf_bytes else nullcontext() as progress:
             write_hf_folder(source, weights.hf, progress=progress)
 
 

@@ -1,0 +1,93 @@
+import io
+
+from rich.console import Console
+
+from harness import weights
+from harness.live import Live
+from harness.plan import make_plan
+from tests.harness.micro import HOST, MODEL, make_config, write_model
+from tpi.weights.blockfile import open_shard_folder
+
+LIVE = Live(Console(file=io.StringIO()))
+
+
+def plan_of(tmp_path, **changes):
+    return make_plan(make_config(tmp_path, **changes), MODEL, 4, HOST)
+
+
+def folder_plan(tmp_path, **changes):
+    path = tmp_path / "checkpoint"
+    if not path.exists():
+        write_model(path, tokenizer=True)
+    return plan_of(tmp_path, model={"name": "folder", "path": str(path)}, **changes)
+
+
+def test_synthetic_weights_are_made_once_in_both_forms(tmp_path):
+    plan = plan_of(tmp_path)
+    before = weights.locate(plan)
+    assert before.shards_bytes == plan.shards_bytes > 0
+    assert before.hf_bytes == plan.hf_bytes > 0
+    weights.obtain(plan, before, LIVE)
+    after = weights.locate(plan)
+    assert after.to_write == 0
+    assert after.identity == before.identity
+    for rank, folder in enumerate(after.rank_folders(2)):
+        assert open_shard_folder(folder).rank == rank
+    written = sum(f.stat().st_size for f in after.shards.glob("rank-*/*.safetensors"))
+    assert written == plan.shards_bytes
+
+
+def test_what_decides_the_bytes_decides_the_folder(tmp_path):
+    one = weights.locate(plan_of(tmp_path))
+    base = {"dir": str(tmp_path / "weights")}
+    for changes in (
+        {"weights": {**base, "seed": 1}},
+        {"weights": {**base, "dtype": "float16"}},
+        {"weights": {**base, "distinct_layers": 2}},
+    ):
+        other = weights.locate(plan_of(tmp_path, **changes))
+        assert other.base != one.base
+        assert other.identity != one.identity
+    cuts: tuple[dict[str, object], ...] = ({"devices": 3}, {"systems": {"tpi": {"shares": [2, 1]}}})
+    for cut in cuts:
+        other = weights.locate(plan_of(tmp_path, **cut))
+        assert other.shards != one.shards
+        assert (other.hf, other.identity) == (one.hf, one.identity)
+
+
+def test_a_folder_is_its_own_hf_form_and_is_never_written(tmp_path):
+    plan = folder_plan(tmp_path)
+    found = weights.locate(plan)
+    assert found.hf == tmp_path / "checkpoint"
+    assert (found.hf_bytes, plan.hf_bytes) == (0, 0)
+    names = sorted(p.name for p in found.hf.iterdir())
+    weights.obtain(plan, found, LIVE)
+    assert weights.locate(plan).to_write == 0
+    assert sorted(p.name for p in found.hf.iterdir()) == names
+    assert (found.rank_folders(2)[0] / "tokenizer.json").exists()
+    assert not (found.rank_folders(2)[1] / "tokenizer.json").exists()
+
+
+def test_synthetic_weights_of_a_folders_shape_are_told_apart_by_the_shape(tmp_path):
+    plan = folder_plan(tmp_path, weights={"dir": str(tmp_path / "w"), "source": "synthetic"})
+    found = weights.locate(plan)
+    assert found.hf != tmp_path / "checkpoint"
+    assert found.hf_bytes == plan.hf_bytes > 0
+
+
+def test_distinct_layers_are_links_and_take_no_space(tmp_path):
+    plan = plan_of(tmp_path, weights={"dir": str(tmp_path / "w"), "distinct_layers": 1})
+    found = weights.locate(plan)
+    weights.obtain(plan, found, LIVE)
+    files = list(found.shards.glob("rank-0/ffn-*.safetensors"))
+    assert len(files) == MODEL.num_layers
+    assert len({f.stat().st_ino for f in files}) == 1
+
+
+def test_disk_rate_needs_enough_bytes(tmp_path, monkeypatch):
+    plan = plan_of(tmp_path)
+    found = weights.locate(plan)
+    weights.obtain(plan, found, LIVE)
+    assert weights.read_rate_bps(found) is None
+    monkeypatch.setattr(weights, "_RATE_BYTES", 1 << 16)
+    assert (weights.read_rate_bps(found) or 0) > 1e6
