@@ -82,7 +82,9 @@ def show(records: Sequence[RunRecord], results_dir: Path, console: Console) -> N
     ]
     table = rich_table(rows)
     table.caption = None  # it would be wrapped to the table's width
-    console.print("", table, "")
+    # Cells are never cut short: a terminal that is too narrow wraps the lines itself.
+    wide = Console(highlight=False, file=console.file, width=max(console.width, _WIDTH))
+    wide.print("", table, "")
     kept = [results_dir / record.run_id for record in records if record.run_id]
     folders = [f"record: {folder}" for folder in kept if folder.is_dir()]
     for line in (*note_lines(make_rows(rows)), *NOTES, *folders):

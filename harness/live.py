@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
     TextColumn,
     TimeElapsedColumn,
@@ -24,6 +25,7 @@ from tpi.ranks import MASTER_RANK
 from tpi.units import format_bytes, format_seconds
 
 _LINE_EVERY_S = 30.0
+_WIDE = 108  # columns of a terminal that hold everything
 
 
 class Live:
@@ -71,15 +73,16 @@ class Live:
             self.line(f"{title} ...")
             yield lambda _, text: self._now_and_then(f"{title}: {text}")
             return
-        columns = (
+        is_wide = self._console.width >= _WIDE
+        columns: list[ProgressColumn] = [
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=24 if is_wide else 8),
             TextColumn("{task.fields[text]}", markup=False),
             TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-        )
+        ]
+        if is_wide:
+            columns += [TextColumn("left"), TimeRemainingColumn()]
         with Progress(
             *columns, console=self._console, transient=True, refresh_per_second=2
         ) as progress:
