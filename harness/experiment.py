@@ -154,7 +154,7 @@ class Experiment:
         where = self._store.folder(record.run_id)
         if job.todo:
             self._live.line(
-                f"{record.system}: {record.num_ok} repeats are there, {job.todo} to go: {where}"
+                f"{record.system}: repeats there: {record.num_ok}, to go: {job.todo}: {where}"
             )
         else:
             how = "measured before" if record.status == "ok" else f"ended {record.status} before"
@@ -240,7 +240,7 @@ class Experiment:
     def _record_interrupt(self) -> None:
         for job in self._jobs:
             if job.todo:
-                reason = f"stopped by the user, {job.todo} repeats were to go"
+                reason = f"stopped by the user, repeats to go: {job.todo}"
                 job.record = self._store.write(
                     replace(job.record, status="interrupted", reason=reason)
                 )
