@@ -1,0 +1,92 @@
+import pytest
+
+from tpi.allreduce_cost import (
+    ALGORITHMS,
+    ours_allreduce_s,
+    ours_chained_star_s,
+    ours_token_allreduce_s,
+    published_allreduce_s,
+    published_link_latency_s,
+    published_token_allreduce_s,
+    tree_shape,
+)
+from tpi.errors import ConfigError
+
+# Eight devices, 4 ms one way, 300 Mbit/s ports, 32 KiB: S = 0.874 ms.
+S = 8 * (32 << 10) / 300e6
+
+
+def ours(algorithm: str, world_size: int = 8) -> float:
+    return ours_allreduce_s(
+        algorithm, world_size=world_size, num_bytes=32 << 10, delay_s=0.004, rate_bps=300e6
+    )
+
+
+def chained(world_size: int) -> float:
+    return ours_chained_star_s(
+        world_size=world_size, num_bytes=32 << 10, delay_s=0.004, rate_bps=300e6
+    )
+
+
+@pytest.mark.parametrize(("algorithm", "hops"), [("star", 8), ("tree", 16), ("ring", 56)])
+def test_link_latency_is_8_16_and_56_hops_on_the_papers_testbed(algorithm, hops):
+    assert published_link_latency_s(algorithm, hop_s=0.001) == pytest.approx(hops * 0.001)
+
+
+def test_published_costs_order_star_first_and_tree_with_ring_without_data():
+    costs = {a: published_allreduce_s(a, data_s=0, link_s=1) for a in ("star", "tree", "ring")}
+    assert costs == {"star": 2, "tree": 4, "ring": 4}
+    full = {"data_s": 3.0, "link_s": 1.0, "barrier_s": 0.1, "aggr_s": 0.3}
+    assert published_allreduce_s("star", **full) == pytest.approx(8.4)
+    assert published_allreduce_s("tree", **full) == pytest.approx(9 + 4 + 0.2 + 0.6)
+    assert published_allreduce_s("ring", **full) == pytest.approx(4 + 4 + 0.3 + 0.2)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "expected"),
+    [
+        ("star", 0.008 + 14 * S),
+        ("tree", 2 * 2 * (0.004 + 3 * S)),
+        ("ring", 14 * (0.004 + S / 8)),
+        ("direct", 0.008 + 14 * S / 8),
+        ("exchange", 0.004 + 7 * S),
+    ],
+)
+def test_ours_counts_every_payload_that_passes_a_port(algorithm, expected):
+    assert ours(algorithm) == pytest.approx(expected)
+
+
+def test_chained_star_pays_a_payload_per_device_once():
+    assert chained(8) == pytest.approx(0.008 + 8 * S)
+    assert chained(1) == 0
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_one_device_exchanges_nothing(algorithm):
+    assert ours(algorithm, 1) == 0
+
+
+@pytest.mark.parametrize(
+    ("world_size", "shape"),
+    [(2, (1, 1)), (3, (1, 2)), (4, (2, 2)), (7, (2, 2)), (8, (3, 2)), (13, (3, 2)), (14, (4, 2))],
+)
+def test_tree_has_two_levels_at_most(world_size, shape):
+    assert tree_shape(world_size) == shape
+
+
+def test_token_costs_2l_allreduces_or_one_less_with_a_reduce_and_a_broadcast():
+    assert published_token_allreduce_s(32, 0.01) == pytest.approx(0.64)
+    assert ours_token_allreduce_s(32, 0.01, 0.004) == pytest.approx(0.638)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: published_allreduce_s("direct", data_s=1, link_s=1),
+        lambda: published_link_latency_s("exchange", hop_s=1),
+        lambda: ours("star2"),
+    ],
+)
+def test_unknown_algorithms_are_refused(call):
+    with pytest.raises(ConfigError, match="allreduce"):
+        call()
