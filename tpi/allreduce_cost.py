@@ -4,9 +4,8 @@
 star's payloads pass the master's port one after another. Units: seconds, bytes, bits per second.
 """
 
+from tpi.comm.topology import ALGORITHMS, arity
 from tpi.errors import ConfigError
-
-ALGORITHMS = ("star", "tree", "ring", "direct", "exchange")
 
 
 def published_allreduce_s(
@@ -102,8 +101,6 @@ def ours_chained_star_s(
 
 
 def tree_shape(world_size: int) -> tuple[int, int]:
-    """Return children per rank (the least that keeps two levels) and depth of the tree."""
-    fan_out = 1
-    while 1 + fan_out + fan_out**2 < world_size:
-        fan_out += 1
+    """Return children per rank (the fewest that keep two levels) and depth of the tree."""
+    fan_out = arity(world_size)
     return fan_out, 1 if world_size <= 1 + fan_out else 2

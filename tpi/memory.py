@@ -8,7 +8,7 @@ say, and what it then measures as VmHWM is within 10 % of `peak_bytes`.
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 
-from tpi.allreduce_cost import tree_shape
+from tpi.comm.topology import CHUNK_ELEMENTS, arity
 from tpi.config import DTYPE_BYTES, ModelConfig
 from tpi.errors import ResourceError
 from tpi.ranks import MASTER_RANK
@@ -17,8 +17,8 @@ from tpi.weights.arena import least_arena_bytes, place
 from tpi.weights.layout import make_layout
 from tpi.weights.shard import BlockId, RankShare, ShardPlan, rank_blocks
 
-# VmHWM of a rank that holds no weights, after its first products: torch 2.13 (CPU build) 218 MiB,
-# its kernels' code and thread pools 13, numpy and OpenBLAS 4, our modules and threads 3.
+# VmHWM of a rank beside weights, cache and activations, torch 2.13 (CPU build), one thread: import
+# of torch 220 MiB, ours 2, code and pools that the first products bring in 16 to 18.
 PROCESS_BYTES = 238 << 20
 # Largest scratch of the matrix kernels: a tile that stored weights are converted into.
 SCRATCH_BYTES = 1 << 20
@@ -62,6 +62,7 @@ class StepShape:
         step_tokens: Positions of a sequence in one pass: a prefill chunk.
         dtype: What is computed in.
         allreduce: Algorithm.
+        wire_dtype: What sums are sent in.
     """
 
     max_batch: int = 1
@@ -69,6 +70,7 @@ class StepShape:
     step_tokens: int = 128
     dtype: str = "float32"
     allreduce: str = "star"
+    wire_dtype: str = "float32"
 
     @property
     def rows(self) -> int:
@@ -110,19 +112,16 @@ def _activation_bytes(config: ModelConfig, share: RankShare, shape: StepShape) -
 
 
 def _comm_bytes(config: ModelConfig, world_size: int, *, is_master: bool, shape: StepShape) -> int:
-    """Receive buffers: those that sums come into before they are added."""
-    payload = 4 * shape.rows * config.hidden_size
+    """Places for what others send, a chunk each; long vectors are summed chunk by chunk."""
     if world_size == 1:
         return 0
+    chunk = 4 * min(shape.rows * config.hidden_size, CHUNK_ELEMENTS)
     others = world_size - 1
-    buffers = {
-        "star": others if is_master else 1,
-        "tree": tree_shape(world_size)[0] + 1,
-        "ring": 2,
-        "direct": 2,
-        "exchange": others + 1,
-    }[shape.allreduce]
-    return payload * buffers
+    places = {"tree": arity(world_size), "exchange": others}.get(shape.allreduce, 1)
+    # The last sum of a step goes straight to the master, whatever the algorithm.
+    places = others if is_master else places
+    packed = 2 * shape.rows * config.hidden_size if shape.wire_dtype == "bfloat16" else 0
+    return (places + 1) * chunk + packed
 
 
 def block_bytes(
@@ -169,6 +168,7 @@ def choose_window(
     window: int | None,
     memory_budget: int | None,
     allreduce: str = "star",
+    wire_dtype: str = "float32",
 ) -> WindowChoice:
     """Decide for one rank what stays in memory, and predict its peak.
 
@@ -184,11 +184,12 @@ def choose_window(
         window: Streamed blocks resident at once, None for all; not looked at with a budget.
         memory_budget: Bytes that the process may use at its peak, or None.
         allreduce: Algorithm.
+        wire_dtype: What sums are sent in.
 
     Raises:
         ResourceError: The budget cannot work; the message has the least that would.
     """
-    shape = StepShape(max_batch, max_tokens, step_tokens, dtype, allreduce)
+    shape = StepShape(max_batch, max_tokens, step_tokens, dtype, allreduce, wire_dtype)
     held = [(block, num_bytes) for block, num_bytes in blocks if block.kind != "embed"]
     fixed = memory_parts(config, plan, rank, shape).total
     try:
