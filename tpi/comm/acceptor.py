@@ -16,7 +16,8 @@ from dataclasses import dataclass, field, replace
 
 from tpi.comm.deadlines import Deadlines
 from tpi.comm.messages import Abort, Hello
-from tpi.comm.wire import FrameHeader, FrameParser, FrameType
+from tpi.comm.parser import FrameParser
+from tpi.comm.wire import FrameHeader, FrameType
 from tpi.errors import (
     AuthError,
     CommError,

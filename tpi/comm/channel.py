@@ -2,31 +2,27 @@
 
 `send` gives the kernel what it takes at once and keeps the rest for `flush`; `receive` reads what
 is there, straight into the place that `post` named. Who waits, for what and how long is the
-mesh's affair. The heartbeat thread uses `beat` only; everything else belongs to one thread.
+mesh's affair. The heartbeat thread uses `outbox.beat` only; all else belongs to one thread.
 
 A frame is compared with the plan before its payload is read. Where nothing is posted, headers are
 read up to the first tensor, so that heartbeats and an ABORT are seen; that header stays `pending`.
 """
 
 import contextlib
-import fcntl
 import select
 import socket
-import sys
-import termios
-import threading
 from collections.abc import Sequence
 
+from tpi.comm.closing import drained, find_abort
 from tpi.comm.messages import Abort
+from tpi.comm.outbox import Outbox
 from tpi.comm.transport import Recv
-from tpi.comm.wire import HEADER_BYTES, MAX_CONTROL_BYTES, FrameHeader, FrameType
-from tpi.errors import CommError, FrameError, PeerLostError, TpiError, error_from_code
+from tpi.comm.wire import HEADER_BYTES, FrameHeader, FrameType
+from tpi.errors import FrameError, PeerLostError, TpiError, error_from_code
 
 # Absent outside Linux: there a hang-up shows as a readable socket, which is watched anyway.
 POLLRDHUP = getattr(select, "POLLRDHUP", 0)
 HANGUP = POLLRDHUP | select.POLLHUP | select.POLLERR
-_FLAGS = getattr(socket, "MSG_NOSIGNAL", 0)
-_DISCARD_BYTES = 1 << 16
 _NOTHING = memoryview(b"")
 
 
@@ -47,6 +43,7 @@ class Channel:
     """Frames to and from one peer over a connected socket, which it owns.
 
     Attributes:
+        outbox: What is on its way to the peer.
         pending: A frame that came before anybody asked for it; its payload is still unread.
         posted: The receive that is under way.
         ended: The peer has said END_SESSION: its closing is no fault.
@@ -64,10 +61,8 @@ class Channel:
         self.peer = peer
         self.fd = sock.fileno()
         self._sock = sock
+        self.outbox = Outbox(sock)
         self._epoch = epoch
-        self._lock = threading.Lock()  # guards `_out`: no heartbeat may split a frame
-        self._out: list[memoryview] = []
-        self._out_bytes = 0
         self._send_sequence = 0
         self._recv_sequence = 0
         self._head = bytearray(HEADER_BYTES)
@@ -97,60 +92,17 @@ class Channel:
 
     def send_raw(self, parts: Sequence[bytes | memoryview]) -> bool:
         """Begin a frame that is encoded already (control frames have no sequence)."""
-        with self._lock:
-            self._out_bytes = sum(map(len, parts))
-            if self._out:
-                self._out += [memoryview(part) for part in parts]
-                return self._flush()
-            return self._put(parts)
+        try:
+            return self.outbox.send(parts)
+        except OSError as exc:
+            raise self._lost(str(exc)) from exc
 
     def flush(self) -> bool:
         """Give the kernel more of what waits; True if nothing is left."""
-        with self._lock:
-            return self._flush()
-
-    def beat(self, heartbeat: bytes) -> None:
-        """Send a heartbeat, unless a frame is on its way: that shows life as well.
-
-        Called by the heartbeat thread, which never waits and leaves errors to the other one.
-        """
-        if not self._lock.acquire(blocking=False):
-            return
         try:
-            if self._out:
-                self._flush()
-            else:
-                self._put([heartbeat])
-        except CommError:
-            pass  # the thread that waits for this peer learns the same from its own calls
-        finally:
-            self._lock.release()
-
-    @property
-    def unsent_bytes(self) -> int:
-        """Bytes that the kernel has not taken yet."""
-        return sum(map(len, self._out))
-
-    def _flush(self) -> bool:
-        if not self._out:
-            return True
-        parts, self._out = self._out, []
-        return self._put(parts)
-
-    def _put(self, parts: Sequence[bytes | memoryview]) -> bool:
-        try:
-            taken = self._sock.sendmsg(parts, (), _FLAGS)
-        except (BlockingIOError, InterruptedError):
-            taken = 0
+            return self.outbox.flush()
         except OSError as exc:
             raise self._lost(str(exc)) from exc
-        for number, part in enumerate(parts):
-            if taken < len(part):
-                rest = [memoryview(left) for left in parts[number:]]
-                self._out = [rest[0][taken:], *rest[1:]]
-                return False
-            taken -= len(part)
-        return True
 
     # --- in --------------------------------------------------------------------------------
 
@@ -295,8 +247,8 @@ class Channel:
 
     def progress_text(self) -> str:
         """How far the frame under way has come: "n of m bytes"."""
-        if self._out:
-            return f"{self._out_bytes - self.unsent_bytes} of {self._out_bytes} bytes"
+        if sending := self.outbox.progress_text():
+            return sending
         if self._body is not None:
             total = HEADER_BYTES + len(self._body)
             return f"{HEADER_BYTES + self._body_got} of {total} bytes"
@@ -317,24 +269,13 @@ class Channel:
 
         A reason that a peer gave says more than the end of its connection.
         """
-        skip = self._unread_payload()
-        rest = bytearray() if skip else bytearray(self._head[: self._head_got])
-        scratch = memoryview(bytearray(_DISCARD_BYTES))
-        with contextlib.suppress(OSError, FrameError):
-            while got := self._sock.recv_into(scratch):
-                data = scratch[:got]
-                drop = min(skip, got)
-                skip -= drop
-                rest += data[drop:]
-                abort, skip = _find_abort(rest, skip)
-                if abort is not None:
-                    return PeerAbortError(abort)
-        return None
-
-    def _unread_payload(self) -> int:
-        if self._body is not None:
-            return len(self._body) - self._body_got if self._control is None else 0
-        return self.pending.payload_bytes if self.pending is not None else 0
+        skip = 0
+        if self._body is not None and self._control is None:
+            skip = len(self._body) - self._body_got
+        elif self.pending is not None:
+            skip = self.pending.payload_bytes
+        abort = find_abort(self._sock, bytes(self._head[: self._head_got]), skip)
+        return None if abort is None else PeerAbortError(abort)
 
     def hang_up(self) -> None:
         """Say that nothing more will be sent; what was sent still arrives."""
@@ -342,41 +283,9 @@ class Channel:
             self._sock.shutdown(socket.SHUT_WR)
 
     def settled(self) -> bool:
-        """Read and drop what comes; True once the peer's kernel has all we sent, or is gone.
-
-        Closing a socket with unread bytes would reset it and lose what is still on its way out.
-        """
-        try:
-            while self._sock.recv(_DISCARD_BYTES):
-                pass
-        except (BlockingIOError, InterruptedError):
-            return self._acknowledged()
-        except OSError:
-            pass
-        return True
-
-    def _acknowledged(self) -> bool:
-        if not sys.platform.startswith("linux"):
-            return False
-        with contextlib.suppress(OSError):
-            unacked = fcntl.ioctl(self.fd, termios.TIOCOUTQ, b"\0" * 4)
-            return unacked == bytes(4)
-        return True
+        """Drop what comes; True once the peer's kernel has all we sent, or the peer is gone."""
+        return drained(self._sock)
 
     def close(self) -> None:
         """Close the socket; twice is fine."""
         self._sock.close()
-
-
-def _find_abort(rest: bytearray, skip: int) -> tuple[Abort | None, int]:
-    """Take whole frames off `rest`: the ABORT if one is complete, else how much to skip next."""
-    while not skip and len(rest) >= HEADER_BYTES:
-        header = FrameHeader.decode(rest[:HEADER_BYTES])
-        end = HEADER_BYTES + header.payload_bytes
-        if header.kind is FrameType.ABORT:
-            if len(rest) < end or end > HEADER_BYTES + MAX_CONTROL_BYTES:
-                return None, 0
-            return Abort.decode(bytes(rest[HEADER_BYTES:end])), 0
-        skip = max(0, end - len(rest))
-        del rest[:end]
-    return None, skip

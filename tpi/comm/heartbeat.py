@@ -3,25 +3,25 @@
 import threading
 from collections.abc import Callable, Sequence
 
-from tpi.comm.channel import Channel
+from tpi.comm.outbox import Outbox
 
 
 class Heartbeat:
-    """Sends one heartbeat frame a period to every channel; never waits for any of them.
+    """Sends one heartbeat frame a period to every peer; never waits for any of them.
 
     It takes some ten microseconds a second, and the thread that computes inside torch or NumPy has
     given up the interpreter's lock, so that nothing is disturbed.
 
     Args:
-        channels: Whom to tell.
+        outboxes: Whom to tell.
         make_frame: Gives the frame, with the progress of the moment.
         period_s: Between two heartbeats.
     """
 
     def __init__(
-        self, channels: Sequence[Channel], make_frame: Callable[[], bytes], period_s: float
+        self, outboxes: Sequence[Outbox], make_frame: Callable[[], bytes], period_s: float
     ) -> None:
-        self._channels = tuple(channels)
+        self._outboxes = tuple(outboxes)
         self._make_frame = make_frame
         self._period_s = period_s
         self._stop = threading.Event()
@@ -29,7 +29,7 @@ class Heartbeat:
 
     def start(self) -> None:
         """Start the thread, if there is anybody to tell."""
-        if self._channels:
+        if self._outboxes:
             self._thread.start()
 
     def stop(self) -> None:
@@ -41,5 +41,5 @@ class Heartbeat:
     def _run(self) -> None:
         while not self._stop.wait(self._period_s):
             frame = self._make_frame()
-            for channel in self._channels:
-                channel.beat(frame)
+            for outbox in self._outboxes:
+                outbox.beat(frame)

@@ -14,7 +14,8 @@ from tpi.comm.address import open_listener, parse_address, resolve
 from tpi.comm.deadlines import Deadlines
 from tpi.comm.mesh import SocketMesh
 from tpi.comm.messages import Abort, Address, Hello, decode_addresses, encode_addresses
-from tpi.comm.wire import FrameHeader, FrameParser, FrameType
+from tpi.comm.parser import FrameParser
+from tpi.comm.wire import FrameHeader, FrameType
 from tpi.errors import (
     ConfigError,
     FrameError,

@@ -13,6 +13,7 @@ from socket import socket
 from types import TracebackType
 
 from tpi.comm.channel import HANGUP, POLLRDHUP, Channel, PeerAbortError
+from tpi.comm.closing import settle
 from tpi.comm.deadlines import Deadlines, Wait, overdue
 from tpi.comm.heartbeat import Heartbeat
 from tpi.comm.messages import Abort
@@ -23,7 +24,6 @@ from tpi.ranks import Ranks
 
 __all__ = ["Deadlines", "SocketMesh", "Transport"]
 log = logging.getLogger(__name__)
-_SETTLE_POLL_S = 0.002
 
 
 class SocketMesh:
@@ -61,7 +61,7 @@ class SocketMesh:
         self._reported: tuple[TpiError, Abort] | None = None
         self._watched_from_ns = self._watched_ns = now_ns
         self._heartbeat = Heartbeat(
-            tuple(self._channels.values()), self._beat_frame, deadlines.heartbeat_s
+            [c.outbox for c in self._channels.values()], self._beat_frame, deadlines.heartbeat_s
         )
         self._heartbeat.start()
 
@@ -277,8 +277,7 @@ class SocketMesh:
             return
         self._closed = True
         self._heartbeat.stop()
-        open_channels = list(self._channels.values())
-        for channel in open_channels:
+        for channel in self._channels.values():
             try:
                 if last_frame:
                     channel.send_raw(last_frame)
@@ -286,29 +285,9 @@ class SocketMesh:
                     channel.send(FrameHeader(FrameType.END_SESSION), None)
             except CommError as exc:
                 log.debug("rank %s was gone before the end: %s", channel.peer, exc)
-        self._settle(open_channels)
+        settle(self._channels.values(), self._limits.abort_s)
         for channel in self._channels.values():
             channel.close()
-
-    def _settle(self, channels: list[Channel]) -> None:
-        """Give what is still on its way `abort_s` to arrive."""
-        deadline_ns = time.monotonic_ns() + int(self._limits.abort_s * 1e9)
-        hung_up: set[int] = set()
-        while channels and time.monotonic_ns() < deadline_ns:
-            left = []
-            for channel in channels:
-                try:
-                    flushed = channel.flush()
-                except CommError:
-                    continue
-                if flushed and channel.peer not in hung_up:
-                    channel.hang_up()
-                    hung_up.add(channel.peer)
-                if not (channel.settled() and flushed):
-                    left.append(channel)
-            channels = left
-            if channels:
-                select.select([], [], [], _SETTLE_POLL_S)
 
     def __enter__(self) -> "SocketMesh":
         return self
