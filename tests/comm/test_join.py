@@ -137,23 +137,23 @@ def test_worker_retries_until_the_master_listens():
 def test_foreign_bytes_are_refused_at_once_with_one_line(junk, caplog):
     caplog.set_level(logging.WARNING)
     with site(2) as place:
-        master = place.join(0)
+        master = place.join(0, replace(LIMITS, handshake_s=5))
         start = time.monotonic()
         place.say(junk)
-        assert time.monotonic() - start < 0.25
+        assert time.monotonic() - start < 1
         finish([master, place.join(1)])
     lines = [r for r in caplog.records if r.name == "tpi.comm.acceptor"]
     assert len(lines) == 1
     assert "magic" in lines[0].getMessage()
 
 
-def test_silent_connection_ends_at_the_handshake_deadline_and_hinders_nobody():
+def test_silent_connection_hinders_nobody():
     with site(2) as place:
-        master = place.join(0)
+        master = place.join(0, replace(LIMITS, handshake_s=5))
         with place.connect() as silent:
             start = time.monotonic()
             finish([master, place.join(1)])
-            assert time.monotonic() - start < 0.25
+            assert time.monotonic() - start < 1
             silent.settimeout(5)
             assert silent.recv(100) == b""
 
@@ -163,7 +163,7 @@ def test_silent_connection_is_told_why_when_its_time_is_up():
         master = place.join(0)
         start = time.monotonic()
         answer = place.say(b"TPI1")
-        assert 0.3 <= time.monotonic() - start < 0.8
+        assert 0.3 <= time.monotonic() - start < 1.3
         assert b"no HELLO within 0.3 s" in answer
         finish([master, place.join(1)])
 
@@ -232,7 +232,7 @@ def test_missing_ranks_are_named_at_the_deadline_to_everybody():
         for future in (master, worker):
             with pytest.raises(PeerLostError, match=r"rank 1, 3 of 4 did not join within 0.4 s"):
                 future.result()
-        assert 0.4 <= time.monotonic() - start < 0.9
+        assert 0.4 <= time.monotonic() - start < 1.4
 
 
 def test_refused_worker_is_named_when_its_rank_is_missing():
@@ -257,7 +257,7 @@ def test_worker_that_leaves_during_the_join_is_named_at_once(caplog):
         for future in (master, other):
             with pytest.raises(PeerLostError, match="rank 1 is gone"):
                 future.result()
-        assert time.monotonic() - start < 0.5
+        assert time.monotonic() - start < 1
 
 
 def test_master_that_never_starts():
@@ -266,7 +266,7 @@ def test_master_that_never_starts():
         start = time.monotonic()
         with pytest.raises(PeerLostError, match=r"rank 0 does not answer at 127\.0\.0\.1"):
             place.join(1, replace(QUICK, join_s=0.3)).result()
-        assert time.monotonic() - start < 0.8
+        assert time.monotonic() - start < 1.3
 
 
 def test_master_that_is_silent_during_the_join():
@@ -274,7 +274,7 @@ def test_master_that_is_silent_during_the_join():
         start = time.monotonic()
         with pytest.raises(PeerTimeoutError, match=r"rank 0.*silent during the join"):
             place.join(1, QUICK).result()
-        assert QUICK.dead_s <= time.monotonic() - start < QUICK.dead_s + 0.5
+        assert QUICK.dead_s <= time.monotonic() - start < QUICK.dead_s + 1
 
 
 def test_master_that_dies_during_the_join():

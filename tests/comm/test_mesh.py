@@ -143,7 +143,7 @@ def test_idle_wait_outlasts_the_stall_deadline():
 # --- peers that leave ----------------------------------------------------------------------
 
 
-def raises_soon(error, text, work, limit_s=0.2):
+def raises_soon(error, text, work, limit_s=1.0):
     start = time.monotonic()
     with pytest.raises(error, match=text):
         work()
@@ -306,7 +306,7 @@ def test_abort_takes_no_longer_than_its_deadline_when_peers_do_not_read():
             assert not channel.send(tensor_header(4 * BIG), memoryview(bytes(16 * BIG)))
         start = time.monotonic()
         mesh.abort(WeightsError("gone"))
-        assert 0.5 <= time.monotonic() - start < 0.8
+        assert 0.5 <= time.monotonic() - start < 1.5
 
 
 def test_first_abort_wins_and_closing_twice_is_fine():
@@ -334,7 +334,7 @@ def raises_between(error, text, low_s, high_s, work):
 def test_silent_peer():
     with mesh_with_raw_peers() as (mesh, _peer):
         raises_between(
-            PeerTimeoutError, "rank 1 is silent", QUICK.dead_s, QUICK.dead_s + 0.3,
+            PeerTimeoutError, "rank 1 is silent", QUICK.dead_s, QUICK.dead_s + 1,
             lambda: mesh.transfer([], [expect_from(1)]),
         )  # fmt: skip
 
@@ -343,7 +343,7 @@ def test_peer_that_falls_silent_mid_frame():
     with mesh_with_raw_peers() as (mesh, peer):
         peer.frame(tensor_header(1000), bytes(500))
         raises_between(
-            PeerTimeoutError, "580 of 4080 bytes", QUICK.dead_s, QUICK.dead_s + 0.3,
+            PeerTimeoutError, "580 of 4080 bytes", QUICK.dead_s, QUICK.dead_s + 1,
             lambda: mesh.transfer([], [expect_from(1, 1000)]),
         )  # fmt: skip
 
@@ -363,7 +363,7 @@ def test_silent_peer_is_seen_by_check():
                 mesh.check()
                 pause.wait(0.02)
 
-        raises_between(PeerTimeoutError, "rank 1 is silent", 0.2, 0.5, ask_often)
+        raises_between(PeerTimeoutError, "rank 1 is silent", 0.2, 1.2, ask_often)
 
 
 def test_silence_while_nobody_listened_is_no_error():
@@ -380,7 +380,7 @@ def test_living_peer_without_progress():
         with beats:
             raises_between(
                 PeerStalledError, "rank 1 lives but made no progress.*step 3, layer 5",
-                QUICK.stall_s, QUICK.stall_s + 0.4,
+                QUICK.stall_s, QUICK.stall_s + 1,
                 lambda: mesh.transfer([], [expect_from(1)]),
             )  # fmt: skip
 
@@ -390,7 +390,7 @@ def test_peer_that_waits_itself_is_blamed_later():
         beat = lambda _n: peer.control(FrameType.HEARTBEAT, flags=Flag.WAITING)  # noqa: E731
         with peer.every(0.03, beat):
             raises_between(
-                PeerStalledError, "no progress", 0.4, 0.8,
+                PeerStalledError, "no progress", 0.4, 1.4,
                 lambda: mesh.transfer([], [expect_from(1)]),
             )  # fmt: skip
 
@@ -401,7 +401,7 @@ def test_drip_of_single_bytes_meets_the_frame_deadline():
         with peer.every(0.02, lambda n: peer.send(frame[n : n + 1])):
             raises_between(
                 PeerStalledError, "within 0.4 s of its first byte", QUICK.frame_s,
-                QUICK.frame_s + 0.4, lambda: mesh.transfer([], [expect_from(1)]),
+                QUICK.frame_s + 1, lambda: mesh.transfer([], [expect_from(1)]),
             )  # fmt: skip
 
 
@@ -411,7 +411,7 @@ def test_peer_that_lives_but_stops_reading():
         with beats:
             raises_between(
                 PeerStalledError, "rank 1 lives but does not read: .* of 67108944 bytes sent",
-                QUICK.stall_s, QUICK.stall_s + 0.6,
+                QUICK.stall_s, QUICK.stall_s + 1,
                 lambda: mesh.transfer([send_to(1, 4 * BIG)], []),
             )  # fmt: skip
 
