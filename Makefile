@@ -10,7 +10,7 @@ TORCH ?= torch==2.13.0
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint types check bench clean
+.PHONY: help setup demo test test-fast lint types check bench clean
 
 help:  ## list the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,11 +31,11 @@ demo: setup  ## make a small checkpoint, run TPI-LLM on 4 local devices beside T
 	@$(PY) run.py model=folder model.path=checkpoints/demo-50m devices=4 \
 	  'systems=[tpi,transformers]' 'workload.prompt=Small devices together'
 
-test: setup  ## the tests that need no network, root or Docker (under 5 minutes)
-	@$(PY) -m pytest -q
-
-test-all: setup  ## the slow ones too
+test: setup  ## every test that needs no network, root or Docker (under 5 minutes)
 	@$(PY) -m pytest -q -m "not docker and not bench"
+
+test-fast: setup  ## only the tests that take less than a second each
+	@$(PY) -m pytest -q
 
 lint: setup  ## ruff: rules and format
 	@$(PY) -m ruff check .

@@ -1,7 +1,6 @@
 import pytest
 
 from tpi.allreduce_cost import (
-    ALGORITHMS,
     ours_allreduce_s,
     ours_chained_star_s,
     ours_token_allreduce_s,
@@ -10,6 +9,7 @@ from tpi.allreduce_cost import (
     published_token_allreduce_s,
     tree_shape,
 )
+from tpi.comm.topology import ALGORITHMS
 from tpi.errors import ConfigError
 
 # Eight devices, 4 ms one way, 300 Mbit/s ports, 32 KiB: S = 0.874 ms.

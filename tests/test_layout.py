@@ -96,7 +96,9 @@ def test_imports_go_one_way(path):
 
 def test_only_the_entry_knows_hydra():
     for path in FILES:
-        if {"hydra", "omegaconf"} & {m.split(".")[0] for m in _imports(ast.parse(path.read_text()))}:
+        if {"hydra", "omegaconf"} & {
+            m.split(".")[0] for m in _imports(ast.parse(path.read_text()))
+        }:
             assert path.name in ("run.py", "compose.py"), path
 
 

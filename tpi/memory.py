@@ -5,6 +5,7 @@ into what a budget leaves; `choose_window` joins the two for one rank. The engin
 say, and what it then measures as VmHWM is within 10 % of `peak_bytes`.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 
@@ -193,13 +194,16 @@ def choose_window(
     held = [(block, num_bytes) for block, num_bytes in blocks if block.kind != "embed"]
     fixed = memory_parts(config, plan, rank, shape).total
     try:
-        return plan_memory(held, window=window, memory_budget=memory_budget, fixed_bytes=fixed)
+        return plan_memory(
+            tuple(held), window=window, memory_budget=memory_budget, fixed_bytes=fixed
+        )
     except ResourceError as exc:
         raise ResourceError(f"rank {rank}: {exc}") from exc
 
 
+@functools.lru_cache(maxsize=32)  # most ranks of a plan are alike
 def plan_memory(
-    blocks: Sequence[tuple[BlockId, int]],
+    blocks: tuple[tuple[BlockId, int], ...],
     *,
     window: int | None,
     memory_budget: int | None,

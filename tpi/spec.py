@@ -97,6 +97,11 @@ class SystemOptions:
         prefill_chunk: Most prompt tokens in one step.
         trust_network: Allow addresses other than loopback without encryption.
         trace: File that gets every span, or None.
+        temperature: 0 is greedy; else logits are divided by it and a token is drawn.
+        top_k: Draw among the k most likely tokens only; 0 is all.
+        top_p: Draw among the fewest tokens whose probabilities reach this sum.
+        seed: Of the draws.
+        stop_ids: A sequence that makes one of these tokens ends there.
     """
 
     window: int | None = 2
@@ -106,6 +111,11 @@ class SystemOptions:
     prefill_chunk: int = 512
     trust_network: bool = False
     trace: Path | None = None
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    stop_ids: tuple[int, ...] = ()
 
 
 class Fields:
@@ -135,6 +145,14 @@ class Fields:
         """An integer in low..high."""
         return int(
             self.take(key, f"an integer in {low}..{high}", lambda v: is_int(v, low, high), *default)
+        )
+
+    def take_number(self, key: str, low: float, high: float, *default: float) -> float:
+        """A number in low..high."""
+        return float(
+            self.take(
+                key, f"a number in {low:g}..{high:g}", lambda v: _is_number(v, low, high), *default
+            )
         )
 
     def take_str(self, key: str, *default: Any) -> str:
@@ -251,6 +269,11 @@ def system_options(spec: NodeSpec) -> SystemOptions:
         prefill_chunk=fields.take_int("prefill_chunk", 1, 512),
         trust_network=fields.take_bool("trust_network", False),
         trace=None if trace is None else Path(trace),
+        temperature=fields.take_number("temperature", 0.0, 100.0, 0.0),
+        top_k=fields.take_int("top_k", 0, 0),
+        top_p=fields.take_number("top_p", 0.0, 1.0, 1.0),
+        seed=fields.take_int("seed", 0, 0, high=(1 << 63) - 1),
+        stop_ids=tuple(fields.take("stop_ids", "a list of token ids", _are_ids, [])),
     )
     fields.finish()
     return options
@@ -322,6 +345,10 @@ def _matches(pattern: re.Pattern[str], value: object) -> bool:
     return isinstance(value, str) and pattern.fullmatch(value) is not None
 
 
+def _is_number(value: object, low: float, high: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+
+
 def _is_positive(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1e6
 
@@ -336,9 +363,11 @@ def _is_address(value: object, world_size: int) -> bool:
 
 
 def _are_token_ids(value: object) -> bool:
-    return value is None or (
-        isinstance(value, list) and len(value) > 0 and all(is_int(v, 0) for v in value)
-    )
+    return value is None or (_are_ids(value) and value != [])
+
+
+def _are_ids(value: object) -> bool:
+    return isinstance(value, list) and all(is_int(v, 0) for v in value)
 
 
 def _shown(value: object) -> str:

@@ -1,0 +1,241 @@
+"""One rank's part in a generation: the master's loop and the worker's loop.
+
+The master embeds the tokens of a step, broadcasts the hidden state, walks the layers like every
+other rank, applies the LM head and picks the next token. A worker waits for a broadcast, walks the
+layers, and waits again: it never sees a token id. Read `Engine.generate` first; the way down to
+the wire is `generate` -> `step` -> `Llama.forward` -> `AllReduce.all_reduce` -> `transfer`.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from tpi.comm.allreduce import AllReduce, Broadcast
+from tpi.comm.mesh import Transport
+from tpi.comm.wire import FrameType, Op
+from tpi.config import ModelConfig
+from tpi.errors import ConfigError
+from tpi.model.llama import Llama
+from tpi.sampling import Sampler
+from tpi.trace import Tracer
+from tpi.weights.embedding import EmbeddingRows
+from tpi.weights.window import Window
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """The token ids of one request, one row a sequence; rows may differ in length."""
+
+    ids: tuple[tuple[int, ...], ...]
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longest row; the others are padded on the left."""
+        return max(len(row) for row in self.ids)
+
+    @property
+    def pads(self) -> tuple[int, ...]:
+        """How many tokens each row is padded by, on the left."""
+        return tuple(self.length - len(row) for row in self.ids)
+
+
+class Engine:
+    """The forward passes of one rank over its window and its mesh.
+
+    Args:
+        model: The model's configuration.
+        llama: The blocks on this rank's slices, with its KV cache.
+        window: Where the blocks come from.
+        allreduce: How partial sums become sums.
+        embedding: Rows of the embedding (master only).
+        max_batch: Most sequences of one request.
+        max_tokens: Most tokens of a sequence, prompt and new ones together.
+        prefill_chunk: Most tokens of one pass; a longer prompt takes several.
+        num_head_tiles: Blocks that the LM head is cut into (0 on a worker).
+        tracer: Where times go.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: ModelConfig,
+        llama: Llama,
+        window: Window,
+        allreduce: AllReduce,
+        transport: Transport,
+        embedding: EmbeddingRows | None,
+        max_batch: int,
+        max_tokens: int,
+        prefill_chunk: int,
+        num_head_tiles: int,
+        tracer: Tracer,
+    ) -> None:
+        self._model = model
+        self._llama = llama
+        self._window = window
+        self._allreduce = allreduce
+        self._transport = transport
+        self._embedding = embedding
+        self._max_batch = max_batch
+        self._max_tokens = max_tokens
+        self._prefill_chunk = prefill_chunk
+        self._num_head_tiles = num_head_tiles
+        self._tracer = tracer
+        self._request = 0
+        self.num_steps = 0
+        self.after_step: Callable[[], None] = lambda: None
+
+    # --- the master ------------------------------------------------------------------------
+
+    def generate(
+        self, prompt: Prompt, new_tokens: int, sampler: Sampler, request: int = 0
+    ) -> Iterator[tuple[int, ...]]:
+        """Yield the next token of every sequence, `new_tokens` times.
+
+        `request` is the number that the workers know this request by.
+
+        Raises:
+            ConfigError: the prompt does not fit the limits of this session.
+        """
+        self.check_fits(prompt, new_tokens)
+        self._request = request
+        logits_BV = self._prefill(prompt)
+        position = prompt.length
+        for index in range(new_tokens):
+            tokens = sampler.pick(logits_BV)
+            yield tokens
+            if index + 1 < new_tokens:
+                ids_BS = torch.tensor(tokens, dtype=torch.long).view(-1, 1)
+                logits_BV = self.step(ids_BS, position)
+                position += 1
+
+    def check_fits(self, prompt: Prompt, new_tokens: int) -> None:
+        """Refuse a request that the KV cache or the model cannot hold, before anything is sent."""
+        total = prompt.length + new_tokens
+        if not prompt.ids or min(len(row) for row in prompt.ids) < 1:
+            raise ConfigError("prompt: got no tokens, expected at least one")
+        if len(prompt.ids) > self._max_batch:
+            raise ConfigError(
+                f"prompt: {len(prompt.ids)} sequences, max_batch is {self._max_batch}"
+            )
+        if total > self._max_tokens:
+            raise ConfigError(
+                f"prompt of {prompt.length} + {new_tokens} new tokens = {total}, "
+                f"the KV cache holds max_tokens={self._max_tokens}"
+            )
+        for row in prompt.ids:
+            worst = max(row, key=lambda i: i if i >= 0 else self._model.vocab_size - i)
+            if not 0 <= worst < self._model.vocab_size:
+                raise ConfigError(
+                    f"prompt: token id {worst} is outside the vocabulary "
+                    f"0..{self._model.vocab_size - 1}"
+                )
+
+    def _prefill(self, prompt: Prompt) -> torch.Tensor:
+        rows = [[0] * pad + list(row) for pad, row in zip(prompt.pads, prompt.ids, strict=True)]
+        ids_BS = torch.tensor(rows, dtype=torch.long)
+        chunk = self._prefill_chunk
+        for start in range(0, prompt.length, chunk):
+            part_BS = ids_BS[:, start : start + chunk]
+            pads = prompt.pads if start == 0 else None
+            last = start + chunk >= prompt.length
+            logits_BV = self.step(part_BS, start, pads=pads, want_logits=last)
+        return logits_BV
+
+    def step(
+        self,
+        ids_BS: torch.Tensor,
+        start: int,
+        *,
+        pads: tuple[int, ...] | None = None,
+        want_logits: bool = True,
+    ) -> torch.Tensor:
+        """One forward pass: S tokens a sequence after `start` cached ones.
+
+        `pads` is given on the first step of a request only, and resets the KV cache everywhere.
+
+        Shapes: (B, S) int64 -> (B, V) float32 logits of the last position; (B, 0) if not wanted.
+        """
+        if self._embedding is None:
+            raise RuntimeError("only the master can start a step")
+        batch, length = ids_BS.shape
+        with self._tracer.span("embed"):
+            rows_ND = self._embedding.rows(ids_BS.flatten().tolist())
+            hidden_BSD = rows_ND.to(torch.float32).view(batch, length, -1)
+        self._allreduce.broadcast(
+            hidden_BSD,
+            Broadcast(
+                step=self.num_steps, start=start, first=pads is not None,
+                request=self._request, pads=pads if pads is not None and any(pads) else (),
+            ),
+        )  # fmt: skip
+        if pads is not None:
+            self._llama.reset(batch, pads if any(pads) else None)
+        hidden_BSD = self._llama.forward(hidden_BSD, start, self._window, self._reduce)
+        if want_logits:
+            logits_BV = self._llama.head(hidden_BSD[:, -1], self._window, self._num_head_tiles)
+        else:
+            self._window.skip_to_start()
+            logits_BV = hidden_BSD[:, -1, :0]
+        self._step_done()
+        return logits_BV
+
+    def end_request(self, num_decode_steps: int) -> None:
+        """Tell the workers that the request is complete."""
+        self._allreduce.end_request(request=self._request, num_decode_steps=num_decode_steps)
+
+    def end_session(self) -> None:
+        """Tell the workers that nothing more will come."""
+        self._allreduce.end_session()
+
+    # --- every rank ------------------------------------------------------------------------
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes read from disk for the blocks and rows that were taken so far."""
+        rows = 0 if self._embedding is None else self._embedding.bytes_read
+        return self._window.streamed_bytes + rows
+
+    @property
+    def wire_bytes(self) -> int:
+        """Bytes of tensor frames sent so far, headers included."""
+        return self._transport.counters.bytes_sent
+
+    @property
+    def messages(self) -> int:
+        """Tensor frames sent so far."""
+        return self._transport.counters.messages_sent
+
+    def _step_done(self) -> None:
+        self.num_steps += 1
+        self.after_step()
+
+    def _reduce(self, partial_BSD: torch.Tensor, layer: int, kind: str, last: bool) -> None:
+        op = Op.ATTN if kind == "attn" else Op.FFN
+        reduce = self._allreduce.reduce if last else self._allreduce.all_reduce
+        reduce(partial_BSD, step=self.num_steps, layer=layer, op=op)
+
+    # --- a worker --------------------------------------------------------------------------
+
+    def serve(self, on_request_end: Callable[[int, int], None]) -> None:
+        """Follow the master until it ends the session.
+
+        Args:
+            on_request_end: Called with a request's number and how many of its steps were decode.
+        """
+        while True:
+            received = self._allreduce.receive_broadcast(self.num_steps)
+            if received.control is FrameType.END_SESSION:
+                return
+            if received.control is FrameType.END_REQUEST:
+                on_request_end(received.info.request, received.num_decode_steps)
+                continue
+            self._worker_step(received.hidden_BSD, received.info)
+
+    def _worker_step(self, hidden_BSD: torch.Tensor, info: Broadcast) -> None:
+        if info.first:
+            self._request = info.request
+            self._llama.reset(hidden_BSD.shape[0], info.pads or None)
+        self._llama.forward(hidden_BSD, info.start, self._window, self._reduce)
+        self._step_done()
