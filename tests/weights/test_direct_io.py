@@ -179,6 +179,8 @@ def test_file_reader_with_more_files_than_the_process_may_open_says_so(monkeypat
 def test_read_rate_is_that_of_all_files(tmp_path, data_file, monkeypatch):
     other = tmp_path / "other.bin"
     other.write_bytes(bytes(3 * PAGE + 17))  # what follows the last page is left out
-    clock = iter([1_000_000_000, 3_000_000_000])
-    monkeypatch.setattr(time, "monotonic_ns", lambda: next(clock))
-    assert read_rate_bps([data_file, other], request_bytes=2 * PAGE) == 8 * PAGE / 2
+    for span in (0, 4 * PAGE, 7 * PAGE):
+        clock = iter([1_000_000_000, 3_000_000_000])
+        monkeypatch.setattr(time, "monotonic_ns", lambda clock=clock: next(clock))
+        rate = read_rate_bps([data_file, other], request_bytes=2 * PAGE, span_bytes=span)
+        assert rate == 8 * PAGE / 2
