@@ -31,6 +31,7 @@ from tpi.errors import (
     TpiError,
 )
 from tpi.events import CommandReader, EventWriter
+from tpi.heap import return_freed_tensors
 from tpi.log import setup_logging
 from tpi.memory import WindowChoice, choose_window
 from tpi.model.llama import Llama
@@ -139,6 +140,7 @@ def plan_rank(manifest: Manifest, options: EngineOptions) -> WindowChoice:
 def run_node(spec: NodeSpec) -> int:
     """Serve one rank as its spec says; returns the exit status."""
     setup_logging(spec.rank)
+    return_freed_tensors()  # peak memory is what we promise
     torch.set_num_threads(spec.threads)
     events = EventWriter.claim_stdout()
     try:
