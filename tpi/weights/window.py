@@ -5,7 +5,7 @@ i - window has been released; the compute thread takes each block with `hold`, w
 space back the moment the `with` body ends. Retained blocks are loaded once and never leave; with
 window None all are. Whatever goes wrong in the loader is raised by `hold`.
 
-`_Slots` is the state both threads share, `Window` what the model sees. Read `Window.hold` first.
+`slots.py` has the state both threads share. Read `Window.hold` first.
 """
 
 import threading
@@ -20,6 +20,7 @@ from tpi.weights.arena import Arena, ArenaPlan, place
 from tpi.weights.blockfile import BlockEntry, tensor_views
 from tpi.weights.direct_io import BlockReader, FileReader
 from tpi.weights.shard import BlockId
+from tpi.weights.slots import Slots
 
 if TYPE_CHECKING:
     import torch
@@ -36,71 +37,6 @@ class BlockSource(Protocol):
     def hold(self, block: BlockId) -> AbstractContextManager[Mapping[str, "torch.Tensor"]]:
         """Lend the tensors of `block` by name; they are valid until the `with` body ends."""
         ...
-
-
-class _Slots:
-    """Positions of the endless streamed list that are loaded and released, and why it stopped."""
-
-    def __init__(self, window: int) -> None:
-        self._window = window
-        self._changed = threading.Condition()
-        self._loaded = 0  # all positions below were loaded or skipped
-        self._released = 0  # all positions below were released or skipped
-        self._error: TpiError | None = None
-        self._closed = False
-
-    def next_to_load(self) -> int | None:
-        """Wait until there is room; return the position to load, or None to end the loader."""
-        with self._changed:
-            self._changed.wait_for(
-                lambda: self._closed or self._loaded < self._released + self._window
-            )
-            return None if self._closed else self._loaded
-
-    def set_loaded(self, position: int) -> None:
-        """Say that the loader has filled `position`."""
-        with self._changed:
-            # It may have been skipped meanwhile.
-            self._loaded = max(self._loaded, position + 1)
-            self._changed.notify_all()
-
-    def release_below(self, position: int) -> None:
-        """Give back all positions below; those not loaded yet never will be."""
-        with self._changed:
-            self._released = position
-            self._loaded = max(self._loaded, position)
-            self._changed.notify_all()
-
-    def fail(self, error: TpiError) -> None:
-        """Say that the loader ended and why."""
-        with self._changed:
-            self._error = error
-            self._changed.notify_all()
-
-    def close(self) -> None:
-        """End all waiting."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-
-    def is_loaded(self, position: int) -> bool:
-        """Return whether `position` can be taken at once."""
-        return self._loaded > position  # one int, written under the lock, only ever grows
-
-    def wait_loaded(self, position: int, timeout_s: float) -> bool:
-        """Wait for `position`; raise the loader's error if it will never come."""
-        with self._changed:
-            self._changed.wait_for(
-                lambda: self._closed or self._error is not None or self._loaded > position,
-                timeout_s,
-            )
-            if self._loaded > position:
-                return True
-            if self._closed:
-                raise WeightsError("the window was closed while a block was awaited")
-            if self._error is not None:
-                raise self._error
-            return False
 
 
 class Window:
@@ -149,14 +85,13 @@ class Window:
         depth = window if window is not None and self._streams else max(len(streamed), 1)
         self._streamed = tuple(streamed)
         self._plan: ArenaPlan = place([b.num_bytes for b in streamed], depth)
-        self._slots = _Slots(depth)
+        self._slots = Slots(depth)
         self.arena_bytes = self._plan.arena_bytes
         self.retained_bytes = sum(b.num_bytes for b in kept)
         self.streamed_bytes = 0
         self._kept = tuple(kept)
         self._resident: dict[BlockId, dict[str, torch.Tensor]] = {}
         self._next = 0  # index in blocks of the next hold
-        self._cycle_start = 0  # position of the first streamed block of this cycle
         self._taken = 0  # position of the next streamed block
         self._holding = False
         self._thread: threading.Thread | None = None
