@@ -143,6 +143,7 @@ class Engine:
             logits_BV = self.step(part_BS, start, pads=pads, want_logits=last)
         return logits_BV
 
+    @torch.inference_mode()
     def step(
         self,
         ids_BS: torch.Tensor,
@@ -233,6 +234,7 @@ class Engine:
                 continue
             self._worker_step(received.hidden_BSD, received.info)
 
+    @torch.inference_mode()
     def _worker_step(self, hidden_BSD: torch.Tensor, info: Broadcast) -> None:
         if info.first:
             self._request = info.request

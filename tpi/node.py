@@ -134,6 +134,7 @@ def plan_rank(manifest: Manifest, options: EngineOptions) -> WindowChoice:
         window=options.window,
         memory_budget=options.memory_budget,
         allreduce=options.allreduce,
+        wire_dtype=options.wire_dtype,
     )
 
 

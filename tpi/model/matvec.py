@@ -7,7 +7,9 @@ Rapids Xeon that reads memory at 16-17 GB/s, "AMD" an EPYC that reads it at 29);
 `make bench` on another machine before changing one. Read `Kernels.project` first.
 """
 
+import functools
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -108,10 +110,24 @@ def _into(out_SN: torch.Tensor, x_SK: torch.Tensor, weight_NK: torch.Tensor) -> 
         torch.mv(weight_NK, x_SK[0], out=out_SN[0])
 
 
+@functools.cache
+def _is_intel() -> bool:
+    """Whether MKL is at its best here: who makes the processor decides, not a race at start.
+
+    float32 vectors, GB/s: AMD NumPy 28-31, torch 14; Intel torch 15.2-15.6, NumPy 14.8-15.2. A
+    race between two so close would give other bits from one start to the next.
+    """
+    try:
+        return "GenuineIntel" in Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return False
+
+
 def _float32(x_SK: torch.Tensor, weight_NK: torch.Tensor) -> torch.Tensor:
     num_rows = x_SK.shape[0]
     if num_rows == 1:
-        # NumPy's OpenBLAS: 28-31 GB/s on AMD where torch's MKL gets 14; on Intel both 17.
+        if _is_intel():
+            return torch.mv(weight_NK, x_SK[0]).unsqueeze(0)
         return torch.from_numpy(weight_NK.numpy().dot(x_SK[0].numpy())).unsqueeze(0)
     if 4 <= num_rows <= 32:
         # Intel, 8 rows: (weight @ x.T).T 8.0 GB/s, x @ weight.T 5.4. With 2-3 rows 8 against 16,
