@@ -7,6 +7,7 @@ Every run is poisoned: memory that the window takes back is NaN, so a late read 
 import functools
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,9 @@ import torch
 from tests.checkpoints import NEW_TOKENS, PROMPT_IDS, reference_logits, reference_tokens
 from tests.checkpoints import shared_checkpoint as checkpoint
 from tests.cluster import run_cluster
+from tpi.config import RopeScaling
+from tpi.model.llama import Llama
+from tpi.model.matvec import Kernels
 from tpi.node import EngineOptions, plan_rank
 from tpi.weights.blockfile import open_shard_folder
 from tpi.weights.checkpoint import open_checkpoint
@@ -109,3 +113,54 @@ def test_memory_budget_reads_only_what_is_not_retained(split_once):
     assert result.row() == list(reference_tokens(folder))
     rows = result.disk_bytes[0] - NEW_TOKENS * choice.streamed_bytes_per_pass
     assert 0 < rows <= (NEW_TOKENS + len(PROMPT_IDS)) * 2 * 4096
+
+
+def _drop_block(kind):
+    def change(patch):
+        original = getattr(Llama, f"_{kind}")
+
+        def dropped(self, hidden_BSD, layer, *rest):
+            partial_BSD = original(self, hidden_BSD, layer, *rest)
+            return partial_BSD.zero_() if layer == 1 else partial_BSD
+
+        patch.setattr(Llama, f"_{kind}", dropped)
+
+    return change
+
+
+def _drop_norm(patch):
+    patch.setattr(Llama, "_norm", lambda _self, x, _weight: x.clone())
+
+
+def _drop_bias(patch):
+    original = Kernels.project
+
+    def project(self, x_SK, weights, *names):
+        return original(self, x_SK, {n: w for n, w in weights.items() if "bias" not in n}, *names)
+
+    patch.setattr(Kernels, "project", project)
+
+
+def _unchanged(_patch):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("kind", "mutate", "changes"),
+    [
+        ("gqa2", _drop_block("attn"), {}),
+        ("gqa2", _drop_block("ffn"), {}),
+        ("gqa2", _drop_norm, {}),
+        ("bias", _drop_bias, {}),
+        ("qk_norm", _unchanged, {"qk_norm": False}),
+        ("llama3_rope", _unchanged, {"rope": RopeScaling()}),
+    ],
+    ids=["attention", "ffn", "norm", "bias", "qk_norm", "rope_scaling"],
+)
+def test_model_without_one_part_makes_other_tokens(split_once, monkeypatch, kind, mutate, changes):
+    folder, shards = split_once(kind, 2)
+    manifests = [open_shard_folder(shards / f"rank-{r}", verify=False) for r in range(2)]
+    manifests = [replace(m, config=replace(m.config, **changes)) for m in manifests]
+    mutate(monkeypatch)
+    result = run_cluster(shards, list(PROMPT_IDS), NEW_TOKENS, manifests=manifests)
+    assert result.row() != list(reference_tokens(folder))

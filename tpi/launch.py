@@ -139,7 +139,9 @@ class LocalNodes:
             raise event
         if event.name == "error":
             fields = event.fields
-            raise error_from_code(str(fields["code"]), f"rank {rank}: {fields['message']}")
+            message = str(fields["message"])
+            named = message if message.startswith("rank ") else f"rank {rank}: {message}"
+            raise error_from_code(str(fields["code"]), named)
         return rank, event
 
     def _death(self, rank: int) -> TpiError:

@@ -73,7 +73,7 @@ def open_engine(
     transport: Transport,
     options: EngineOptions,
     tracer: Tracer,
-    on_wait: Callable[[], None] | None = None,
+    on_wait: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[Engine, Window, WindowChoice]]:
     """Put the parts of one rank together and load what stays in memory.
 
@@ -211,7 +211,7 @@ def _serve(spec: NodeSpec, options: SystemOptions, events: EventWriter) -> None:
     try:
         with (
             _joined(spec, options, manifest) as mesh,
-            open_engine(manifest, mesh, engine_options, tracer, mesh.check) as (
+            open_engine(manifest, mesh, engine_options, tracer, _watcher(mesh)) as (
                 engine,
                 window,
                 choice,
@@ -230,6 +230,16 @@ def _serve(spec: NodeSpec, options: SystemOptions, events: EventWriter) -> None:
     finally:
         if options.trace is not None:
             write_trace(tracer, options.trace, spec.rank)
+
+
+def _watcher(mesh: SocketMesh) -> Callable[[int], None]:
+    """What to do while weights are awaited: tell the peers that we load, and see how they are."""
+
+    def watch(loaded_bytes: int) -> None:
+        mesh.set_progress(loaded_bytes >> 10)
+        mesh.check()
+
+    return watch
 
 
 def _joined(spec: NodeSpec, options: SystemOptions, manifest: Manifest) -> SocketMesh:

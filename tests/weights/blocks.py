@@ -45,6 +45,7 @@ class GatedReader:
 
     def __init__(self, *, open_gate: bool = False) -> None:
         self.direct_io = True
+        self.bytes_read = 0
         self.notes: tuple[str, ...] = ()
         self.closed = 0
         self.started: list[BlockId] = []

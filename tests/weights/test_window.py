@@ -278,7 +278,7 @@ def test_waiting_calls_on_wait_and_raises_what_it_raises(entries):
     reader = GatedReader()
     calls = []
 
-    def on_wait():
+    def on_wait(loaded_bytes):
         calls.append(1)
         raise PeerLostError("rank 1 has gone")
 
@@ -307,7 +307,7 @@ def test_close_ends_the_thread_that_waits_for_room(entries):
 def test_close_ends_a_hold_that_waits_in_another_thread(entries):
     reader = GatedReader()
     waiting, caught = threading.Event(), []
-    window = Window(entries, window=2, reader=reader, on_wait=waiting.set)
+    window = Window(entries, window=2, reader=reader, on_wait=lambda _bytes: waiting.set())
     window.start()
 
     def wait():

@@ -39,6 +39,11 @@ class BlockReader(Protocol):
     direct_io: bool
     notes: tuple[str, ...]
 
+    @property
+    def bytes_read(self) -> int:
+        """Bytes read so far; it grows with every request, not only with every block."""
+        ...
+
     def read(self, entry: "BlockEntry", into: memoryview) -> None:
         """Fill `into` with the whole file of `entry`."""
         ...
@@ -199,6 +204,11 @@ class FileReader:
         """What a user should know about how files are read; each note once."""
         notes = (file.note for file in self._files.values() if file.note is not None)
         return tuple(dict.fromkeys(notes))
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes read so far; it grows with every request, not only with every block."""
+        return sum(file.bytes_read for file in self._files.values())
 
     def read(self, entry: "BlockEntry", into: memoryview) -> None:
         """Fill `into` with the file of `entry`; refuse it if it is not the file it was."""

@@ -50,7 +50,8 @@ class Window:
         retained: Blocks that are loaded by `start` and never leave.
         poison: Fill released space with NaN, so that use after release shows.
         tracer: Gets the spans "wait_weights" (this thread) and "load_block" (the loader).
-        on_wait: Called at least every 0.2 s while a block is awaited; what it raises is raised.
+        on_wait: Called at least every 0.2 s while a block is awaited, with the bytes read from disk
+            so far; what it raises is raised.
         reader: Reads the files; by default past the page cache.
 
     Attributes:
@@ -71,7 +72,7 @@ class Window:
         retained: frozenset[BlockId] = frozenset(),
         poison: bool = False,
         tracer: Tracer | None = None,
-        on_wait: Callable[[], None] | None = None,
+        on_wait: Callable[[int], None] | None = None,
         reader: BlockReader | None = None,
     ) -> None:
         _check_arguments(blocks, window, retained)
@@ -187,7 +188,7 @@ class Window:
             with self._tracer.span("wait_weights"):
                 while not self._slots.wait_loaded(position, _CHECK_INTERVAL_S):
                     if self._on_wait is not None:
-                        self._on_wait()
+                        self._on_wait(self._reader.bytes_read)
         entry = self._streamed[position % len(self._streamed)]
         self.streamed_bytes += entry.num_bytes
         return tensor_views(entry, self._view(position))

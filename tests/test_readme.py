@@ -1,0 +1,33 @@
+"""Every table in the README is what its committed records give, and its warning stands."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from results.store import RunStore
+from results.tables import markdown
+
+ROOT = Path(__file__).parent.parent
+PUBLISHED = ROOT / "results" / "published"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+TABLES = re.findall(r"<!-- records: (\S+) -->\n(.*?)<!-- end -->", README, re.DOTALL)
+
+
+def test_every_published_set_is_in_the_readme():
+    assert sorted(name for name, _ in TABLES) == sorted(p.name for p in PUBLISHED.iterdir())
+
+
+@pytest.mark.parametrize(("name", "text"), TABLES, ids=[name for name, _ in TABLES])
+def test_table_is_what_its_records_give(name, text):
+    records, problems = RunStore(PUBLISHED / name).scan()
+    assert not problems
+    assert text.strip() == markdown(records).strip()
+
+
+def test_warning_about_workers_stands():
+    text = " ".join(README.split())
+    assert (
+        "Every worker you add can reconstruct your conversation if it holds the public model. "
+        "Add only devices you trust as you trust the master." in text
+    )
