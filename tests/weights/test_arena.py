@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tpi.errors import ResourceError
 from tpi.weights.arena import Arena, ArenaPlan, least_arena_bytes, place
 
 PAGE = 4096
@@ -99,3 +100,9 @@ def test_arena_of_nothing_can_be_made_and_closed():
     arena = Arena(0)
     assert len(arena.view(0, 0)) == 0
     arena.close()
+
+
+def test_arena_that_does_not_fit_names_the_bytes_and_the_way_out():
+    wanted = 1 << 62  # no address space has room for it, whatever the machine
+    with pytest.raises(ResourceError, match=rf"{wanted} bytes.*window.*memory_budget"):
+        Arena(wanted)

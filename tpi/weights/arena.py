@@ -11,6 +11,9 @@ import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tpi.errors import ResourceError
+from tpi.units import format_bytes
+
 # Sizes tried between the least arena and that of a ring.
 _GROWTH_STEPS = 16
 # From here on a ring wastes less than a tenth or so, and the search takes seconds.
@@ -161,13 +164,23 @@ class _Search:
 
 
 class Arena:
-    """One anonymous, page-aligned mapping; its pages cost memory when they are first written."""
+    """One anonymous, page-aligned mapping; its pages cost memory when they are first written.
+
+    Raises:
+        ResourceError: the system has no room for that many bytes.
+    """
 
     def __init__(self, num_bytes: int) -> None:
         self.num_bytes = num_bytes
         # Private, so that it counts (and is limited) as anonymous memory, not as shared memory.
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        self._map = mmap.mmap(-1, max(num_bytes, mmap.PAGESIZE), flags=flags)
+        try:
+            self._map = mmap.mmap(-1, max(num_bytes, mmap.PAGESIZE), flags=flags)
+        except OSError as exc:
+            raise ResourceError(
+                f"no memory for an arena of {num_bytes} bytes ({format_bytes(num_bytes)}): {exc}; "
+                "use a smaller window or a memory_budget"
+            ) from exc
         if hasattr(mmap, "MADV_HUGEPAGE"):
             # Fewer page faults on first use and fewer pages to pin for each O_DIRECT request.
             self._map.madvise(mmap.MADV_HUGEPAGE)
