@@ -14,7 +14,12 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 TABLES = re.findall(r"<!-- records: (\S+) -->\n(.*?)<!-- end -->", README, re.DOTALL)
 
 
+def test_picture_is_there():
+    assert (ROOT / "docs" / "demo.svg").is_file()
+
+
 def test_every_published_set_is_in_the_readme():
+    assert {"demo", "llama2-70b"} <= {name for name, _ in TABLES}
     assert sorted(name for name, _ in TABLES) == sorted(p.name for p in PUBLISHED.iterdir())
 
 

@@ -124,13 +124,14 @@ class Engine:
                 f"prompt of {prompt.length} + {new_tokens} new tokens = {total}, "
                 f"the KV cache holds max_tokens={self._max_tokens}"
             )
+        size = self._model.vocab_size
         for row in prompt.ids:
-            worst = max(row, key=lambda i: i if i >= 0 else self._model.vocab_size - i)
-            if not 0 <= worst < self._model.vocab_size:
-                raise ConfigError(
-                    f"prompt: token id {worst} is outside the vocabulary "
-                    f"0..{self._model.vocab_size - 1}"
-                )
+            for position, token in enumerate(row):
+                if not 0 <= token < size:  # not which: workers read this too, and see no token
+                    raise ConfigError(
+                        f"prompt: the token at position {position} is outside the vocabulary "
+                        f"0..{size - 1}"
+                    )
 
     def _prefill(self, prompt: Prompt) -> torch.Tensor:
         rows = [[0] * pad + list(row) for pad, row in zip(prompt.pads, prompt.ids, strict=True)]

@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType as PythonFrame
 
@@ -40,12 +40,13 @@ from tpi.ranks import Ranks
 from tpi.session import Session
 from tpi.spec import NodeSpec, SystemOptions, system_options
 from tpi.trace import Tracer, write_trace
-from tpi.weights.blockfile import Manifest, open_shard_folder
+from tpi.weights.blockfile import Manifest, open_shard_folder, read_manifest
 from tpi.weights.embedding import EmbeddingRows
 from tpi.weights.window import Window
 
 log = logging.getLogger(__name__)
 _LEASE_GRACE_S = 5.0
+_EXIT_DEFECT = 1
 
 
 class InterruptedByUser(BaseException):
@@ -141,41 +142,66 @@ def plan_rank(manifest: Manifest, options: EngineOptions) -> WindowChoice:
 def run_node(spec: NodeSpec) -> int:
     """Serve one rank as its spec says; returns the exit status."""
     setup_logging(spec.rank)
-    return_freed_tensors()  # peak memory is what we promise
     torch.set_num_threads(spec.threads)
+    return_freed_tensors()
     events = EventWriter.claim_stdout()
     try:
         with _interruptible():
             _serve(spec, system_options(spec), events)
     except TpiError as exc:
         log.error("%s", exc)  # noqa: TRY400  # a line for people; the trace says nothing to them
-        events.error(exc)
-        return exc.exit_status
-    except MemoryError as exc:
-        error = ResourceError(f"rank {spec.rank} is out of memory: {exc}")
-        events.error(error)
-        return error.exit_status
+        return _say(events, exc, exc.exit_status)
     except (InterruptedByUser, KeyboardInterrupt, BrokenPipeError) as exc:
         log.info("interrupted: %s", exc)
         return EXIT_INTERRUPTED
+    except Exception as exc:
+        log.exception("a defect of this program")
+        return _say(events, exc, _EXIT_DEFECT)
     return EXIT_OK
+
+
+def _say(events: EventWriter, error: Exception, status: int) -> int:
+    with suppress(BrokenPipeError):  # nobody listens any more
+        events.error(error)
+    return status
 
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """SIGINT and SIGTERM raise once, in the main thread; a second one ends the process at once."""
+    """Signals raise once, in the main thread; Ctrl-C or SIGTERM again ends the process at once.
+
+    SIGUSR1 is our own: the lease was lost. Whoever drops it often sends SIGTERM in the same
+    breath, which is no second wish.
+    """
+    seen: list[int] = []
 
     def handle(number: int, _frame: PythonFrame | None) -> None:
-        for name in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(name, lambda *_: os._exit(EXIT_INTERRUPTED))
-        raise InterruptedByUser(signal.Signals(number).name)
+        seen.append(number)
+        if len([s for s in seen if s != signal.SIGUSR1]) > 1:
+            os._exit(EXIT_INTERRUPTED)
+        if len(seen) == 1:
+            raise InterruptedByUser(signal.Signals(number).name)
 
-    old = {name: signal.signal(name, handle) for name in (signal.SIGINT, signal.SIGTERM)}
+    names = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    old = {name: signal.signal(name, handle) for name in names}
     try:
         yield
     finally:
         for name, handler in old.items():
-            signal.signal(name, handler)
+            signal.signal(name, signal.SIG_IGN if name == signal.SIGUSR1 else handler)
+
+
+@contextmanager
+def _out_of_memory_named(rank: int) -> Iterator[None]:
+    """Give every form of "no memory" its name, before peers and harness hear of it."""
+    try:
+        yield
+    except MemoryError as exc:
+        raise ResourceError(f"rank {rank} is out of memory: {exc}") from exc
+    except RuntimeError as exc:
+        if "allocate memory" not in str(exc):  # the words of torch's CPU allocator
+            raise
+        raise ResourceError(f"rank {rank} is out of memory: {str(exc)[:200]}") from exc
 
 
 class _Lease:
@@ -192,15 +218,13 @@ class _Lease:
     def lost(self) -> None:
         """Called by the thread that reads standard input."""
         delay_s = 0.0 if self.busy else self._grace_s
-        timer = threading.Timer(delay_s, os.kill, (os.getpid(), signal.SIGTERM))
+        timer = threading.Timer(delay_s, os.kill, (os.getpid(), signal.SIGUSR1))
         timer.daemon = True
         timer.start()
 
 
 def _serve(spec: NodeSpec, options: SystemOptions, events: EventWriter) -> None:
-    start_ns = time.monotonic_ns()
-    manifest = open_shard_folder(spec.model_dir)
-    verify_s = (time.monotonic_ns() - start_ns) / 1e9
+    manifest = read_manifest(spec.model_dir)
     _check_manifest(manifest, spec)
     engine_options = _engine_options(spec, options)
     plan_rank(manifest, engine_options)  # a budget that cannot work is refused before the join
@@ -209,27 +233,30 @@ def _serve(spec: NodeSpec, options: SystemOptions, events: EventWriter) -> None:
     lease = _Lease(_LEASE_GRACE_S * spec.time_scale)
     commands = CommandReader(on_lease_lost=lease.lost).start()
     try:
-        with (
-            _joined(spec, options, manifest) as mesh,
-            open_engine(manifest, mesh, engine_options, tracer, _watcher(mesh)) as (
-                engine,
-                window,
-                choice,
-            ),
-        ):
-            events.emit(
-                "ready",
-                verify_s=verify_s,
-                notes=list(window.notes),
-                window="all" if choice.window is None else choice.window,
-                retained=len(choice.retained),
-                predicted_peak_bytes=choice.peak_bytes,
-                rss_before_weights=rss_before_weights,
-            )
-            Session(spec, options, engine, tracer, events, lease).run(commands)
+        with _joined(spec, options, manifest) as mesh, _out_of_memory_named(spec.rank):
+            # After the join: whatever is wrong with a shard is then told to every rank.
+            verify_s = _verify(spec)
+            with open_engine(manifest, mesh, engine_options, tracer, _watcher(mesh)) as parts:
+                engine, window, choice = parts
+                events.emit(
+                    "ready",
+                    verify_s=verify_s,
+                    notes=list(window.notes),
+                    window="all" if choice.window is None else choice.window,
+                    retained=len(choice.retained),
+                    predicted_peak_bytes=choice.peak_bytes,
+                    rss_before_weights=rss_before_weights,
+                )
+                Session(spec, options, engine, tracer, events, lease, mesh.check).run(commands)
     finally:
         if options.trace is not None:
             write_trace(tracer, options.trace, spec.rank)
+
+
+def _verify(spec: NodeSpec) -> float:
+    start_ns = time.monotonic_ns()
+    open_shard_folder(spec.model_dir)
+    return (time.monotonic_ns() - start_ns) / 1e9
 
 
 def _watcher(mesh: SocketMesh) -> Callable[[int], None]:

@@ -5,18 +5,21 @@ of their counters after every step, so that a request's cost splits into the pas
 token and the decode passes after it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 from tpi.engine import Engine, Prompt
 from tpi.errors import FrameError
-from tpi.events import CommandReader, EventWriter
+from tpi.events import CommandReader, EventWriter, Go
 from tpi.procfs import peak_rss_bytes
 from tpi.ranks import Ranks
 from tpi.sampling import Sampler
 from tpi.spec import NodeSpec, Request, SystemOptions
 from tpi.trace import Tracer
+
+# While there is no request, how often the master looks after its peers.
+_WATCH_INTERVAL_S = 0.2
 
 
 class Lease(Protocol):
@@ -48,11 +51,13 @@ class Session:
         tracer: Tracer,
         events: EventWriter,
         lease: Lease,
+        watch: Callable[[], None],
     ) -> None:
         self._spec = spec
         self._options = options
         self._engine = engine
         self._lease = lease
+        self._watch = watch
         self._tracer = tracer
         self._events = events
         self._ranks = Ranks(spec.rank, spec.world_size)
@@ -68,13 +73,21 @@ class Session:
             return
         for _ in self._spec.requests:
             self._lease.busy = False
-            go = commands.next()
+            go = self._next(commands)
             if go is None:
                 break
             self._lease.busy = True
             self._master_request(self._spec.request(go.request_id), go.t_ns)
         self._lease.busy = False
         self._engine.end_session()
+
+    def _next(self, commands: CommandReader) -> Go | None:
+        """Wait for a command, and look after the peers meanwhile."""
+        while True:
+            try:
+                return commands.next(_WATCH_INTERVAL_S)
+            except TimeoutError:
+                self._watch()
 
     def _master_request(self, request: Request, go_ns: int) -> None:
         prompt = Prompt((request.prompt_ids or (),))

@@ -51,6 +51,23 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     write_atomic(folder / MANIFEST_FILE, data)
 
 
+def read_manifest(folder: Path) -> Manifest:
+    """Read what a rank's folder says it holds; no block is looked at yet.
+
+    Raises:
+        WeightsError: The folder or its manifest is missing, or the manifest is no such thing.
+    """
+    return _read_manifest(folder)[0]
+
+
+def _read_manifest(folder: Path) -> tuple[Manifest, bytes]:
+    if not folder.is_dir():
+        raise WeightsError(f"{folder}: expected a shard folder, got no such folder")
+    path = folder / MANIFEST_FILE
+    data = read_small_file(path, _MAX_MANIFEST_BYTES, WeightsError)
+    return manifest_from_json(parse_json(data, str(path), WeightsError), folder), data
+
+
 def open_shard_folder(folder: Path, *, verify: bool = True) -> Manifest:
     """Open a rank's folder and check everything in it.
 
@@ -61,11 +78,7 @@ def open_shard_folder(folder: Path, *, verify: bool = True) -> Manifest:
         WeightsError: With the file and the reason: missing, not a regular file, truncated,
             altered, of another shape or dtype than the plan asks for, holding NaN.
     """
-    if not folder.is_dir():
-        raise WeightsError(f"{folder}: expected a shard folder, got no such folder")
-    path = folder / MANIFEST_FILE
-    data = read_small_file(path, _MAX_MANIFEST_BYTES, WeightsError)
-    manifest = manifest_from_json(parse_json(data, str(path), WeightsError), folder)
+    manifest, data = _read_manifest(folder)
     for entry in manifest.blocks:
         _check_block_file(entry)
     if verify:

@@ -50,8 +50,8 @@ class Window:
         retained: Blocks that are loaded by `start` and never leave.
         poison: Fill released space with NaN, so that use after release shows.
         tracer: Gets the spans "wait_weights" (this thread) and "load_block" (the loader).
-        on_wait: Called at least every 0.2 s while a block is awaited, with the bytes read from disk
-            so far; what it raises is raised.
+        on_wait: Called at least every 0.2 s while a block is awaited, and before each block that
+            `start` loads, with the bytes read from disk so far; what it raises is raised.
         reader: Reads the files; by default past the page cache.
 
     Attributes:
@@ -136,6 +136,8 @@ class Window:
                 self._load_resident(entry, self._view(position))
 
     def _load_resident(self, entry: BlockEntry, into: memoryview) -> None:
+        if self._on_wait is not None:
+            self._on_wait(self._reader.bytes_read)
         self._reader.read(entry, into)
         self._resident[entry.id] = tensor_views(entry, into)
 
