@@ -1,33 +1,25 @@
-"""`tpi generate`: N node processes on this machine, one prompt, text as it comes.
+"""`tpi generate`: one prompt on N node processes of this machine, text as it comes.
 
-`LocalNodes` starts the processes and merges their events into one stream; `generate` asks for one
-request and turns tokens into text. Closing the nodes' standard input ends them, however we end.
+`generate` writes a spec for each node, has `local_nodes.py` run them, asks for one request and
+turns tokens into text.
 """
 
 import os
-import queue
 import secrets
 import socket
-import subprocess
-import sys
 import tempfile
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Self
 
-from tpi.errors import ConfigError, TpiError, error_from_code
-from tpi.events import Event, EventError, parse_event
-from tpi.spec import NodeSpec, Request, dump_spec
+from tpi.errors import ConfigError
+from tpi.events import Event
+from tpi.local_nodes import Interrupts, LocalNodes
+from tpi.spec import NodeSpec, Request
 from tpi.tokenizer import StreamDecoder, Tokenizer
 from tpi.weights.blockfile import Manifest, open_shard_folder
 
 _READY_TIMEOUT_S = 3600.0  # the first start hashes every shard
-_EXIT_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,123 +54,6 @@ class Summary:
     peak_bytes: tuple[int, ...]
 
 
-class LocalNodes:
-    """N `tpi node` processes on loopback and their merged events.
-
-    Raises:
-        TpiError: the first error that any node reported, or that it died without a word.
-    """
-
-    def __init__(self, specs: Sequence[NodeSpec], folder: Path) -> None:
-        self._specs = specs
-        self._folder = folder
-        self._events: queue.SimpleQueue[tuple[int, Event | TpiError | None]] = queue.SimpleQueue()
-        self._processes: list[subprocess.Popen[bytes]] = []
-        self._ended: set[int] = set()
-
-    def __enter__(self) -> Self:
-        try:
-            for spec in self._specs:
-                self._start(spec)
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _start(self, spec: NodeSpec) -> None:
-        path = self._folder / f"spec-{spec.rank}.json"
-        dump_spec(spec, path)
-        with (self._folder / f"rank-{spec.rank}.log").open("wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "tpi.cli", "node", str(path)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                start_new_session=True,  # Ctrl-C comes to us alone; we end them in order
-            )
-        self._processes.append(process)
-        if process.stdout is None:
-            raise RuntimeError("a pipe was asked for")
-        threading.Thread(
-            target=self._read, args=(spec.rank, process.stdout), name="events", daemon=True
-        ).start()
-
-    def _read(self, rank: int, stream: IO[bytes]) -> None:
-        for line in stream:
-            try:
-                self._events.put((rank, parse_event(line)))
-            except EventError as exc:
-                self._events.put((rank, exc))
-        self._events.put((rank, None))
-
-    def go(self, request_id: str) -> None:
-        """Start a request on the master."""
-        stdin = self._processes[0].stdin
-        if stdin is None:
-            raise RuntimeError("a pipe was asked for")
-        stdin.write(f"go {request_id}\n".encode())
-        stdin.flush()
-
-    def next_event(self, timeout_s: float) -> tuple[int, Event]:
-        """Wait for the next event of any rank."""
-        try:
-            rank, event = self._events.get(timeout=timeout_s)
-        except queue.Empty:
-            raise TpiError(
-                f"no event from any of {len(self._specs)} nodes for {timeout_s} s"
-            ) from None
-        if event is None:
-            self._ended.add(rank)
-            raise self._death(rank)
-        if isinstance(event, TpiError):
-            raise event
-        if event.name == "error":
-            fields = event.fields
-            message = str(fields["message"])
-            named = message if message.startswith("rank ") else f"rank {rank}: {message}"
-            raise error_from_code(str(fields["code"]), named)
-        return rank, event
-
-    def _death(self, rank: int) -> TpiError:
-        status = self._processes[rank].wait(_EXIT_TIMEOUT_S)
-        log = (self._folder / f"rank-{rank}.log").read_text(errors="replace").strip()
-        last = log.splitlines()[-1] if log else "nothing in its log"
-        return TpiError(f"rank {rank} ended with status {status} and without a word; {last}")
-
-    def collect(self, name: str, timeout_s: float) -> dict[int, Event]:
-        """Wait until every rank has sent one event of this name; others are dropped."""
-        found: dict[int, Event] = {}
-        deadline = time.monotonic() + timeout_s
-        while len(found) < len(self._specs):
-            rank, event = self.next_event(max(0.0, deadline - time.monotonic()))
-            if event.name == name:
-                found[rank] = event
-        return found
-
-    def close(self) -> None:
-        """End all nodes: close their input, then ask, then kill; may be called twice."""
-        for process in self._processes:
-            if process.stdin is not None:
-                with suppress(OSError):  # a broken pipe means that it is gone already
-                    process.stdin.close()
-        deadline = time.monotonic() + _EXIT_TIMEOUT_S
-        for process in self._processes:
-            try:
-                process.wait(max(0.0, deadline - time.monotonic()))
-            except (subprocess.TimeoutExpired, KeyboardInterrupt):
-                process.kill()
-                process.wait()
-        for process in self._processes:
-            if process.stdout is not None:
-                process.stdout.close()
-        self._processes.clear()
-
-
 def generate(options: GenerateOptions, show: Callable[[str], None]) -> Summary:
     """Run one prompt on local nodes; `show` gets the text piece by piece.
 
@@ -193,12 +68,15 @@ def generate(options: GenerateOptions, show: Callable[[str], None]) -> Summary:
     specs = _make_specs(options, folders, manifest, prompt_ids)
     text = _Text(show, tokenizer)
     with (
+        Interrupts() as interrupts,
         tempfile.TemporaryDirectory(prefix="tpi-") as folder,
-        LocalNodes(specs, Path(folder)) as nodes,
     ):
-        nodes.collect("ready", _READY_TIMEOUT_S)
-        nodes.go("r0")
-        return _follow(nodes, text, len(specs))
+        nodes = LocalNodes(specs, Path(folder))
+        interrupts.hurry = nodes.kill
+        with nodes:
+            nodes.collect("ready", _READY_TIMEOUT_S)
+            nodes.go("r0")
+            return _follow(nodes, text, len(specs))
 
 
 def shard_folders(folder: Path, devices: int | None) -> tuple[Path, ...]:
@@ -303,8 +181,7 @@ class _Text:
 def _follow(nodes: LocalNodes, text: _Text, world_size: int) -> Summary:
     start_ns, stamps = 0, list[int]()
     peaks: dict[int, int] = {}
-    ended: set[int] = set()
-    for rank, event in _until_all_ended(nodes, ended, world_size):
+    for rank, event in _until_all_ended(nodes, world_size):
         if event.name == "request":
             start_ns = event.t_ns
         elif event.name == "token":
@@ -322,12 +199,7 @@ def _follow(nodes: LocalNodes, text: _Text, world_size: int) -> Summary:
     )
 
 
-def _until_all_ended(
-    nodes: LocalNodes, ended: set[int], world_size: int
-) -> Iterator[tuple[int, Event]]:
+def _until_all_ended(nodes: LocalNodes, world_size: int) -> Iterator[tuple[int, Event]]:
     # A node says by itself when it is lost, silent or stalled; this only bounds a defect.
-    while len(ended) < world_size:
-        rank, event = nodes.next_event(timeout_s=86400.0)
-        if event.name == "end":
-            ended.add(rank)
-        yield rank, event
+    while len(nodes.ended) < world_size:
+        yield nodes.next_event(timeout_s=86400.0)

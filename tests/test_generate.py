@@ -1,0 +1,183 @@
+"""`tpi generate` as people use it: ends cleanly when told to, and names who broke it."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.checkpoints import PROMPT_IDS
+from tests.nodes import make_specs, split_checkpoint
+from tpi.errors import PeerLostError, WeightsError
+from tpi.local_nodes import LocalNodes
+
+LONG = 20000
+SRC = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """Three ranks and room for a generation that no test waits for."""
+    folder = tmp_path_factory.mktemp("model")
+    return split_checkpoint(folder, "gqa2", 3, max_position_embeddings=LONG + 64)
+
+
+class FakeNodes(LocalNodes):
+    """Nodes that are lines of Python, so that the order of their words can be chosen."""
+
+    def __init__(self, programs, folder):
+        shards = folder / "none"
+        for rank in range(len(programs)):
+            (shards / f"rank-{rank}").mkdir(parents=True)
+            (shards / f"rank-{rank}" / "manifest.json").touch()
+        super().__init__(make_specs(shards, new_tokens=1, max_tokens=9), folder)
+        self._programs = programs
+
+    def _start(self, spec):
+        real = subprocess.Popen
+
+        def fake(_command, **options):
+            return real([sys.executable, "-c", self._programs[spec.rank]], **options)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("tpi.local_nodes.subprocess.Popen", fake)
+            super()._start(spec)
+
+
+END = 'print(\'{"event": "end", "t_ns": 1, "id": "r0"}\', flush=True)\n'
+WAIT = "import sys; sys.stdin.read()\n"
+KILLED = (
+    "import os, sys; print('my last line', file=sys.stderr, flush=True); os.kill(os.getpid(), 9)\n"
+)
+ACCUSES = (
+    'print(\'{"event": "error", "t_ns": 1, "code": "%s", "message": "%s"}\', flush=True)\n' + WAIT
+)
+
+
+def test_rank_that_has_said_end_may_leave_before_the_others_have(tmp_path):
+    # Rank 0 ends only once rank 1, which said `end` and left, has been waited for here.
+    programs = ["input()\n" + END + WAIT, END]
+    with FakeNodes(programs, tmp_path) as nodes:
+        assert nodes.next_event(10)[0] == 1
+        nodes._processes[1].wait(10)
+        nodes._readers[1].join(10)
+        nodes.go("r0")
+        assert nodes.next_event(10)[0] == 0
+        assert nodes.ended == {0, 1}
+
+
+def test_rank_that_dies_without_a_word_is_named_by_what_the_others_say(tmp_path):
+    told = ACCUSES % ("weights", "rank 1 has a bad block")
+    with FakeNodes(["input()\n" + told, KILLED], tmp_path) as nodes:
+        nodes._readers[1].join(10)  # the end of rank 1 comes first, the reason after it
+        nodes.go("r0")
+        with pytest.raises(WeightsError, match=r"bad block.*SIGKILL.*my last line"):
+            nodes.next_event(10)
+
+
+def test_rank_of_which_nobody_says_why_it_died_is_named_with_its_status_and_log(tmp_path):
+    with (
+        FakeNodes(["raise SystemExit(7)", KILLED], tmp_path) as nodes,
+        pytest.raises(PeerLostError, match=r"rank \d is gone; rank \d ended with (status 7|sig)"),
+    ):
+        nodes.next_event(10)
+
+
+def test_go_to_a_dead_master_is_told_as_its_death(tmp_path):
+    with FakeNodes([KILLED], tmp_path) as nodes:
+        nodes._processes[0].wait(10)
+        nodes.go("r0")
+        with pytest.raises(PeerLostError, match="rank 0 ended with signal SIGKILL"):
+            nodes.next_event(10)
+
+
+@contextmanager
+def generating(shards, tmp_path):
+    """A `tpi generate` that has shown its first token; yields it and its children's ids."""
+    command = [
+        sys.executable, "-m", "tpi.cli", "generate", shards, "--new-tokens", LONG,
+        "--prompt-tokens", ",".join(map(str, PROMPT_IDS)), "--ignore-eos", "--threads", 1,
+    ]  # fmt: skip
+    (tmp_path / "tmp").mkdir()
+    process = subprocess.Popen(
+        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=SRC,
+        env=os.environ | {"TMPDIR": str(tmp_path / "tmp")},
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        first = process.stdout.read(1)
+        assert first.isdigit(), process.communicate()
+        children = children_of(process.pid)
+        assert len(children) == 3
+        yield process, children
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def children_of(pid):
+    return [
+        int(child)
+        for task in Path(f"/proc/{pid}/task").iterdir()
+        for child in (task / "children").read_text().split()
+    ]
+
+
+def assert_nothing_is_left(children, tmp_path):
+    for pid in children:
+        assert not Path(f"/proc/{pid}").exists() or zombie(pid), f"process {pid} is alive"
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def zombie(pid):
+    """It has ended and only nobody has asked how: an orphan in a container without an init."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(90)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_ends_every_node_and_leaves_nothing(shards, tmp_path, number):
+    with generating(shards, tmp_path) as (process, children):
+        start = time.monotonic()
+        process.send_signal(number)
+        out, err = process.communicate(timeout=20)
+        assert time.monotonic() - start < 5
+        assert process.returncode == 130
+        assert err.decode() == "tpi generate: interrupted\n"
+        assert all(part.isdigit() for part in out.split())
+        assert_nothing_is_left(children, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(90)
+def test_second_interrupt_kills_the_nodes_at_once_and_leaves_nothing(shards, tmp_path):
+    with generating(shards, tmp_path) as (process, children):
+        os.kill(children[1], signal.SIGSTOP)  # one that cannot end by itself
+        process.send_signal(signal.SIGINT)
+        while Path(f"/proc/{children[0]}").exists() and not zombie(children[0]):
+            threading.Event().wait(0.02)  # the first Ctrl-C has come as far as the nodes
+        start = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=20)
+        assert time.monotonic() - start < 2
+        assert process.returncode == 130
+        assert err.decode() == "tpi generate: interrupted\n"
+        assert_nothing_is_left(children, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(90)
+def test_killed_worker_is_named_in_one_line(shards, tmp_path):
+    with generating(shards, tmp_path) as (process, children):
+        os.kill(children[1], signal.SIGKILL)
+        _, err = process.communicate(timeout=20)
+        assert process.returncode == 10
+        assert err.decode().count("\n") == 1
+        assert "rank 1" in err.decode()
+        assert_nothing_is_left(children, tmp_path)
