@@ -9,6 +9,7 @@ ones; a ring one block larger than the least always works. Read `place` first.
 import math
 import mmap
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from tpi.errors import ResourceError
@@ -182,8 +183,10 @@ class Arena:
                 "use a smaller window or a memory_budget"
             ) from exc
         if hasattr(mmap, "MADV_HUGEPAGE"):
-            # Fewer page faults on first use and fewer pages to pin for each O_DIRECT request.
-            self._map.madvise(mmap.MADV_HUGEPAGE)
+            # Fewer page faults on first use and fewer pages to pin for each O_DIRECT request. A
+            # kernel without huge pages refuses the hint; nothing else depends on it.
+            with suppress(OSError):
+                self._map.madvise(mmap.MADV_HUGEPAGE)
         self._view = memoryview(self._map)
 
     def view(self, offset: int, num_bytes: int) -> memoryview:
