@@ -136,6 +136,8 @@ def test_split_and_generate_from_the_command_line(tmp_path):
         (["generate", "nowhere", "--prompt", "x"], "nowhere"),
         (["generate", "nowhere"], "--prompt"),
         (["generate", "x", "--prompt", "x", "--window", "0"], "--window"),
+        (["generate", "x", "--prompt", "x", "--temperature", "nan"], "--temperature"),
+        (["plan", "--model", "tiny", "--devices", "2", "--times", "nan,1,1,1,1"], "--times"),
         (["node", "nowhere.json"], "nowhere.json"),
         (["nonsense"], "nonsense"),
     ],

@@ -5,6 +5,7 @@ A mistake is one line and exit status 2; `errors.py` has the others. Nothing her
 """
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -74,6 +75,16 @@ def _positive(text: str) -> int:
     if text.isdecimal() and int(text) >= 1:
         return int(text)
     raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number >= 1")
+
+
+def _temperature(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 100:  # false for NaN too
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number from 0 to 100")
+    return value
 
 
 def _size(text: str) -> int:
@@ -192,7 +203,9 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--wire-dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--threads", type=_positive, help="per device; default: cores / devices")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 (default) is greedy")
+    parser.add_argument(
+        "--temperature", type=_temperature, default=0.0, help="0 (default) is greedy"
+    )
     parser.add_argument("--top-k", type=int, default=0)
     parser.add_argument("--top-p", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)

@@ -120,7 +120,7 @@ def _numbers(text: str) -> tuple[float, ...]:
 
 def _times(text: str) -> LayerTimes:
     values = _numbers(text)
-    if len(values) != 5 or min(values) < 0:
+    if len(values) != 5 or not all(0 <= value < float("inf") for value in values):
         raise argparse.ArgumentTypeError(f"got {text!r}, expected five times >= 0, in ms")
     return LayerTimes(*(value / 1000 for value in values))
 
