@@ -1,12 +1,14 @@
 """From a configuration to what will be run: pure, made before anything starts.
 
 `make_plan` decides how many layers are stored, which systems fit in memory, how tokens will be
-checked, and what is cut so that all of it fits `max_minutes`; `plan_text.py` puts it in words. The
-plan for a configuration and a host is always the same: what earlier runs left behind changes what
-is still to do, never what is cut. Read `make_plan` first.
+checked, and what is cut so that all of it fits `max_minutes`; `plan_text.py` puts it in words. A
+plan follows from the configuration and from what the host has at that moment: with less memory
+free, a system may be refused that was measured before (`Experiment` then keeps the measurement).
+What earlier runs left behind changes what is still to do, never what is cut. Read `make_plan`
+first.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -106,9 +108,11 @@ def make_plan(config: Config, model: ModelConfig, prompt_tokens: int, host: Host
     )
     limit = int(MEMORY_SHARE * host.available_memory)
     systems = _plan_systems(config, model, shard_plan, storage, prompt_tokens, host, limit)
-    check, reason = _plan_check(config, model, storage, limit, host)
-    layers = _distinct_layers(config, model, shard_plan, storage) if synthetic else model.num_layers
     runs = {s.name for s in systems if s.refusal is None}
+    check, reason = _plan_check(config, model, storage, limit, host, runs)
+    layers = _distinct_layers(config, model, shard_plan, storage) if synthetic else model.num_layers
+    # Transformers reads this form itself; so does the reference, for whichever system runs.
+    needs_hf = "transformers" in runs or (runs and check in ("exact", "bounded"))
     plan = Plan(
         config=config,
         model=model,
@@ -123,9 +127,7 @@ def make_plan(config: Config, model: ModelConfig, prompt_tokens: int, host: Host
         check=check if runs else "none",
         check_reason=reason,
         shards_bytes=required_bytes(model, shard_plan, storage, layers) if "tpi" in runs else 0,
-        hf_bytes=required_hf_bytes(model, storage)
-        if synthetic and runs and check in ("exact", "bounded")
-        else 0,
+        hf_bytes=required_hf_bytes(model, storage) if synthetic and needs_hf else 0,
         predicted_s=0.0,
         cuts=(),
     )
@@ -226,14 +228,17 @@ def is_exact(config: Config) -> bool:
 
 
 def _plan_check(
-    config: Config, model: ModelConfig, storage: str, limit: int, host: Host
+    config: Config, model: ModelConfig, storage: str, limit: int, host: Host, runs: Set[str]
 ) -> tuple[str, str]:
+    """How tokens of the systems in `runs` are checked, and why it is no better than that."""
     full = _transformers(config, model, storage, 1, host, "float32").need_bytes
     if full <= limit:
         return ("exact" if is_exact(config) else "bounded"), ""
+    why = f"the reference needs {format_bytes(full)}, the limit is {format_bytes(limit)}"
+    if "tpi" not in runs:
+        return "none", f"{why}; two layers of it would check tpi alone, which is not run"
     cut = two_layer_model(model)
     small = _transformers(config, cut, storage, 1, host, "float32").need_bytes
-    why = f"the reference needs {format_bytes(full)}, the limit is {format_bytes(limit)}"
     if small <= limit:
         return "two_layer", why
     return "none", f"{why}; even two layers of it need {format_bytes(small)}"
@@ -318,7 +323,7 @@ def _check_s(plan: Plan, host: Host) -> float:
         return cost.start_s + cost.request_s(plan.new_tokens)
     cut = two_layer_model(model)
     cost = _transformers(config, cut, plan.storage, plan.prompt_tokens, host, "float32")
-    tpi = next((s.cost for s in plan.runnable if s.name == "tpi"), cost)
+    tpi = next(s.cost for s in plan.runnable if s.name == "tpi")
     share = cut.num_layers / model.num_layers
     return (
         2 * write_seconds(required_hf_bytes(cut, plan.storage), host)

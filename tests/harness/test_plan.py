@@ -99,6 +99,31 @@ def test_no_reference_at_all_is_said(tmp_path):
     assert "even two layers" in words(plan, host)
 
 
+def test_transformers_alone_without_a_reference_is_unchecked_and_its_weights_are_written(tmp_path):
+    systems: dict[str, object] = {"transformers": {}}
+    plan = plan_of(tmp_path, "llama2-7b", systems=systems, dtype="bfloat16", max_minutes=1000)
+    assert (plan.check, [s.name for s in plan.runnable]) == ("none", ["transformers"])
+    assert "check: unchecked (the reference needs" in words(plan)
+    assert "tpi alone, which is not run" in plan.check_reason
+    assert (plan.shards_bytes, plan.hf_bytes) == (0, num_parameters(plan.model) * 2)
+
+
+def test_hf_form_is_written_for_transformers_beside_a_two_layer_check(tmp_path):
+    plan = plan_of(tmp_path, "llama2-7b", dtype="bfloat16", max_minutes=1000)
+    assert (plan.check, len(plan.runnable)) == ("two_layer", 2)
+    assert plan.hf_bytes == num_parameters(plan.model) * 2
+
+
+def test_two_layers_are_not_checked_for_a_tpi_that_is_refused(tmp_path):
+    systems: dict[str, object] = {"tpi": {"window": "all"}, "transformers": {}}
+    changes = {"systems": systems, "dtype": "bfloat16", "devices": 16, "max_minutes": 1000}
+    host = replace(HOST, available_memory=17 * GIB)
+    plan = plan_of(tmp_path, "llama2-7b", host=host, **changes)
+    assert [s.name for s in plan.runnable] == ["transformers"]
+    assert plan.check == "none"
+    assert plan.hf_bytes > 0
+
+
 def test_all_weights_in_memory_of_one_machine_is_infeasible(tmp_path):
     systems = {"tpi": {"window": "all"}}
     plan = plan_of(tmp_path, "llama2-70b", systems=systems)
