@@ -99,10 +99,11 @@ class Experiment:
             return
         try:
             weight_sets.check_space(self._plan, self._weights, self._host.free_disk)
-            if self._plan.check == "two_layer" and not self._check_two_layers():
-                return
-            weight_sets.obtain(self._plan, self._weights, self._live)
-            self._run_repeats()
+            if self._plan.check == "two_layer":
+                self._check_two_layers()
+            if self.pending:
+                weight_sets.obtain(self._plan, self._weights, self._live)
+                self._run_repeats()
         except KeyboardInterrupt:
             self._record_interrupt()
             raise
@@ -114,14 +115,29 @@ class Experiment:
         decides = decisive(self._plan, system, self._weights, self._prompt_ids, self._environment)
         base_id = make_run_id(system.name, decides)
         old = None if config.force else self._store.latest(base_id)
-        if old is not None and (old.status == "infeasible") == (system.refusal is not None):
-            done = system.refusal is not None or old.is_finished(config.repeats)
-            return _Job(system, old, 0 if done else config.repeats - old.num_ok, is_kept=True)
+        if old is not None and (kept := self._kept_job(system, old)):
+            return kept
         record = self._new_record(system, self._store.next_id(base_id))
         if system.refusal is None:
             return _Job(system, record, config.repeats)
         refused = replace(record, status="infeasible", reason=system.refusal, notes=())
-        return _Job(system, self._store.write(refused), 0)
+        if old is None:
+            refused = self._store.write(refused)
+        # Else it is only shown: what was begun stays the latest, to go on with another time.
+        return _Job(system, refused, 0)
+
+    def _kept_job(self, system: SystemPlan, old: RunRecord) -> _Job | None:
+        """What is there already, if that is used: a measurement rather than a refusal."""
+        repeats = self._plan.config.repeats
+        if old.status == "infeasible":
+            return None if system.refusal is None else _Job(system, old, 0, is_kept=True)
+        if old.is_finished(repeats):
+            if old.status == "interrupted":  # fewer repeats are asked for than then
+                old = self._store.write(replace(old, status="ok", reason=""))
+            return _Job(system, old, 0, is_kept=True)
+        if system.refusal is not None or old.check.is_broken:
+            return None
+        return _Job(system, old, repeats - old.num_ok, is_kept=True)
 
     def _new_record(self, system: SystemPlan, run_id: str) -> RunRecord:
         plan = self._plan
@@ -162,8 +178,11 @@ class Experiment:
 
     # --- repeats ---------------------------------------------------------------------------
 
-    def _check_two_layers(self) -> bool:
-        """Whether the small model's tokens are right; without that nothing is measured."""
+    def _check_two_layers(self) -> None:
+        """Check the small model's tokens; unless they are right, `tpi` is not measured."""
+        job = next((j for j in self._jobs if j.todo and j.system.name == "tpi"), None)
+        if job is None:
+            return
         check = check_two_layers(
             self._plan,
             self._prompt_ids,
@@ -173,13 +192,11 @@ class Experiment:
             threads=self._host.cores,
         )
         self._live.line(f"check: {check.detail}")
-        for job in self._jobs:
-            if job.todo:
-                job.record = replace(job.record, check=check)
-            if job.todo and check.passed is False:
-                wrong = replace(job.record, status="wrong_output", reason=check.detail)
-                job.record, job.todo = self._store.write(wrong), 0
-        return check.passed is not False
+        job.record = replace(job.record, check=check)
+        if not check.passed:
+            status = "invalid" if check.is_broken else "wrong_output"
+            failed = replace(job.record, status=status, reason=check.detail, metrics=None)
+            job.record, job.todo = self._store.write(failed), 0
 
     def _run_repeats(self) -> None:
         reference = Reference(
@@ -200,7 +217,8 @@ class Experiment:
         title = f"{job.system.name}, repeat {len(job.record.samples) + 1}"
         repeat = self._one_repeat(job, title)
         check = job.record.check
-        if repeat.status == "ok" and self._plan.check != "two_layer":
+        is_checked = self._plan.check == "two_layer" and job.system.name == "tpi"
+        if repeat.status == "ok" and not is_checked:
             check = reference.check(job.system.name, repeat.tokens)
             repeat = checked_status(repeat, check)
         job.record = self._store.append(self._with_findings(job.record, repeat, check), repeat)

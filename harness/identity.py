@@ -41,6 +41,12 @@ def decisive(
     }
 
 
+def reference_digest() -> str:
+    """Digest of the source that the reference's tokens come from."""
+    names = ("reference.py", "huggingface.py", "transformers.py")
+    return content_digest([_ROOT / "baselines" / name for name in names])
+
+
 def source_digest(system: str) -> str:
     """Digest of the source that a system's numbers come from."""
     shared = () if system == "tpi" else (f"{system}.py", "program.py", "huggingface.py")

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from baselines.reference import Reference as Answer
 from baselines.reference import ReferenceJob, read_reference, write_job
+from harness.identity import reference_digest
 from harness.live import Live
 from harness.plan import Plan
 from harness.verdict import check_bounded, check_exact
@@ -56,19 +57,26 @@ class Reference:
             "prompt_ids": prompt_ids,
             "new_tokens": plan.new_tokens,
             "versions": dependency_versions(("torch", "transformers")),
+            "source": reference_digest(),
         }
         self.folder = Path(plan.config.results_dir) / "references"
 
     def check(self, system: str, tokens: tuple[int, ...]) -> Check:
-        """Compare a system's tokens as the plan says; `passed` is None where that failed."""
-        if self._plan.check not in ("exact", "bounded"):
-            return Check(detail=self._plan.check_reason)
+        """Compare a system's tokens as the plan says.
+
+        `passed` is None where the plan says not to (kind `none`) and where comparing failed.
+        """
+        kind, reason = self._plan.check, self._plan.check_reason
+        if kind == "two_layer":  # that one is of `tpi`, and made before anything is measured
+            reason = f"not checked: {system} is the reference implementation itself; {reason}"
+        if kind not in ("exact", "bounded"):
+            return Check(detail=reason)
         try:
-            if self._plan.check == "bounded":
+            if kind == "bounded":
                 return self._bounded(tokens)
             return check_exact(tokens, self._tokens(system, tokens))
         except TpiError as exc:
-            return Check(detail=f"no reference: {exc}")
+            return Check(kind, detail=f"no reference: {exc}")
 
     def _tokens(self, system: str, tokens: tuple[int, ...]) -> tuple[int, ...]:
         """The reference's tokens; those of `transformers` in float32 are the reference."""

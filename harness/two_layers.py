@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from harness import weights as weight_sets
-from harness.identity import decisive
+from harness.identity import decisive, reference_digest
 from harness.launching import MEASURED_ID, make_launch, make_testbed
 from harness.live import Live
 from harness.plan import Plan, SystemPlan, two_layer_plan
@@ -38,13 +38,18 @@ def check_two_layers(
 ) -> Check:
     """Run the check, or look up what came out of the same one before.
 
+    `passed` is None where there was no verdict; that is not kept.
+
     Raises:
         TpiError: Weights or devices could not be made.
     """
     small = two_layer_plan(plan)
     system = next(s for s in small.systems if s.name == "tpi")
     weights = weight_sets.locate(small)
-    decides = decisive(small, system, weights, prompt_ids, environment)
+    decides = {
+        **decisive(small, system, weights, prompt_ids, environment),
+        "reference": reference_digest(),
+    }
     digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
     path = Path(plan.config.results_dir) / "references" / f"two-layers-{digest}.json"
     if path.exists():
@@ -65,6 +70,7 @@ def _run(
     programs: Mapping[str, tuple[str, ...]],
     threads: int,
 ) -> Check:
+    kind = "two_layer_bounded" if small.check == "bounded" else "two_layer"
     is_ours = not weights.base.exists()
     try:
         weight_sets.obtain(small, weights, live)
@@ -75,7 +81,7 @@ def _run(
         repeat = judge(outcome, 0, MEASURED_ID, small.new_tokens)
         if repeat.status != "ok":
             detail = f"{_WHAT} {repeat.status}: {repeat.reason}"
-            return Check("two_layer", passed=None, detail=detail)
+            return Check(kind, passed=None, detail=detail)
         reference = Reference(small, weights, prompt_ids, live, threads=threads)
         check = reference.check(system.name, repeat.tokens)
     finally:
@@ -85,4 +91,4 @@ def _run(
     if check.passed:
         how = "exactly" if check.kind == "exact" else f"within the bound ({check.detail})"
         text = f"{_WHAT} gives Transformers' tokens {how}"
-    return replace(check, kind="two_layer", detail=text)
+    return replace(check, kind=kind, detail=text)

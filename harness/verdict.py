@@ -2,7 +2,8 @@
 
 `judge` turns a runner's `Outcome` into the `Repeat` that is kept. `check_exact` and `check_bounded`
 compare tokens with the reference; what a failed check means for a status is decided by
-`checked_status` alone: wrong tokens are `wrong_output`, never a timing.
+`checked_status` alone: wrong tokens are `wrong_output`, unchecked ones where a check was planned
+`invalid`, neither ever a timing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,7 +42,12 @@ def judge(outcome: Outcome, index: int, request_id: str, new_tokens: int) -> Rep
 
 
 def checked_status(repeat: Repeat, check: Check) -> Repeat:
-    """The repeat with what the check of its tokens makes of its status."""
+    """The repeat with what the check of its tokens makes of its status.
+
+    A check that was planned and broke leaves a timing without one: `invalid`.
+    """
+    if repeat.status == "ok" and check.is_broken:
+        return _with_status(repeat, "invalid", check.detail)
     if repeat.status == "ok" and check.passed is False:
         return _with_status(repeat, "wrong_output", check.detail)
     return repeat

@@ -26,7 +26,8 @@ STATUSES = (
 CHECKS = (
     "exact",  # tokens equal those of the reference run, in float32
     "bounded",  # reference logits of its tokens are near the largest; see DESIGN, metrics
-    "two_layer",  # no reference fits in memory: the same shape cut to two layers matched exactly
+    "two_layer",  # no reference fits in memory: exact, of the same shape cut to two layers
+    "two_layer_bounded",  # likewise, and bounded
     "none",  # nothing to compare with; the reason is in `detail`
 )
 TIME_SHARES = ("compute", "allreduce", "wait_weights", "other")
@@ -119,7 +120,8 @@ class Check:
     """How the tokens were checked, and what came out.
 
     Attributes:
-        passed: None if there was nothing to compare with.
+        kind: One of `CHECKS`; `none` only where the plan has no check.
+        passed: None if nothing was compared: by plan (kind `none`), or because the check broke.
         agreement: Fraction of tokens equal to the reference's.
         first_difference: Position of the first token that differs; None if none does.
         detail: For people: what was compared with what, or why nothing was.
@@ -130,6 +132,11 @@ class Check:
     agreement: float | None = None
     first_difference: int | None = None
     detail: str = ""
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether a planned check gave no verdict: what it should have checked proves nothing."""
+        return self.kind != "none" and self.passed is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +222,12 @@ class RunRecord:
         return sum(s.status == "ok" for s in self.samples)
 
     def is_finished(self, repeats: int) -> bool:
-        """Whether nothing is left to do for so many repeats; a failure is a result too."""
+        """Whether nothing is left to do for so many repeats.
+
+        A failure is a result too; one of the check alone says nothing of the system.
+        """
+        if self.status == "invalid" and self.check.is_broken:
+            return False
         if self.status in ("ok", "interrupted"):
             return self.num_ok >= repeats
         return True

@@ -98,6 +98,8 @@ def format_check(check: Check) -> str:
     """Whether the tokens are right, in two words."""
     if check.passed is None:
         return "not checked"
+    if check.kind == "two_layer_bounded":
+        return "in bound, 2 layers" if check.passed else "out of bound"
     if check.kind == "bounded":
         share = "" if check.agreement is None else f" {check.agreement:.0%}"
         return f"in bound{share}" if check.passed else "out of bound"

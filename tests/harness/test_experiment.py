@@ -149,13 +149,36 @@ def test_reference_program_is_asked_once_where_transformers_does_not_run(tmp_pat
     assert len(calls.read_text().splitlines()) == 1
 
 
-def test_reference_that_fails_leaves_tokens_unchecked_and_says_so(tmp_path, monkeypatch):
+def test_reference_that_fails_makes_the_run_invalid_and_it_is_tried_again(tmp_path, monkeypatch):
     monkeypatch.setattr(harness.reference, "_MODULE", "tests.no_such")
     done = experiment(tmp_path, systems={"tpi": {}}, repeats=1)
     done.run()
-    check = done.records[0].check
-    assert (check.kind, check.passed) == ("none", None)
-    assert "No module named tests.no_such" in check.detail
+    record = done.records[0]
+    assert (record.status, record.metrics, done.exit_status) == ("invalid", None, 1)
+    assert (record.check.kind, record.check.passed) == ("exact", None)
+    assert "No module named tests.no_such" in record.reason
+    monkeypatch.setattr(harness.reference, "_MODULE", "tests.fake_reference")
+    again = experiment(tmp_path, systems={"tpi": {}}, repeats=1)
+    assert again.pending == ["tpi"]
+    again.run()
+    assert (again.records[0].run_id, again.records[0].status) == (f"{record.run_id}-2", "ok")
+
+
+def test_planned_lack_of_a_check_is_a_timing_with_the_reason(tmp_path, monkeypatch):
+    monkeypatch.setattr("harness.plan._plan_check", lambda *_: ("none", "too large"))
+    done = experiment(tmp_path, repeats=1)
+    done.run()
+    assert [r.status for r in done.records] == ["ok", "ok"]
+    assert {(r.check.kind, r.check.detail) for r in done.records} == {("none", "too large")}
+    assert done.exit_status == 0
+
+
+def test_references_source_decides_where_its_answer_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(harness.reference, "_MODULE", "tests.fake_reference")
+    for digest in ("a", "b", "b"):
+        monkeypatch.setattr(harness.reference, "reference_digest", lambda digest=digest: digest)
+        experiment(tmp_path, systems={"tpi": {}}, repeats=1, force=True).run()
+    assert len(list((tmp_path / "runs" / "references").iterdir())) == 2
 
 
 def test_bounded_check_feeds_the_tokens_to_the_reference(tmp_path, monkeypatch):
@@ -191,6 +214,54 @@ def test_two_layer_check_that_fails_measures_nothing(tmp_path, monkeypatch):
     assert "token 1 is 9" in done.records[0].reason
 
 
+def test_two_layer_check_is_of_tpi_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(harness.reference, "_MODULE", "tests.fake_reference")
+    monkeypatch.setattr("harness.plan._plan_check", lambda *_: ("two_layer", "too large"))
+    done = experiment(tmp_path, tpi={"tokens": [9] * 8}, repeats=1)
+    done.run()
+    tpi, transformers = done.records
+    assert (tpi.status, tpi.samples) == ("wrong_output", ())
+    assert (transformers.status, transformers.check.passed) == ("ok", None)
+    assert transformers.check.kind == "none"
+    assert "the reference implementation itself; too large" in transformers.check.detail
+    assert done.exit_status == 1
+
+
+def test_two_layer_check_that_breaks_is_invalid_and_made_again(tmp_path, monkeypatch):
+    monkeypatch.setattr("harness.plan._plan_check", lambda *_: ("two_layer", "too large"))
+    monkeypatch.setattr(harness.reference, "_MODULE", "tests.no_such")
+    done = experiment(tmp_path, systems={"tpi": {}}, repeats=1)
+    done.run()
+    record = done.records[0]
+    assert (record.status, record.samples, done.exit_status) == ("invalid", (), 1)
+    assert "No module named tests.no_such" in record.reason
+    monkeypatch.setattr(harness.reference, "_MODULE", "tests.fake_reference")
+    again = experiment(tmp_path, systems={"tpi": {}}, repeats=1)
+    again.run()
+    assert (again.records[0].status, again.exit_status) == ("ok", 0)
+
+
+def test_two_layer_check_in_16_bit_is_within_a_bound(tmp_path, monkeypatch):
+    monkeypatch.setattr(harness.reference, "_MODULE", "tests.fake_reference")
+    monkeypatch.setattr("harness.plan._plan_check", lambda *_: ("two_layer", "too large"))
+    done = experiment(tmp_path, systems={"tpi": {}}, repeats=1, dtype="bfloat16")
+    done.run()
+    assert (done.records[0].check.kind, done.records[0].check.passed) == ("two_layer_bounded", True)
+
+
+def test_finished_run_is_kept_while_memory_is_short(tmp_path):
+    first = experiment(tmp_path, repeats=1)
+    first.run()
+    short = replace(HOST, available_memory=300 << 20)
+    assert experiment(tmp_path, repeats=1, host=short).records == first.records
+    more = experiment(tmp_path, repeats=2, host=short)
+    assert [r.status for r in more.records] == ["infeasible", "infeasible"]
+    assert more.pending == []
+    assert experiment(tmp_path, repeats=1).records == first.records
+    later = experiment(tmp_path, repeats=2)
+    assert [r.run_id for r in later.records] == [r.run_id for r in first.records]
+
+
 def test_what_cannot_fit_is_infeasible_and_not_started(tmp_path):
     host = replace(HOST, available_memory=300 << 20)
     done = experiment(tmp_path, host=host)
@@ -222,6 +293,18 @@ def test_interrupt_is_recorded_and_the_rest_goes_on(tmp_path, monkeypatch):
     later.run()
     assert [(r.status, r.num_ok) for r in later.records] == [("ok", 2), ("ok", 2)]
     assert later.records[1].run_id == done.records[1].run_id
+
+
+def test_interrupted_run_is_finished_where_fewer_repeats_are_asked_for(tmp_path):
+    first = experiment(tmp_path, repeats=1)
+    first.run()
+    store = RunStore(tmp_path / "runs")
+    for record in first.records:
+        store.write(replace(record, status="interrupted", reason="repeats to go: 4"))
+    later = experiment(tmp_path, repeats=1)
+    assert later.pending == []
+    assert later.records == first.records
+    assert store.read(first.records[0].run_id).status == "ok"
 
 
 def test_full_disk_is_found_out_before_anything_is_written(tmp_path):

@@ -88,4 +88,9 @@ def test_checked_status_wrong_tokens_are_never_ok():
     repeat = judge(outcome(GOOD), 0, "r0", 2)
     wrong = checked_status(repeat, Check("exact", passed=False, detail="token 1 is 5"))
     assert (wrong.status, wrong.reason) == ("wrong_output", "token 1 is 5")
-    assert checked_status(repeat, Check()).status == "ok"
+    assert checked_status(repeat, Check(detail="too large for a reference")).status == "ok"
+
+
+def test_checked_status_without_the_planned_check_is_invalid():
+    broken = checked_status(judge(outcome(GOOD), 0, "r0", 2), Check("bounded", detail="died"))
+    assert (broken.status, broken.reason) == ("invalid", "died")

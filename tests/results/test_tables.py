@@ -87,6 +87,9 @@ def test_spread_in_one_unit(spread, text):
         (Check("bounded", True, 0.97), "in bound 97%"),
         (Check("bounded", False), "out of bound"),
         (Check("two_layer", True), "equal, 2 layers"),
+        (Check("two_layer_bounded", True, 0.9, 3), "in bound, 2 layers"),
+        (Check("two_layer_bounded", False), "out of bound"),
+        (Check("two_layer", None, detail="no reference"), "not checked"),
     ],
 )
 def test_check_in_two_words(check, text):
