@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from tpi.errors import EXIT_INTERRUPTED, EXIT_OK, ConfigError, ResourceError, TpiError
 from tpi.events import CommandReader, EventWriter, Go
 from tpi.log import setup_logging
+from tpi.procfs import own_number, peak_rss_bytes
 from tpi.spec import NodeSpec, load_spec
 
 log = logging.getLogger(__name__)
@@ -56,8 +57,8 @@ class _Counters:
     @classmethod
     def now(cls) -> "_Counters":
         return cls(
-            disk_bytes=_proc_number("io", "read_bytes"),
-            rss_hwm=_proc_number("status", "VmHWM") * 1024,
+            disk_bytes=own_number("io", "read_bytes"),
+            rss_hwm=peak_rss_bytes(),
         )
 
 
@@ -163,13 +164,3 @@ def _serve_request(spec: NodeSpec, go: Go, model: Model, events: EventWriter) ->
         messages_sent_decode=0,
         rss_hwm=last.rss_hwm,
     )
-
-
-def _proc_number(file: str, key: str) -> int:
-    """A number from `/proc/self`; 0 where the kernel does not tell."""
-    try:
-        text = Path("/proc/self", file).read_text()
-    except OSError:
-        return 0
-    lines = (line.partition(":") for line in text.splitlines())
-    return next((int(value.split()[0]) for name, _, value in lines if name == key), 0)

@@ -23,9 +23,9 @@ from harness.verdict import check_bounded, check_exact
 from harness.weights import WeightSet
 from results.environment import dependency_versions
 from results.schema import Check
-from results.store import write_durably
 from testbed.local import device_environment
 from tpi.errors import TpiError, map_errors
+from tpi.files import write_atomic
 
 # The program needs no device: it runs on all cores, since only its tokens matter.
 _MODULE = "baselines.reference"
@@ -92,7 +92,7 @@ class Reference:
                 "shortfalls": {},
             }
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_durably(path, json.dumps(raw).encode())
+            write_atomic(path, json.dumps(raw).encode())
         return read_reference(path).tokens
 
     def _bounded(self, tokens: tuple[int, ...]) -> Check:

@@ -22,7 +22,7 @@ from harness.runner import run_repeat
 from harness.verdict import judge
 from harness.weights import WeightSet
 from results.schema import Check
-from results.store import write_durably
+from tpi.files import write_atomic
 
 _WHAT = "the same shape with two layers"
 
@@ -57,7 +57,7 @@ def check_two_layers(
     check = _run(small, system, weights, prompt_ids, live, programs, threads)
     if check.passed is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_durably(path, json.dumps(asdict(check)).encode())
+        write_atomic(path, json.dumps(asdict(check)).encode())
     return check
 
 

@@ -6,9 +6,7 @@ lists it with its hash; one that is not listed was being written, and its repeat
 Nothing that is listed is ever overwritten.
 """
 
-import contextlib
 import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +16,7 @@ from results.identity import split_run_id
 from results.measure import measure, summarize
 from results.schema import RecordError, Repeat, RunRecord, SampleFile
 from tpi.errors import ResourceError, map_errors
+from tpi.files import sync_folder, write_atomic
 
 _RECORD = "run.json"
 
@@ -134,32 +133,8 @@ class RunStore:
         with map_errors({OSError: ResourceError}, f"cannot write {folder / name}"):
             if not folder.is_dir():
                 folder.mkdir(parents=True)
-                _sync_folder(folder.parent)
-            write_durably(folder / name, data)
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """Write, sync, rename, sync the folder: afterwards the old bytes or the new, never a mix."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(path: Path) -> None:
-    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+                sync_folder(folder.parent)
+            write_atomic(folder / name, data)
 
 
 def _joined(record: RunRecord, repeats: Sequence[Repeat], sample: SampleFile) -> RunRecord:

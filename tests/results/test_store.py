@@ -152,7 +152,7 @@ def test_full_disk_leaves_what_was_there(store, monkeypatch, failing):
         if failing == "fsync":
             patch.setattr(os, "fsync", fail)
         else:
-            patch.setattr("results.store.write_durably", fail)
+            patch.setattr("results.store.write_atomic", fail)
         with pytest.raises(ResourceError, match=r"cannot write .*No space left") as caught:
             store.append(record, make_repeat(1))
     assert caught.value.exit_status == 15
