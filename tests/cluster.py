@@ -4,21 +4,25 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
+from tpi.assemble import EngineOptions, open_engine
 from tpi.comm.memory import MemoryMesh
 from tpi.engine import Prompt
 from tpi.errors import TpiError
-from tpi.node import EngineOptions, open_engine
 from tpi.sampling import Sampler
 from tpi.trace import Tracer
 from tpi.weights.blockfile import open_shard_folder
 
 
 class Result:
-    """Tokens by step (a tuple of one token a sequence), logits by step, disk bytes by rank."""
+    """Tokens by step (a tuple of one token a sequence), logits by step, disk bytes by rank.
+
+    `sent` has by rank, for every pass, messages and bytes sent in it.
+    """
 
     def __init__(self, world_size):
         self.tokens = []
         self.logits = []
+        self.sent: list[list[tuple[int, int]]] = [[] for _ in range(world_size)]
         self.disk_bytes = [0] * world_size
         self.errors: list[TpiError | None] = [None] * world_size
 
@@ -45,27 +49,60 @@ def _lead(engine, prompts, new_tokens, requests, result):
     engine.end_session()
 
 
+def _record_sent(engine, sent):
+    """After every pass, note what was sent in it."""
+    before = (0, 0)
+
+    def after_step():
+        nonlocal before
+        now = (engine.messages, engine.wire_bytes)
+        sent.append((now[0] - before[0], now[1] - before[1]))
+        before = now
+
+    engine.after_step = after_step
+
+
 def run_cluster(
     shards: Path, prompts, new_tokens: int, *, requests=1, manifests=None, **options
 ) -> Result:
     """Generate greedily on all ranks of a split folder; raises the master's error."""
-    prompts = [prompts] if isinstance(prompts[0], int) else prompts
     if manifests is None:
         world_size = len(list(shards.glob("rank-*/manifest.json")))
         manifests = [
             open_shard_folder(shards / f"rank-{r}", verify=False) for r in range(world_size)
         ]
-    longest = max(map(len, prompts))
-    engine_options = replace(
-        EngineOptions(max_batch=len(prompts), max_tokens=longest + new_tokens, poison=True),
+    settings = cluster_options(prompts, new_tokens, **options)
+
+    def open_rank(rank, mesh, tracer):
+        return open_engine(manifests[rank], mesh, settings, tracer)
+
+    return run_engines(len(manifests), open_rank, prompts, new_tokens, requests=requests)
+
+
+def cluster_options(prompts, new_tokens: int, **options) -> EngineOptions:
+    """Room for the prompts and their answers, in poisoned memory."""
+    prompts = [prompts] if isinstance(prompts[0], int) else prompts
+    return replace(
+        EngineOptions(
+            max_batch=len(prompts), max_tokens=max(map(len, prompts)) + new_tokens, poison=True
+        ),
         **options,
     )
-    result = Result(len(manifests))
+
+
+def run_engines(
+    world_size: int, open_rank, prompts, new_tokens: int, *, requests=1, meshes=None
+) -> Result:
+    """Generate greedily on all ranks, each opened by `open_rank(rank, mesh, tracer)`."""
+    prompts = [prompts] if isinstance(prompts[0], int) else prompts
+    result = Result(world_size)
+    meshes = meshes or MemoryMesh.group(world_size)
 
     def serve(rank, mesh):
         try:
-            with mesh, open_engine(manifests[rank], mesh, engine_options, Tracer()) as parts:
+            with mesh, open_rank(rank, mesh, Tracer()) as parts:
                 engine = parts[0]
+                _record_sent(engine, result.sent[rank])
                 if rank == 0:
                     _lead(engine, prompts, new_tokens, requests, result)
                 else:
@@ -74,7 +111,6 @@ def run_cluster(
         except TpiError as exc:
             result.errors[rank] = exc
 
-    meshes = MemoryMesh.group(len(manifests))
     threads = [
         threading.Thread(target=serve, args=(r, mesh)) for r, mesh in enumerate(meshes[1:], 1)
     ]

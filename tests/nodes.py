@@ -1,4 +1,4 @@
-"""Real `tpi node` processes for tests: start, follow, harm, reap."""
+"""Real `tpi node` processes (or those of a baseline) for tests: start, follow, harm, reap."""
 
 import json
 import queue
@@ -58,8 +58,9 @@ def _pipe(stream: IO[bytes] | None) -> IO[bytes]:
 class Nodes:
     """Processes by name (their rank unless named otherwise) and everything they said."""
 
-    def __init__(self, specs: Sequence[NodeSpec], folder: Path) -> None:
+    def __init__(self, specs: Sequence[NodeSpec], folder: Path, module: str = "tpi.cli") -> None:
         self._folder = folder
+        self._program = ["-m", module, *(["node"] if module == "tpi.cli" else [])]
         self._processes: dict[object, subprocess.Popen[bytes]] = {}
         self._heard: dict[object, list[dict[str, Any]]] = {}
         self._queue: queue.SimpleQueue[tuple[object, dict[str, Any] | None]] = queue.SimpleQueue()
@@ -72,7 +73,7 @@ class Nodes:
         dump_spec(spec, path)
         with (self._folder / f"{name}.log").open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "tpi.cli", "node", str(path)],
+                [sys.executable, *self._program, str(path)],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
             )  # fmt: skip
         self._processes[name] = process

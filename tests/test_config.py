@@ -215,9 +215,10 @@ def test_any_json_gives_a_config_or_config_error(changes):
     assert config_from_json(config_to_json(config), "again") == config
 
 
-# Layers, width, heads, KV heads, FFN, vocabulary, float32 GiB (arXiv:2410.00531, table 5, and
-# the config.json of each model).
+# Layers, width, heads, KV heads, FFN, vocabulary, float32 GiB (arXiv:2410.00531, table 5 but for
+# the first, and the config.json of each model).
 SHAPES = {
+    "tinyllama-1.1b": (22, 2048, 32, 4, 5632, 32000, 4.1),
     "llama2-3b": (26, 3200, 32, 32, 8640, 32000, 12.8),
     "llama2-7b": (32, 4096, 32, 32, 11008, 32000, 25.1),
     "llama2-13b": (40, 5120, 40, 40, 13824, 32000, 48.5),

@@ -24,10 +24,8 @@ from tpi.comm.join import join
 from tpi.comm.transport import Recv, Send
 from tpi.comm.wire import Expect, FrameHeader, FrameType, Op, WireDtype
 from tpi.errors import TpiError
-from tpi.node import _fingerprint
+from tpi.node import tpi_setup
 from tpi.ranks import Ranks
-from tpi.spec import system_options
-from tpi.weights.blockfile import read_manifest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(90)]
 MAX_RSS_BEFORE_WEIGHTS = 260 << 20
@@ -176,7 +174,6 @@ def shortfalls(logits_SV, tokens):
 
 def fake_worker(spec, field, errors):
     """Join as the rank of `spec`, wait for the first step and answer it with a wrong frame."""
-    options = system_options(spec)
     count = len(PROMPT_IDS) * 256
     right = FrameHeader(
         FrameType.TENSOR, op=Op.ATTN, dtype=WireDtype.FLOAT32, shape=(count,),
@@ -194,7 +191,7 @@ def fake_worker(spec, field, errors):
         with join(
             Ranks(spec.rank, spec.world_size), bind=spec.bind, master=spec.master,
             session=bytes.fromhex(spec.session),
-            fingerprint=_fingerprint(read_manifest(spec.model_dir), spec, options),
+            fingerprint=tpi_setup(spec).fingerprint,
             deadlines=Deadlines(), peer_links=False,
         ) as mesh:  # fmt: skip
             StepBroadcast(mesh, count, 256).receive(0)

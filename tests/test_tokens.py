@@ -16,10 +16,12 @@ import torch
 from tests.checkpoints import NEW_TOKENS, PROMPT_IDS, reference_logits, reference_tokens
 from tests.checkpoints import shared_checkpoint as checkpoint
 from tests.cluster import run_cluster
+from tpi.assemble import EngineOptions, plan_rank
+from tpi.comm.topology import ALGORITHMS, traffic
+from tpi.comm.wire import HEADER_BYTES
 from tpi.config import RopeScaling
 from tpi.model.llama import Llama
 from tpi.model.matvec import Kernels
-from tpi.node import EngineOptions, plan_rank
 from tpi.weights.blockfile import open_shard_folder
 from tpi.weights.checkpoint import open_checkpoint
 from tpi.weights.shard import make_shard_plan
@@ -71,11 +73,32 @@ def test_reference_is_worth_comparing_with():
     assert len(PROMPT_IDS) > 16  # original_max_position_embeddings of llama3_rope
 
 
-@pytest.mark.parametrize("algorithm", ["star", "tree", "ring", "direct", "exchange"])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_every_allreduce_gives_the_same_tokens(split_once, algorithm):
     folder, shards = split_once("gqa2", 4)
     result = run_cluster(shards, list(PROMPT_IDS), NEW_TOKENS, allreduce=algorithm)
     assert result.row() == list(reference_tokens(folder))
+
+
+@pytest.mark.parametrize("world_size", [1, 3, 4])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_token_costs_a_broadcast_2l_minus_1_allreduces_and_a_reduce(
+    split_once, algorithm, world_size
+):
+    _, shards = split_once("gqa2", world_size)
+    result = run_cluster(shards, list(PROMPT_IDS), 4, allreduce=algorithm)
+    layers, width = 3, 256
+    whole = HEADER_BYTES + 4 * width
+    for rank, sent in enumerate(result.sent):
+        messages, num_bytes = traffic(algorithm, rank, world_size, width, 4)
+        # The broadcast from the master, or the part of the last sum to it.
+        others = (world_size - 1) if rank == 0 else 1
+        per_token = (
+            (2 * layers - 1) * messages + others,
+            (2 * layers - 1) * num_bytes + others * whole,
+        )
+        assert len(sent) == 4
+        assert sent[1:] == [per_token] * 3
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 24])
@@ -129,7 +152,7 @@ def _drop_block(kind):
 
 
 def _drop_norm(patch):
-    patch.setattr(Llama, "_norm", lambda _self, x, _weight: x.clone())
+    patch.setattr(Llama, "norm", lambda _self, x, _weight: x.clone())
 
 
 def _drop_bias(patch):

@@ -174,12 +174,9 @@ def _plan(args: argparse.Namespace) -> int:
 
 
 def _node(args: argparse.Namespace) -> int:
-    from tpi.spec import load_spec
+    from tpi.entry import open_spec
 
-    spec = load_spec(args.spec)
-    # The thread pools read these once, when torch and numpy are loaded.
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ[name] = str(spec.threads)
+    spec = open_spec(args.spec)
     from tpi.node import run_node
 
     return run_node(spec)

@@ -3,7 +3,8 @@
 The master embeds the tokens of a step, broadcasts the hidden state, walks the layers like every
 other rank, applies the LM head and picks the next token. A worker waits for a broadcast, walks the
 layers, and waits again: it never sees a token id. Read `Engine.generate` first; the way down to
-the wire is `generate` -> `step` -> `Llama.forward` -> `AllReduce.all_reduce` -> `transfer`.
+the wire is `generate` -> `step` -> `_forward` -> `Llama.forward` -> `AllReduce.all_reduce` ->
+`transfer`. An engine that walks the layers in another way differs in `_forward` only.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,8 +12,9 @@ from dataclasses import dataclass
 
 import torch
 
-from tpi.comm.allreduce import AllReduce, Broadcast
-from tpi.comm.mesh import Transport
+from tpi.comm.allreduce import Sums
+from tpi.comm.broadcast import Broadcast, StepBroadcast
+from tpi.comm.transport import Transport
 from tpi.comm.wire import FrameType, Op
 from tpi.config import ModelConfig
 from tpi.errors import ConfigError
@@ -40,48 +42,58 @@ class Prompt:
         return tuple(self.length - len(row) for row in self.ids)
 
 
-class Engine:
-    """The forward passes of one rank over its window and its mesh.
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What every engine is made of.
 
-    Args:
+    Attributes:
         model: The model's configuration.
         llama: The blocks on this rank's slices, with its KV cache.
         window: Where the blocks come from.
-        allreduce: How partial sums become sums.
+        transport: The connected ranks.
         embedding: Rows of the embedding (master only).
         max_batch: Most sequences of one request.
         max_tokens: Most tokens of a sequence, prompt and new ones together.
-        prefill_chunk: Most tokens of one pass; a longer prompt takes several.
+        step_tokens: Most tokens of one pass; a longer prompt takes several.
         num_head_tiles: Blocks that the LM head is cut into (0 on a worker).
         tracer: Where times go.
     """
 
-    def __init__(
-        self,
-        *,
-        model: ModelConfig,
-        llama: Llama,
-        window: Window,
-        allreduce: AllReduce,
-        transport: Transport,
-        embedding: EmbeddingRows | None,
-        max_batch: int,
-        max_tokens: int,
-        prefill_chunk: int,
-        num_head_tiles: int,
-        tracer: Tracer,
-    ) -> None:
-        self._model = model
-        self._llama = llama
-        self._window = window
+    model: ModelConfig
+    llama: Llama
+    window: Window
+    transport: Transport
+    embedding: EmbeddingRows | None
+    max_batch: int
+    max_tokens: int
+    step_tokens: int
+    num_head_tiles: int
+    tracer: Tracer
+
+    @property
+    def max_elements(self) -> int:
+        """Elements of the largest hidden state."""
+        return self.max_batch * self.step_tokens * self.model.hidden_size
+
+
+class Engine:
+    """The forward passes of one rank over its window and its mesh.
+
+    Args:
+        parts: What it is made of.
+        broadcast: How a step starts.
+        allreduce: How partial sums become sums.
+    """
+
+    def __init__(self, parts: Parts, broadcast: StepBroadcast, allreduce: Sums) -> None:
+        self._parts = parts
+        self._llama = parts.llama
+        self._window = parts.window
+        self._tracer = parts.tracer
+        self._is_master = parts.transport.ranks.is_master
+        self._counters = parts.transport.counters
+        self._broadcast = broadcast
         self._allreduce = allreduce
-        self._transport = transport
-        self._embedding = embedding
-        self._max_batch = max_batch
-        self._max_tokens = max_tokens
-        self._prefill_chunk = prefill_chunk
-        self._num_head_tiles = num_head_tiles
-        self._tracer = tracer
         self._request = 0
         self.num_steps = 0
         self.after_step: Callable[[], None] = lambda: None
@@ -115,16 +127,16 @@ class Engine:
         total = prompt.length + new_tokens
         if not prompt.ids or min(len(row) for row in prompt.ids) < 1:
             raise ConfigError("prompt: got no tokens, expected at least one")
-        if len(prompt.ids) > self._max_batch:
+        if len(prompt.ids) > self._parts.max_batch:
             raise ConfigError(
-                f"prompt: {len(prompt.ids)} sequences, max_batch is {self._max_batch}"
+                f"prompt: {len(prompt.ids)} sequences, max_batch is {self._parts.max_batch}"
             )
-        if total > self._max_tokens:
+        if total > self._parts.max_tokens:
             raise ConfigError(
                 f"prompt of {prompt.length} + {new_tokens} new tokens = {total}, "
-                f"the KV cache holds max_tokens={self._max_tokens}"
+                f"the KV cache holds max_tokens={self._parts.max_tokens}"
             )
-        size = self._model.vocab_size
+        size = self._parts.model.vocab_size
         for row in prompt.ids:
             for position, token in enumerate(row):
                 if not 0 <= token < size:  # not which: workers read this too, and see no token
@@ -136,7 +148,7 @@ class Engine:
     def _prefill(self, prompt: Prompt) -> torch.Tensor:
         rows = [[0] * pad + list(row) for pad, row in zip(prompt.pads, prompt.ids, strict=True)]
         ids_BS = torch.tensor(rows, dtype=torch.long)
-        chunk = self._prefill_chunk
+        chunk = self._parts.step_tokens
         for start in range(0, prompt.length, chunk):
             part_BS = ids_BS[:, start : start + chunk]
             pads = prompt.pads if start == 0 else None
@@ -159,55 +171,67 @@ class Engine:
 
         Shapes: (B, S) int64 -> (B, V) float32 logits of the last position; (B, 0) if not wanted.
         """
-        if self._embedding is None:
-            raise RuntimeError("only the master can start a step")
-        batch, length = ids_BS.shape
-        with self._tracer.span("embed"):
-            rows_ND = self._embedding.rows(ids_BS.flatten().tolist())
-            hidden_BSD = rows_ND.to(torch.float32).view(batch, length, -1)
-        self._allreduce.broadcast(
-            hidden_BSD,
-            Broadcast(
-                step=self.num_steps, start=start, first=pads is not None,
-                request=self._request, pads=pads if pads is not None and any(pads) else (),
-            ),
+        first = pads is not None
+        info = Broadcast(
+            step=self.num_steps, start=start, first=first, request=self._request,
+            pads=pads if pads is not None and any(pads) else (),
         )  # fmt: skip
-        if pads is not None:
-            self._llama.reset(batch, pads if any(pads) else None)
-        hidden_BSD = self._llama.forward(hidden_BSD, start, self._window, self._reduce)
+        hidden_BSD = self._embed(ids_BS)
+        if first:
+            self._llama.reset(ids_BS.shape[0], info.pads or None)
+        hidden_BD = self._forward(hidden_BSD, info)
         if want_logits:
-            logits_BV = self._llama.head(hidden_BSD[:, -1], self._window, self._num_head_tiles)
+            logits_BV = self._llama.head(hidden_BD, self._window, self._parts.num_head_tiles)
         else:
             self._window.skip_to_start()
-            logits_BV = hidden_BSD[:, -1, :0]
+            logits_BV = hidden_BD[:, :0]
         self._step_done()
         return logits_BV
 
+    def _embed(self, ids_BS: torch.Tensor) -> torch.Tensor:
+        embedding = self._parts.embedding
+        if embedding is None:
+            raise RuntimeError("only the master can start a step")
+        with self._tracer.span("embed"):
+            rows_ND = embedding.rows(ids_BS.flatten().tolist())
+            return rows_ND.to(torch.float32).view(*ids_BS.shape, -1)
+
     def end_request(self, num_decode_steps: int) -> None:
         """Tell the workers that the request is complete."""
-        self._allreduce.end_request(request=self._request, num_decode_steps=num_decode_steps)
+        self._broadcast.end_request(request=self._request, num_decode_steps=num_decode_steps)
 
     def end_session(self) -> None:
         """Tell the workers that nothing more will come."""
-        self._allreduce.end_session()
+        self._broadcast.end_session()
 
     # --- every rank ------------------------------------------------------------------------
 
     @property
     def disk_bytes(self) -> int:
         """Bytes read from disk for the blocks and rows that were taken so far."""
-        rows = 0 if self._embedding is None else self._embedding.bytes_read
+        embedding = self._parts.embedding
+        rows = 0 if embedding is None else embedding.bytes_read
         return self._window.streamed_bytes + rows
 
     @property
     def wire_bytes(self) -> int:
         """Bytes of tensor frames sent so far, headers included."""
-        return self._transport.counters.bytes_sent
+        return self._counters.bytes_sent
 
     @property
     def messages(self) -> int:
         """Tensor frames sent so far."""
-        return self._transport.counters.messages_sent
+        return self._counters.messages_sent
+
+    def _forward(self, hidden_BSD: torch.Tensor, info: Broadcast) -> torch.Tensor:
+        """Take the hidden state of a step through all layers of all ranks.
+
+        Shapes: (B, S, D) float32 -> (B, D), the last position; on a worker anything.
+        """
+        if self._is_master:
+            self._broadcast.send(hidden_BSD, info)
+        hidden_BSD = self._llama.forward(hidden_BSD, info.start, self._window, self._reduce)
+        return hidden_BSD[:, -1]
 
     def _step_done(self) -> None:
         self.num_steps += 1
@@ -227,7 +251,7 @@ class Engine:
             on_request_end: Called with a request's number and how many of its steps were decode.
         """
         while True:
-            received = self._allreduce.receive_broadcast(self.num_steps)
+            received = self._broadcast.receive(self.num_steps)
             if received.control is FrameType.END_SESSION:
                 return
             if received.control is FrameType.END_REQUEST:
@@ -240,5 +264,5 @@ class Engine:
         if info.first:
             self._request = info.request
             self._llama.reset(hidden_BSD.shape[0], info.pads or None)
-        self._llama.forward(hidden_BSD, info.start, self._window, self._reduce)
+        self._forward(hidden_BSD, info)
         self._step_done()

@@ -151,7 +151,7 @@ class Fields:
         """A number in low..high."""
         return float(
             self.take(
-                key, f"a number in {low:g}..{high:g}", lambda v: _is_number(v, low, high), *default
+                key, f"a number in {low:g}..{high:g}", lambda v: is_number(v, low, high), *default
             )
         )
 
@@ -345,7 +345,8 @@ def _matches(pattern: re.Pattern[str], value: object) -> bool:
     return isinstance(value, str) and pattern.fullmatch(value) is not None
 
 
-def _is_number(value: object, low: float, high: float) -> bool:
+def is_number(value: object, low: float, high: float) -> bool:
+    """Whether a JSON value is a number in low..high."""
     return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
 
 

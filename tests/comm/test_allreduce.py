@@ -104,12 +104,17 @@ def test_tensor_of_any_shape_is_summed_in_place():
         assert torch.equal(partial_BSD, torch.full((2, 3, 4), 6.0))
 
 
-def test_time_goes_to_the_tracer():
-    mesh, tracer = MemoryMesh.group(1)[0], Tracer()
-    AllReduce(mesh, "star", "float32", 4, tracer).all_reduce(
-        torch.ones(4), step=0, layer=0, op=Op.ATTN
-    )
-    assert tracer.totals_ns["allreduce"] > 0
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_time_goes_to_the_tracer_where_anything_is_sent(world_size):
+    def work(mesh):
+        tracer = Tracer()
+        AllReduce(mesh, "star", "float32", 4, tracer).all_reduce(
+            torch.ones(4), step=0, layer=0, op=Op.ATTN
+        )
+        return tracer.totals_ns["allreduce"]
+
+    spent_ns = run_ranks(MemoryMesh.group(world_size), work)
+    assert [ns > 0 for ns in spent_ns] == [world_size > 1] * world_size
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -130,7 +135,7 @@ def test_nan_names_rank_and_layer_everywhere(algorithm, value):
 
 
 def test_nan_of_a_rank_that_does_not_check_is_found_by_the_master(monkeypatch):
-    monkeypatch.setattr("tpi.comm.allreduce._check_finite", lambda *args: None)
+    monkeypatch.setattr("tpi.comm.allreduce.check_finite", lambda *args: None)
 
     def work(mesh):
         values = torch.full((8,), float("nan") if mesh.ranks.rank == 2 else 1.0)

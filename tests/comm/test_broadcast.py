@@ -2,8 +2,9 @@ import pytest
 import torch
 
 from tests.comm.peers import group, outcomes, run_ranks, socket_group
-from tpi.comm.allreduce import AllReduce, Broadcast
-from tpi.comm.wire import FrameType
+from tpi.comm.allreduce import AllReduce
+from tpi.comm.broadcast import Broadcast, StepBroadcast
+from tpi.comm.wire import FrameType, Op
 from tpi.errors import FrameError
 from tpi.trace import Tracer
 
@@ -20,23 +21,30 @@ def hidden(shape):
     return torch.arange(torch.Size(shape).numel(), dtype=torch.float32).view(shape)
 
 
-def collectives(mesh, max_elements=200):
-    return AllReduce(mesh, "star", "bfloat16", max_elements, Tracer(), HIDDEN)
+def steps(mesh, **options):
+    return StepBroadcast(mesh, 200, HIDDEN, **options)
+
+
+def chain(mesh, tracer=None):
+    """Every rank hears of a step from the one before it."""
+    rank, world_size = mesh.ranks.rank, mesh.ranks.world_size
+    targets = [rank + 1] if rank + 1 < world_size else []
+    return steps(mesh, source=rank - 1, targets=targets, tracer=tracer, span="chain")
 
 
 @pytest.mark.parametrize("kind", ["memory", "socket"])
 def test_workers_get_hidden_state_and_info_then_the_ends(kind):
     def work(mesh):
-        allreduce = collectives(mesh)
+        broadcast = steps(mesh)
         if mesh.ranks.is_master:
             for info, shape in zip(INFOS, SHAPES, strict=True):
-                allreduce.broadcast(hidden(shape), info)
-            allreduce.end_request(request=5, num_decode_steps=31)
-            allreduce.end_session()
+                broadcast.send(hidden(shape), info)
+            broadcast.end_request(request=5, num_decode_steps=31)
+            broadcast.end_session()
             return mesh.counters.messages_sent
         received = []
         for step in (0, 1, 2, 3, 3):
-            got = allreduce.receive_broadcast(step)
+            got = broadcast.receive(step)
             received.append((got.hidden_BSD.clone(), got.info, got.control, got.num_decode_steps))
         return received
 
@@ -55,11 +63,11 @@ def test_workers_get_hidden_state_and_info_then_the_ends(kind):
 
 def test_hidden_state_is_the_callers_to_write_in():
     def work(mesh):
-        allreduce = collectives(mesh)
+        broadcast = steps(mesh)
         if mesh.ranks.is_master:
-            allreduce.broadcast(hidden(SHAPES[2]), Broadcast(0))
+            broadcast.send(hidden(SHAPES[2]), Broadcast(0))
             return None
-        got = allreduce.receive_broadcast(0)
+        got = broadcast.receive(0)
         got.hidden_BSD.add_(1)
         return got.hidden_BSD
 
@@ -76,13 +84,49 @@ def test_hidden_state_is_the_callers_to_write_in():
 )  # fmt: skip
 def test_broadcast_that_does_not_fit_is_refused(shape, step, field):
     def work(mesh):
-        allreduce = collectives(mesh)
+        broadcast = steps(mesh)
         if mesh.ranks.is_master:
-            allreduce.broadcast(hidden(shape), Broadcast(step))
-            allreduce.all_reduce(torch.ones(1), step=0, layer=0, op=1)
+            broadcast.send(hidden(shape), Broadcast(step))
+            allreduce = AllReduce(mesh, "star", "float32", 1, Tracer())
+            allreduce.all_reduce(torch.ones(1), step=0, layer=0, op=Op.ATTN)
         else:
-            allreduce.receive_broadcast(0)
+            broadcast.receive(0)
 
     for error in outcomes(socket_group(2), work):
         assert type(error) is FrameError
         assert field in str(error)
+
+
+@pytest.mark.parametrize("kind", ["memory", "socket"])
+def test_links_of_a_chain_pass_on_what_they_make_of_a_step_and_the_ends_by_themselves(kind):
+    def work(mesh):
+        tracer = Tracer()
+        link = chain(mesh, tracer)
+        if mesh.ranks.is_master:
+            link.send(hidden(SHAPES[0]), INFOS[0])
+            link.send(hidden(SHAPES[1]), INFOS[1])
+            link.end_request(request=4, num_decode_steps=1)
+            link.end_session()
+            return mesh.counters.messages_sent
+        got = []
+        for step in range(2):
+            received = link.receive(step)
+            assert received.info == INFOS[step]
+            got.append(received.hidden_BSD.clone())
+            if mesh.ranks.rank < 3:
+                link.send(received.hidden_BSD + 1, received.info)
+            elif step == 0:  # the wait for a first step began before the request
+                assert tracer.totals_ns["chain"] == 0
+        end = link.receive(2)
+        assert (end.control, end.info.request) == (FrameType.END_REQUEST, 4)
+        assert end.num_decode_steps == 1
+        assert link.receive(2).control is FrameType.END_SESSION
+        assert tracer.totals_ns["chain"] > 0
+        return got, mesh.counters.messages_sent
+
+    sent, *workers = run_ranks(group(kind, 4), work)
+    assert sent == 2
+    for place, (got, messages) in enumerate(workers):
+        assert messages == (2 if place < 2 else 0)
+        for step in range(2):
+            assert torch.equal(got[step], hidden(SHAPES[step]) + place)

@@ -4,6 +4,7 @@ import os
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,7 @@ from tests.comm.peers import (
     PATIENT,
     QUICK,
     expect_from,
+    group,
     mesh_with_raw_peers,
     outcomes,
     run_ranks,
@@ -126,6 +128,21 @@ def test_slow_peer_that_lives_and_progresses_is_no_error():
 
         with peer.every(0.03, beat):  # 0.75 s: beyond dead_s 0.3 and stall_s 0.5
             mesh.transfer([], [expect_from(1)])
+
+
+def test_progress_of_ranks_before_a_peer_is_as_good_as_its_own():
+    with mesh_with_raw_peers(2) as (mesh, middle, last):
+        middle_beats = lambda n: middle.control(FrameType.HEARTBEAT, step=n)  # noqa: E731
+
+        def beat(number):
+            if number == 25:
+                last.frame(tensor_header(8), bytes(32))
+            last.control(FrameType.HEARTBEAT, step=3)
+
+        recv = expect_from(2)
+        recv.through = (1,)
+        with middle.every(0.03, middle_beats), last.every(0.03, beat):
+            mesh.transfer([], [recv])  # 0.75 s: beyond stall_s 0.5
 
 
 def test_idle_wait_outlasts_the_stall_deadline():
@@ -393,6 +410,35 @@ def test_peer_that_waits_itself_is_blamed_later():
                 PeerStalledError, "no progress", 0.4, 1.4,
                 lambda: mesh.transfer([], [expect_from(1)]),
             )  # fmt: skip
+
+
+def test_chain_without_progress_is_named():
+    with mesh_with_raw_peers(2, replace(QUICK, stall_s=0.2)) as (mesh, middle, last):
+        recv = expect_from(2)
+        recv.through = (1,)
+        still = [
+            peer.every(0.03, lambda _n, peer=peer: peer.control(FrameType.HEARTBEAT, step=3))
+            for peer in (middle, last)
+        ]
+        with still[0], still[1]:
+            raises_between(
+                PeerStalledError, "rank 2 lives but made no progress.*before it come ranks 1",
+                0.2, 1.2, lambda: mesh.transfer([], [recv]),
+            )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["memory", "socket"])
+def test_a_transfer_can_be_given_up_from_another_thread(kind):
+    mesh, other = group(kind, 2)
+    with ThreadPoolExecutor(1) as pool:
+        waits = pool.submit(mesh.transfer, [], [expect_from(1)])
+        mesh.give_up()
+        error = waits.exception(timeout=5)
+    assert isinstance(error, CommError)
+    mesh.abort(ValueError("of rank 0"))  # what comes next; the other rank hears of it
+    with pytest.raises(PeerLostError, match=r"of rank 0"):
+        other.transfer([], [expect_from(0)])
+    other.end()
 
 
 def test_drip_of_single_bytes_meets_the_frame_deadline():

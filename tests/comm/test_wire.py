@@ -246,3 +246,28 @@ def test_open_expectation_refuses_the_rest(header, field):
 
 def test_pads_fill_up_to_64_bytes():
     assert [pads_bytes(batch) for batch in (1, 16, 17)] == [64, 64, 128]
+
+
+@pytest.mark.parametrize(
+    ("op", "text"),
+    [
+        (Op.NONE, "tensor"),
+        (Op.BROADCAST, "broadcast of step 3"),
+        (Op.ATTN, "attn sum of step 3, layer 5"),
+        (Op.FFN, "ffn sum of step 3, layer 5"),
+        (Op.ATTN_INPUT, "attn input of step 3, layer 5"),
+        (Op.FFN_INPUT, "ffn input of step 3, layer 5"),
+        (Op.LAST, "last position of step 3"),
+    ],
+)
+def test_every_op_has_words_for_its_place(op, text):
+    assert FrameHeader(FrameType.TENSOR, step=3, layer=5, op=op).describe() == text
+
+
+def test_ops_end_where_the_list_ends():
+    """A value that no version of ours knows is refused, whatever comes before it."""
+    data = bytearray(FrameHeader(FrameType.HEARTBEAT, op=Op.LAST).encode())
+    assert FrameHeader.decode(data).op is Op.LAST
+    data[30] = max(Op) + 1
+    with pytest.raises(FrameError, match="op: unknown value"):
+        FrameHeader.decode(data)

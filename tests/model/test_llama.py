@@ -309,3 +309,24 @@ def test_config_that_drops_a_part_is_noticed(kind, changes):
         compute_dtype=torch.float32, max_batch=1, max_tokens=64, tracer=Tracer(),
     )  # fmt: skip
     assert relative_error(ranks.logits(PROMPT)[0], reference_logits(folder, PROMPT_IDS)) > 1e-2
+
+
+def test_two_stages_of_layers_give_the_logits_of_all():
+    """A rank with some layers keeps a cache of these only, and computes what all would."""
+    folder = shared_checkpoint("gqa2")
+    whole, parts = Ranks(folder), [Ranks(folder), Ranks(folder)]
+    for ranks, layers in zip(parts, (range(2), range(2, 3)), strict=True):
+        ranks.models[0] = Llama(
+            ranks.config, ranks.plan.shares[0], compute_dtype=torch.float32, max_batch=1,
+            max_tokens=64, tracer=Tracer(), layers=layers,
+        )  # fmt: skip
+    kept = [model.models[0]._cache.num_bytes for model in (whole, *parts)]
+    assert kept[1:] == [kept[0] * 2 // 3, kept[0] // 3]
+    for start, stop in ((0, 20), (20, 21), (21, 24)):
+        ids = PROMPT[:, start:stop]
+        hidden_BSD = whole.embedding[ids]
+        for ranks in parts:
+            hidden_BSD = ranks.models[0].forward(
+                hidden_BSD, start, ranks.blocks[0], lambda *_whole: None
+            )
+        assert torch.equal(hidden_BSD, whole.forward(ids, start))

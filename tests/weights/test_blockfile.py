@@ -490,6 +490,20 @@ def test_only_the_file_that_was_touched_is_hashed_again(folder, hashed):
     assert hashed == ["attn-000.safetensors"]
 
 
+def test_only_the_blocks_asked_for_are_looked_at_and_the_rest_stays_known(folder, hashed):
+    blocks = open_shard_folder(folder, verify=False).blocks
+    first, *others = [entry.id for entry in blocks]
+    flipped(folder / blocks[-1].path.name, 4100)
+    opened = open_shard_folder(folder, only={first})
+    assert [entry.id for entry in opened.blocks] == [first]
+    assert hashed == [first.file_name]
+    open_shard_folder(folder, only=set(others[:-1]))
+    hashed.clear()
+    open_shard_folder(folder, only={first, *others[:-1]})  # both stamps are there
+    assert hashed == []
+    assert "altered" in refused(folder)
+
+
 def test_file_altered_under_its_old_time_is_found(folder, hashed):
     open_shard_folder(folder)
     path = folder / "attn-000.safetensors"

@@ -1,4 +1,4 @@
-"""`AllReduce`: the collectives of a step. What a model and an engine need to know is here.
+"""`AllReduce`: the sums of a step. What a model and an engine need to know is here.
 
 A step is one broadcast of the hidden state, two sums a layer that every rank gets (`all_reduce`),
 the last of which only the master gets (`reduce`). `algorithms.py` has the ways to a sum,
@@ -9,21 +9,31 @@ import math
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Protocol
 
 import torch
 
 from tpi.comm import algorithms
 from tpi.comm.algorithms import Call
-from tpi.comm.broadcast import Broadcast, Received, StepBroadcast
 from tpi.comm.topology import ALGORITHMS, CHUNK_ELEMENTS, make_tree
 from tpi.comm.transport import Transport
 from tpi.comm.vector import TORCH_DTYPES, Inbox, WireVector
-from tpi.comm.wire import FrameType, Op, WireDtype
+from tpi.comm.wire import Op, WireDtype
 from tpi.errors import ConfigError, NumericsError
 from tpi.ranks import Ranks
 from tpi.trace import Tracer
 
-__all__ = ["ALGORITHMS", "AllReduce", "Broadcast", "Received"]
+__all__ = ["ALGORITHMS", "AllReduce", "Sums", "check_finite"]
+
+
+class Sums(Protocol):
+    """How the ranks' parts become one: `AllReduce`, or nothing where every part is whole."""
+
+    def all_reduce(self, partial: torch.Tensor, *, step: int, layer: int, op: Op) -> None:
+        """Replace `partial` by its sum over all ranks, on every rank."""
+
+    def reduce(self, partial: torch.Tensor, *, step: int, layer: int, op: Op) -> None:
+        """Like `all_reduce`, but only the master gets the sum."""
 
 
 class AllReduce:
@@ -33,9 +43,8 @@ class AllReduce:
         transport: The connected ranks.
         algorithm: One of `ALGORITHMS`; `reduce` goes straight to the master in all of them.
         wire_dtype: "float32", or "bfloat16" for half the bytes and rounded sums.
-        max_elements: The longest vector that will ever be summed or broadcast.
-        tracer: Gets "allreduce" and "broadcast".
-        hidden_size: Width of a broadcast; None takes any.
+        max_elements: The longest vector that will ever be summed.
+        tracer: Gets "allreduce".
     """
 
     def __init__(
@@ -45,7 +54,6 @@ class AllReduce:
         wire_dtype: str,
         max_elements: int,
         tracer: Tracer,
-        hidden_size: int | None = None,
     ) -> None:
         if algorithm not in ALGORITHMS:
             raise ConfigError(f"allreduce must be one of {' | '.join(ALGORITHMS)}, got {algorithm}")
@@ -64,7 +72,6 @@ class AllReduce:
         chunk = min(max_elements, CHUNK_ELEMENTS)
         self._inbox = Inbox(self._ranks.world_size - 1, chunk, self._dtype)
         self._scratch = torch.empty(chunk, dtype=torch.float32)
-        self._broadcast = StepBroadcast(transport, max_elements, hidden_size)
 
     def all_reduce(self, partial: torch.Tensor, *, step: int, layer: int, op: Op) -> None:
         """Replace `partial` by its sum over all ranks, on every rank.
@@ -84,30 +91,6 @@ class AllReduce:
         """
         self._collect(algorithms.star_reduce, partial, step, layer, op)
 
-    def broadcast(self, hidden_BSD: torch.Tensor, info: Broadcast) -> None:
-        """Start a step: the master's hidden state goes straight to every worker, in float32.
-
-        Cost: N - 1 messages of B S D float32 elements.
-        """
-        start_ns = time.monotonic_ns()
-        self._broadcast.send(hidden_BSD, info)
-        self._tracer.add("broadcast", start_ns, time.monotonic_ns(), step=info.step)
-
-    def receive_broadcast(self, step: int) -> Received:
-        """Wait, on a worker, for the next step or for the end of a request or of the session.
-
-        The hidden state is the caller's to write in until the next call.
-        """
-        return self._broadcast.receive(step)
-
-    def end_request(self, *, request: int, num_decode_steps: int) -> None:
-        """Tell the workers that a request is complete, and how many steps were decode steps."""
-        self._broadcast.send_end(FrameType.END_REQUEST, request, num_decode_steps)
-
-    def end_session(self) -> None:
-        """Tell the workers that nothing more will come."""
-        self._broadcast.send_end(FrameType.END_SESSION, 0, 0)
-
     def _collect(
         self,
         run: Callable[[Call, int], None],
@@ -123,7 +106,7 @@ class AllReduce:
         if not 1 <= count <= self._max_elements:
             raise ValueError(f"a sum takes 1..{self._max_elements} elements, got {count}")
         flat = partial.view(-1)
-        _check_finite(flat, self._ranks, step, layer, op)
+        check_finite(flat, self._ranks, step, layer, op)
         if self._ranks.world_size > 1:
             call = Call(
                 self._transport, WireVector(flat, self._wire), self._inbox, self._scratch,
@@ -132,7 +115,7 @@ class AllReduce:
             run(call, count)
             if self._ranks.is_master and not _finite(flat):
                 raise self._bad_sum(call, count, run in _PLACE_IS_RANK)
-        self._tracer.add("allreduce", start_ns, time.monotonic_ns(), step=step, layer=layer)
+            self._tracer.add("allreduce", start_ns, time.monotonic_ns(), step=step, layer=layer)
 
     def _bad_sum(self, call: Call, count: int, place_is_rank: bool) -> NumericsError:
         """Every rank checks what it sends; this is for one that does not, or for an overflow."""
@@ -165,7 +148,8 @@ def _finite(values: torch.Tensor) -> bool:
     return math.isfinite(values.sum().item()) or bool(torch.isfinite(values).all())
 
 
-def _check_finite(values: torch.Tensor, ranks: Ranks, step: int, layer: int, op: Op) -> None:
+def check_finite(values: torch.Tensor, ranks: Ranks, step: int, layer: int, op: Op) -> None:
+    """Raise NumericsError, with this rank's name, if a part of a sum is not finite."""
     if not _finite(values):
         raise NumericsError(
             f"rank {ranks.rank} computed NaN or infinity: its part of the {op.name.lower()} sum of "

@@ -111,6 +111,11 @@ class MemoryMesh:
         if self._hub.error is not None and not self._closed:
             raise self._reported()
 
+    def give_up(self) -> None:
+        """End a receive of another thread."""
+        for peer in self.ranks.peers:
+            self._hub.queues[peer, self.ranks.rank].put(None)
+
     def abort(self, error: BaseException) -> None:
         """Wake every rank with this error; the first one wins."""
         self._closed = True

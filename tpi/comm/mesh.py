@@ -58,6 +58,7 @@ class SocketMesh:
         self._detail = 0
         self._waiting = False
         self._closed = False
+        self._given_up = False
         self._reported: tuple[TpiError, Abort] | None = None
         self._watched_from_ns = self._watched_ns = now_ns
         self._heartbeat = Heartbeat(
@@ -198,16 +199,20 @@ class SocketMesh:
     # --- deadlines -------------------------------------------------------------------------
 
     def _check_deadlines(self, now_ns: int, since_ns: int) -> None:
+        if self._given_up:
+            raise CommError("this rank has given up the transfer")
         for channel in self._channels.values():
             if channel.posted is not None or channel.peer in self._sending:
                 self._check_channel(channel, now_ns, since_ns)
 
     def _check_channel(self, channel: Channel, now_ns: int, since_ns: int) -> None:
         recv = channel.posted
+        through = recv.through if recv is not None else ()
+        progress_ns = max(self._channels[p].progress_ns for p in (channel.peer, *through))
         wait = Wait(
             waited_s=(now_ns - since_ns) / 1e9,
             silent_s=(now_ns - max(since_ns, channel.life_ns)) / 1e9,
-            still_s=(now_ns - max(since_ns, channel.progress_ns)) / 1e9,
+            still_s=(now_ns - max(since_ns, progress_ns)) / 1e9,
             frame_s=(now_ns - channel.frame_ns) / 1e9 if channel.frame_ns else None,
             receiving=recv is not None,
             sending=channel.peer in self._sending,
@@ -216,7 +221,10 @@ class SocketMesh:
             heard=channel.pending is None,
             done=channel.progress_text(),
         )
-        error = overdue(wait, self._limits, channel.peer, self._place())
+        where = self._place()
+        if through:
+            where += f"; before it come ranks {', '.join(map(str, through))}"
+        error = overdue(wait, self._limits, channel.peer, where)
         if error is not None:
             raise error
 
@@ -250,6 +258,10 @@ class SocketMesh:
         ).encode()  # fmt: skip
 
     # --- the end ---------------------------------------------------------------------------
+
+    def give_up(self) -> None:
+        """End a transfer of another thread with CommError, within a tick."""
+        self._given_up = True
 
     def abort(self, error: BaseException) -> None:
         """Tell all peers why the session ends, within `abort_s`, and close.

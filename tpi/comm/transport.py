@@ -28,6 +28,7 @@ class Recv:
         into: Exactly as long as the payload, or a function that gives such a place for the
             header that came (only for an `Expect` that leaves sizes open).
         idle: Whether the peer may take as long as it likes, if only it lives.
+        through: Other peers whose work comes before this one's: their progress is as good.
         got: The header that came, once the frame is complete.
     """
 
@@ -35,6 +36,7 @@ class Recv:
     expect: Expect
     into: memoryview | Callable[[FrameHeader], memoryview]
     idle: bool = False
+    through: tuple[int, ...] = ()
     got: FrameHeader | None = None
 
 
@@ -77,6 +79,9 @@ class Transport(Protocol):
 
     def check(self) -> None:
         """Raise if a peer has left, fallen silent or reported an error; never waits."""
+
+    def give_up(self) -> None:
+        """End a transfer of another thread with CommError, soon; nothing can follow but `abort`."""
 
     def abort(self, error: BaseException) -> None:
         """Tell all peers why the session ends, and close. Only the first call has an effect."""

@@ -13,7 +13,8 @@ A frame is an 80-byte header and `payload_bytes` of payload. All numbers are lit
         30     1  op (Op): which collective of the step
         31     1  dtype (WireDtype)
         32     4  start: broadcast: cached tokens before this step; sum: first element of the piece;
-                  heartbeat: a counter of other progress; END_REQUEST: decode steps
+                  rows (of a sum, or of a block's input): the first one; heartbeat: a counter of
+                  other progress; END_REQUEST: decode steps
         36     1  ndim, then 3 reserved bytes, zero
         40    16  shape, 4 numbers; unused ones zero
         56     4  request: index of the request
@@ -66,8 +67,11 @@ class Op(IntEnum):
 
     NONE = 0
     BROADCAST = 1
-    ATTN = 2
+    ATTN = 2  # parts of the block's result, to be summed
     FFN = 3
+    ATTN_INPUT = 4  # rows that the block is applied to, where each rank has some of them
+    FFN_INPUT = 5
+    LAST = 6  # the last position after all layers, to the master
 
 
 class WireDtype(IntEnum):
@@ -187,7 +191,11 @@ class FrameHeader:
             return self.kind.name.lower()
         if self.op is Op.BROADCAST:
             return f"broadcast of step {self.step}"
-        return f"{self.op.name.lower()} sum of step {self.step}, layer {self.layer}"
+        if self.op is Op.LAST:
+            return f"last position of step {self.step}"
+        name = self.op.name.lower()
+        what = name.replace("_", " ") if name.endswith("_input") else f"{name} sum"
+        return f"{what} of step {self.step}, layer {self.layer}"
 
 
 _FILL = tuple((0,) * (MAX_DIMS - n) for n in range(MAX_DIMS + 1))

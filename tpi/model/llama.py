@@ -4,7 +4,8 @@
 are gone when their `hold` ends; nothing computed here is a view of them. After every block the
 ranks' partial results are summed by a `Reduce`, called once the block has been given back, so that
 its successor can load while the wire is busy. The residual stream is float32 on every rank,
-whatever the compute dtype. Read `Llama.forward` first.
+whatever the compute dtype. Read `Llama.forward` first; its steps are public for whoever walks the
+layers in another way.
 """
 
 import time
@@ -25,6 +26,7 @@ from tpi.weights.shard import BlockId, RankShare
 from tpi.weights.window import BlockSource
 
 Weights = Mapping[str, torch.Tensor]
+Angles = tuple[torch.Tensor, torch.Tensor]  # cosines and signed sines of a step's positions
 
 
 class Reduce(Protocol):
@@ -45,6 +47,10 @@ class Llama:
         max_batch: Most sequences at once.
         max_tokens: Most tokens of a sequence, prompt and new ones together.
         tracer: Gets a span "compute" per block.
+        layers: The layers that this rank computes; None for all.
+
+    Attributes:
+        compute_dtype: As given.
     """
 
     def __init__(
@@ -56,16 +62,18 @@ class Llama:
         max_batch: int,
         max_tokens: int,
         tracer: Tracer,
+        layers: range | None = None,
     ) -> None:
         self._config = config
         self._share = share
+        self._layers = range(config.num_layers) if layers is None else layers
         self._tracer = tracer
-        self._dtype = compute_dtype
-        self._project = Kernels(compute_dtype).project
+        self.compute_dtype = compute_dtype
+        self._kernels = Kernels(compute_dtype)
         self._rope = Rope(config)
         self._segments = make_segments(share.local_kv_of_q(config))
         self._cache = KvCache(
-            num_layers=config.num_layers if share.local_num_heads else 0,
+            num_layers=len(self._layers) if share.local_num_heads else 0,
             local_num_kv_heads=share.local_num_kv_heads,
             head_size=config.head_size,
             max_batch=max_batch,
@@ -94,7 +102,7 @@ class Llama:
     def forward(
         self, hidden_BSD: torch.Tensor, start: int, blocks: BlockSource, reduce: Reduce
     ) -> torch.Tensor:
-        """Walk all layers with S new positions per sequence after `start` cached ones.
+        """Walk the layers with S new positions per sequence after `start` cached ones.
 
         Only the master's result is whole: the last sum need reach nobody else.
 
@@ -103,12 +111,12 @@ class Llama:
         Raises:
             ConfigError: the positions do not fit the cache or the batch is not that of `reset`.
         """
-        self._check_fits(hidden_BSD, start)
-        cos, sin = self._rope.angles(self._positions(start, hidden_BSD.shape[1]))
+        batch, length, _ = hidden_BSD.shape
+        angles = self.begin_step(batch, length, start)
         last_layer = self._config.num_layers - 1
         hidden_BSD = hidden_BSD.clone()
-        for layer in range(self._config.num_layers):
-            partial_BSD = self._attn(hidden_BSD, layer, start, cos, sin, blocks)
+        for layer in self._layers:
+            partial_BSD = self._attn(hidden_BSD, layer, start, angles, blocks)
             reduce(partial_BSD, layer, "attn", False)
             hidden_BSD += partial_BSD
             del partial_BSD  # at a long prompt it is large, and the next block makes its own
@@ -129,15 +137,19 @@ class Llama:
             with blocks.hold(BlockId("head", tile)) as weights:
                 begin_ns = time.monotonic_ns()
                 if tile == 0:
-                    x_BD = self._norm(hidden_BD, weights["norm"]).to(self._dtype)
-                (part_BV,) = self._project(x_BD, weights, "weight")
+                    x_BD = self.norm(hidden_BD, weights["norm"]).to(self.compute_dtype)
+                (part_BV,) = self._kernels.project(x_BD, weights, "weight")
                 logits_BV[:, row : row + part_BV.shape[1]] = part_BV
                 row += part_BV.shape[1]
             self._tracer.add("compute", begin_ns, time.monotonic_ns(), kind="head", layer=tile)
         return logits_BV
 
-    def _check_fits(self, hidden_BSD: torch.Tensor, start: int) -> None:
-        batch, length, _ = hidden_BSD.shape
+    def begin_step(self, batch: int, length: int, start: int) -> Angles:
+        """Check that a step's positions can be computed, and return their rotary angles.
+
+        Raises:
+            ConfigError: the positions do not fit the cache or the batch is not that of `reset`.
+        """
         if batch != self._batch:
             raise ConfigError(f"step of {batch} sequences in a request of {self._batch}")
         if start < 0 or start + length > self._cache.max_tokens:
@@ -145,6 +157,7 @@ class Llama:
                 f"positions {start} to {start + length} do not fit the KV cache of "
                 f"{self._cache.max_tokens} tokens"
             )
+        return self._rope.angles(self._positions(start, length))
 
     def _positions(self, start: int, length: int) -> torch.Tensor:
         positions_S = torch.arange(start, start + length, dtype=torch.float32)
@@ -158,49 +171,33 @@ class Llama:
         hidden_BSD: torch.Tensor,
         layer: int,
         start: int,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
+        angles: Angles,
         blocks: BlockSource,
     ) -> torch.Tensor:
         if not self._share.local_num_heads:
             return torch.zeros_like(hidden_BSD)
         with blocks.hold(BlockId("attn", layer)) as weights:
             begin_ns = time.monotonic_ns()
-            q_BShE, k_BSKE, v_BSKE = self._qkv(hidden_BSD, weights)
-            q_BShE, k_BSKE = apply_rope(q_BShE, cos, sin), apply_rope(k_BSKE, cos, sin)
-            keys_BKTE, values_BKTE = self._cache.store(layer, start, k_BSKE, v_BSKE)
-            attn_BShE = attend(q_BShE, keys_BKTE, values_BKTE, self._segments, self._pads)
-            attn_Nh = attn_BShE.view(-1, weights["o"].shape[1])
-            (partial_ND,) = self._project(attn_Nh, weights, "o")
+            q_BShE, k_BSKE, v_BSKE = self.qkv(self._normed(hidden_BSD, weights), weights)
+            q_BShE, k_BSKE = apply_rope(q_BShE, *angles), apply_rope(k_BSKE, *angles)
+            attn_Nh = self.attend(q_BShE, k_BSKE, v_BSKE, layer, start)
+            partial_ND = self.project_out(attn_Nh, weights, "o")
         self._tracer.add("compute", begin_ns, time.monotonic_ns(), kind="attn", layer=layer)
-        return partial_ND.float().view_as(hidden_BSD)
-
-    def _qkv(
-        self, hidden_BSD: torch.Tensor, weights: Weights
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        batch, length, _ = hidden_BSD.shape
-        x_ND = self._norm(hidden_BSD, weights["norm"]).view(batch * length, -1).to(self._dtype)
-        heads = (batch, length, -1, self._config.head_size)
-        q, k, v = (out.view(heads) for out in self._project(x_ND, weights, "q", "k", "v"))
-        if self._config.qk_norm:
-            q = self._norm(q.float(), weights["q_norm"]).to(self._dtype)
-            k = self._norm(k.float(), weights["k_norm"]).to(self._dtype)
-        return q, k, v
+        return partial_ND.view_as(hidden_BSD)
 
     def _ffn(self, hidden_BSD: torch.Tensor, layer: int, blocks: BlockSource) -> torch.Tensor:
         if not self._share.local_ffn_size:
             return torch.zeros_like(hidden_BSD)
         with blocks.hold(BlockId("ffn", layer)) as weights:
             begin_ns = time.monotonic_ns()
-            x_ND = self._norm(hidden_BSD, weights["norm"]).view(-1, hidden_BSD.shape[-1])
-            x_ND = x_ND.to(self._dtype)
-            gate_Nf, up_Nf = self._project(x_ND, weights, "gate", "up")
-            gate_Nf = F.silu(gate_Nf, inplace=True).mul_(up_Nf)
-            (partial_ND,) = self._project(gate_Nf, weights, "down")
+            gate_Nf = self.gate_up(self._normed(hidden_BSD, weights), weights)
+            partial_ND = self.project_out(gate_Nf, weights, "down")
         self._tracer.add("compute", begin_ns, time.monotonic_ns(), kind="ffn", layer=layer)
-        return partial_ND.float().view_as(hidden_BSD)
+        return partial_ND.view_as(hidden_BSD)
 
-    def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    # --- the steps of a block --------------------------------------------------------------
+
+    def norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """Root-mean-square norm over the last dimension, in float32, into new memory."""
         size = x.shape[-1]
         if x.numel() == size:  # one vector: half the time of F.rms_norm
@@ -208,3 +205,55 @@ class Llama:
             scale: float = (float(flat.dot(flat)) / size + self._config.rms_eps) ** -0.5
             return torch.mul(x, weight).mul_(scale)
         return F.rms_norm(x, (size,), weight.float(), self._config.rms_eps)
+
+    def _normed(self, hidden_BSD: torch.Tensor, weights: Weights) -> torch.Tensor:
+        x_BSD = self.norm(hidden_BSD, weights["norm"])
+        return x_BSD.view(-1, hidden_BSD.shape[-1]).to(self.compute_dtype)
+
+    def qkv(
+        self, x_ND: torch.Tensor, weights: Weights
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries, keys and values of normed rows, not yet rotated; N = B * S.
+
+        Shapes: (N, D) compute dtype -> (B, S, h, E), (B, S, K, E), (B, S, K, E).
+        """
+        heads = (self._batch, x_ND.shape[0] // self._batch, -1, self._config.head_size)
+        q, k, v = (out.view(heads) for out in self._kernels.project(x_ND, weights, "q", "k", "v"))
+        if self._config.qk_norm:
+            q = self.norm(q.float(), weights["q_norm"]).to(self.compute_dtype)
+            k = self.norm(k.float(), weights["k_norm"]).to(self.compute_dtype)
+        return q, k, v
+
+    def attend(
+        self,
+        q_BShE: torch.Tensor,
+        k_BSKE: torch.Tensor,
+        v_BSKE: torch.Tensor,
+        layer: int,
+        start: int,
+    ) -> torch.Tensor:
+        """Put the keys and values of a whole step into the cache, and attend to all in it.
+
+        Shapes: as `qkv` gives them, queries and keys rotated -> (N, h * E).
+        """
+        keys_BKTE, values_BKTE = self._cache.store(
+            layer - self._layers.start, start, k_BSKE, v_BSKE
+        )
+        attn_BShE = attend(q_BShE, keys_BKTE, values_BKTE, self._segments, self._pads)
+        return attn_BShE.view(-1, attn_BShE.shape[2] * attn_BShE.shape[3])
+
+    def gate_up(self, x_ND: torch.Tensor, weights: Weights) -> torch.Tensor:
+        """The gated columns of normed rows.
+
+        Shapes: (N, D) -> (N, f), both compute dtype.
+        """
+        gate_Nf, up_Nf = self._kernels.project(x_ND, weights, "gate", "up")
+        return F.silu(gate_Nf, inplace=True).mul_(up_Nf)
+
+    def project_out(self, x_Nf: torch.Tensor, weights: Weights, name: str) -> torch.Tensor:
+        """This rank's part of a block's result, by its "o" or "down".
+
+        Shapes: (N, h * E) or (N, f) compute dtype -> (N, D) float32.
+        """
+        (partial_ND,) = self._kernels.project(x_Nf, weights, name)
+        return partial_ND.float()

@@ -7,6 +7,8 @@ a copy. `layout.py` has the file format, `manifest.py` the values, `verify.py` t
 
 import json
 import os
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +30,7 @@ from tpi.weights.manifest import (
     manifest_to_json,
 )
 from tpi.weights.safetensors_header import read_header
+from tpi.weights.shard import BlockId
 from tpi.weights.verify import verify_once
 
 if TYPE_CHECKING:
@@ -68,17 +71,22 @@ def _read_manifest(folder: Path) -> tuple[Manifest, bytes]:
     return manifest_from_json(parse_json(data, str(path), WeightsError), folder), data
 
 
-def open_shard_folder(folder: Path, *, verify: bool = True) -> Manifest:
-    """Open a rank's folder and check everything in it.
+def open_shard_folder(
+    folder: Path, *, verify: bool = True, only: Collection[BlockId] | None = None
+) -> Manifest:
+    """Open a rank's folder and check everything in it, or the blocks in `only`.
 
     Manifest, lengths and headers are checked always; SHA-256 once, unless `verify` is False.
-    Nothing outside the folder is opened, nothing that is not a regular file is read.
+    Nothing outside the folder is opened, nothing that is not a regular file is read. What comes
+    back has the blocks that were checked.
 
     Raises:
         WeightsError: With the file and the reason: missing, not a regular file, truncated,
             altered, of another shape or dtype than the plan asks for, holding NaN.
     """
     manifest, data = _read_manifest(folder)
+    if only is not None:
+        manifest = replace(manifest, blocks=tuple(e for e in manifest.blocks if e.id in only))
     for entry in manifest.blocks:
         _check_block_file(entry)
     if verify:

@@ -48,9 +48,11 @@ def stamp_path(folder: Path) -> Path:
 def verify_once(folder: Path, entries: Sequence[BlockEntry], dtype: str, manifest: bytes) -> int:
     """Hash the files that are not known to be good; files that are one inode are hashed once.
 
+    What is known of the folder's other files stays known.
+
     Args:
         folder: The shard folder.
-        entries: Its blocks.
+        entries: Its blocks, or some of them.
         dtype: Storage dtype of all their tensors.
         manifest: The bytes of its manifest; other bytes void the whole stamp.
 
@@ -87,6 +89,9 @@ def verify_once(folder: Path, entries: Sequence[BlockEntry], dtype: str, manifes
         if max(stamp[2], stamp[3]) < oldest_young:
             stamps[entry.id.file_name] = stamp
     if num_bytes:
+        names = {entry.id.file_name for entry in entries}
+        others = _read_stamp(stamp_path(folder), digest)  # again: several may hash one folder
+        stamps |= {name: stamp for name, stamp in others.items() if name not in names}
         _write_stamp(stamp_path(folder), digest, stamps)
     return num_bytes
 
