@@ -1,7 +1,8 @@
-"""The program side of the contract, for baselines that run on one device.
+"""The program side of the contract, for baselines: a spec in, events out.
 
-A baseline supplies `load`, which reads the weights and returns a `Model`; `main` does the rest:
-the spec, `go ID` lines, events with their stamps, counters, errors and exit status. Read `main`
+A baseline supplies `load`, which reads the weights and returns a `Model` (`model.py`); `main` does
+the rest: the spec, `go ID` lines, events with their stamps, counters, errors and exit status. Of a
+model that several ranks share the master obeys `go ID` lines and the workers follow. Read `main`
 first. Standard output carries events only; whatever a library prints goes to standard error.
 """
 
@@ -10,64 +11,38 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
 
-from tpi.errors import EXIT_INTERRUPTED, EXIT_OK, ConfigError, ResourceError, TpiError
-from tpi.events import CommandReader, EventWriter, Go
+from baselines.model import Model, Shared, Snapshot
+from tpi.errors import EXIT_INTERRUPTED, EXIT_OK, ConfigError, TpiError
+from tpi.events import CommandReader, EventWriter
+from tpi.lease import out_of_memory_named
 from tpi.log import setup_logging
-from tpi.procfs import own_number, peak_rss_bytes
-from tpi.spec import NodeSpec, load_spec
+from tpi.procfs import peak_rss_bytes
+from tpi.ranks import MASTER_RANK
+from tpi.spec import NodeSpec, Request, load_spec
 
 log = logging.getLogger(__name__)
 
 _EXIT_DEFECT = 1
-
-
-class Model(Protocol):
-    """A loaded model that makes tokens greedily."""
-
-    @property
-    def facts(self) -> Mapping[str, Any]:
-        """What the `ready` event says about it."""
-
-    def generate(
-        self, prompt_ids: Sequence[int], new_tokens: int, on_token: Callable[[int], None]
-    ) -> None:
-        """Call `on_token` with each of exactly `new_tokens` ids as soon as it is known.
-
-        Raises:
-            ConfigError: The prompt does not fit the model.
-        """
+# An idle rank ends by itself when its input closes; if it does not, this ends it.
+_LEASE_GRACE_S = 5.0
 
 
 Load = Callable[[NodeSpec], Model]
 
 
-@dataclass(frozen=True, slots=True)
-class _Counters:
-    """What the kernel counted for this process so far, in bytes."""
-
-    disk_bytes: int
-    rss_hwm: int
-
-    @classmethod
-    def now(cls) -> "_Counters":
-        return cls(
-            disk_bytes=own_number("io", "read_bytes"),
-            rss_hwm=peak_rss_bytes(),
-        )
-
-
 class Lease:
-    """Ends the process when whoever started it is gone, unless it is idle and ends by itself."""
+    """Ends the process when whoever started it is gone; if it is idle, not before a grace."""
 
-    def __init__(self) -> None:
+    def __init__(self, grace_s: float = _LEASE_GRACE_S) -> None:
         self._lost = threading.Event()
         self._is_busy = False
+        self._grace_s = grace_s
 
     @contextmanager
     def busy(self) -> Iterator[None]:
@@ -86,6 +61,9 @@ class Lease:
         if self._is_busy:
             # The main thread may be deep inside a matrix product or a page fault.
             os._exit(EXIT_INTERRUPTED)
+        timer = threading.Timer(self._grace_s, os._exit, (EXIT_INTERRUPTED,))
+        timer.daemon = True
+        timer.start()
 
     def check(self) -> None:
         """End the process if the lease was lost before it was busy."""
@@ -93,22 +71,24 @@ class Lease:
             raise SystemExit(EXIT_INTERRUPTED)
 
 
-def main(load: Load, argv: Sequence[str] | None = None) -> int:
-    """Serve the requests of the spec that `argv` names; returns the exit status."""
+def main(load: Load, argv: Sequence[str] | None = None, *, shared: bool = False) -> int:
+    """Serve the requests of the spec that `argv` names; returns the exit status.
+
+    `load` of a `shared` system, one that runs on several devices, returns a `Shared` model.
+    """
     arguments = sys.argv[1:] if argv is None else argv
     events = EventWriter.claim_stdout()
     try:
         if len(arguments) != 1:
             raise ConfigError("usage: python -m baselines.SYSTEM SPEC")
-        _serve(load_spec(Path(arguments[0])), load, events)
+        spec = load_spec(Path(arguments[0]))
+        _check_devices(spec, shared)
+        with out_of_memory_named(spec.rank):
+            _serve(spec, load, events)
     except TpiError as exc:
         log.error("%s", exc)  # noqa: TRY400  # a line for people; the trace says nothing to them
         events.error(exc)
         return exc.exit_status
-    except MemoryError as exc:
-        error = ResourceError(f"out of memory: {exc}")
-        events.error(error)
-        return error.exit_status
     except (KeyboardInterrupt, BrokenPipeError):
         return EXIT_INTERRUPTED
     except Exception as exc:
@@ -118,49 +98,91 @@ def main(load: Load, argv: Sequence[str] | None = None) -> int:
     return EXIT_OK
 
 
+def _check_devices(spec: NodeSpec, shared: bool) -> None:
+    if spec.max_batch != 1 or (spec.world_size != 1 and not shared):
+        devices = "" if shared else "on one device "
+        raise ConfigError(
+            f"{spec.system}: runs {devices}with batch 1, "
+            f"got {spec.world_size} devices and batch {spec.max_batch}"
+        )
+
+
 def _serve(spec: NodeSpec, load: Load, events: EventWriter) -> None:
     setup_logging(spec.rank)
     # SIGTERM ends it even inside a long call, which a Python handler would wait for.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if spec.world_size != 1 or spec.max_batch != 1:
-        raise ConfigError(f"{spec.system}: runs on one device with batch 1")
-    lease = Lease()
+    lease = Lease(_LEASE_GRACE_S * spec.time_scale)
     commands = CommandReader(on_lease_lost=lease.lost).start()
     with lease.busy():
         model = load(spec)
-    events.emit("ready", verify_s=0.0, **model.facts)
+    is_master = spec.rank == MASTER_RANK
+    with model if isinstance(model, AbstractContextManager) else nullcontext():
+        events.emit("ready", verify_s=0.0, **model.facts)
+        for request, go_ns in _asked(spec, commands) if is_master else _followed(spec, model):
+            with lease.busy():
+                _serve_request(spec.rank, request, go_ns, model, events)
+            # Idle before `end`: whoever reads that may close our input at once, and we end well.
+            events.emit("end", id=request.id)
+
+
+def _asked(spec: NodeSpec, commands: CommandReader) -> Iterator[tuple[Request, int]]:
+    """What standard input asks for, and when that came."""
     for _ in spec.requests:
         go = commands.next()
         if go is None:
             return
-        with lease.busy():
-            _serve_request(spec, go, model, events)
-        # Idle before `end`: whoever reads that may close our input at once, and we end well then.
-        events.emit("end", id=go.request_id)
+        yield spec.request(go.request_id), go.t_ns
 
 
-def _serve_request(spec: NodeSpec, go: Go, model: Model, events: EventWriter) -> None:
-    request = spec.request(go.request_id)
-    marks = [_Counters.now()]
-    events.emit("request", t_ns=go.t_ns, id=request.id)
+def _followed(spec: NodeSpec, model: Model) -> Iterator[tuple[Request, int]]:
+    """What the master has begun, and when we heard of it."""
+    if not isinstance(model, Shared):
+        raise ConfigError(f"{spec.system}: has no workers, got rank {spec.rank}")
+    while (begun := model.follow()) is not None:
+        request_id, prompt_ids = begun
+        request = replace(spec.request(request_id), prompt_ids=tuple(prompt_ids))
+        yield request, time.monotonic_ns()
+
+
+@dataclass(slots=True)
+class _Progress:
+    """Where one request stands: snapshots before it and at its first token, last stamp."""
+
+    last_ns: int
+    marks: list[Snapshot] = field(default_factory=list)
+
+
+def _serve_request(
+    rank: int, request: Request, go_ns: int, model: Model, events: EventWriter
+) -> None:
+    progress = _Progress(go_ns, [Snapshot.of(model)])
+    is_master = rank == MASTER_RANK
+    if is_master:
+        events.emit("request", t_ns=go_ns, id=request.id)
+        if isinstance(model, Shared):
+            model.announce(request)
 
     def on_token(token: int) -> None:
-        events.emit("token", id=request.id, token=token)
-        if len(marks) == 1:
-            marks.append(_Counters.now())
+        progress.last_ns = time.monotonic_ns()
+        if is_master:
+            events.emit("token", t_ns=progress.last_ns, id=request.id, token=token)
+        if len(progress.marks) == 1:
+            progress.marks.append(Snapshot.of(model))
 
     model.generate(request.prompt_ids or (), request.new_tokens, on_token)
-    last = _Counters.now()
+    last = Snapshot.of(model)
+    first = progress.marks[0]
+    wait_s = last.spent.wait_weights_s - first.spent.wait_weights_s
+    allreduce_s = last.spent.allreduce_s - first.spent.allreduce_s
     events.emit(
         "counters",
         id=request.id,
-        rank=spec.rank,
+        rank=rank,
         steps=request.new_tokens,
-        disk_bytes=last.disk_bytes - marks[0].disk_bytes,
-        disk_bytes_decode=last.disk_bytes - marks[-1].disk_bytes,
-        wire_bytes_sent=0,
-        wire_bytes_sent_decode=0,
-        messages_sent=0,
-        messages_sent_decode=0,
-        rss_hwm=last.rss_hwm,
+        **last.since(first),
+        **last.since(progress.marks[-1], "_decode"),
+        compute_s=max(0.0, (progress.last_ns - go_ns) / 1e9 - wait_s - allreduce_s),
+        allreduce_s=allreduce_s,
+        wait_weights_s=wait_s,
+        rss_hwm=peak_rss_bytes(),
     )

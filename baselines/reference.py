@@ -8,9 +8,9 @@ ends; a program of its own, so that its memory is given back and counted for nob
     answer  {"schema": 1, "tokens": [...], "largest_logit": 21.3, "logit_error": 0.12 or null,
              "shortfalls": {"tpi": [0.0, 0.03, ...]}}
 
-`tokens` is greedy float32. `shortfalls` are, for each token of an answer that is fed to the
-reference, the largest reference logit less that of the token: 0 where they agree, and 1e30 for an
-answer that holds an id outside the vocabulary. `logit_error`
+`tokens` is greedy float32, none where `new_tokens` is 0. `shortfalls` are, for each token of an
+answer that is fed to the reference, the largest reference logit less that of the token: 0 where
+they agree, and 1e30 for an answer that holds an id outside the vocabulary. `logit_error`
 is the largest |16-bit - float32| logit of Transformers itself over `tokens`; the check `bounded`
 allows twice that.
 """
@@ -82,7 +82,7 @@ def read_job(path: Path) -> tuple[ReferenceJob, Path]:
     job = ReferenceJob(
         model_dir=Path(fields.take_str("model_dir")),
         prompt_ids=tuple(fields.take("prompt_ids", "a list of token ids", _are_ids)),
-        new_tokens=fields.take_int("new_tokens", 1),
+        new_tokens=fields.take_int("new_tokens", 0),
         threads=fields.take_int("threads", 1, 1),
         answers={name: tuple(tokens) for name, tokens in answers.items()},
         error_of=fields.take(
@@ -104,7 +104,7 @@ def read_reference(path: Path) -> Reference:
     fields.take("schema", str(_SCHEMA), lambda v: v == _SCHEMA)
     shortfalls = fields.take("shortfalls", "an object", lambda v: isinstance(v, dict))
     reference = Reference(
-        tokens=tuple(fields.take("tokens", "a list of token ids", _are_ids)),
+        tokens=tuple(fields.take("tokens", "a list of token ids", _are_ids_or_none)),
         largest_logit=fields.take("largest_logit", "a number", _is_number),
         logit_error=fields.take(
             "logit_error", "a number or null", lambda v: v is None or _is_number(v)
@@ -125,12 +125,14 @@ def compute(job: ReferenceJob) -> Reference:
     from baselines.huggingface import greedy, load_model
 
     model = load_model(job.model_dir, "float32", job.threads)
+    shortfalls = {name: _shortfalls(model, job, answer) for name, answer in job.answers.items()}
+    if not job.new_tokens:
+        return Reference((), 0.0, None, shortfalls)
     tokens: list[int] = []
     greedy(model, job.prompt_ids, job.new_tokens, tokens.append)
     logits_SV = _logits(model, job.prompt_ids, tokens)
     if not logits_SV.isfinite().all():
         raise NumericsError(f"checkpoint {job.model_dir}: the reference's logits are not finite")
-    shortfalls = {name: _shortfalls(model, job, answer) for name, answer in job.answers.items()}
     del model
     logit_error = None
     if job.error_of is not None:
@@ -202,6 +204,10 @@ def _load(path: Path) -> object:
 
 def _are_ids(value: object) -> bool:
     return isinstance(value, list) and bool(value) and all(is_int(v, 0) for v in value)
+
+
+def _are_ids_or_none(value: object) -> bool:
+    return value == [] or _are_ids(value)
 
 
 def _are_answers(value: object) -> bool:

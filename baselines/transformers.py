@@ -1,47 +1,42 @@
 """Plain Transformers on one device: `python -m baselines.transformers SPEC`.
 
 `from_pretrained` in the dtype of the arithmetic, then `generate`, nothing tuned and nothing added:
-what a person gets who follows its documentation. `load_s` covers importing and loading.
+what a person gets who follows its documentation. `load_s` covers importing and loading. Options:
+
+    low_cpu_mem_usage   true: weights go straight from the file to their place (all that
+                        Transformers 5 does). false: the paper's form and the default of its time:
+                        a whole model is built, the whole state dict is read beside it and copied.
+    mmap                true: files are mapped, and weights stored in the dtype of the arithmetic
+                        stay views of them. false (`disable_mmap`): files are read as bytes and
+                        copied, which takes twice the weights while it lasts.
 """
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from baselines.program import main
 from tpi.spec import Fields, NodeSpec
 
-
-class TransformersModel:
-    """A causal language model of the library, loaded whole."""
-
-    def __init__(self, model: Any, version: str) -> None:
-        self._model = model
-        self.facts: Mapping[str, Any] = {
-            "transformers": version,
-            "parameter_bytes": model.get_memory_footprint(),
-            "notes": [],
-        }
-
-    def generate(
-        self, prompt_ids: Sequence[int], new_tokens: int, on_token: Callable[[int], None]
-    ) -> None:
-        """Call `on_token` with each new id as soon as it is known."""
-        from baselines.huggingface import greedy
-
-        greedy(self._model, prompt_ids, new_tokens, on_token)
+if TYPE_CHECKING:
+    from baselines.huggingface import Generator
 
 
-def load(spec: NodeSpec) -> TransformersModel:
-    """Load the spec's folder; this system has no options."""
-    Fields(spec.options, "spec options").finish()
+def load(spec: NodeSpec) -> "Generator":
+    """Load the spec's folder as its options say."""
+    fields = Fields(spec.options, "spec options")
+    is_lazy = fields.take_bool("low_cpu_mem_usage", True)
+    mmap = fields.take_bool("mmap", True)
+    fields.finish()
     # Only here: a wrong spec is refused before the library's seconds of import.
-    import transformers
+    from baselines.huggingface import Generator, load_model, load_model_twice
 
-    from baselines.huggingface import load_model
-
-    model = load_model(spec.model_dir, spec.dtype, spec.threads)
-    return TransformersModel(model, transformers.__version__)
+    if is_lazy:
+        # Null, not false, is the library's default: it turns mapping off where that is harmful.
+        disable_mmap = None if mmap else True
+        model = load_model(spec.model_dir, spec.dtype, spec.threads, disable_mmap=disable_mmap)
+    else:
+        model = load_model_twice(spec.model_dir, spec.dtype, spec.threads, mmap=mmap)
+    return Generator(model)
 
 
 if __name__ == "__main__":

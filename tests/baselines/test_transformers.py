@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from baselines.reference import (
     ReferenceJob,
@@ -19,6 +21,9 @@ from baselines.reference import (
     write_job,
 )
 from baselines.transformers import load
+from tests.baselines.bounded import check_bounded
+from tests.checkpoints import NEW_TOKENS as NEW
+from tests.checkpoints import PROMPT_IDS, make_checkpoint, reference_tokens, shared_checkpoint
 from tpi.errors import ConfigError, WeightsError
 from tpi.events import parse_event
 from tpi.spec import NodeSpec, Request, dump_spec
@@ -31,7 +36,7 @@ NEW_TOKENS = 16
 def make_spec(folder: Path, **changes: object) -> NodeSpec:
     spec = NodeSpec(
         system="transformers", rank=0, world_size=1, session="0" * 32, bind="127.0.0.1",
-        master=None, model_dir=folder, threads=1, dtype="float32", max_tokens=40,
+        master=None, model_dir=folder, threads=1, dtype="float32", max_tokens=64,
         requests=(Request("r0", NEW_TOKENS, PROMPT),),
     )  # fmt: skip
     return replace(spec, **changes)  # type: ignore[arg-type]  # the test names the fields
@@ -68,6 +73,78 @@ def test_bfloat16_is_loaded_as_bfloat16(checkpoint):
     assert large.facts["parameter_bytes"] / small.facts["parameter_bytes"] == pytest.approx(2, 0.01)
 
 
+WAYS = [
+    {"low_cpu_mem_usage": lazy, "mmap": mmap} for lazy in (True, False) for mmap in (True, False)
+]
+
+
+@pytest.mark.parametrize("options", WAYS)
+@pytest.mark.parametrize(
+    "kind", ["mha", "gqa2", "tied", "llama3_rope", "bias", "qk_norm", "multi_file", "bfloat16"]
+)
+def test_every_way_of_loading_gives_the_same_tokens(kind, options):
+    folder = shared_checkpoint(kind)
+    tokens: list[int] = []
+    load(make_spec(folder, options=options)).generate(PROMPT_IDS, NEW, tokens.append)
+    assert tuple(tokens) == reference_tokens(folder)
+
+
+@pytest.mark.parametrize("options", WAYS)
+def test_bfloat16_strays_no_further_than_its_rounding(options):
+    folder = shared_checkpoint("bfloat16")
+    tokens: list[int] = []
+    model = load(make_spec(folder, dtype="bfloat16", options=options))
+    model.generate(PROMPT_IDS, NEW, tokens.append)
+    check_bounded(tokens, folder)
+
+
+PEAKS = """
+import json, sys
+from pathlib import Path
+from baselines.transformers import load
+from tests.baselines.test_transformers import make_spec
+from tpi.procfs import own_number, peak_rss_bytes
+
+import baselines.huggingface  # what the library takes is not the model's
+
+options = {"low_cpu_mem_usage": sys.argv[2] == "True", "mmap": sys.argv[3] == "True"}
+spec, before = make_spec(Path(sys.argv[1]), options=options), peak_rss_bytes()
+model = load(spec)
+model.generate((1, 2, 3), 2, lambda token: None)
+# Of no use to a program that reads nothing back: what is mapped counts once it was touched.
+print(json.dumps([peak_rss_bytes() - before, own_number("status", "RssAnon") * 1024]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60)
+def test_paper_form_holds_the_weights_twice(tmp_path):
+    shape = {"vocab_size": 8192, "hidden_size": 768, "intermediate_size": 1536}
+    folder = make_checkpoint(tmp_path / "big", "mha", **shape)
+    weights = (folder / "model.safetensors").stat().st_size
+    running = {
+        lazy: subprocess.Popen(
+            [sys.executable, "-c", PEAKS, str(folder), str(lazy), "True"],
+            stdout=subprocess.PIPE, text=True, cwd=ROOT,
+        )
+        for lazy in (True, False)
+    }  # fmt: skip
+    peaks = {lazy: json.loads(process.communicate()[0]) for lazy, process in running.items()}
+    assert peaks[True][0] == pytest.approx(weights, rel=0.25)
+    assert peaks[False][0] == pytest.approx(2 * weights, rel=0.25)
+    assert peaks[False][1] - peaks[True][1] == pytest.approx(weights, rel=0.25)
+
+
+@pytest.mark.parametrize("name", ["model.norm.weight", "model.layers.1.mlp.up_proj.weight"])
+def test_tensor_that_is_missing_is_named_in_the_paper_form(tmp_path, name):
+    folder = shutil.copytree(shared_checkpoint("mha"), tmp_path / "cut")
+    tensors = load_file(folder / "model.safetensors")
+    tensors.pop(name)
+    save_file(tensors | {"other": torch.ones(1)}, folder / "model.safetensors")
+    with pytest.raises(WeightsError, match=rf"missing: \['{name}'\].*model's: \['other'\]"):
+        load(make_spec(folder, options={"low_cpu_mem_usage": False}))
+
+
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
@@ -84,6 +161,8 @@ def test_prompt_that_does_not_fit_is_refused(checkpoint, prompt, message):
 def test_unknown_option_is_refused(checkpoint):
     with pytest.raises(ConfigError, match="unknown key 'window'"):
         load(make_spec(checkpoint, options={"window": 2}))
+    with pytest.raises(ConfigError, match="mmap must be true or false, got 1"):
+        load(make_spec(checkpoint, options={"mmap": 1}))
 
 
 def test_folder_without_weights_is_refused(checkpoint, tmp_path):
@@ -92,6 +171,14 @@ def test_folder_without_weights_is_refused(checkpoint, tmp_path):
     (tmp_path / "config.json").write_text((checkpoint / "config.json").read_text())
     with pytest.raises(WeightsError, match=f"checkpoint {tmp_path}"):
         load(make_spec(tmp_path))
+
+
+def test_memory_that_does_not_suffice_is_no_damaged_file(checkpoint, tmp_path):
+    folder = shutil.copytree(checkpoint, tmp_path / "huge")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 1 << 50}))
+    with pytest.raises(MemoryError, match="allocate"):
+        load(make_spec(folder, options={"low_cpu_mem_usage": False}))
 
 
 def test_reference_gives_tokens_error_and_shortfalls(checkpoint, expected):

@@ -1,0 +1,54 @@
+"""Accelerate's disk offload on one device: `python -m baselines.accelerate SPEC`.
+
+As its documentation advises today: `from_pretrained` with a `device_map`, which never loads the
+whole model. What is offloaded stays in the checkpoint's own safetensors files; the offload folder
+gets only what must be stored anew (nothing, for the models here). The weights of a layer come in,
+one tensor at a time, when its forward pass begins, and are converted if the dtype of the
+arithmetic is another. Option:
+
+    max_memory   null: everything is offloaded (`device_map={"": "disk"}`). Bytes:
+                 `device_map="auto"` puts into memory what fits, less room for the largest layer.
+"""
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from baselines.program import main
+from tpi.spec import Fields, NodeSpec, is_int
+
+if TYPE_CHECKING:
+    from baselines.offload import OffloadedModel
+
+_MAX_BYTES = 1 << 62
+
+
+def load(spec: NodeSpec) -> "OffloadedModel":
+    """Prepare the spec's folder; weights that are offloaded are not read."""
+    fields = Fields(spec.options, "spec options")
+    max_memory = fields.take(
+        "max_memory", "bytes >= 1 or null", lambda v: v is None or is_int(v, 1, _MAX_BYTES), None
+    )
+    fields.finish()
+    # Only here: a wrong spec is refused before the library's seconds of import.
+    from baselines.huggingface import load_model
+    from baselines.offload import OffloadedModel, offload_folder
+
+    with offload_folder() as folder:
+        model = load_model(
+            spec.model_dir,
+            spec.dtype,
+            spec.threads,
+            offload_folder=folder.name,
+            **_placement(max_memory),
+        )
+        return OffloadedModel(model, folder)
+
+
+def _placement(max_memory: int | None) -> dict[str, Any]:
+    if max_memory is None:
+        return {"device_map": {"": "disk"}}
+    return {"device_map": "auto", "max_memory": {"cpu": max_memory}}
+
+
+if __name__ == "__main__":
+    sys.exit(main(load))

@@ -1,0 +1,155 @@
+"""llama.cpp on one device: `python -m baselines.llamacpp SPEC`.
+
+The library through `llama_cpp`'s C interface, on a GGUF file of the same weights; what a user would
+pick instead. Settings are its defaults but for: threads and context, which the spec gives; flash
+attention, which is off as in `llama_cpp.Llama`; and in float32 a cache of float32, since a cache of
+float16 is not float32 arithmetic. The first largest logit is the next token, as in Transformers.
+"""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from baselines.gguf_layout import FILE_TYPES, MODEL_FILE
+from baselines.llama_library import library_log, set_fields
+from baselines.program import main
+from tpi.errors import ConfigError, ResourceError, TpiError, WeightsError
+from tpi.spec import Fields, NodeSpec
+
+
+class LlamaCppModel:
+    """A model of the library with one context, which holds one sequence at a time.
+
+    Args:
+        path: A GGUF file.
+        file_type: What the file holds, for the record.
+        threads: For the prompt and for single tokens alike.
+        max_tokens: Largest prompt + new tokens of any request.
+        mmap: Map the file; else read it into memory of the process.
+
+    Raises:
+        WeightsError: The library cannot use the file.
+        ResourceError: No memory for the cache.
+    """
+
+    def __init__(
+        self, path: Path, *, file_type: str, threads: int, max_tokens: int, mmap: bool = True
+    ) -> None:
+        # Only here: a wrong spec is refused before the library is there.
+        import llama_cpp
+
+        self._lib: Any = llama_cpp
+        self._log = library_log()
+        llama_cpp.llama_backend_init()
+        self._model = self._load(path, mmap)
+        is_plain_float32 = file_type == "float32"
+        cache = llama_cpp.GGML_TYPE_F32 if is_plain_float32 else llama_cpp.GGML_TYPE_F16
+        self._context = self._make_context(path, cache, threads, max_tokens)
+        vocab = llama_cpp.llama_model_get_vocab(self._model)
+        self._vocab_size = int(llama_cpp.llama_vocab_n_tokens(vocab))
+        self._positions = int(llama_cpp.llama_model_n_ctx_train(self._model))
+        self.facts: Mapping[str, Any] = {
+            "llama_cpp": llama_cpp.__version__,
+            "file_type": file_type,
+            "kv_cache": "float32" if is_plain_float32 else "float16",
+            "parameter_bytes": int(llama_cpp.llama_model_size(self._model)),
+            "notes": [],
+        }
+
+    def generate(
+        self, prompt_ids: Sequence[int], new_tokens: int, on_token: Callable[[int], None]
+    ) -> None:
+        """Call `on_token` with each new id as soon as it is known.
+
+        Raises:
+            ConfigError: An id outside the vocabulary, or more tokens than the model has positions.
+        """
+        self._check_prompt(prompt_ids, new_tokens)
+        memory = self._lib.llama_get_memory(self._context)
+        self._lib.llama_memory_clear(memory, True)
+        ids: Sequence[int] = prompt_ids
+        for _ in range(new_tokens):
+            token = self._step(ids)
+            on_token(token)
+            ids = (token,)
+
+    def close(self) -> None:
+        """Give the library's memory back; for those who outlive the model."""
+        self._lib.llama_free(self._context)
+        self._lib.llama_model_free(self._model)
+
+    def _load(self, path: Path, mmap: bool) -> Any:
+        lib = self._lib
+        if not path.is_file():
+            raise WeightsError(f"{path}: no such file; it is made by baselines.gguf_file.make_gguf")
+        params = lib.llama_model_default_params()
+        mode = lib.LLAMA_LOAD_MODE_MMAP if mmap else lib.LLAMA_LOAD_MODE_NONE
+        set_fields(params, load_mode=mode)
+        model = lib.llama_model_load_from_file(str(path).encode(), params)
+        if not model:
+            raise WeightsError(f"{path}: llama.cpp cannot load it: {self._log.last_error}")
+        return model
+
+    def _make_context(self, path: Path, cache: int, threads: int, max_tokens: int) -> Any:
+        lib = self._lib
+        params = lib.llama_context_default_params()
+        set_fields(
+            params,
+            n_ctx=max_tokens,
+            n_batch=max_tokens,
+            n_threads=threads,
+            n_threads_batch=threads,
+            # Only the last token of a prompt has logits.
+            n_outputs_max=1,
+            type_k=cache,
+            type_v=cache,
+            flash_attn_type=lib.LLAMA_FLASH_ATTN_TYPE_DISABLED,
+        )
+        context = lib.llama_init_from_model(self._model, params)
+        if not context:
+            lib.llama_model_free(self._model)
+            raise ResourceError(
+                f"{path}: no context of {max_tokens} tokens: {self._log.last_error}"
+            )
+        return context
+
+    def _step(self, ids: Sequence[int]) -> int:
+        """Take ids in after those that are cached; the next one."""
+        lib = self._lib
+        array = (lib.llama_token * len(ids))(*ids)
+        status = lib.llama_decode(self._context, lib.llama_batch_get_one(array, len(ids)))
+        if status:
+            raise TpiError(f"llama.cpp: decoding failed, status {status}: {self._log.last_error}")
+        logits = lib.llama_get_logits_ith(self._context, -1)
+        return int(np.ctypeslib.as_array(logits, (self._vocab_size,)).argmax())
+
+    def _check_prompt(self, prompt_ids: Sequence[int], new_tokens: int) -> None:
+        if not prompt_ids:
+            raise ConfigError("the prompt is empty")
+        if max(prompt_ids) >= self._vocab_size:
+            raise ConfigError(f"token id {max(prompt_ids)}, the vocabulary has {self._vocab_size}")
+        if len(prompt_ids) + new_tokens > self._positions:
+            count = f"{len(prompt_ids)} + {new_tokens}"
+            raise ConfigError(f"{count} tokens, the model has {self._positions} positions")
+
+
+def load(spec: NodeSpec) -> LlamaCppModel:
+    """Load `model.gguf` of the spec's folder."""
+    fields = Fields(spec.options, "spec options")
+    mmap = fields.take_bool("mmap", True)
+    file_type = fields.take_choice("file_type", FILE_TYPES, spec.dtype)
+    fields.finish()
+    return LlamaCppModel(
+        spec.model_dir / MODEL_FILE,
+        file_type=file_type,
+        threads=spec.threads,
+        max_tokens=spec.max_tokens,
+        mmap=mmap,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(load))
