@@ -10,7 +10,7 @@ TORCH ?= torch==2.13.0
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint types check bench clean
+.PHONY: help setup llamacpp demo test test-fast lint types check bench clean
 
 help:  ## list the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -24,6 +24,13 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "installing into $(VENV) (once; about a minute)"
 	@$(PY) -m pip install -q --disable-pip-version-check $(TORCH_ARGS) $(TORCH) -c constraints.txt
 	@$(PY) -m pip install -q --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	@touch $@
+
+llamacpp: $(VENV)/.llamacpp  ## add llama.cpp to .venv (compiled here, about five minutes)
+
+$(VENV)/.llamacpp: $(STAMP)
+	@echo "compiling llama.cpp into $(VENV) (once)"
+	@$(PY) -m pip install -q --disable-pip-version-check -e '.[llamacpp]' -c constraints.txt
 	@touch $@
 
 demo: setup  ## make a small checkpoint, run TPI-LLM on 4 local devices beside Transformers

@@ -16,7 +16,8 @@ from rich.text import Text
 
 from harness.available import split_available
 from harness.compose import Composed, compose_all, help_text
-from harness.experiment import Experiment, disk_share
+from harness.experiment import Experiment
+from harness.findings import disk_share
 from harness.host import probe_host
 from harness.live import Live
 from harness.plan import make_plan
@@ -28,7 +29,7 @@ from testbed.local import NOTES
 from tpi.config import load_config, load_preset
 from tpi.errors import EXIT_INTERRUPTED, EXIT_OK, TpiError
 
-_WIDTH = 110  # where there is no terminal to ask
+_WIDTH = 120  # where there is no terminal to ask
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,9 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(composed: Composed, console: Console) -> int:
     """Plan one configuration, say what it will do, do it, print the table."""
-    config, unavailable = split_available(composed.config, is_all=composed.all_systems)
-    path = config.model.path
-    model = load_preset(config.model.name) if path is None else load_config(Path(path))
+    path = composed.config.model.path
+    name = composed.config.model.name
+    model = load_preset(name) if path is None else load_config(Path(path))
+    config, unavailable = split_available(composed.config, model, is_all=composed.all_systems)
     prompt = prompt_ids(config, model)
     host = probe_host(Path(config.weights.dir))
     plan = make_plan(config, model, len(prompt), host)

@@ -1,35 +1,58 @@
-"""Which systems can run here at all; nothing is imported to find out."""
+"""Which systems can run as they are asked for; nothing is imported to find out.
 
-from collections.abc import Mapping
+A system that was named and cannot run is refused before anything starts, all of them and all
+reasons at once; one that came by `systems=all` becomes a row of the table that says why.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 
+from baselines import gguf_layout, stages, transformers_tp
 from harness.config import Config
+from harness.options import LlamacppOptions, PipelineOptions, SystemOptions
+from harness.systems import SYSTEMS
 from results.schema import RunRecord
+from tpi.config import ModelConfig
 from tpi.errors import ConfigError
 
-_PACKAGES = {"tpi": ("torch",), "transformers": ("torch", "transformers")}
 
-
-def split_available(config: Config, *, is_all: bool) -> tuple[Config, list[RunRecord]]:
+def split_available(
+    config: Config, model: ModelConfig, *, is_all: bool
+) -> tuple[Config, list[RunRecord]]:
     """The systems that can run, and a row for each that cannot.
 
     Raises:
         ConfigError: One that was asked for by name cannot run, or none can.
     """
-    missing = {name: reason for name in config.systems if (reason := _why_not(name))}
-    if missing and (not is_all or len(missing) == len(config.systems)):
-        name, reason = next(iter(missing.items()))
-        raise ConfigError(f"systems: {name} cannot run here: {reason}")
-    systems = {name: o for name, o in config.systems.items() if name not in missing}
-    return replace(config, systems=systems), _rows(missing)
+    problems = {
+        name: found
+        for name, options in config.systems.items()
+        if (found := _problems(name, options, config, model))
+    }
+    if problems and (not is_all or len(problems) == len(config.systems)):
+        each = [f"{name} cannot run: {' and '.join(found)}" for name, found in problems.items()]
+        raise ConfigError(f"systems: {'; '.join(each)}")
+    systems = {name: o for name, o in config.systems.items() if name not in problems}
+    return replace(config, systems=systems), _rows(problems)
 
 
-def _why_not(name: str) -> str:
-    absent = [package for package in _PACKAGES[name] if find_spec(package) is None]
-    return f"the package {absent[0]} is not installed" if absent else ""
+def _problems(name: str, options: SystemOptions, config: Config, model: ModelConfig) -> list[str]:
+    system = SYSTEMS[name]
+    absent = [package for package in system.packages if find_spec(package) is None]
+    advice = f": pip install -e '.[{system.extra}]'" if system.extra else ""
+    found = [f"the package {package} is not installed{advice}" for package in absent]
+    if isinstance(options, PipelineOptions):
+        found += stages.problems(model, config.devices, options.shares)
+    elif name == "transformers-tp":
+        found += transformers_tp.problems(model, config.devices, config.dtype)
+    elif isinstance(options, LlamacppOptions):
+        found += gguf_layout.problems(model, options.file_type(config.dtype))
+    return found
 
 
-def _rows(missing: Mapping[str, str]) -> list[RunRecord]:
+def _rows(problems: Mapping[str, Sequence[str]]) -> list[RunRecord]:
     # Rows of the table only: what never ran has no record.
-    return [RunRecord("", name, "unavailable", reason) for name, reason in missing.items()]
+    return [
+        RunRecord("", name, "unavailable", " and ".join(found)) for name, found in problems.items()
+    ]

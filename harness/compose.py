@@ -21,7 +21,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness import usage
-from harness.config import Config, config_from, nearest, option_names
+from harness.config import Config, config_from, option_names
+from harness.values import nearest
 from tpi.errors import ConfigError
 
 CONF_DIR = Path(__file__).parent.parent / "conf"
@@ -172,4 +173,4 @@ def help_text(conf_dir: Path = CONF_DIR) -> str:
     """What `--help` prints: the options with the defaults that `conf/` gives them."""
     top = OmegaConf.to_container(OmegaConf.load(conf_dir / "config.yaml"))
     shortcuts = {str(k): v for k, v in top.items()} if isinstance(top, dict) else {}
-    return usage.help_text(compose([], conf_dir).config, groups(conf_dir), shortcuts)
+    return usage.help_text(compose(["systems=all"], conf_dir).config, groups(conf_dir), shortcuts)

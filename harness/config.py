@@ -6,19 +6,27 @@ expected. Values that exist in more than one unit or spelling are normalised her
 bytes). Read `Config` first.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from harness.options import SystemOptions
+from harness.systems import SYSTEMS
+from harness.values import (
+    check_choice,
+    check_count,
+    check_flag,
+    check_number,
+    check_size,
+    check_text,
+    nearest,
+)
 from tpi.errors import ConfigError
-from tpi.spec import ALLREDUCES, DTYPES, WIRE_DTYPES
-from tpi.units import parse_bytes
+from tpi.spec import DTYPES
 
 FOLDER = "folder"
 STORAGE_DTYPES = ("auto", "float32", "float16", "bfloat16")
-_MAX_COUNT = 1_000_000
 
 
 @dataclass
@@ -29,7 +37,7 @@ class ModelChoice:
     path: str | None = None
 
     def __post_init__(self) -> None:
-        _text("model.name", self.name)
+        check_text("model.name", self.name)
         if self.name == FOLDER and not self.path:
             raise ConfigError("model=folder needs model.path=DIR, a folder with config.json")
         if self.path is not None and self.name != FOLDER:
@@ -58,13 +66,13 @@ class WeightsChoice:
     max_bytes: int = 16 << 30
 
     def __post_init__(self) -> None:
-        _choice("weights.source", self.source, ("auto", "folder", "synthetic"))
-        _text("weights.dir", self.dir)
-        _count("weights.seed", self.seed, low=0, high=2**31)
-        _choice("weights.dtype", self.dtype, STORAGE_DTYPES)
+        check_choice("weights.source", self.source, ("auto", "folder", "synthetic"))
+        check_text("weights.dir", self.dir)
+        check_count("weights.seed", self.seed, low=0, high=2**31)
+        check_choice("weights.dtype", self.dtype, STORAGE_DTYPES)
         if self.distinct_layers != "auto":
-            _count("weights.distinct_layers", self.distinct_layers, or_="auto")
-        self.max_bytes = _size("weights.max_bytes", self.max_bytes)
+            check_count("weights.distinct_layers", self.distinct_layers, or_="auto")
+        self.max_bytes = check_size("weights.max_bytes", self.max_bytes)
 
 
 @dataclass
@@ -86,9 +94,9 @@ class Workload:
             raise ConfigError("workload.prompt: the text is empty")
         if self.prompt_file is not None and not Path(self.prompt_file).is_file():
             raise ConfigError(f"workload.prompt_file: no file {self.prompt_file!r}")
-        _count("workload.prompt_tokens", self.prompt_tokens)
-        _count("workload.seed", self.seed, low=0, high=2**31)
-        _count("workload.new_tokens", self.new_tokens)
+        check_count("workload.prompt_tokens", self.prompt_tokens)
+        check_count("workload.seed", self.seed, low=0, high=2**31)
+        check_count("workload.new_tokens", self.new_tokens)
 
     @property
     def has_text(self) -> bool:
@@ -98,14 +106,17 @@ class Workload:
 
 @dataclass
 class DeviceProfile:
-    """What every device of the testbed is like."""
+    """What every device of the testbed is like; `memory` None is no limit."""
 
     name: str = "local"
     threads: int = 1
+    memory: int | None = None
 
     def __post_init__(self) -> None:
-        _text("device.name", self.name)
-        _count("threads", self.threads, high=1024)
+        check_text("device.name", self.name)
+        check_count("threads", self.threads, high=1024)
+        if self.memory is not None:
+            self.memory = check_size("device.memory", self.memory)
 
 
 @dataclass
@@ -119,42 +130,8 @@ class TestbedChoice:
     time_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        _choice("testbed.backend", self.backend, ("local",))
-        self.time_scale = _number("testbed.time_scale", self.time_scale, low=0.01, high=1000)
-
-
-@dataclass
-class TpiOptions:
-    """Options of TPI-LLM."""
-
-    window: int | str = 2
-    memory_budget: int | None = None
-    allreduce: str = "star"
-    wire_dtype: str = "float32"
-    shares: list[float] | None = None
-    prefill_chunk: int = 512
-
-    def __post_init__(self) -> None:
-        if self.window != "all":
-            _count("window", self.window, or_="all")
-        if self.memory_budget is not None:
-            self.memory_budget = _size("memory_budget", self.memory_budget)
-        _choice("allreduce", self.allreduce, ALLREDUCES)
-        _choice("wire_dtype", self.wire_dtype, WIRE_DTYPES)
-        self.shares = None if self.shares is None else _shares(self.shares)
-        _count("systems.tpi.prefill_chunk", self.prefill_chunk)
-
-
-@dataclass
-class TransformersOptions:
-    """Transformers has no options of its own."""
-
-
-SystemOptions = TpiOptions | TransformersOptions
-SYSTEMS: dict[str, type[TpiOptions] | type[TransformersOptions]] = {
-    "tpi": TpiOptions,
-    "transformers": TransformersOptions,
-}
+        check_choice("testbed.backend", self.backend, ("local",))
+        self.time_scale = check_number("testbed.time_scale", self.time_scale, low=0.01, high=1000)
 
 
 @dataclass
@@ -177,18 +154,23 @@ class Config:
     def __post_init__(self) -> None:
         if not self.systems:
             raise ConfigError(f"systems: none given, expected some of {', '.join(SYSTEMS)}")
-        _count("devices", self.devices, high=1024)
-        _choice("dtype", self.dtype, DTYPES)
-        _count("repeats", self.repeats, high=1000)
-        self.max_minutes = _number("max_minutes", self.max_minutes, low=0.01, high=1e6)
-        _text("results_dir", self.results_dir)
-        if not isinstance(self.force, bool):
-            raise ConfigError(f"force: got {self.force!r}, expected true or false")
-        tpi = self.systems.get("tpi")
-        if isinstance(tpi, TpiOptions) and tpi.shares and len(tpi.shares) != self.devices:
+        check_count("devices", self.devices, high=1024)
+        check_choice("dtype", self.dtype, DTYPES)
+        check_count("repeats", self.repeats, high=1000)
+        self.max_minutes = check_number("max_minutes", self.max_minutes, low=0.01, high=1e6)
+        check_text("results_dir", self.results_dir)
+        check_flag("force", self.force)
+        if self.device.memory is not None and self.testbed.backend == "local":
             raise ConfigError(
-                f"shares: got {len(tpi.shares)} numbers, expected devices={self.devices} of them"
+                "device.memory: plain processes cannot be limited; leave it out, or bound what a"
+                " system takes by its own option (memory_budget, systems.accelerate.max_memory)"
             )
+        for options in self.systems.values():
+            shares = getattr(options, "shares", None)
+            if shares and len(shares) != self.devices:
+                raise ConfigError(
+                    f"shares: got {len(shares)} numbers, expected devices={self.devices} of them"
+                )
 
 
 _AXES = {
@@ -214,7 +196,7 @@ def config_from(raw: Mapping[str, Any]) -> Config:
         if name not in SYSTEMS:
             raise ConfigError(f"systems: unknown system {name!r}{nearest(name, SYSTEMS)}")
     values["systems"] = {
-        name: _build(SYSTEMS[name], options, f"systems.{name}.")
+        name: _build(SYSTEMS[name].options, options, f"systems.{name}.")
         for name, options in systems.items()
     }
     config: Config = _build(Config, values, "")
@@ -224,17 +206,9 @@ def config_from(raw: Mapping[str, Any]) -> Config:
 def option_names() -> tuple[str, ...]:
     """Every option there is, by its full name."""
     names = [f.name for f in fields(Config) if f.name not in _AXES and f.name != "systems"]
-    for axis, cls in [*_AXES.items(), *((f"systems.{s}", cls) for s, cls in SYSTEMS.items())]:
+    for axis, cls in [*_AXES.items(), *((f"systems.{n}", s.options) for n, s in SYSTEMS.items())]:
         names += [f"{axis}.{f.name}" for f in fields(cls)]
     return tuple(names)
-
-
-def nearest(word: str, known: Sequence[str] | Mapping[str, object]) -> str:
-    """`; did you mean X?` where something is close, else the choices, else nothing."""
-    close = get_close_matches(word, list(known), n=1, cutoff=0.6)
-    if close:
-        return f"; did you mean {close[0]}?"
-    return f"; there are: {', '.join(known)}" if len(known) <= 12 else ""
 
 
 def _build(cls: Any, raw: Any, prefix: str) -> Any:
@@ -245,53 +219,3 @@ def _build(cls: Any, raw: Any, prefix: str) -> Any:
         if key not in known:
             raise ConfigError(f"unknown option {prefix}{key}{nearest(key, known)}")
     return cls(**raw)
-
-
-def _count(name: str, value: object, low: int = 1, high: int = _MAX_COUNT, or_: str = "") -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        also = f", or {or_}" if or_ else ""
-        raise ConfigError(
-            f"{name}: got {value!r}, expected a whole number from {low} to {high}{also}"
-        )
-
-
-def _number(name: str, value: object, low: float, high: float) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
-        raise ConfigError(f"{name}: got {value!r}, expected a number from {low:g} to {high:g}")
-    return float(value)
-
-
-def _text(name: str, value: object) -> None:
-    if not isinstance(value, str) or not value or "\0" in value:
-        raise ConfigError(f"{name}: got {value!r}, expected a name")
-
-
-def _choice(name: str, value: object, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ConfigError(
-            f"{name}: got {value!r}, expected {' | '.join(choices)}"
-            + (
-                nearest(value, choices)
-                if isinstance(value, str) and _is_close(value, choices)
-                else ""
-            )
-        )
-
-
-def _is_close(value: str, choices: Sequence[str]) -> bool:
-    return bool(get_close_matches(value, choices, n=1))
-
-
-def _size(name: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | str):
-        raise ConfigError(f"{name}: got {value!r}, expected a size such as 4GiB or 600MiB")
-    return parse_bytes(value, name)
-
-
-def _shares(value: object) -> list[float]:
-    if not isinstance(value, list) or not value:
-        raise ConfigError(f"shares: got {value!r}, expected one number per device, as [2,1,1]")
-    shares = [_number("shares", v, low=0, high=1e6) for v in value]
-    if not any(shares):
-        raise ConfigError(f"shares: got {value!r}, expected at least one above 0")
-    return shares

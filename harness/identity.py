@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from harness.plan import Plan, SystemPlan
+from harness.planned import Plan, SystemPlan
+from harness.systems import SYSTEMS
 from harness.weights import WeightSet
-from results.environment import dependency_versions, host_fingerprint
+from results.environment import DEPENDENCIES, dependency_versions, host_fingerprint
 from results.identity import content_digest
 from tpi.config import config_to_json
 
@@ -36,7 +37,7 @@ def decisive(
         "device": asdict(plan.config.device),
         "testbed": asdict(plan.config.testbed),
         "host": host_fingerprint(environment),
-        "versions": dependency_versions(),
+        "versions": versions_of(system.name),
         "source": source_digest(system.name),
     }
 
@@ -49,6 +50,11 @@ def reference_digest() -> str:
 
 def source_digest(system: str) -> str:
     """Digest of the source that a system's numbers come from."""
-    shared = () if system == "tpi" else (f"{system}.py", "program.py", "huggingface.py")
-    paths = [_ROOT / "tpi", _ROOT / "testbed", *(_ROOT / "baselines" / name for name in shared)]
-    return content_digest([path for path in paths if path.exists()])
+    modules = [_ROOT / "baselines" / f"{name}.py" for name in SYSTEMS[system].sources]
+    return content_digest([_ROOT / "tpi", _ROOT / "testbed", *modules])
+
+
+def versions_of(system: str) -> dict[str, str | None]:
+    """Installed versions of what a system's numbers come from."""
+    extra = SYSTEMS[system].packages if SYSTEMS[system].extra else ()
+    return dependency_versions((*DEPENDENCIES, *extra))

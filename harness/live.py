@@ -1,144 +1,204 @@
-"""What the user sees while it runs: bars on a terminal, plain lines anywhere else.
+"""What the user sees while it runs: one view that stays in place on a terminal, plain lines else.
 
-Everything goes to standard error, so that standard output holds the plan and the table only. A
-plain line is written when something starts or ends, and else at most every half minute.
+Everything goes to standard error, so that standard output holds the plan and the table only.
+Inside `run` the view is a table of all systems; lines written meanwhile stay above it. It is
+refreshed twice a second by a thread that sleeps in between, never by what is measured. A plain
+line is written when something starts or ends, and else at most every half minute.
 """
 
+import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    ProgressColumn,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.console import Console, RenderableType
+from rich.live import Live as RichLive
 
+from harness.live_table import bar_line, format_clock, format_memory, run_view
+from harness.progress import Clock, RepeatProgress, RunProgress
 from harness.runner import Launch, Watch
-from tpi.events import Event
-from tpi.ranks import MASTER_RANK
-from tpi.units import format_bytes, format_seconds
+from results.schema import Repeat
+from tpi.units import format_bytes
 
 _LINE_EVERY_S = 30.0
-_WIDE = 108  # columns of a terminal that hold everything
+_TICK_S = 0.5
+
+
+@dataclass
+class _Activity:
+    """What goes on beside the table; a repeat outside a run is one too."""
+
+    title: str
+    start_s: float
+    share: float | None = None
+    text: str = ""
+    repeat: RepeatProgress | None = None
+    is_row: bool = False
+
+    def describe(self) -> tuple[float | None, str]:
+        """How far it is, and in words."""
+        if self.repeat is None:
+            return self.share, self.text
+        memory = format_memory(self.repeat.memory)
+        return self.repeat.share, self.repeat.words + (f", memory {memory}" if memory else "")
 
 
 class Live:
-    """Shows one thing at a time on `console`."""
+    """Shows one run, and what goes on before and in it, on `console`.
 
-    def __init__(self, console: Console | None = None) -> None:
+    Args:
+        console: Standard error unless given.
+        clock: Seconds on a monotonic clock.
+        tick_s: How often the view is refreshed; None if the caller calls `tick` itself.
+    """
+
+    def __init__(
+        self,
+        console: Console | None = None,
+        clock: Clock = time.monotonic,
+        tick_s: float | None = _TICK_S,
+    ) -> None:
         self._console = console or Console(stderr=True, highlight=False)
-        self._last_line_s = 0.0
+        self._clock = clock
+        self._tick_s = tick_s
+        self._last_line_s = clock()
+        self._run: RunProgress | None = None
+        self._activities: list[_Activity] = []
+        self._view: RichLive | None = None
+        self._is_shown = False
 
     def line(self, text: str) -> None:
         """Write one line that stays."""
+        self._last_line_s = self._clock()
         self._console.print(text, markup=False, soft_wrap=True)
-        self._last_line_s = time.monotonic()
 
     @contextmanager
     def writing(self, what: str) -> Iterator[Callable[[int, int], None]]:
         """Show bytes done of bytes in all; yields what to call with both."""
-        with self._bar(what) as show:
-            yield lambda done, total: show(
-                done / max(total, 1), f"{format_bytes(done)} of {format_bytes(total)}"
-            )
+        with self._activity(what) as activity:
+
+            def progress(done: int, total: int) -> None:
+                activity.share = done / max(total, 1)
+                activity.text = f"{format_bytes(done)} of {format_bytes(total)}"
+
+            yield progress
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[None]:
         """Show that something runs which cannot say how far it is."""
-        with self._bar(what):
+        with self._activity(what):
             yield
 
     @contextmanager
-    def repeat(self, title: str, launch: Launch) -> Iterator[Watch]:
-        """Show one repeat from its events; yields the runner's watch."""
-        with self._bar(title) as show:
-            state = _RepeatState(launch)
-            show(0.0, state.text)
-
-            def watch(rank: int, event: Event) -> None:
-                state.take(rank, event)
-                show(state.share, state.text)
-
-            yield watch
+    def run(self, todo: Mapping[str, int], repeats: int) -> Iterator[None]:
+        """Show a table of systems; `todo` says how many of `repeats` each has still to do."""
+        self._run = RunProgress(todo, repeats, self._clock)
+        try:
+            with self._shown():
+                yield
+        finally:
+            self._run = None
 
     @contextmanager
-    def _bar(self, title: str) -> Iterator[Callable[[float, str], None]]:
-        if not self._console.is_terminal:
+    def repeat(self, title: str, launch: Launch) -> Iterator[Watch]:
+        """Show one repeat of `launch.system`, in its row if there is one; yields the watch."""
+        progress = RepeatProgress(launch, self._clock)
+        row = self._run.rows.get(launch.system) if self._run is not None else None
+        with self._activity(title, progress, is_row=row is not None):
+            if row is not None:
+                row.running = progress
+            try:
+                yield progress
+            finally:
+                if row is not None:
+                    row.stopped()
+
+    def ended(self, system: str, repeat: Repeat) -> None:
+        """Tell how the repeat of a system was judged: it is done, or the system has failed."""
+        if self._run is not None and system in self._run.rows:
+            self._run.rows[system].judged(repeat)
+
+    def tick(self) -> None:
+        """Refresh the view, or write a plain line if it is time for one."""
+        activities = self._activities[-1:]
+        for activity in activities:
+            if activity.repeat is not None:
+                activity.repeat.look_at_memory()
+        if self._view is not None:
+            self._view.refresh()
+        elif activities and self._clock() - self._last_line_s >= _LINE_EVERY_S:
+            title, text = activities[0].title, activities[0].describe()[1]
+            elapsed = format_clock(self._clock() - activities[0].start_s)
+            self.line(f"{title}: {text}, {elapsed}" if text else f"{title}: {elapsed}")
+
+    @contextmanager
+    def _activity(
+        self, title: str, repeat: RepeatProgress | None = None, *, is_row: bool = False
+    ) -> Iterator[_Activity]:
+        activity = _Activity(title, self._clock(), repeat=repeat, is_row=is_row)
+        if not self._is_terminal:
             self.line(f"{title} ...")
-            yield lambda _, text: self._now_and_then(f"{title}: {text}")
+        self._activities.append(activity)
+        try:
+            with self._shown():
+                yield activity
+        finally:
+            self._activities.remove(activity)
+
+    @contextmanager
+    def _shown(self) -> Iterator[None]:
+        """While the body runs, the view is there and refreshed; inside another, that one is."""
+        if self._is_shown:
+            yield
             return
-        is_wide = self._console.width >= _WIDE
-        columns: list[ProgressColumn] = [
-            SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24 if is_wide else 8),
-            TextColumn("{task.fields[text]}", markup=False),
-            TimeElapsedColumn(),
-        ]
-        if is_wide:
-            columns += [TextColumn("left"), TimeRemainingColumn()]
-        with Progress(
-            *columns, console=self._console, transient=True, refresh_per_second=2
-        ) as progress:
-            task = progress.add_task(title, total=1.0, text="")
-            yield lambda share, text: progress.update(task, completed=share, text=text)
+        with ExitStack() as stack:
+            self._is_shown = True
+            stack.callback(self._hide)
+            if self._is_terminal:
+                self._view = stack.enter_context(
+                    RichLive(
+                        console=self._console, get_renderable=self._render, auto_refresh=False,
+                        transient=True, redirect_stdout=False,
+                    )
+                )  # fmt: skip
+            if self._tick_s is not None:
+                stack.enter_context(_ticking(self.tick, self._tick_s))
+            yield
 
-    def _now_and_then(self, text: str) -> None:
-        if time.monotonic() - self._last_line_s > _LINE_EVERY_S:
-            self.line(text)
-
-
-class _RepeatState:
-    """Where a repeat stands, in words and as a share of its tokens."""
-
-    def __init__(self, launch: Launch) -> None:
-        self._launch = launch
-        self._new_tokens = {r.id: r.new_tokens for r in launch.requests}
-        self._warmup = {r.id for r in launch.requests if r.warmup}
-        self._ready = 0
-        self._tokens = 0
-        self._in_request = 0
-        self._request_ns = 0
-        self._first_ns = 0
-        self.text = f"starting {_devices(launch.world_size)}"
+    def _hide(self) -> None:
+        self._is_shown, self._view = False, None
 
     @property
-    def share(self) -> float:
-        """Share of all tokens that are there."""
-        return self._tokens / max(1, sum(self._new_tokens.values()))
+    def _is_terminal(self) -> bool:
+        return self._console.is_terminal and not self._console.is_dumb_terminal
 
-    def take(self, rank: int, event: Event) -> None:
-        """Take notice of one event."""
-        if event.name == "ready":
-            self._ready += 1
-            self.text = f"{self._ready} of {_devices(self._launch.world_size)} ready"
-        elif event.name == "request":
-            self._in_request, self._request_ns = 0, event.t_ns
-            self.text = f"{self._phase(event)}: prefill"
-        elif event.name == "token" and rank == MASTER_RANK:
-            self._token(event)
+    def _render(self) -> RenderableType:
+        width = self._console.width
+        lines = [self._activity_line(a, width) for a in self._activities[-1:] if not a.is_row]
+        if self._run is not None:
+            return run_view(self._run, width, *lines)
+        return lines[0] if lines else ""
 
-    def _token(self, event: Event) -> None:
-        self._tokens += 1
-        self._in_request += 1
-        if self._in_request == 1:
-            self._first_ns = event.t_ns
-            speed = f"TTFT {format_seconds((event.t_ns - self._request_ns) / 1e9)}"
-        else:
-            mean_s = (event.t_ns - self._first_ns) / 1e9 / (self._in_request - 1)
-            speed = f"{format_seconds(mean_s)}/token"
-        of = self._new_tokens.get(event.request_id, 0)
-        self.text = f"{self._phase(event)}: token {self._in_request} of {of}, {speed}"
-
-    def _phase(self, event: Event) -> str:
-        return "warm-up" if event.request_id in self._warmup else "measured"
+    def _activity_line(self, activity: _Activity, width: int) -> RenderableType:
+        share, text = activity.describe()
+        elapsed = format_clock(self._clock() - activity.start_s)
+        return bar_line(activity.title, share, f"{text}, {elapsed}" if text else elapsed, width)
 
 
-def _devices(count: int) -> str:
-    return "1 device" if count == 1 else f"{count} devices"
+@contextmanager
+def _ticking(tick: Callable[[], None], every_s: float) -> Iterator[None]:
+    """Call `tick` from a thread of its own, again and again until the body ends."""
+    over = threading.Event()
+
+    def go_on() -> None:
+        while not over.wait(every_s):
+            tick()
+
+    thread = threading.Thread(target=go_on, name="live", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

@@ -1,9 +1,16 @@
 """A plan in words: what will be written, read and needed, and about how long it takes."""
 
 from harness.host import Host
-from harness.plan import Plan, SystemPlan, two_layer_plan
-from harness.predict import num_parameters
+from harness.launching import threads_of
+from harness.plan import two_layer_plan
+from harness.planned import Plan, SystemPlan
+from harness.setting import num_parameters
 from tpi.units import format_bytes, format_seconds
+
+_CHECKS = {
+    "exact": "tokens equal to Transformers' in float32",
+    "bounded": "tokens within twice Transformers' own 16-bit error of its float32 logits",
+}
 
 
 def describe(plan: Plan, host: Host, to_write: int, pending: list[str]) -> list[tuple[str, str]]:
@@ -66,7 +73,7 @@ def _weights_text(plan: Plan, host: Host, to_write: int) -> str:
 def _system_text(plan: Plan, system: SystemPlan) -> str:
     if system.refusal is not None:
         return f"infeasible: {system.refusal}"
-    cost, threads = system.cost, plan.config.device.threads
+    cost, threads = system.cost, threads_of(plan.config, system)
     devices = "1 device" if system.world_size == 1 else f"{system.world_size} devices"
     text = f"{devices} x {threads} thread{'s' * (threads > 1)}, needs"
     text += f" {format_bytes(max(cost.peak_bytes))} of memory"
@@ -78,15 +85,14 @@ def _system_text(plan: Plan, system: SystemPlan) -> str:
 
 
 def _check_text(plan: Plan) -> str:
-    texts = {
-        "exact": "tokens equal to Transformers' in float32",
-        "bounded": "tokens within twice Transformers' own 16-bit error of its float32 logits",
-        "two_layer": "first the same shape with two layers must give Transformers' tokens",
-        "none": "unchecked",
-    }
-    text = texts[plan.check] + (f" ({plan.check_reason})" if plan.check_reason else "")
-    if plan.check == "two_layer":
-        small = two_layer_plan(plan)
-        num_bytes = format_bytes(small.shards_bytes + small.hf_bytes)
-        text += f"; writes {num_bytes} for it and removes them again"
-    return text
+    if plan.check == "none":
+        return "unchecked" + (f" ({plan.check_reason})" if plan.check_reason else "")
+    if plan.check == "reference":
+        kinds = {system.check for system in plan.runnable}
+        return "; ".join(text for kind, text in _CHECKS.items() if kind in kinds)
+    small = two_layer_plan(plan)
+    num_bytes = format_bytes(sum(small.forms.values()))
+    return (
+        f"first the same shape with two layers must give Transformers' tokens"
+        f" ({plan.check_reason}); writes {num_bytes} for it and removes them again"
+    )

@@ -1,64 +1,76 @@
 """What one start of one system will need: memory per device, bytes to read, seconds. Pure.
 
-Memory of `tpi` comes from `tpi.memory`, which a test holds to within 10 % of what is measured. The
-seconds are estimates, made from the bytes of a step, the disk's measured rate and compute rates
-below that are meant to be too low: they decide what is cut to fit `max_minutes`, nothing else.
+Memory of `tpi` comes from `tpi.memory`, which a test holds to within 10 % of what is measured; that
+of the others from their weights and what their libraries were measured to take. The seconds are
+estimates, made from the bytes of a step, the disk's measured rate and compute rates below that are
+meant to be too low: they decide what is cut to fit `max_minutes`, nothing else. Read `cost_of`.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 
-from harness.config import TpiOptions
+from baselines.gguf_layout import required_gguf_bytes
+from baselines.stages import stage_peaks
 from harness.host import Host
-from tpi.config import ModelConfig
+from harness.options import (
+    Accelerate2024Options,
+    AccelerateOptions,
+    GalaxyOptions,
+    LlamacppOptions,
+    PipelineOptions,
+    SystemOptions,
+    TpiOptions,
+    TransformersOptions,
+    TransformersTpOptions,
+)
+from harness.setting import MATVEC_BPS, Cost, Setting
+from harness.systems import REFERENCE, SYSTEMS
+from tpi.config import DTYPE_BYTES, ModelConfig
 from tpi.memory import block_bytes, choose_window
-from tpi.weights.hf_folder import required_hf_bytes
-from tpi.weights.shard import ShardPlan
+from tpi.weights.shard import ShardPlan, make_shard_plan
 from tpi.weights.split import required_bytes
 
-# Low ends of what was seen on two-core virtual machines (2023 EPYC and Xeon), per thread.
-_START_CPU_S = 3.0  # importing torch, per process
-_MATVEC_BPS = 3e9  # stored weights through a matrix-vector product
-_PREFILL_FLOPS = 15e9  # floating-point operations of a prefill
 _HASH_BPS = 0.8e9  # SHA-256, once for new shards
 _EXCHANGE_S = 0.5e-3  # one allreduce on loopback, per device
-_DISK_SHARE = 0.9  # of the rate that was probed, since others use the disk too
+_GLOO_EXCHANGE_S = 3e-3  # the same through gloo
 _NOT_OVERLAPPED = 0.25  # of the shorter of reading and computing
-# Transformers before any weight: measured VmHWM of importing torch and transformers.
+# Before any weight: measured VmHWM of importing torch and transformers (and accelerate).
 _TRANSFORMERS_BASE_BYTES = 450 << 20
-_ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+_LLAMACPP_BASE_BYTES = 150 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """One start of a system, one request in it.
+def cost_of(name: str, options: SystemOptions, setting: Setting) -> Cost:
+    """Predict one system.
 
-    Attributes:
-        peak_bytes: Predicted peak memory of each device.
-        read_bytes_per_step: What all devices together read from disk in one forward pass.
-        start_s: From start until requests can come.
-        prefill_s: From `go` to the first token.
-        step_s: Each further token.
+    Raises:
+        ResourceError: A memory budget that cannot work; the message has the least that would.
     """
+    devices = setting.devices if SYSTEMS[name].distributed else 1
+    match options:
+        case TransformersOptions():
+            return transformers_cost(_own(setting, options), full=not options.low_cpu_mem_usage)
+        case AccelerateOptions():
+            return _accelerate_cost(setting, options.max_memory)
+        case Accelerate2024Options():
+            return _accelerate_2024_cost(setting)
+        case TransformersTpOptions():
+            return _transformers_tp_cost(setting)
+        case LlamacppOptions():
+            return _llamacpp_cost(setting, options)
+        case PipelineOptions():
+            return _pipeline_cost(setting, options)
+        case GalaxyOptions():
+            ring = TpiOptions("all", None, "ring", shares=options.shares,
+                              prefill_chunk=options.prefill_chunk)  # fmt: skip
+            return _node_cost(setting, ring, devices)
+        case _:
+            return _node_cost(setting, options.node, devices)
 
-    peak_bytes: tuple[int, ...]
-    read_bytes_per_step: int
-    start_s: float
-    prefill_s: float
-    step_s: float
 
-    @property
-    def need_bytes(self) -> int:
-        """Memory of all devices together: they share one machine."""
-        return sum(self.peak_bytes)
-
-    def request_s(self, new_tokens: int) -> float:
-        """Seconds that one request takes."""
-        return self.prefill_s + (new_tokens - 1) * self.step_s
-
-
-def num_parameters(model: ModelConfig) -> int:
-    """Parameters of the whole model, a tied head counted once."""
-    return required_hf_bytes(model, "float32") // 4
+def reference_cost(setting: Setting, model: ModelConfig | None = None) -> Cost:
+    """Predict the reference, Transformers in float32; on another model, if one is given."""
+    setting = replace(setting, model=model or setting.model, dtype="float32")
+    return cost_of(REFERENCE, TransformersOptions(), setting)
 
 
 def most_distinct_layers(model: ModelConfig, plan: ShardPlan, dtype: str, max_bytes: int) -> int:
@@ -70,84 +82,161 @@ def most_distinct_layers(model: ModelConfig, plan: ShardPlan, dtype: str, max_by
     return max(0, min(model.num_layers, 1 + (max_bytes - one) // per_layer))
 
 
-def tpi_cost(
-    model: ModelConfig,
-    plan: ShardPlan,
-    options: TpiOptions,
-    *,
-    storage: str,
-    dtype: str,
-    prompt_tokens: int,
-    max_tokens: int,
-    threads: int,
-    host: Host,
-) -> Cost:
-    """Predict TPI-LLM.
+def write_seconds(num_bytes: int, host: Host) -> float:
+    """Seconds to make weights, and to hash them once."""
+    return num_bytes / min(host.write_bps, 0.5e9) + num_bytes / min(host.read_bps, _HASH_BPS)
 
-    Raises:
-        ResourceError: The memory budget cannot work; the message has the least that would.
+
+def transformers_cost(setting: Setting, *, full: bool = False) -> Cost:
+    """Predict Transformers on one device, which holds all weights in the compute dtype.
+
+    `full`: twice, since the model is made before the checkpoint is read into it.
     """
-    blocks = [block_bytes(model, plan, rank, storage) for rank in range(plan.world_size)]
+    weights = setting.weight_bytes
+    stored = setting.stored_bytes
+    return Cost(
+        peak_bytes=(weights * (2 if full else 1) + _TRANSFORMERS_BASE_BYTES,),
+        read_bytes_per_step=0,
+        start_s=2 * setting.start_s() + stored / setting.read_bps + weights / 1e9,
+        prefill_s=setting.prefill_s(setting.cores()),
+        step_s=weights / (MATVEC_BPS * setting.cores()),
+    )
+
+
+def _own(setting: Setting, options: TransformersOptions) -> Setting:
+    """The setting with the dtype and threads that were given for this system alone."""
+    return replace(
+        setting,
+        dtype=options.dtype or setting.dtype,
+        threads=options.threads or setting.threads,
+    )
+
+
+def _node_cost(setting: Setting, options: TpiOptions, devices: int) -> Cost:
+    """Predict `tpi node` on every device, and what is made of its parts."""
+    model, storage = setting.model, setting.storage
+    plan = make_shard_plan(model, devices, options.shares)
+    blocks = [block_bytes(model, plan, rank, storage) for rank in range(devices)]
     choices = [
         choose_window(
             model,
             plan,
             rank,
             blocks=blocks[rank],
-            dtype=dtype,
+            dtype=setting.dtype,
             max_batch=1,
-            max_tokens=max_tokens,
-            step_tokens=min(options.prefill_chunk, max_tokens),
+            max_tokens=setting.max_tokens,
+            step_tokens=min(options.prefill_chunk, setting.max_tokens),
             window=None if options.window == "all" else int(options.window),
             memory_budget=options.memory_budget,
             allreduce=options.allreduce,
         )
-        for rank in range(plan.world_size)
+        for rank in range(devices)
     ]
     streamed = sum(choice.streamed_bytes_per_pass for choice in choices)
     stored = sum(num_bytes for rank in blocks for _, num_bytes in rank)
-    cores = min(host.cores, plan.world_size * threads)
-    stream_s = streamed / (_DISK_SHARE * host.read_bps)
-    exchange_s = 2 * model.num_layers * plan.world_size * _EXCHANGE_S * (plan.world_size > 1)
-    passes = -(-prompt_tokens // options.prefill_chunk)
-    start_s = _START_CPU_S * plan.world_size / min(host.cores, plan.world_size)
+    cores = setting.cores(devices)
+    stream_s = streamed / setting.read_bps
+    exchange_s = 2 * model.num_layers * devices * _EXCHANGE_S * (devices > 1)
+    passes = -(-setting.prompt_tokens // options.prefill_chunk)
     return Cost(
         peak_bytes=tuple(choice.peak_bytes for choice in choices),
         read_bytes_per_step=streamed,
-        start_s=start_s + (stored - streamed) / (_DISK_SHARE * host.read_bps),
-        prefill_s=_overlapped(passes * stream_s, _prefill_s(model, prompt_tokens, cores))
-        + passes * exchange_s,
-        step_s=_overlapped(stream_s, stored / (_MATVEC_BPS * cores)) + exchange_s,
+        start_s=setting.start_s(devices) + (stored - streamed) / setting.read_bps,
+        prefill_s=_overlapped(passes * stream_s, setting.prefill_s(cores)) + passes * exchange_s,
+        step_s=_overlapped(stream_s, stored / (MATVEC_BPS * cores)) + exchange_s,
     )
 
 
-def transformers_cost(
-    model: ModelConfig, *, storage: str, dtype: str, prompt_tokens: int, threads: int, host: Host
-) -> Cost:
-    """Predict Transformers on one device, which holds all weights in the compute dtype."""
-    weights = num_parameters(model) * _ITEM_BYTES[dtype]
-    cores = min(host.cores, threads)
-    load_s = required_hf_bytes(model, storage) / (_DISK_SHARE * host.read_bps) + weights / 1e9
+def _pipeline_cost(setting: Setting, options: PipelineOptions) -> Cost:
+    """Predict the pipeline: one device computes at a time, as long as all together would."""
+    peaks = stage_peaks(
+        setting.model,
+        setting.devices,
+        options.shares,
+        setting.storage,
+        dtype=setting.dtype,
+        max_tokens=setting.max_tokens,
+        step_tokens=min(options.prefill_chunk, setting.max_tokens),
+    )
+    stored = setting.stored_bytes
+    pass_s = setting.devices * _EXCHANGE_S * (setting.devices > 1)
     return Cost(
-        peak_bytes=(weights + _TRANSFORMERS_BASE_BYTES,),
+        peak_bytes=tuple(peaks),
         read_bytes_per_step=0,
-        start_s=2 * _START_CPU_S + load_s,
-        prefill_s=_prefill_s(model, prompt_tokens, cores),
-        step_s=weights / (_MATVEC_BPS * cores),
+        start_s=setting.start_s(setting.devices) + stored / setting.read_bps,
+        prefill_s=setting.prefill_s(setting.cores()) + pass_s,
+        step_s=stored / (MATVEC_BPS * setting.cores()) + pass_s,
     )
 
 
-def write_seconds(num_bytes: int, host: Host) -> float:
-    """Seconds to make weights, and to hash them once."""
-    return num_bytes / min(host.write_bps, 0.5e9) + num_bytes / min(host.read_bps, _HASH_BPS)
+def _accelerate_cost(setting: Setting, max_memory: int | None) -> Cost:
+    """Predict disk offload: what does not fit `max_memory` is read again for every pass."""
+    plain, stored = transformers_cost(setting), setting.stored_bytes
+    kept = min(setting.weight_bytes, max_memory or 0)
+    offloaded = stored - stored * kept // setting.weight_bytes
+    read_s = offloaded / setting.read_bps
+    return Cost(
+        peak_bytes=(kept + _largest_module(setting) + _TRANSFORMERS_BASE_BYTES,),
+        read_bytes_per_step=offloaded,
+        start_s=plain.start_s,
+        prefill_s=plain.prefill_s + read_s,
+        step_s=plain.step_s + read_s,
+    )
+
+
+def _accelerate_2024_cost(setting: Setting) -> Cost:
+    """Predict loading everything, writing it out in the compute dtype, and reading it each pass."""
+    plain, weights = transformers_cost(setting), setting.weight_bytes
+    read_s = weights / setting.read_bps
+    return Cost(
+        peak_bytes=plain.peak_bytes,
+        read_bytes_per_step=weights,
+        start_s=plain.start_s + weights / setting.host.write_bps,
+        prefill_s=plain.prefill_s + read_s,
+        step_s=plain.step_s + read_s,
+        scratch_bytes=weights,
+    )
+
+
+def _transformers_tp_cost(setting: Setting) -> Cost:
+    """Predict Transformers' tensor parallelism: layers are split, embedding and head are not."""
+    devices, weights = setting.devices, setting.weight_bytes
+    ends = 2 * setting.model.vocab_size * setting.model.hidden_size * DTYPE_BYTES[setting.dtype]
+    each = (weights - ends) // devices + ends + _TRANSFORMERS_BASE_BYTES
+    cores = setting.cores(devices)
+    exchange_s = 2 * setting.model.num_layers * devices * _GLOO_EXCHANGE_S * (devices > 1)
+    plain = transformers_cost(setting)
+    return Cost(
+        peak_bytes=(each,) * devices,
+        read_bytes_per_step=0,
+        start_s=2 * setting.start_s(devices) + plain.start_s,
+        prefill_s=setting.prefill_s(cores) + exchange_s,
+        step_s=weights / (MATVEC_BPS * cores) + exchange_s,
+    )
+
+
+def _llamacpp_cost(setting: Setting, options: LlamacppOptions) -> Cost:
+    """Predict llama.cpp: its file in memory, and a cache of keys and values."""
+    weights = required_gguf_bytes(setting.model, options.file_type(setting.dtype))
+    model = setting.model
+    cache = 8 * model.num_layers * setting.max_tokens * model.num_kv_heads * model.head_size
+    return Cost(
+        peak_bytes=(weights + cache + _LLAMACPP_BASE_BYTES,),
+        read_bytes_per_step=0,
+        start_s=1.0 + weights / setting.read_bps,
+        prefill_s=setting.prefill_s(setting.cores()),
+        step_s=weights / (MATVEC_BPS * setting.cores()),
+    )
+
+
+def _largest_module(setting: Setting) -> int:
+    """The largest matrix, in the compute dtype and once more as stored."""
+    model = setting.model
+    rows: Sequence[int] = (model.vocab_size, model.ffn_size, model.num_heads * model.head_size)
+    item = DTYPE_BYTES[setting.dtype] + DTYPE_BYTES[setting.storage]
+    return max(rows) * model.hidden_size * item
 
 
 def _overlapped(one_s: float, other_s: float) -> float:
     return max(one_s, other_s) + _NOT_OVERLAPPED * min(one_s, other_s)
-
-
-def _prefill_s(model: ModelConfig, prompt_tokens: int, cores: int) -> float:
-    operations = 2 * num_parameters(model)
-    return operations * prompt_tokens / (_PREFILL_FLOPS * cores) + operations / (
-        _MATVEC_BPS * cores
-    )

@@ -12,13 +12,16 @@ import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from baselines.reference import Reference as Answer
 from baselines.reference import ReferenceJob, read_reference, write_job
+from harness.forms import reference_form
 from harness.identity import reference_digest
 from harness.live import Live
-from harness.plan import Plan
+from harness.planned import Plan, SystemPlan
+from harness.systems import REFERENCE
 from harness.verdict import check_bounded, check_exact
 from harness.weights import WeightSet
 from results.environment import dependency_versions
@@ -46,6 +49,7 @@ class Reference:
     ) -> None:
         self._plan = plan
         self._live = live
+        self._weights = weights
         self._job = ReferenceJob(
             model_dir=weights.hf.absolute(),
             prompt_ids=prompt_ids,
@@ -61,28 +65,28 @@ class Reference:
         }
         self.folder = Path(plan.config.results_dir) / "references"
 
-    def check(self, system: str, tokens: tuple[int, ...]) -> Check:
+    def check(self, system: SystemPlan, tokens: tuple[int, ...]) -> Check:
         """Compare a system's tokens as the plan says.
 
         `passed` is None where the plan says not to (kind `none`) and where comparing failed.
         """
-        kind, reason = self._plan.check, self._plan.check_reason
-        if kind == "two_layer":  # that one is of `tpi`, and made before anything is measured
-            reason = f"not checked: {system} is the reference implementation itself; {reason}"
-        if kind not in ("exact", "bounded"):
+        reason = self._plan.check_reason
+        if self._plan.check == "two_layer":  # the others prove themselves before they are measured
+            reason = f"not checked: {system.name} is the reference implementation itself; {reason}"
+        if self._plan.check != "reference":
             return Check(detail=reason)
         try:
-            if kind == "bounded":
-                return self._bounded(tokens)
-            return check_exact(tokens, self._tokens(system, tokens))
+            if system.check == "bounded":
+                return self._bounded(system, tokens)
+            return check_exact(tokens, self._tokens(system.name, tokens))
         except TpiError as exc:
-            return Check(kind, detail=f"no reference: {exc}")
+            return Check(system.check, detail=f"no reference: {exc}")
 
     def _tokens(self, system: str, tokens: tuple[int, ...]) -> tuple[int, ...]:
-        """The reference's tokens; those of `transformers` in float32 are the reference."""
+        """The reference's tokens; those of Transformers in float32 are the reference."""
         path = self._path({})
         if not path.exists():
-            if system != "transformers":
+            if system != REFERENCE:
                 return self._answer(self._job, path).tokens
             raw = {
                 "schema": 1,
@@ -95,24 +99,18 @@ class Reference:
             write_atomic(path, json.dumps(raw).encode())
         return read_reference(path).tokens
 
-    def _bounded(self, tokens: tuple[int, ...]) -> Check:
-        dtype = "bfloat16"
-        path = self._path({"answer": tokens, "error_of": dtype})
-        if path.exists():
-            answer = read_reference(path)
-        else:
-            job = ReferenceJob(
-                model_dir=self._job.model_dir,
-                prompt_ids=self._job.prompt_ids,
-                new_tokens=self._job.new_tokens,
-                threads=self._job.threads,
-                answers={"answer": tokens},
-                error_of=dtype,
-            )
-            answer = self._answer(job, path)
-        return check_bounded(
-            tokens, answer.tokens, answer.shortfalls["answer"], answer.logit_error or 0.0
-        )
+    def _bounded(self, system: SystemPlan, tokens: tuple[int, ...]) -> Check:
+        """Two jobs: what the reference says itself, once, and what it thinks of these tokens."""
+        job = replace(self._job, model_dir=self._weights.reference_dir(system).absolute())
+        form = {"form": reference_form(system.form).folder_name}
+        own = self._once(replace(job, error_of="bfloat16"), {**form, "error_of": "bfloat16"})
+        job = replace(job, new_tokens=0, answers={"answer": tokens})
+        seen = self._once(job, {**form, "answer": tokens})
+        return check_bounded(tokens, own.tokens, seen.shortfalls["answer"], own.logit_error or 0.0)
+
+    def _once(self, job: ReferenceJob, key: dict[str, object]) -> Answer:
+        path = self._path(key)
+        return read_reference(path) if path.exists() else self._answer(job, path)
 
     def _path(self, more: dict[str, object]) -> Path:
         canonical = json.dumps({**self._key, **more}, sort_keys=True)

@@ -16,6 +16,7 @@ Measure systems that serve one language model on several devices, and print the 
   python run.py -m KEY=A,B [KEY=VALUE ...]   one after the other, for every combination
 
   python run.py model=tiny devices=4 'systems=[tpi,transformers]'
+  python run.py model=tiny devices=4 systems=all
   python run.py model=llama2-70b devices=8
   python run.py model=folder model.path=DIR devices=4 'workload.prompt=Hello, world'
 
@@ -24,14 +25,14 @@ run that was finished before is not measured again; more repeats are added to it
 """
 
 _ABOUT = {
-    "devices": "how many devices a distributed system gets",
+    "devices": "how many devices a distributed system gets; others run on one",
     "dtype": "float32 | bfloat16, of the computation",
     "threads": "per device, the same for every system",
-    "window": "tpi: blocks in memory at once, or all",
-    "memory_budget": "tpi: per device, as 4GiB; decides window and retained blocks",
-    "allreduce": "tpi: star | tree | ring | direct | exchange",
-    "wire_dtype": "tpi: float32 | bfloat16",
-    "shares": "tpi: weights of the devices, as [2,1,1]; null is even",
+    "window": "tpi, transformers-window: blocks in memory at once, or all",
+    "memory_budget": "the same: per device, as 4GiB; decides window and retained blocks",
+    "allreduce": "tpi, tpi-resident: star | tree | ring | direct | exchange",
+    "wire_dtype": "tpi, tpi-resident: float32 | bfloat16",
+    "shares": "of the devices in distributed systems, as [2,1,1]; null is even",
     "repeats": "each on fresh devices, after a warm-up request",
     "max_minutes": "to fit, repeats are cut to 1, then new tokens to 3",
     "results_dir": "where records lie",
@@ -48,6 +49,16 @@ _ABOUT = {
     "weights.dtype": "storage of synthetic weights: auto | float32 | float16 | bfloat16",
     "weights.seed": "of synthetic weights",
     "testbed.time_scale": "multiplies every deadline",
+}
+_OF_SYSTEMS = {
+    "transformers.dtype": "of this system alone, as dtype",
+    "transformers.threads": "of this system alone, as threads",
+    "transformers.low_cpu_mem_usage": "false builds the model before weights are read",
+    "transformers.mmap": "whether its checkpoint is mapped",
+    "accelerate.max_memory": "for weights, as 2GiB; null offloads all to disk",
+    "galaxy.overlap": "of ring steps and products in prefill",
+    "llamacpp.quantization": "none | q8_0 | q4_0",
+    "llamacpp.mmap": "whether its file is mapped",
 }
 
 _TAIL = """\
@@ -73,6 +84,9 @@ def help_text(
     values = {**_flat(asdict(config), ""), **shortcuts}
     for name, about in _ABOUT.items():
         lines.append(f"  {name:26}{about} [{_shown(name, values.get(name))}]")
+    lines += ["", "Options of one system (after systems.):"]
+    for name, about in _OF_SYSTEMS.items():
+        lines.append(f"  {name:32}{about} [{_shown(name, values.get(f'systems.{name}'))}]")
     return "\n".join([*lines, "", _TAIL])
 
 

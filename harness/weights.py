@@ -7,19 +7,23 @@ set that is complete is not written again (`tpi/weights/split.py`). Read `locate
 
 import hashlib
 import json
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+from baselines.gguf_file import MODEL_FILE, make_gguf
+from baselines.gguf_source import GgufSource
+from harness.forms import HF, Form, reference_form
 from harness.live import Live
-from harness.plan import Plan
+from harness.planned import Plan, SystemPlan
 from tpi.config import config_to_json, preset_names
 from tpi.errors import ConfigError
 from tpi.units import format_bytes
 from tpi.weights import direct_io
 from tpi.weights.checkpoint import TensorSource, open_checkpoint
 from tpi.weights.hf_folder import write_hf_folder
-from tpi.weights.split import split
+from tpi.weights.split import Progress, split
 from tpi.weights.synthetic import SyntheticSource
 
 # What must stay free on the disk beside the weights: records, logs, other people.
@@ -30,31 +34,40 @@ _RATE_BYTES = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class WeightSet:
-    """Where the weights of a plan are or will be; either form may not be needed.
+    """Where the weights of a plan are or will be.
 
     Attributes:
         identity: What decides the numbers in it, for run ids and caches.
         base: Folder that holds all forms that are made here.
-        shards: Folder of `rank-0` ...
-        hf: Folder in Hugging Face form.
-        shards_bytes, hf_bytes: Still to be written.
+        hf: Folder in Hugging Face form, whether it is needed or not.
+        folders: Of every form that the plan needs.
+        missing: Bytes of it that are still to be written; 0 where it is complete.
     """
 
     identity: str
     base: Path
-    shards: Path
     hf: Path
-    shards_bytes: int
-    hf_bytes: int
+    folders: Mapping[Form, Path]
+    missing: Mapping[Form, int]
 
     @property
     def to_write(self) -> int:
         """Bytes that are still missing on disk."""
-        return self.shards_bytes + self.hf_bytes
+        return sum(self.missing.values())
 
-    def rank_folders(self, world_size: int) -> tuple[Path, ...]:
-        """The shard folder of every rank."""
-        return tuple(self.shards / f"rank-{rank}" for rank in range(world_size))
+    def reference_dir(self, system: SystemPlan) -> Path:
+        """What the reference reads to check a system."""
+        form = reference_form(system.form)
+        return self.hf if form == HF else self.folders[form]
+
+    def model_dirs(self, system: SystemPlan) -> tuple[Path, ...]:
+        """What each rank of a system reads: its own shards, or the same folder for all."""
+        folder, plan = self.folders[system.form], system.form.shard_plan
+        if plan is None:
+            return (folder,) * system.world_size
+        if plan.world_size == system.world_size:
+            return tuple(folder / f"rank-{rank}" for rank in range(plan.world_size))
+        return (folder / "rank-0",) * system.world_size
 
 
 def locate(plan: Plan) -> WeightSet:
@@ -67,21 +80,29 @@ def locate(plan: Plan) -> WeightSet:
         if config.model.name not in preset_names():
             name = f"{name}-{_digest(shape)}"
         base = Path(config.weights.dir) / name
-        hf = base / "hf"
+        hf = base / HF.folder_name
     else:
         hf = Path(config.model.path or "")
         base = Path(config.weights.dir) / f"{hf.resolve().name}-{_digest(source.fingerprint)}"
-    even = len(set(plan.shard_plan.weights)) == 1
-    shards = base / f"n{config.devices}{'' if even else '-' + plan.shard_plan.digest()[:8]}"
-    has_shards = all((shards / f"rank-{r}/manifest.json").exists() for r in range(config.devices))
+    folders = {form: hf if form == HF else base / form.folder_name for form in plan.forms}
     return WeightSet(
         identity=f"{source.fingerprint} {plan.storage} {plan.distinct_layers} {shape}",
         base=base,
-        shards=shards,
         hf=hf,
-        shards_bytes=0 if has_shards else plan.shards_bytes,
-        hf_bytes=0 if (hf / "config.json").exists() else plan.hf_bytes,
+        folders=folders,
+        missing={
+            form: 0 if _is_complete(form, folders[form]) else num_bytes
+            for form, num_bytes in plan.forms.items()
+        },
     )
+
+
+def _is_complete(form: Form, folder: Path) -> bool:
+    """Whether what is written last is there."""
+    if form.shard_plan is not None:
+        ranks = range(form.shard_plan.world_size)
+        return all((folder / f"rank-{r}/manifest.json").exists() for r in ranks)
+    return (folder / (MODEL_FILE if form.kind == "gguf" else "config.json")).exists()
 
 
 def make_source(plan: Plan) -> TensorSource:
@@ -102,10 +123,12 @@ def check_space(plan: Plan, weights: WeightSet, free_disk: int) -> None:
     Raises:
         ConfigError: With the bytes needed and free, and what to change.
     """
-    if weights.to_write and weights.to_write + _SPARE_BYTES > free_disk:
+    scratch = max((s.cost.scratch_bytes for s in plan.runnable), default=0)
+    needed = weights.to_write + scratch
+    if needed and needed + _SPARE_BYTES > free_disk:
         raise ConfigError(
             f"weights.dir: {plan.config.weights.dir}/ needs"
-            f" {format_bytes(weights.to_write + _SPARE_BYTES)} more, {format_bytes(free_disk)} are"
+            f" {format_bytes(needed + _SPARE_BYTES)} more, {format_bytes(free_disk)} are"
             " free; lower weights.max_bytes, or set weights.dir to another disk"
         )
 
@@ -118,20 +141,31 @@ def obtain(plan: Plan, weights: WeightSet, live: Live) -> None:
     """
     source = make_source(plan)
     # Complete sets go through the same calls: they look whether it is the right one, quickly.
-    if plan.shards_bytes:
-        what = f"shards for devices={plan.shard_plan.world_size}"
-        with live.writing(what) if weights.shards_bytes else nullcontext() as progress:
-            split(source, plan.shard_plan, weights.shards, dtype=plan.storage, progress=progress)
-    if plan.hf_bytes:
-        what = "weights in Hugging Face form"
-        with live.writing(what) if weights.hf_bytes else nullcontext() as progress:
-            write_hf_folder(source, weights.hf, progress=progress)
+    for form, folder in weights.folders.items():
+        if form == HF and not plan.synthetic:
+            continue  # the user's own folder
+        with live.writing(form.words) if weights.missing[form] else nullcontext() as progress:
+            _write(form, source, folder, plan.storage, progress)
+
+
+def _write(
+    form: Form, source: TensorSource, folder: Path, storage: str, progress: Progress | None
+) -> None:
+    if form.shard_plan is not None:
+        split(source, form.shard_plan, folder, dtype=storage, progress=progress)
+    elif form.kind == "gguf":
+        make_gguf(source, folder, form.file_type, progress)
+    elif form.kind == "dequantized":
+        gguf = folder.with_name(Form("gguf", file_type=form.file_type).folder_name) / MODEL_FILE
+        write_hf_folder(GgufSource(gguf, source.config), folder, progress=progress)
+    else:
+        write_hf_folder(source, folder, progress=progress)
 
 
 def read_rate_bps(weights: WeightSet) -> float | None:
-    """The disk's own rate over some of the shards, past the page cache; None if they are small."""
+    """The disk's own rate over some of the files, past the page cache; None if they are small."""
     chosen, num_bytes = [], 0
-    for path in sorted(weights.shards.glob("rank-*/*.safetensors")):
+    for path in sorted(p for f in weights.folders.values() for p in f.rglob("*.safetensors")):
         if num_bytes < _RATE_BYTES:
             chosen.append(path)
             num_bytes += path.stat().st_size

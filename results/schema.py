@@ -17,8 +17,8 @@ STATUSES = (
     "ok",  # it ran, and its tokens passed the check
     "oom",  # a device's memory limit killed it
     "timeout",  # it exceeded its time budget
-    "crashed",  # it reported an error, or ended early or with a status other than 0
-    "invalid",  # the devices, links or its output did not hold what they promise
+    "crashed",  # it reported an error, broke the contract of its output, or ended early or badly
+    "invalid",  # devices, links or the check of its tokens did not hold what they promise
     "wrong_output",  # it ran, and its tokens are wrong: there is no timing
     "infeasible",  # predicted not to fit; it was not started
     "interrupted",  # stopped by the user; it goes on where it stopped

@@ -5,7 +5,7 @@ or looked up here, so the same records always give the same table. A row without
 why in a note, never a number.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.table import Table
@@ -19,6 +19,7 @@ _NONE = "-"
 _COLUMNS = (
     ("system", False),
     ("status", False),
+    ("dev", True),
     ("TTFT", True),
     ("token latency", True),
     ("runs", True),
@@ -28,10 +29,17 @@ _COLUMNS = (
     ("tokens", False),
 )
 LEGEND = (
-    "TTFT: request to first token, without loading. Token latency: median over runs of the mean",
-    "time between tokens (95 % interval). Peak mem: VmHWM of the largest device.",
-    "Disk, wire: bytes per token of all devices together.",
+    "Dev: devices that the system used. TTFT: request to first token, without loading. Token",
+    "latency: median over runs of the mean time between tokens (95 % interval). Peak mem: VmHWM of",
+    "the largest device. Disk, wire: bytes per token of all devices together.",
 )
+# How a share of the time is called in a note.
+_SHARES = {
+    "compute": "computing",
+    "allreduce": "communicating",
+    "wait_weights": "waiting for weights",
+    "other": "other",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +56,7 @@ def make_rows(records: Sequence[RunRecord]) -> list[Row]:
 
 
 def rich_table(records: Sequence[RunRecord], title: str = "") -> Table:
-    """The table for a terminal; it fits 100 columns for systems named in 12 letters."""
+    """The table for a terminal; it fits 120 columns."""
     rows = make_rows(records)
     table = Table(title=title or None, title_justify="left", box=None, padding=(0, 1))
     table.pad_edge, table.collapse_padding = False, True
@@ -108,14 +116,22 @@ def format_check(check: Check) -> str:
     return "differ" if check.first_difference is None else f"differ at {check.first_difference}"
 
 
+def format_time_share(time_share: Mapping[str, float]) -> str:
+    """`computing 81 %, communicating 12 %, other 7 %`: shares that round to at least 1 %."""
+    shares = [(_SHARES[name], round(100 * value)) for name, value in time_share.items()]
+    return ", ".join(f"{words} {percent} %" for words, percent in shares if percent)
+
+
 def _cells(record: RunRecord) -> tuple[str, ...]:
     metrics = record.metrics
     if metrics is None:
-        blank = (_NONE,) * (len(_COLUMNS) - 3)
-        return (_plain(record.system), record.status, *blank, format_check(record.check))
+        blank = (_NONE,) * (len(_COLUMNS) - 4)
+        check = format_check(record.check)
+        return (_plain(record.system), record.status, _devices(record), *blank, check)
     return (
         _plain(record.system),
         record.status,
+        _devices(record),
         format_spread(metrics.ttft_s).split(" (")[0],
         format_spread(metrics.token_latency_s),
         str(metrics.ttft_s.n),
@@ -124,6 +140,11 @@ def _cells(record: RunRecord) -> tuple[str, ...]:
         _bytes(metrics.wire_bytes_per_token),
         format_check(record.check),
     )
+
+
+def _devices(record: RunRecord) -> str:
+    peaks = record.config.get("predicted_peak_bytes")  # one a device
+    return str(len(peaks)) if isinstance(peaks, list) else _NONE
 
 
 def _peak(metrics: Metrics) -> str:
@@ -140,6 +161,8 @@ def _notes(record: RunRecord) -> list[str]:
     notes += record.notes
     if record.check.passed is not True and record.check.detail:
         notes.append(record.check.detail)
+    if record.metrics is not None and (share := format_time_share(record.metrics.time_share)):
+        notes.append(f"time: {share}")
     return [f"{_plain(record.system)}: {_plain(note)}" for note in notes]
 
 

@@ -19,8 +19,9 @@ from tpi.errors import TpiError
 
 # Longest line that is handed on whole; of a longer one only this much, marked `truncated`.
 MAX_LINE_BYTES = 64 << 10
-# A program that writes faster than the harness reads waits; it cannot fill the host's memory.
-MAX_WAITING_LINES = 4096
+# A program that writes faster than the harness reads waits; it cannot fill the host's memory: at
+# most 32 MiB of the longest lines.
+MAX_WAITING_LINES = 512
 
 
 class DeviceError(TpiError):
@@ -141,7 +142,7 @@ class Device(Protocol):
         """
 
     def meter(self) -> Meters:
-        """Peaks so far; may be read while programs run and after they ended."""
+        """Peaks so far; from any thread, while programs run, after they ended, and after `down`."""
 
     def facts(self) -> dict[str, object]:
         """What the device is and what limits hold on it, for the run record."""

@@ -99,6 +99,8 @@ class LocalProcess:
         Raises:
             DeviceError: The kernel does not let it go (it hangs in a device's driver).
         """
+        # Also where it ended by itself: its exit must not wait for room in a full inbox for ever.
+        self._stopping = True
         if not self._ended.is_set():
             self.ask_to_end()
             self._ended.wait(grace_s)

@@ -66,7 +66,8 @@ class PeakSampler:
     @property
     def rss_hwm(self) -> int:
         """Sum over all processes seen so far of their VmHWM, in bytes."""
-        return sum(self._hwm.values())
+        with self._lock:
+            return sum(self._hwm.values())
 
     def start(self) -> None:
         """Start sampling."""

@@ -3,8 +3,9 @@
 `python -m tests.fake_system [JSON] SPEC`. What it does beside the contract is said by the spec's
 `options`, or by the JSON object before it:
     tokens    token ids to answer with, from the start for every request (default: 0, 1, 2, ...)
-    misdeed   few | many | die | die_silently | error | hang | junk | flood | long_line | exit_1 |
-              worker_token | backwards | no_counters | wrong_id | stay | never_ready
+    misdeed   few | many | die | die_silently | error | hang | junk | flood | flood_junk |
+              long_line | exit_1 | worker_token | backwards | no_counters | wrong_id | stay |
+              never_ready
     rank      who does the misdeed (default: 0)
     at        before which token of the last request (default: 1); workers do it at `go` time
 """
@@ -80,6 +81,7 @@ class Fake:
             "junk": lambda: os.write(self.events._fd, b"Traceback (most recent call last):\n"),
             "long_line": lambda: os.write(self.events._fd, b"x" * (1 << 20) + b"\n"),
             "flood": lambda: self.flood(request),
+            "flood_junk": self.flood_junk,
             "worker_token": lambda: self.events.emit("token", id=request.id, token=1),
         }
         if misdeed in deeds:
@@ -94,6 +96,11 @@ class Fake:
         """Say the same thing until the lease ends."""
         while self.commands._thread.is_alive():
             self.events.emit("token", id=request.id, token=1)
+
+    def flood_junk(self) -> None:
+        """Write the longest lines until the lease ends."""
+        while self.commands._thread.is_alive():
+            os.write(self.events._fd, b"x" * 65000 + b"\n")
 
     def wait_for_end(self) -> None:
         """Do nothing until the lease ends."""

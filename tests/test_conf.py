@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from harness.compose import CONF_DIR, compose, compose_all, groups, help_text
-from harness.config import SYSTEMS, TpiOptions
+from harness.options import AccelerateOptions, GalaxyOptions, TpiOptions, WindowOptions
+from harness.systems import SYSTEMS
 from tpi.config import preset_names
 from tpi.errors import ConfigError
 
@@ -21,8 +22,15 @@ def test_every_file_composes(axis, name, tmp_path):
     chosen = getattr(composed.config, axis)
     if axis == "systems":
         assert set(chosen) == ({*SYSTEMS} if name == "all" else {name})
+        for system, options in chosen.items():  # a page says what the code takes by itself
+            assert options == SYSTEMS[system].options(**_given(options))
     elif axis in ("model", "testbed", "device"):
         assert chosen.name == name
+
+
+def _given(options):
+    """What pages leave to the run: dtype and threads of Transformers."""
+    return {k: v for k, v in vars(options).items() if k in ("dtype", "threads")}
 
 
 def test_every_preset_is_a_model_and_the_other_way_round():
@@ -50,6 +58,15 @@ def test_short_names_reach_the_systems():
         shares=[2, 1, 1, 0],
     )
     assert config.device.threads == 2
+
+
+def test_options_of_one_system_are_reached_by_its_name():
+    args = ["systems.accelerate.max_memory=2GiB", "systems.transformers-window.window=3"]
+    config = compose(["systems=all", *args, "systems.galaxy.overlap=false"]).config
+    assert config.systems["accelerate"] == AccelerateOptions(max_memory=2 << 30)
+    assert config.systems["galaxy"] == GalaxyOptions(overlap=False)
+    assert config.systems["transformers-window"] == WindowOptions(window=3)
+    assert config.systems["tpi"] == TpiOptions(window=2)
 
 
 @pytest.mark.parametrize(

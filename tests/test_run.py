@@ -79,6 +79,11 @@ def test_run_prompt_file(fakes, tmp_path, arguments):
         (["memory_budget=1MiB"], ["memory_budget", "least"]),
         (["weights=folder"], ["weights=folder", "no folder"]),
         (["max_minutes=0.01"], ["max_minutes: got 0.01"]),
+        (
+            ["systems=[tpi,pipeline,transformers-tp]", "devices=9"],
+            ["pipeline cannot run: ", "9 devices", "8 layers", "; transformers-tp cannot run: "],
+        ),
+        (["device.memory=4GiB"], ["device.memory", "cannot be limited"]),
         (["weights.dir=/proc/nowhere"], ["weights.dir"]),
         (["results_dir=/proc/nowhere"], ["results_dir"]),
     ],
@@ -102,7 +107,7 @@ def test_missing_package_is_refused_by_name_and_a_row_through_all(
         "harness.available.find_spec", lambda name: None if name == "transformers" else name
     )
     assert run.main([*arguments, "systems=[tpi,transformers]"]) == 2
-    assert "transformers cannot run here" in capsys.readouterr().err
+    assert "transformers cannot run: the package" in capsys.readouterr().err
     monkeypatch.setattr("harness.plan._plan_check", lambda *_: ("none", "not here"))
     assert run.main([*arguments, "systems=all"]) == 0
     out = capsys.readouterr().out

@@ -1,6 +1,8 @@
 import pytest
 
-from harness.config import TpiOptions, config_from, nearest, option_names
+from harness.config import config_from, option_names
+from harness.options import TpiOptions
+from harness.values import nearest
 from tpi.errors import ConfigError
 
 SYSTEMS: dict[str, object] = {"tpi": {}, "transformers": {}}
@@ -25,7 +27,7 @@ def test_config_from_reads_sizes_and_shares():
 @pytest.mark.parametrize(
     ("raw", "words"),
     [
-        ({"systems": {}}, ["systems", "tpi, transformers"]),
+        ({"systems": {}}, ["systems", "tpi, tpi-resident"]),
         ({"systems": {"galaxi": {}}}, ["unknown system 'galaxi'"]),
         ({"devices": 0}, ["devices: got 0", "from 1"]),
         ({"devices": True}, ["devices: got True"]),

@@ -10,9 +10,11 @@ from rich.console import Console
 
 import harness.reference
 import harness.runner
-from harness.experiment import Experiment, disk_share
+from harness.experiment import Experiment
+from harness.findings import disk_share
 from harness.live import Live
 from harness.plan import make_plan
+from harness.systems import SYSTEMS
 from results.schema import Metrics, PeakMemory, RunRecord, Spread
 from results.store import RunStore
 from tests.harness.micro import GIB, HOST, MODEL, make_config
@@ -32,7 +34,8 @@ def experiment(tmp_path, tpi=None, transformers=None, host=HOST, out=None, **cha
     changes.setdefault("weights", {"dir": str(tmp_path / "weights"), "source": "synthetic"})
     config = make_config(tmp_path, **changes)
     plan = make_plan(config, MODEL, len(PROMPT), host)
-    programs = {"tpi": fake(**(tpi or {})), "transformers": fake(**(transformers or {}))}
+    programs = {name: fake() for name in SYSTEMS}
+    programs |= {"tpi": fake(**(tpi or {})), "transformers": fake(**(transformers or {}))}
     live = Live(Console(file=out or io.StringIO(), width=200))
     return Experiment(plan, host, PROMPT, live, programs)
 
@@ -199,10 +202,10 @@ def test_two_layer_check_comes_first_and_its_weights_go(tmp_path, monkeypatch):
     assert (check.kind, check.passed) == ("two_layer", True)
     assert [p for p in (tmp_path / "weights").iterdir() if "two-layers" in p.name] == []
     lines = out.getvalue().splitlines()
-    assert lines.index("check: two layers ...") < lines.index("tpi, repeat 1 ...")
+    assert lines.index("check of tpi: two layers ...") < lines.index("tpi, repeat 1 ...")
     again = io.StringIO()
     experiment(tmp_path, systems={"tpi": {}}, repeats=2, out=again).run()
-    assert "check: two layers ..." not in again.getvalue()
+    assert "check of tpi: two layers ..." not in again.getvalue()
 
 
 def test_two_layer_check_that_fails_measures_nothing(tmp_path, monkeypatch):
@@ -214,7 +217,21 @@ def test_two_layer_check_that_fails_measures_nothing(tmp_path, monkeypatch):
     assert "token 1 is 9" in done.records[0].reason
 
 
-def test_two_layer_check_is_of_tpi_alone(tmp_path, monkeypatch):
+def test_two_layer_check_is_of_all_but_the_reference(tmp_path, monkeypatch):
+    monkeypatch.setattr(harness.reference, "_MODULE", "tests.fake_reference")
+    monkeypatch.setattr("harness.plan._plan_check", lambda *_: ("two_layer", "too large"))
+    out = io.StringIO()
+    systems: dict[str, object] = {"transformers": {}, "tpi": {}, "pipeline": {}}
+    done = experiment(tmp_path, systems=systems, devices=3, repeats=1, out=out)
+    done.run()
+    kinds = {r.system: r.check.kind for r in done.records}
+    assert kinds == {"transformers": "none", "tpi": "two_layer", "pipeline": "two_layer"}
+    assert {r.status for r in done.records} == {"ok"}
+    assert "check of pipeline: the same shape with two layers gives" in out.getvalue()
+    assert [p for p in (tmp_path / "weights").iterdir() if "two-layers" in p.name] == []
+
+
+def test_two_layer_check_that_fails_leaves_the_reference(tmp_path, monkeypatch):
     monkeypatch.setattr(harness.reference, "_MODULE", "tests.fake_reference")
     monkeypatch.setattr("harness.plan._plan_check", lambda *_: ("two_layer", "too large"))
     done = experiment(tmp_path, tpi={"tokens": [9] * 8}, repeats=1)

@@ -2,9 +2,12 @@ from dataclasses import replace
 
 import pytest
 
+from harness.forms import HF
 from harness.plan import make_plan, two_layer_plan
 from harness.plan_text import describe
-from harness.predict import most_distinct_layers, num_parameters
+from harness.predict import most_distinct_layers
+from harness.setting import num_parameters
+from harness.systems import SYSTEMS
 from tests.harness.micro import GIB, HOST, MODEL, make_config
 from tpi.config import load_preset
 from tpi.errors import ConfigError
@@ -20,16 +23,25 @@ def plan_of(tmp_path, name, host=HOST, prompt_tokens=32, **changes):
 
 def words(plan, host=HOST):
     pending = [s.name for s in plan.runnable]
-    lines = describe(plan, host, plan.shards_bytes + plan.hf_bytes, pending)
+    lines = describe(plan, host, sum(plan.forms.values()), pending)
     return "\n".join(f"{heading}: {text}" for heading, text in lines)
+
+
+def shards_bytes(plan):
+    return sum(num_bytes for form, num_bytes in plan.forms.items() if form.kind == "shards")
+
+
+def checks(plan):
+    return [system.check for system in plan.systems]
 
 
 def test_tiny_runs_as_asked_with_an_exact_check(tmp_path):
     plan = plan_of(tmp_path, "tiny", devices=4)
     assert [s.name for s in plan.runnable] == ["tpi", "transformers"]
-    assert (plan.check, plan.cuts, plan.config.repeats, plan.new_tokens) == ("exact", (), 3, 32)
+    assert (plan.check, checks(plan)) == ("reference", ["exact", "exact"])
+    assert (plan.cuts, plan.config.repeats, plan.new_tokens) == ((), 3, 32)
     assert plan.distinct_layers == plan.model.num_layers
-    assert plan.hf_bytes == num_parameters(plan.model) * 2
+    assert plan.forms[HF] == num_parameters(plan.model) * 2
     assert plan.systems[1].world_size == 1
 
 
@@ -43,8 +55,8 @@ def test_llama2_70b_on_24_gib_is_cut_to_fit_and_transformers_is_infeasible(tmp_p
     assert "257 GiB" in transformers.refusal
     assert "21.6 GiB" in transformers.refusal
     assert 1 < plan.distinct_layers < 80
-    assert 14 * GIB < plan.shards_bytes <= 16 * GIB
-    assert plan.hf_bytes == 0
+    assert 14 * GIB < shards_bytes(plan) <= 16 * GIB
+    assert HF not in plan.forms
     assert plan.check == "two_layer"
     assert plan.config.repeats == 1
     assert 3 <= plan.new_tokens < 32
@@ -84,12 +96,15 @@ def test_fewer_tokens_than_the_least_are_left_as_asked(tmp_path):
     [
         ({}, "exact"),
         ({"dtype": "bfloat16"}, "bounded"),
+        ({"systems": {"transformers": {"dtype": "bfloat16"}}}, "bounded"),
+        ({"systems": {"transformers": {"dtype": "float32"}}, "dtype": "bfloat16"}, "exact"),
+        ({"systems": {"llamacpp": {"quantization": "q8_0"}}}, "bounded"),
         ({"systems": {"tpi": {"wire_dtype": "bfloat16"}}}, "bounded"),
         ({"systems": {"tpi": {}}}, "exact"),
     ],
 )
 def test_check_follows_what_is_rounded(tmp_path, changes, check):
-    assert plan_of(tmp_path, "tiny", devices=2, **changes).check == check
+    assert checks(plan_of(tmp_path, "tiny", devices=2, **changes))[0] == check
 
 
 def test_no_reference_at_all_is_said(tmp_path):
@@ -104,14 +119,15 @@ def test_transformers_alone_without_a_reference_is_unchecked_and_its_weights_are
     plan = plan_of(tmp_path, "llama2-7b", systems=systems, dtype="bfloat16", max_minutes=1000)
     assert (plan.check, [s.name for s in plan.runnable]) == ("none", ["transformers"])
     assert "check: unchecked (the reference needs" in words(plan)
-    assert "tpi alone, which is not run" in plan.check_reason
-    assert (plan.shards_bytes, plan.hf_bytes) == (0, num_parameters(plan.model) * 2)
+    assert "would check others, and none runs" in plan.check_reason
+    assert plan.forms == {HF: num_parameters(plan.model) * 2}
 
 
 def test_hf_form_is_written_for_transformers_beside_a_two_layer_check(tmp_path):
     plan = plan_of(tmp_path, "llama2-7b", dtype="bfloat16", max_minutes=1000)
     assert (plan.check, len(plan.runnable)) == ("two_layer", 2)
-    assert plan.hf_bytes == num_parameters(plan.model) * 2
+    assert [s.name for s in plan.checked_first] == ["tpi"]
+    assert plan.forms[HF] == num_parameters(plan.model) * 2
 
 
 def test_two_layers_are_not_checked_for_a_tpi_that_is_refused(tmp_path):
@@ -121,14 +137,14 @@ def test_two_layers_are_not_checked_for_a_tpi_that_is_refused(tmp_path):
     plan = plan_of(tmp_path, "llama2-7b", host=host, **changes)
     assert [s.name for s in plan.runnable] == ["transformers"]
     assert plan.check == "none"
-    assert plan.hf_bytes > 0
+    assert plan.forms[HF] > 0
 
 
 def test_all_weights_in_memory_of_one_machine_is_infeasible(tmp_path):
     systems = {"tpi": {"window": "all"}}
     plan = plan_of(tmp_path, "llama2-70b", systems=systems)
     assert plan.runnable == ()
-    assert plan.shards_bytes == plan.hf_bytes == 0
+    assert plan.forms == {}
     assert "infeasible" in words(plan)
 
 
@@ -170,15 +186,83 @@ def test_prompt_longer_than_the_model(tmp_path):
 def test_shares_are_the_shard_plan(tmp_path):
     systems = {"tpi": {"shares": [3, 1]}}
     plan = make_plan(make_config(tmp_path, systems=systems), MODEL, 4, HOST)
-    assert plan.shard_plan == make_shard_plan(MODEL, 2, [3, 1])
+    assert plan.systems[0].form.shard_plan == make_shard_plan(MODEL, 2, [3, 1])
 
 
 def test_two_layer_plan_is_the_same_but_for_its_depth(tmp_path):
     plan = plan_of(tmp_path, "llama2-70b")
     small = two_layer_plan(plan)
     assert small.model == replace(plan.model, num_layers=2)
-    assert small.shard_plan == plan.shard_plan
-    assert small.check == "exact"
+    assert small.systems[0].form == plan.systems[0].form
+    assert (small.check, checks(small)) == ("reference", ["exact"])
     assert [s.name for s in small.systems] == ["tpi"]
     assert small.new_tokens >= 8
     assert small.config.dtype == plan.config.dtype
+
+
+def all_of(tmp_path, name="tiny", **changes):
+    return plan_of(tmp_path, name, systems={n: {} for n in SYSTEMS}, devices=4, **changes)
+
+
+def test_every_system_has_its_devices_and_its_form_of_the_weights(tmp_path):
+    plan = all_of(tmp_path)
+    found = {s.name: (s.world_size, s.form.folder_name) for s in plan.systems}
+    assert found == {
+        "tpi": (4, "n4"), "tpi-resident": (4, "n4"), "transformers": (1, "hf"),
+        "transformers-window": (1, "n1"), "transformers-tp": (4, "hf"), "accelerate": (1, "hf"),
+        "accelerate-2024": (1, "hf"), "galaxy": (4, "n4"), "pipeline": (4, "n1"),
+        "llamacpp": (1, "gguf-float32"),
+    }  # fmt: skip
+    assert {form.folder_name for form in plan.forms} == {"n4", "n1", "hf", "gguf-float32"}
+    assert all(num_bytes > num_parameters(plan.model) for num_bytes in plan.forms.values())
+    for system in plan.systems:
+        assert f"{system.name}: {system.world_size} device" in words(plan)
+
+
+def test_what_a_system_holds_and_reads_is_in_its_cost(tmp_path):
+    plan = all_of(tmp_path, "llama2-7b", dtype="bfloat16", max_minutes=100000)
+    cost = {system.name: system.cost for system in plan.systems}
+    weights = num_parameters(plan.model) * 2
+    for name in ("transformers", "accelerate-2024", "llamacpp"):
+        assert cost[name].need_bytes > weights, name
+    for name in ("tpi-resident", "galaxy", "pipeline", "transformers-tp"):
+        assert weights < cost[name].need_bytes < 1.6 * weights, name
+    for name in ("tpi", "transformers-window", "accelerate"):
+        assert cost[name].need_bytes < 0.3 * weights, name
+        assert cost[name].read_bytes_per_step > 0.9 * weights, name
+    assert cost["accelerate-2024"].scratch_bytes == weights
+
+
+def test_accelerate_keeps_what_fits_its_memory(tmp_path):
+    def cost(max_memory):
+        systems = {"accelerate": {"max_memory": max_memory}}
+        return plan_of(tmp_path, "tiny", systems=systems).systems[0].cost
+
+    none, half, all_ = (cost(m) for m in (None, "50MiB", "10GiB"))
+    assert none.read_bytes_per_step > half.read_bytes_per_step > all_.read_bytes_per_step == 0
+    assert none.need_bytes < half.need_bytes < all_.need_bytes
+
+
+def test_form_that_holds_every_layer_in_full_is_bounded_by_max_bytes(tmp_path):
+    systems: dict[str, object] = {"tpi": {}, "accelerate": {}}
+    plan = plan_of(tmp_path, "llama2-70b", systems=systems)
+    tpi, accelerate = plan.systems
+    assert tpi.refusal is None
+    assert accelerate.refusal is not None
+    assert "128 GiB of disk" in accelerate.refusal
+    assert "weights.max_bytes is 16 GiB" in accelerate.refusal
+
+
+def test_every_system_but_the_reference_proves_itself_on_two_layers(tmp_path):
+    names = ("transformers", "tpi", "pipeline", "galaxy", "accelerate")
+    systems: dict[str, object] = {name: {} for name in names}
+    plan = plan_of(
+        tmp_path, "llama2-7b", systems=systems, dtype="bfloat16", max_minutes=100000, devices=4
+    )
+    assert plan.check == "two_layer"
+    small = two_layer_plan(plan)
+    assert [s.name for s in small.systems] == ["tpi", "pipeline", "galaxy", "accelerate"]
+    worlds = {s.name: s.world_size for s in small.systems}
+    # A pipeline has no device without a layer.
+    assert worlds == {"tpi": 4, "pipeline": 2, "galaxy": 4, "accelerate": 1}
+    assert small.forms[HF] > 0

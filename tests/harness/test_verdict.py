@@ -29,10 +29,18 @@ def test_judge_good_repeat_is_ok():
     assert (repeat.status, repeat.index, repeat.tokens) == ("ok", 3, (5, 6))
 
 
-@pytest.mark.parametrize("missing", ["counters", "end", "request", "token"])
-def test_judge_missing_event_is_invalid(missing):
-    events = [e for e in GOOD if e.event.name != missing]
-    assert judge(outcome(events), 0, "r0", 2).status == "invalid"
+def test_judge_other_number_of_tokens_is_crashed():
+    repeat = judge(outcome(GOOD), 0, "r0", 3)
+    assert (repeat.status, repeat.reason) == (
+        "crashed", "request r0: 2 tokens came, 3 were asked for",
+    )  # fmt: skip
+
+
+def test_judge_breach_of_the_contract_is_the_cause_whatever_others_report():
+    events = [event(1, "error", 10, code="weights", message="attn-003 truncated")]
+    failure = Failure("crashed", "rank 0: not an event", is_breach=True)
+    repeat = judge(outcome(events, (0, 14), failure), 0, "r0", 2)
+    assert (repeat.status, repeat.reason) == ("crashed", "rank 0: not an event")
 
 
 def test_judge_out_of_memory_wins_over_what_others_saw():

@@ -3,6 +3,7 @@ import io
 from rich.console import Console
 
 from harness import weights
+from harness.forms import HF
 from harness.live import Live
 from harness.plan import make_plan
 from tests.harness.micro import HOST, MODEL, make_config, write_model
@@ -25,16 +26,18 @@ def folder_plan(tmp_path, **changes):
 def test_synthetic_weights_are_made_once_in_both_forms(tmp_path):
     plan = plan_of(tmp_path)
     before = weights.locate(plan)
-    assert before.shards_bytes == plan.shards_bytes > 0
-    assert before.hf_bytes == plan.hf_bytes > 0
+    shards = plan.systems[0].form
+    assert before.missing == plan.forms
+    assert set(plan.forms) == {shards, HF}
     weights.obtain(plan, before, LIVE)
     after = weights.locate(plan)
     assert after.to_write == 0
     assert after.identity == before.identity
-    for rank, folder in enumerate(after.rank_folders(2)):
+    for rank, folder in enumerate(after.model_dirs(plan.systems[0])):
         assert open_shard_folder(folder).rank == rank
-    written = sum(f.stat().st_size for f in after.shards.glob("rank-*/*.safetensors"))
-    assert written == plan.shards_bytes
+    assert after.model_dirs(plan.systems[1]) == (after.hf,)
+    written = sum(f.stat().st_size for f in after.folders[shards].glob("rank-*/*.safetensors"))
+    assert written == plan.forms[shards]
 
 
 def test_what_decides_the_bytes_decides_the_folder(tmp_path):
@@ -51,7 +54,7 @@ def test_what_decides_the_bytes_decides_the_folder(tmp_path):
     cuts: tuple[dict[str, object], ...] = ({"devices": 3}, {"systems": {"tpi": {"shares": [2, 1]}}})
     for cut in cuts:
         other = weights.locate(plan_of(tmp_path, **cut))
-        assert other.shards != one.shards
+        assert set(other.folders.values()) & set(one.folders.values()) == {one.hf}
         assert (other.hf, other.identity) == (one.hf, one.identity)
 
 
@@ -59,27 +62,28 @@ def test_a_folder_is_its_own_hf_form_and_is_never_written(tmp_path):
     plan = folder_plan(tmp_path)
     found = weights.locate(plan)
     assert found.hf == tmp_path / "checkpoint"
-    assert (found.hf_bytes, plan.hf_bytes) == (0, 0)
+    assert found.missing[HF] == 0
     names = sorted(p.name for p in found.hf.iterdir())
     weights.obtain(plan, found, LIVE)
     assert weights.locate(plan).to_write == 0
     assert sorted(p.name for p in found.hf.iterdir()) == names
-    assert (found.rank_folders(2)[0] / "tokenizer.json").exists()
-    assert not (found.rank_folders(2)[1] / "tokenizer.json").exists()
+    master, worker = found.model_dirs(plan.systems[0])
+    assert (master / "tokenizer.json").exists()
+    assert not (worker / "tokenizer.json").exists()
 
 
 def test_synthetic_weights_of_a_folders_shape_are_told_apart_by_the_shape(tmp_path):
     plan = folder_plan(tmp_path, weights={"dir": str(tmp_path / "w"), "source": "synthetic"})
     found = weights.locate(plan)
     assert found.hf != tmp_path / "checkpoint"
-    assert found.hf_bytes == plan.hf_bytes > 0
+    assert found.missing[HF] == plan.forms[HF] > 0
 
 
 def test_distinct_layers_are_links_and_take_no_space(tmp_path):
     plan = plan_of(tmp_path, weights={"dir": str(tmp_path / "w"), "distinct_layers": 1})
     found = weights.locate(plan)
     weights.obtain(plan, found, LIVE)
-    files = list(found.shards.glob("rank-0/ffn-*.safetensors"))
+    files = list(found.folders[plan.systems[0].form].glob("rank-0/ffn-*.safetensors"))
     assert len(files) == MODEL.num_layers
     assert len({f.stat().st_ino for f in files}) == 1
 
@@ -91,3 +95,24 @@ def test_disk_rate_needs_enough_bytes(tmp_path, monkeypatch):
     assert weights.read_rate_bps(found) is None
     monkeypatch.setattr(weights, "_RATE_BYTES", 1 << 16)
     assert (weights.read_rate_bps(found) or 0) > 1e6
+
+
+def test_forms_of_single_devices_lie_beside_those_of_many(tmp_path):
+    systems: dict[str, object] = {"tpi": {}, "pipeline": {}, "transformers-window": {}}
+    plan = plan_of(tmp_path, systems=systems)
+    found = weights.locate(plan)
+    weights.obtain(plan, found, LIVE)
+    tpi, pipeline, window = (found.model_dirs(system) for system in plan.systems)
+    assert [folder.name for folder in tpi] == ["rank-0", "rank-1"]
+    assert pipeline == (*window, *window)  # every device finds its layers in one folder
+    assert open_shard_folder(window[0]).plan.world_size == 1
+
+
+def test_gguf_is_a_form_too(tmp_path):
+    plan = plan_of(tmp_path, systems={"llamacpp": {}})
+    found = weights.locate(plan)
+    assert found.to_write == sum(plan.forms.values()) > 0
+    weights.obtain(plan, found, LIVE)
+    assert weights.locate(plan).to_write == 0
+    (folder,) = found.model_dirs(plan.systems[0])
+    assert (folder / "model.gguf").read_bytes()[:4] == b"GGUF"

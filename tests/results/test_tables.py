@@ -16,7 +16,13 @@ METRICS = replace(
 )
 RECORDS = [
     RunRecord(
-        "a", "tpi", "ok", check=Check("exact", True), metrics=METRICS, notes=("2 of 32 layers",)
+        "a",
+        "tpi",
+        "ok",
+        check=Check("exact", True),
+        metrics=METRICS,
+        notes=("2 of 32 layers",),
+        config={"predicted_peak_bytes": [1, 2, 3, 4]},
     ),
     RunRecord("b", "transformers", "infeasible", reason="needs 138 GiB, 24 GiB are free"),
     RunRecord("c", "galaxy", "wrong_output", reason="[red]\x1b[2J", check=Check("exact", False)),
@@ -25,14 +31,29 @@ RECORDS = [
 
 def render(records: list[RunRecord]) -> str:
     out = io.StringIO()
-    Console(width=100, file=out).print(rich_table(records, "tiny on 4 devices"))
+    Console(width=120, file=out).print(rich_table(records, "tiny on 4 devices"))
     return out.getvalue()
 
 
 def test_row_has_every_number_with_its_unit():
     assert make_rows(RECORDS)[0].cells == (
-        "tpi", "ok", "300 ms", "1.1 s (1.00-1.31)", "3", "300 MiB", "3.4 GiB", "123 KiB", "equal",
+        "tpi", "ok", "4", "300 ms", "1.1 s (1.00-1.31)", "3", "300 MiB", "3.4 GiB", "123 KiB",
+        "equal",
     )  # fmt: skip
+
+
+def test_one_device_is_said_where_more_were_there():
+    config = {"predicted_peak_bytes": [5], "devices": 8}
+    assert make_rows([replace(RECORDS[0], config=config)])[0].cells[2] == "1"
+    assert make_rows([replace(RECORDS[1], config=config)])[0].cells[2] == "1"
+
+
+def test_note_says_where_the_time_goes():
+    share = {"compute": 0.62, "allreduce": 0.301, "wait_weights": 0.004, "other": 0.075}
+    record = replace(RECORDS[0], metrics=replace(METRICS, time_share=share))
+    note = "tpi: time: computing 62 %, communicating 30 %, other 8 %"
+    assert note in make_rows([record])[0].notes
+    assert note.partition(": ")[2] not in make_rows([RECORDS[2]])[0].notes
 
 
 def test_failed_system_has_no_numbers_and_its_reason_in_a_note():
@@ -42,9 +63,11 @@ def test_failed_system_has_no_numbers_and_its_reason_in_a_note():
     assert row.notes == ("transformers: needs 138 GiB, 24 GiB are free",)
 
 
-def test_table_fits_100_columns_and_nothing_is_cut():
+def test_table_fits_120_columns_and_nothing_is_cut():
     text = render(RECORDS)
-    assert max(len(line) for line in text.splitlines()) <= 100
+    assert max(len(line) for line in text.splitlines()) <= 120
+    wide = replace(RECORDS[0], system="transformers-window", check=Check("two_layer_bounded", True))
+    assert max(len(line) for line in render([wide]).splitlines()) <= 120
     assert "…" not in text
     for word in ("1.1 s (1.00-1.31)", "wrong_output", "tpi: 2 of 32 layers", "VmHWM"):
         assert word in text
@@ -58,7 +81,7 @@ def test_words_of_a_program_are_neither_markup_nor_terminal_commands():
 def test_markdown_is_aligned():
     lines = markdown(RECORDS).splitlines()
     assert len({len(line) for line in lines[:5]}) == 1
-    assert lines[1].count(":|") == 6
+    assert lines[1].count(":|") == 7
     assert "- tpi: 2 of 32 layers" in lines
 
 
@@ -99,4 +122,4 @@ def test_check_in_two_words(check, text):
 def test_single_token_has_no_latency():
     metrics = replace(METRICS, token_latency_s=None, disk_bytes_per_token=None)
     cells = make_rows([replace(RECORDS[0], metrics=metrics)])[0].cells
-    assert (cells[3], cells[6]) == ("-", "-")
+    assert (cells[4], cells[7]) == ("-", "-")

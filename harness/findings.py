@@ -1,0 +1,72 @@
+"""What a repeat tells beside its times, and how it is put in words.
+
+Notes that programs gave, the devices' facts, and the disk's own rate beside a run that streamed
+much from it.
+"""
+
+from dataclasses import replace
+
+from harness import weights as weight_sets
+from harness.weights import WeightSet
+from results.measure import measure
+from results.schema import Check, Repeat, RunRecord
+from tpi.units import format_seconds
+
+# A disk's own rate is worth knowing beside a run that streams at least this much per token.
+_STREAMING_BYTES = 256 << 20
+
+
+def with_findings(record: RunRecord, repeat: Repeat, check: Check, weights: WeightSet) -> RunRecord:
+    """The record with what one more repeat tells; `repeat` itself is added by the store."""
+    calibration = dict(record.calibration)
+    if repeat.status == "ok" and (rate_bps := _disk_rate(repeat, weights)):
+        rates = calibration.get("disk_read_bps")
+        calibration["disk_read_bps"] = [*(rates if isinstance(rates, list) else []), rate_bps]
+    return replace(
+        record,
+        check=check,
+        calibration=calibration,
+        environment={**record.environment, "devices": repeat.facts["devices"]},
+        notes=tuple(dict.fromkeys((*record.notes, *_said(repeat)))),
+    )
+
+
+def _disk_rate(repeat: Repeat, weights: WeightSet) -> float | None:
+    """What the disk gives now, beside a repeat that streamed much from it; else None."""
+    per_token = measure(repeat).disk_bytes_per_token or 0
+    return weight_sets.read_rate_bps(weights) if per_token >= _STREAMING_BYTES else None
+
+
+def disk_share(record: RunRecord) -> str | None:
+    """At which rate a run streamed, and which share of the disk's own best rate that is."""
+    rates = record.calibration.get("disk_read_bps")
+    metrics = record.metrics
+    if not isinstance(rates, list) or not rates or metrics is None:
+        return None
+    if metrics.token_latency_s is None or not metrics.disk_bytes_per_token:
+        return None
+    rate_bps = metrics.disk_bytes_per_token / metrics.token_latency_s.median
+    return (
+        f"streamed {rate_bps / 1e9:.2f} GB/s, {rate_bps / max(rates):.0%} of what the disk gives"
+        f" one reader of the same files ({max(rates) / 1e9:.2f} GB/s)"
+    )
+
+
+def _said(repeat: Repeat) -> list[str]:
+    """Notes that programs gave with `ready`; each once, whichever ranks said it."""
+    said: dict[str, None] = {}
+    for item in repeat.events:
+        notes = item.event.fields.get("notes") if item.event.name == "ready" else None
+        said.update({str(note): None for note in notes} if isinstance(notes, list) else {})
+    return list(said)
+
+
+def in_words(repeat: Repeat) -> str:
+    """How a repeat ended, in one line."""
+    if repeat.status != "ok":
+        return f"{repeat.status}: {repeat.reason}"
+    metrics = measure(repeat)
+    text = f"ok, TTFT {format_seconds(metrics.ttft_s)}"
+    if metrics.token_latency_s is not None:
+        text += f", {format_seconds(metrics.token_latency_s)}/token"
+    return text

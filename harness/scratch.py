@@ -1,0 +1,27 @@
+"""The folder that a run fills with specs, logs and what systems offload, gone when it ends.
+
+It is locked while it is used, so a folder that nobody has locked was left by a run that was killed,
+and the next run removes it.
+"""
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from tpi.errors import ConfigError
+from tpi.weights.newfile import lock_folder
+
+_PREFIX = ".run-"
+
+
+@contextlib.contextmanager
+def scratch_folder(parent: Path) -> Iterator[Path]:
+    """Make a new folder in `parent`, and remove what killed runs left there."""
+    parent.mkdir(parents=True, exist_ok=True)
+    for left in parent.glob(f"{_PREFIX}*"):
+        with contextlib.suppress(ConfigError), lock_folder(left):  # locked: somebody uses it
+            shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=_PREFIX, dir=parent) as name, lock_folder(Path(name)):
+        yield Path(name)

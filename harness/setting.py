@@ -1,0 +1,116 @@
+"""What a prediction starts from (`Setting`) and what it says (`Cost`). Pure.
+
+Rates are low ends of what was seen on two-core virtual machines (2023 EPYC and Xeon), per thread.
+"""
+
+from dataclasses import dataclass
+
+from harness.config import Config
+from harness.host import Host
+from tpi.config import DTYPE_BYTES, ModelConfig
+from tpi.weights.hf_folder import required_hf_bytes
+
+MATVEC_BPS = 3e9  # stored weights through a matrix-vector product
+_START_CPU_S = 3.0  # importing torch, per process
+_PREFILL_FLOPS = 15e9  # floating-point operations of a prefill
+_DISK_SHARE = 0.9  # of the rate that was probed, since others use the disk too
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """One start of a system, one request in it.
+
+    Attributes:
+        peak_bytes: Predicted peak memory of each device.
+        read_bytes_per_step: What all devices together read from disk in one forward pass.
+        start_s: From start until requests can come.
+        prefill_s: From `go` to the first token.
+        step_s: Each further token.
+        scratch_bytes: Disk that it fills with files of its own while it runs.
+    """
+
+    peak_bytes: tuple[int, ...]
+    read_bytes_per_step: int
+    start_s: float
+    prefill_s: float
+    step_s: float
+    scratch_bytes: int = 0
+
+    @property
+    def need_bytes(self) -> int:
+        """Memory of all devices together: they share one machine."""
+        return sum(self.peak_bytes)
+
+    def request_s(self, new_tokens: int) -> float:
+        """Seconds that one request takes."""
+        return self.prefill_s + (new_tokens - 1) * self.step_s
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What all systems of a plan have in common."""
+
+    model: ModelConfig
+    storage: str
+    dtype: str
+    threads: int
+    devices: int
+    prompt_tokens: int
+    new_tokens: int
+    host: Host
+
+    @property
+    def max_tokens(self) -> int:
+        """Prompt and answer."""
+        return self.prompt_tokens + self.new_tokens
+
+    @property
+    def read_bps(self) -> float:
+        """What a system can count on of the disk."""
+        return _DISK_SHARE * self.host.read_bps
+
+    def cores(self, processes: int = 1) -> int:
+        """Cores that so many processes keep busy."""
+        return min(self.host.cores, processes * self.threads)
+
+    def start_s(self, processes: int = 1) -> float:
+        """Seconds until so many programs have imported what they need."""
+        return _START_CPU_S * processes / min(self.host.cores, processes)
+
+    @property
+    def weight_bytes(self) -> int:
+        """All weights in the compute dtype."""
+        return num_parameters(self.model) * DTYPE_BYTES[self.dtype]
+
+    @property
+    def stored_bytes(self) -> int:
+        """All weights as they are stored."""
+        return required_hf_bytes(self.model, self.storage)
+
+    def prefill_s(self, cores: int) -> float:
+        """Seconds of computing with the whole prompt."""
+        operations = 2 * num_parameters(self.model)
+        return operations * self.prompt_tokens / (_PREFILL_FLOPS * cores) + operations / (
+            MATVEC_BPS * cores
+        )
+
+
+def setting_of(
+    config: Config, model: ModelConfig, storage: str, prompt_tokens: int, host: Host
+) -> Setting:
+    """What all systems of a configuration have in common."""
+    return Setting(
+        model=model,
+        storage=storage,
+        dtype=config.dtype,
+        threads=config.device.threads,
+        devices=config.devices,
+        prompt_tokens=prompt_tokens,
+        new_tokens=config.workload.new_tokens,
+        host=host,
+    )
+
+
+def num_parameters(model: ModelConfig) -> int:
+    """Parameters of the whole model, a tied head counted once."""
+    return required_hf_bytes(model, "float32") // 4

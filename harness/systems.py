@@ -1,0 +1,106 @@
+"""Every system there is: its options, its program, and what it needs. A table, nothing more.
+
+A system is a program that obeys the contract of `tpi node` (spec in, events out). A new one is a
+module in `baselines/`, a page in `conf/systems/`, a dataclass in `options.py`, a cost in
+`predict.py`, and a row here.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from harness.options import (
+    Accelerate2024Options,
+    AccelerateOptions,
+    GalaxyOptions,
+    LlamacppOptions,
+    PipelineOptions,
+    ResidentOptions,
+    SystemOptions,
+    TpiOptions,
+    TransformersOptions,
+    TransformersTpOptions,
+    WindowOptions,
+)
+
+REFERENCE = "transformers"  # the system whose float32 tokens all others are compared with
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """One system.
+
+    Attributes:
+        options: Class of its options.
+        program: What starts it, after the device's Python; the path of its spec is appended.
+        sources: Modules of `baselines/` that its numbers come from, beside all of `tpi/`.
+        packages: Python packages that must be there.
+        extra: The extra of this project that installs them; empty if they come with it.
+        distributed: Whether it takes all devices; else one.
+    """
+
+    options: type[SystemOptions]
+    program: tuple[str, ...]
+    sources: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ("torch",)
+    extra: str = ""
+    distributed: bool = False
+
+
+def _baseline(module: str) -> tuple[str, ...]:
+    return ("-m", f"baselines.{module}")
+
+
+_NODE = ("-m", "tpi.cli", "node")
+_HF = ("torch", "transformers")
+SYSTEMS: Mapping[str, System] = {
+    "tpi": System(TpiOptions, _NODE, distributed=True),
+    "tpi-resident": System(ResidentOptions, _NODE, distributed=True),
+    "transformers": System(
+        TransformersOptions,
+        _baseline("transformers"),
+        ("transformers", "program", "model", "huggingface"),
+        _HF,
+    ),
+    "transformers-window": System(WindowOptions, _NODE),
+    "transformers-tp": System(
+        TransformersTpOptions,
+        _baseline("transformers_tp"),
+        ("transformers_tp", "collectives", "gloo", "program", "model", "huggingface"),
+        _HF,
+        distributed=True,
+    ),
+    "accelerate": System(
+        AccelerateOptions,
+        _baseline("accelerate"),
+        ("accelerate", "offload", "program", "model", "huggingface"),
+        (*_HF, "accelerate"),
+    ),
+    "accelerate-2024": System(
+        Accelerate2024Options,
+        _baseline("accelerate_2024"),
+        ("accelerate_2024", "offload", "program", "model", "huggingface"),
+        (*_HF, "accelerate"),
+    ),
+    "galaxy": System(
+        GalaxyOptions,
+        _baseline("galaxy"),
+        ("galaxy", "galaxy_engine", "galaxy_setup", "ring", "tiles"),
+        distributed=True,
+    ),
+    "pipeline": System(
+        PipelineOptions,
+        _baseline("pipeline"),
+        ("pipeline", "pipeline_engine", "stages"),
+        distributed=True,
+    ),
+    "llamacpp": System(
+        LlamacppOptions,
+        _baseline("llamacpp"),
+        (
+            *("llamacpp", "llama_library", "program", "model"),
+            *("gguf_file", "gguf_header", "gguf_layout", "gguf_quantize"),
+        ),
+        ("llama_cpp", "gguf"),
+        extra="llamacpp",
+    ),
+}
