@@ -1,9 +1,8 @@
 """Writes a model of any source as one GGUF file, which llama.cpp runs.
 
 `make_gguf` is for the harness: a folder with `model.gguf`, complete or absent. `write_gguf` streams
-plain numbers, a few MiB at a time. Quantized files are made of
-a plain one by llama.cpp's own quantizer, in a process of its own. What the file holds is in
-`gguf_layout.py`.
+plain numbers, a few MiB at a time. Quantized files are made of a plain one by llama.cpp's own
+quantizer, in a process of its own. What the file holds is in `gguf_layout.py`.
 """
 
 import hashlib

@@ -5,6 +5,7 @@ whose devices read their layers from the shards of one device), a Hugging Face f
 Pure; `weights.py` makes them.
 """
 
+import functools
 from dataclasses import dataclass
 
 from baselines.gguf_layout import required_gguf_bytes
@@ -75,6 +76,7 @@ def reference_form(form: Form) -> Form:
     return Form("dequantized", file_type=form.file_type) if is_quantized else HF
 
 
+@functools.lru_cache(maxsize=64)  # asked again for every cut that a plan considers
 def form_bytes(form: Form, model: ModelConfig, storage: str, distinct_layers: int) -> int:
     """Bytes that a form takes on disk; only shards keep repeated layers once."""
     if form.shard_plan is not None:

@@ -13,11 +13,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO
 
 import pytest
 
+from baselines.gguf_file import make_gguf
 from tests.benchmarks.test_bench_engine import PROMPT, RESIDENT_MODEL
 from tests.benchmarks.test_bench_window import say
 from tpi.events import Event, parse_event
@@ -36,8 +38,12 @@ MAX_RATIO = 1.05
 
 @pytest.fixture(scope="module", params=["bfloat16", "float32"])
 def checkpoint(request, tmp_path_factory) -> tuple[Path, str]:
+    """A folder with the Hugging Face form and the GGUF file of one model, and its dtype."""
     folder = tmp_path_factory.mktemp(request.param)
-    write_hf_folder(SyntheticSource(replace(RESIDENT_MODEL, dtype=request.param)), folder)
+    source = SyntheticSource(replace(RESIDENT_MODEL, dtype=request.param))
+    write_hf_folder(source, folder / "hf")
+    if find_spec("llama_cpp") is not None:
+        make_gguf(source, folder / "gguf", request.param)
     return folder, request.param
 
 
@@ -87,9 +93,12 @@ def theirs(pipes: tuple[IO[str], IO[str]]) -> tuple[float, float, list[int]]:
     return answer["ttft_s"], answer["latency_s"], answer["tokens"]
 
 
-@pytest.mark.parametrize("system", ["transformers", "accelerate"])
+@pytest.mark.parametrize("system", ["transformers", "accelerate", "llamacpp"])
 def test_baseline_is_as_fast_as_its_documented_example(system, checkpoint, tmp_path):
-    model_dir, dtype = checkpoint
+    if system == "llamacpp":
+        pytest.importorskip("llama_cpp", reason="llama.cpp is an extra: make llamacpp")
+    folder, dtype = checkpoint
+    model_dir = folder / ("gguf" if system == "llamacpp" else "hf")
     names = [f"r{turn}" for turn in range(TURNS + 1)]
     spec = NodeSpec(
         system=system, rank=0, world_size=1, session="0" * 32, bind="127.0.0.1", master=None,

@@ -354,3 +354,19 @@ def test_budget_of_memory_is_in_the_plan_of_the_record(tmp_path):
     assert isinstance(peaks, list)
     assert all(100 << 20 < peak < GIB for peak in peaks)
     assert Path(str(done.records[0].config["results_dir"])).is_dir()
+
+
+def test_what_a_system_was_asked_to_do_alone_stands_in_its_notes(tmp_path):
+    systems: dict[str, object] = {
+        "transformers": {"dtype": "bfloat16", "threads": 2},
+        "tpi": {},
+        "llamacpp": {"quantization": "q4_0"},
+    }
+    notes = {r.system: r.notes for r in experiment(tmp_path, systems=systems).records}
+    assert notes["transformers"] == (
+        "dtype: bfloat16, of the run: float32",
+        "threads: 2, of the run: 1",
+    )
+    assert notes["tpi"] == ()
+    text = "GGUF file of q4_0; its tokens are checked against the file's own numbers"
+    assert notes["llamacpp"] == (text,)

@@ -1,5 +1,6 @@
 import io
 
+import numpy as np
 from rich.console import Console
 
 from harness import weights
@@ -8,6 +9,8 @@ from harness.live import Live
 from harness.plan import make_plan
 from tests.harness.micro import HOST, MODEL, make_config, write_model
 from tpi.weights.blockfile import open_shard_folder
+from tpi.weights.checkpoint import open_checkpoint
+from tpi.weights.dtypes import to_float32
 
 LIVE = Live(Console(file=io.StringIO()))
 
@@ -116,3 +119,22 @@ def test_gguf_is_a_form_too(tmp_path):
     assert weights.locate(plan).to_write == 0
     (folder,) = found.model_dirs(plan.systems[0])
     assert (folder / "model.gguf").read_bytes()[:4] == b"GGUF"
+
+
+def test_reference_of_a_quantized_file_has_the_files_own_numbers(tmp_path):
+    systems = {"llamacpp": {"quantization": "q8_0"}, "tpi": {}}
+    plan = plan_of(tmp_path, systems=systems)
+    quantized, tpi = plan.systems
+    assert {form.kind for form in plan.forms} == {"gguf", "dequantized", "shards", "hf"}
+    found = weights.locate(plan)
+    assert found.reference_dir(tpi) == found.hf != found.reference_dir(quantized)
+    weights.obtain(plan, found, LIVE)
+    assert weights.locate(plan).to_write == 0
+    name = "model.layers.0.mlp.up_proj.weight"
+    with (
+        open_checkpoint(found.hf) as exact,
+        open_checkpoint(found.reference_dir(quantized)) as rounded,
+    ):
+        rows = to_float32(exact.read_rows(name, 0, 8), exact.tensor_dtype(name))
+        error = np.abs(rounded.read_rows(name, 0, 8) - rows).max()
+    assert 0 < error < 0.01 * np.abs(rows).max()

@@ -1,0 +1,168 @@
+"""A GGUF file holds the checkpoint's numbers, whole or not at all."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from baselines import gguf_file
+from baselines.gguf_file import MODEL_FILE, make_gguf, write_gguf
+from baselines.gguf_layout import problems, required_gguf_bytes
+from baselines.gguf_source import GgufSource
+from tpi.config import ModelConfig, RopeScaling
+from tpi.errors import ConfigError, WeightsError
+from tpi.weights.checkpoint import expected_tensors
+from tpi.weights.dtypes import to_float32
+from tpi.weights.synthetic import SyntheticSource
+
+pytest.importorskip("llama_cpp", reason="llama.cpp is an extra: make llamacpp")
+
+CONFIG = ModelConfig(
+    architecture="llama", num_layers=2, hidden_size=256, num_heads=8, num_kv_heads=2,
+    head_size=32, ffn_size=512, vocab_size=512, max_positions=256, rms_eps=1e-5, rope_theta=1e4,
+    dtype="bfloat16", bos_token_id=1, eos_token_ids=(2,),
+)  # fmt: skip
+VARIANTS = {
+    "llama": CONFIG,
+    "tied": replace(CONFIG, tied_embeddings=True),
+    "llama3": replace(CONFIG, rope=RopeScaling("llama3", 4.0, 1.0, 4.0, 16)),
+    "bias": replace(CONFIG, qkv_bias=True, out_bias=True, ffn_bias=True),
+    "qwen2": replace(CONFIG, architecture="qwen2", qkv_bias=True),
+    "qwen3": replace(CONFIG, architecture="qwen3", qk_norm=True),
+}
+
+
+def tensors_of(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    import gguf
+
+    found = gguf.GGUFReader(path).tensors
+    return {t.name: (t.tensor_type.name, tuple(t.shape[::-1].tolist())) for t in found}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_numbers_come_back_in_hugging_faces_order(name, tmp_path):
+    source = SyntheticSource(VARIANTS[name])
+    make_gguf(source, tmp_path, "bfloat16")
+    back = GgufSource(tmp_path / MODEL_FILE, VARIANTS[name])
+    for tensor, shape in expected_tensors(VARIANTS[name]).items():
+        raw = source.read_rows(tensor, 0, shape[0])
+        expected = to_float32(raw, source.tensor_dtype(tensor))
+        np.testing.assert_array_equal(back.read_rows(tensor, 0, shape[0]), expected, tensor)
+
+
+def test_rows_of_queries_and_keys_change_places_in_llamas_alone(tmp_path):
+    import gguf
+
+    for name, moves in (("llama", True), ("qwen2", False)):
+        source = SyntheticSource(VARIANTS[name])
+        write_gguf(source, tmp_path / name, "float32")
+        found = {t.name: t.data for t in gguf.GGUFReader(tmp_path / name).tensors}
+        for ours, theirs in (("q_proj", "attn_q"), ("k_proj", "attn_k"), ("v_proj", "attn_v")):
+            tensor = f"model.layers.1.self_attn.{ours}.weight"
+            rows = to_float32(source.read_rows(tensor, 0, source.shape(tensor)[0]), "bfloat16")
+            is_moved = not np.array_equal(found[f"blk.1.{theirs}.weight"], rows)
+            assert is_moved == (moves and ours != "v_proj"), (name, ours)
+
+
+def test_vectors_stay_float32_and_what_is_tied_stands_once(tmp_path):
+    for name in ("tied", "bias", "llama3"):
+        write_gguf(SyntheticSource(VARIANTS[name]), tmp_path / name, "bfloat16")
+        for tensor, (kind, shape) in tensors_of(tmp_path / name).items():
+            assert kind == ("F32" if len(shape) == 1 else "BF16"), tensor
+    assert "output.weight" not in tensors_of(tmp_path / "tied")
+    assert "output.weight" in tensors_of(tmp_path / "bias")
+    assert tensors_of(tmp_path / "llama3")["rope_freqs.weight"] == ("F32", (16,))
+
+
+@pytest.mark.parametrize("name", ["llama", "tied"])
+@pytest.mark.parametrize("file_type", ["float32", "float16", "bfloat16", "q8_0", "q4_0"])
+def test_bytes_are_known_before(name, file_type, tmp_path):
+    make_gguf(SyntheticSource(VARIANTS[name]), tmp_path, file_type)
+    size = (tmp_path / MODEL_FILE).stat().st_size
+    assert required_gguf_bytes(VARIANTS[name], file_type) == pytest.approx(size, rel=0.01)
+
+
+@pytest.mark.parametrize(("file_type", "most"), [("q8_0", 0.01), ("q4_0", 0.13)])
+def test_quantized_numbers_are_near_the_originals(file_type, most, tmp_path):
+    source = SyntheticSource(CONFIG)
+    make_gguf(source, tmp_path, file_type)
+    back = GgufSource(tmp_path / MODEL_FILE, CONFIG)
+    name = "model.layers.0.mlp.gate_proj.weight"
+    exact = to_float32(source.read_rows(name, 0, 64), "bfloat16")
+    error = np.abs(back.read_rows(name, 0, 64) - exact).max() / np.abs(exact).max()
+    assert 0 < error <= most
+    assert [p.name for p in tmp_path.iterdir() if p.suffix == ".gguf"] == [MODEL_FILE]
+
+
+def test_interrupted_it_leaves_nothing_under_its_name(tmp_path, monkeypatch):
+    class Broken(SyntheticSource):
+        def read_rows(self, name, start, stop):
+            if "layers.1.mlp.up" in name:
+                raise WeightsError("the disk is gone")
+            return super().read_rows(name, start, stop)
+
+    for file_type in ("float32", "q8_0"):
+        with pytest.raises(WeightsError, match="the disk is gone"):
+            make_gguf(Broken(CONFIG), tmp_path / file_type, file_type)
+        assert not [p for p in (tmp_path / file_type).iterdir() if p.suffix == ".gguf"]
+
+    def refuse(*_):
+        raise WeightsError("quantizing failed")
+
+    monkeypatch.setattr(gguf_file, "quantize", refuse)
+    with pytest.raises(WeightsError, match="quantizing failed"):
+        make_gguf(SyntheticSource(CONFIG), tmp_path / "new", "q8_0")
+    assert not [p for p in (tmp_path / "new").iterdir() if p.suffix == ".gguf"]
+
+
+def test_what_is_there_is_not_written_again_and_what_is_foreign_not_touched(tmp_path):
+    make_gguf(SyntheticSource(CONFIG), tmp_path, "bfloat16")
+    before = (tmp_path / MODEL_FILE).stat()
+    make_gguf(SyntheticSource(CONFIG), tmp_path, "bfloat16")
+    assert (tmp_path / MODEL_FILE).stat().st_mtime_ns == before.st_mtime_ns
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / MODEL_FILE).write_bytes(b"mine")
+    with pytest.raises(ConfigError, match="not made here; not touched"):
+        make_gguf(SyntheticSource(CONFIG), foreign, "bfloat16")
+    assert (foreign / MODEL_FILE).read_bytes() == b"mine"
+
+
+def test_progress_ends_at_the_whole(tmp_path):
+    seen: list[tuple[int, int]] = []
+    make_gguf(SyntheticSource(CONFIG), tmp_path, "float32", lambda *now: seen.append(now))
+    assert seen == sorted(seen)
+    assert seen[-1][0] == pytest.approx(seen[-1][1], rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("changes", "file_type", "words"),
+    [
+        ({}, "float32", None),
+        ({}, "q4_0", None),
+        ({"ffn_size": 520}, "q8_0", "intermediate_size is 520"),
+        ({"ffn_size": 520}, "bfloat16", None),
+        ({"architecture": "qwen3", "out_bias": True}, "float32", "no bias after attention"),
+        ({"num_layers": 513}, "float32", "up to 512 layers, the model has 513"),
+        (
+            {"architecture": "qwen2", "rope": VARIANTS["llama3"].rope},
+            "float32",
+            "no llama3 rope scaling",
+        ),
+    ],
+)
+def test_problems_are_named(changes, file_type, words, tmp_path):
+    config = replace(CONFIG, **changes)
+    found = problems(config, file_type)
+    assert (words is None) == (found == [])
+    if words is not None:
+        assert words in found[0]
+        with pytest.raises(ConfigError, match=words):
+            make_gguf(SyntheticSource(config), tmp_path, file_type)
+
+
+def test_a_file_of_another_model_is_refused(tmp_path):
+    make_gguf(SyntheticSource(CONFIG), tmp_path, "bfloat16")
+    with pytest.raises(WeightsError, match=r"expected shape \[480, 256\], got \[512, 256\]"):
+        GgufSource(tmp_path / MODEL_FILE, replace(CONFIG, ffn_size=480))
