@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from transformers.generation.streamers import BaseStreamer
 from transformers.initialization import no_init_weights
 
-from tpi.errors import ConfigError, WeightsError, map_errors
+from baselines.model import refuse_prompt
+from tpi.errors import WeightsError, map_errors
 
 # The library is typed in part only; strict checking would refuse the rest.
 _hf: Any = transformers
@@ -179,13 +180,6 @@ def greedy(
 
 
 def check_prompt(model: Any, prompt_ids: Sequence[int], new_tokens: int) -> None:
-    """Refuse what would fail deep inside the model, or silently run past its positions."""
-    vocab_size, positions = model.config.vocab_size, model.config.max_position_embeddings
-    if not prompt_ids:
-        raise ConfigError("the prompt is empty")
-    if max(prompt_ids) >= vocab_size:
-        raise ConfigError(f"token id {max(prompt_ids)}, the vocabulary has {vocab_size}")
-    if len(prompt_ids) + new_tokens > positions:
-        raise ConfigError(
-            f"{len(prompt_ids)} + {new_tokens} tokens, the model has {positions} positions"
-        )
+    """Refuse a prompt that does not fit a model of the library."""
+    config = model.config
+    refuse_prompt(prompt_ids, new_tokens, config.vocab_size, config.max_position_embeddings)

@@ -15,8 +15,9 @@ import numpy as np
 
 from baselines.gguf_layout import FILE_TYPES, MODEL_FILE
 from baselines.llama_library import library_log, set_fields
+from baselines.model import refuse_prompt
 from baselines.program import main
-from tpi.errors import ConfigError, ResourceError, TpiError, WeightsError
+from tpi.errors import ResourceError, TpiError, WeightsError
 from tpi.spec import Fields, NodeSpec
 
 
@@ -67,7 +68,7 @@ class LlamaCppModel:
         Raises:
             ConfigError: An id outside the vocabulary, or more tokens than the model has positions.
         """
-        self._check_prompt(prompt_ids, new_tokens)
+        refuse_prompt(prompt_ids, new_tokens, self._vocab_size, self._positions)
         memory = self._lib.llama_get_memory(self._context)
         self._lib.llama_memory_clear(memory, True)
         ids: Sequence[int] = prompt_ids
@@ -102,8 +103,6 @@ class LlamaCppModel:
             n_batch=max_tokens,
             n_threads=threads,
             n_threads_batch=threads,
-            # Only the last token of a prompt has logits.
-            n_outputs_max=1,
             type_k=cache,
             type_v=cache,
             flash_attn_type=lib.LLAMA_FLASH_ATTN_TYPE_DISABLED,
@@ -125,15 +124,6 @@ class LlamaCppModel:
             raise TpiError(f"llama.cpp: decoding failed, status {status}: {self._log.last_error}")
         logits = lib.llama_get_logits_ith(self._context, -1)
         return int(np.ctypeslib.as_array(logits, (self._vocab_size,)).argmax())
-
-    def _check_prompt(self, prompt_ids: Sequence[int], new_tokens: int) -> None:
-        if not prompt_ids:
-            raise ConfigError("the prompt is empty")
-        if max(prompt_ids) >= self._vocab_size:
-            raise ConfigError(f"token id {max(prompt_ids)}, the vocabulary has {self._vocab_size}")
-        if len(prompt_ids) + new_tokens > self._positions:
-            count = f"{len(prompt_ids)} + {new_tokens}"
-            raise ConfigError(f"{count} tokens, the model has {self._positions} positions")
 
 
 def load(spec: NodeSpec) -> LlamaCppModel:

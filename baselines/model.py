@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+from tpi.errors import ConfigError
 from tpi.procfs import own_number
 from tpi.spec import Request
 
@@ -83,3 +84,21 @@ class Snapshot:
 
 def _less(later: int | None, earlier: int | None) -> int | None:
     return None if later is None or earlier is None else later - earlier
+
+
+def refuse_prompt(
+    prompt_ids: Sequence[int], new_tokens: int, vocab_size: int, positions: int
+) -> None:
+    """Refuse what would fail deep inside a library, or silently run past a model's positions.
+
+    Raises:
+        ConfigError: No ids, an id outside the vocabulary, or more tokens than positions.
+    """
+    if not prompt_ids:
+        raise ConfigError("the prompt is empty")
+    if max(prompt_ids) >= vocab_size:
+        raise ConfigError(f"token id {max(prompt_ids)}, the vocabulary has {vocab_size}")
+    if len(prompt_ids) + new_tokens > positions:
+        raise ConfigError(
+            f"{len(prompt_ids)} + {new_tokens} tokens, the model has {positions} positions"
+        )

@@ -44,7 +44,7 @@ def decisive(
 
 def reference_digest() -> str:
     """Digest of the source that the reference's tokens come from."""
-    names = ("reference.py", "huggingface.py", "transformers.py")
+    names = ("reference.py", "model.py", "huggingface.py", "transformers.py")
     return content_digest([_ROOT / "baselines" / name for name in names])
 
 
