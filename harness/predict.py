@@ -218,11 +218,13 @@ def _transformers_tp_cost(setting: Setting) -> Cost:
 
 def _llamacpp_cost(setting: Setting, options: LlamacppOptions) -> Cost:
     """Predict llama.cpp: its file in memory, and a cache of keys and values."""
-    weights = required_gguf_bytes(setting.model, options.file_type(setting.dtype))
-    model = setting.model
+    file_type, model = options.file_type(setting.dtype), setting.model
+    weights = required_gguf_bytes(model, file_type)
+    # Measured: q4_0 is packed anew for the processor at the start, beside the mapped file.
+    copies = 2 if file_type == "q4_0" and options.mmap else 1
     cache = 8 * model.num_layers * setting.max_tokens * model.num_kv_heads * model.head_size
     return Cost(
-        peak_bytes=(weights + cache + _LLAMACPP_BASE_BYTES,),
+        peak_bytes=(copies * weights + cache + _LLAMACPP_BASE_BYTES,),
         read_bytes_per_step=0,
         start_s=1.0 + weights / setting.read_bps,
         prefill_s=setting.prefill_s(setting.cores()),
