@@ -56,5 +56,4 @@ def source_digest(system: str) -> str:
 
 def versions_of(system: str) -> dict[str, str | None]:
     """Installed versions of what a system's numbers come from."""
-    extra = SYSTEMS[system].packages if SYSTEMS[system].extra else ()
-    return dependency_versions((*DEPENDENCIES, *extra))
+    return dependency_versions((*DEPENDENCIES, *SYSTEMS[system].distributions))

@@ -1,15 +1,13 @@
 """What one start of one system will need: memory per device, bytes to read, seconds. Pure.
 
-Memory of `tpi` comes from `tpi.memory`, which a test holds to within 10 % of what is measured; that
-of the others from their weights and what their libraries were measured to take. The seconds are
-estimates, made from the bytes of a step, the disk's measured rate and compute rates below that are
-meant to be too low: they decide what is cut to fit `max_minutes`, nothing else. Read `cost_of`.
+Memory of `tpi` and what is built of its parts comes from `tpi.memory`, which a test holds to within
+10 % of what is measured; `predict_libraries.py` has the others. The seconds are estimates, made
+from the bytes of a step, the disk's measured rate and compute rates that are meant to be too low:
+they decide what is cut to fit `max_minutes`, nothing else. Read `cost_of`.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 
-from baselines.gguf_layout import required_gguf_bytes
 from baselines.stages import stage_peaks
 from harness.host import Host
 from harness.options import (
@@ -23,20 +21,23 @@ from harness.options import (
     TransformersOptions,
     TransformersTpOptions,
 )
+from harness.predict_libraries import (
+    accelerate_2024_cost,
+    accelerate_cost,
+    llamacpp_cost,
+    transformers_cost,
+    transformers_tp_cost,
+)
 from harness.setting import MATVEC_BPS, Cost, Setting
 from harness.systems import REFERENCE, SYSTEMS
-from tpi.config import DTYPE_BYTES, ModelConfig
+from tpi.config import ModelConfig
 from tpi.memory import block_bytes, choose_window
 from tpi.weights.shard import ShardPlan, make_shard_plan
 from tpi.weights.split import required_bytes
 
 _HASH_BPS = 0.8e9  # SHA-256, once for new shards
 _EXCHANGE_S = 0.5e-3  # one allreduce on loopback, per device
-_GLOO_EXCHANGE_S = 3e-3  # the same through gloo
 _NOT_OVERLAPPED = 0.25  # of the shorter of reading and computing
-# Before any weight: measured VmHWM of importing torch and transformers (and accelerate).
-_TRANSFORMERS_BASE_BYTES = 450 << 20
-_LLAMACPP_BASE_BYTES = 150 << 20
 
 
 def cost_of(name: str, options: SystemOptions, setting: Setting) -> Cost:
@@ -50,13 +51,13 @@ def cost_of(name: str, options: SystemOptions, setting: Setting) -> Cost:
         case TransformersOptions():
             return transformers_cost(_own(setting, options), full=not options.low_cpu_mem_usage)
         case AccelerateOptions():
-            return _accelerate_cost(setting, options.max_memory)
+            return accelerate_cost(setting, options.max_memory)
         case Accelerate2024Options():
-            return _accelerate_2024_cost(setting)
+            return accelerate_2024_cost(setting)
         case TransformersTpOptions():
-            return _transformers_tp_cost(setting)
+            return transformers_tp_cost(setting)
         case LlamacppOptions():
-            return _llamacpp_cost(setting, options)
+            return llamacpp_cost(setting, options)
         case PipelineOptions():
             return _pipeline_cost(setting, options)
         case GalaxyOptions():
@@ -85,22 +86,6 @@ def most_distinct_layers(model: ModelConfig, plan: ShardPlan, dtype: str, max_by
 def write_seconds(num_bytes: int, host: Host) -> float:
     """Seconds to make weights, and to hash them once."""
     return num_bytes / min(host.write_bps, 0.5e9) + num_bytes / min(host.read_bps, _HASH_BPS)
-
-
-def transformers_cost(setting: Setting, *, full: bool = False) -> Cost:
-    """Predict Transformers on one device, which holds all weights in the compute dtype.
-
-    `full`: twice, since the model is made before the checkpoint is read into it.
-    """
-    weights = setting.weight_bytes
-    stored = setting.stored_bytes
-    return Cost(
-        peak_bytes=(weights * (2 if full else 1) + _TRANSFORMERS_BASE_BYTES,),
-        read_bytes_per_step=0,
-        start_s=2 * setting.start_s() + stored / setting.read_bps + weights / 1e9,
-        prefill_s=setting.prefill_s(setting.cores()),
-        step_s=weights / (MATVEC_BPS * setting.cores()),
-    )
 
 
 def _own(setting: Setting, options: TransformersOptions) -> Setting:
@@ -168,76 +153,6 @@ def _pipeline_cost(setting: Setting, options: PipelineOptions) -> Cost:
         prefill_s=setting.prefill_s(setting.cores()) + pass_s,
         step_s=stored / (MATVEC_BPS * setting.cores()) + pass_s,
     )
-
-
-def _accelerate_cost(setting: Setting, max_memory: int | None) -> Cost:
-    """Predict disk offload: what does not fit `max_memory` is read again for every pass."""
-    plain, stored = transformers_cost(setting), setting.stored_bytes
-    kept = min(setting.weight_bytes, max_memory or 0)
-    offloaded = stored - stored * kept // setting.weight_bytes
-    read_s = offloaded / setting.read_bps
-    return Cost(
-        peak_bytes=(kept + _largest_module(setting) + _TRANSFORMERS_BASE_BYTES,),
-        read_bytes_per_step=offloaded,
-        start_s=plain.start_s,
-        prefill_s=plain.prefill_s + read_s,
-        step_s=plain.step_s + read_s,
-    )
-
-
-def _accelerate_2024_cost(setting: Setting) -> Cost:
-    """Predict loading everything, writing it out in the compute dtype, and reading it each pass."""
-    plain, weights = transformers_cost(setting), setting.weight_bytes
-    read_s = weights / setting.read_bps
-    return Cost(
-        peak_bytes=plain.peak_bytes,
-        read_bytes_per_step=weights,
-        start_s=plain.start_s + weights / setting.host.write_bps,
-        prefill_s=plain.prefill_s + read_s,
-        step_s=plain.step_s + read_s,
-        scratch_bytes=weights,
-    )
-
-
-def _transformers_tp_cost(setting: Setting) -> Cost:
-    """Predict Transformers' tensor parallelism: layers are split, embedding and head are not."""
-    devices, weights = setting.devices, setting.weight_bytes
-    ends = 2 * setting.model.vocab_size * setting.model.hidden_size * DTYPE_BYTES[setting.dtype]
-    each = (weights - ends) // devices + ends + _TRANSFORMERS_BASE_BYTES
-    cores = setting.cores(devices)
-    exchange_s = 2 * setting.model.num_layers * devices * _GLOO_EXCHANGE_S * (devices > 1)
-    plain = transformers_cost(setting)
-    return Cost(
-        peak_bytes=(each,) * devices,
-        read_bytes_per_step=0,
-        start_s=2 * setting.start_s(devices) + plain.start_s,
-        prefill_s=setting.prefill_s(cores) + exchange_s,
-        step_s=weights / (MATVEC_BPS * cores) + exchange_s,
-    )
-
-
-def _llamacpp_cost(setting: Setting, options: LlamacppOptions) -> Cost:
-    """Predict llama.cpp: its file in memory, and a cache of keys and values."""
-    file_type, model = options.file_type(setting.dtype), setting.model
-    weights = required_gguf_bytes(model, file_type)
-    # Measured: q4_0 is packed anew for the processor at the start, beside the mapped file.
-    copies = 2 if file_type == "q4_0" and options.mmap else 1
-    cache = 8 * model.num_layers * setting.max_tokens * model.num_kv_heads * model.head_size
-    return Cost(
-        peak_bytes=(copies * weights + cache + _LLAMACPP_BASE_BYTES,),
-        read_bytes_per_step=0,
-        start_s=1.0 + weights / setting.read_bps,
-        prefill_s=setting.prefill_s(setting.cores()),
-        step_s=weights / (MATVEC_BPS * setting.cores()),
-    )
-
-
-def _largest_module(setting: Setting) -> int:
-    """The largest matrix, in the compute dtype and once more as stored."""
-    model = setting.model
-    rows: Sequence[int] = (model.vocab_size, model.ffn_size, model.num_heads * model.head_size)
-    item = DTYPE_BYTES[setting.dtype] + DTYPE_BYTES[setting.storage]
-    return max(rows) * model.hidden_size * item
 
 
 def _overlapped(one_s: float, other_s: float) -> float:

@@ -2,7 +2,7 @@
 
 A system is a program that obeys the contract of `tpi node` (spec in, events out). A new one is a
 module in `baselines/`, a page in `conf/systems/`, a dataclass in `options.py`, a cost in
-`predict.py`, and a row here.
+`predict.py` or `predict_libraries.py`, and a row here.
 """
 
 from collections.abc import Mapping
@@ -34,6 +34,7 @@ class System:
         program: What starts it, after the device's Python; the path of its spec is appended.
         sources: Modules of `baselines/` that its numbers come from, beside all of `tpi/`.
         packages: Python packages that must be there.
+        distributions: What an extra installs them as, whose versions decide its numbers.
         extra: The extra of this project that installs them; empty if they come with it.
         distributed: Whether it takes all devices; else one.
     """
@@ -43,6 +44,7 @@ class System:
     sources: tuple[str, ...] = ()
     packages: tuple[str, ...] = ("torch",)
     extra: str = ""
+    distributions: tuple[str, ...] = ()
     distributed: bool = False
 
 
@@ -102,5 +104,6 @@ SYSTEMS: Mapping[str, System] = {
         ),
         ("llama_cpp", "gguf"),
         extra="llamacpp",
+        distributions=("llama_cpp_python", "gguf"),
     ),
 }

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from harness.compose import CONF_DIR, groups
+from harness.identity import versions_of
 from harness.systems import REFERENCE, SYSTEMS
 
 BASELINES = CONF_DIR.parent / "baselines"
@@ -57,3 +58,10 @@ def test_extras_are_those_of_the_project():
     project = tomllib.loads((Path(CONF_DIR).parent / "pyproject.toml").read_text())["project"]
     extras = {system.extra for system in SYSTEMS.values() if system.extra}
     assert extras == {*project["optional-dependencies"]} - {"dev"}
+
+
+def test_versions_of_an_extra_are_known_by_the_names_it_is_installed_as():
+    pytest.importorskip("llama_cpp", reason="an extra: make llamacpp")
+    versions = versions_of("llamacpp")
+    assert all(versions[name] for name in SYSTEMS["llamacpp"].distributions)
+    assert "gguf" not in versions_of("tpi")

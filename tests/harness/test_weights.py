@@ -1,6 +1,7 @@
 import io
 
 import numpy as np
+import pytest
 from rich.console import Console
 
 from harness import weights
@@ -112,6 +113,7 @@ def test_forms_of_single_devices_lie_beside_those_of_many(tmp_path):
 
 
 def test_gguf_is_a_form_too(tmp_path):
+    pytest.importorskip("gguf", reason="an extra: make llamacpp")
     plan = plan_of(tmp_path, systems={"llamacpp": {}})
     found = weights.locate(plan)
     assert found.to_write == sum(plan.forms.values()) > 0
@@ -122,6 +124,7 @@ def test_gguf_is_a_form_too(tmp_path):
 
 
 def test_reference_of_a_quantized_file_has_the_files_own_numbers(tmp_path):
+    pytest.importorskip("llama_cpp", reason="an extra: make llamacpp")
     systems = {"llamacpp": {"quantization": "q8_0"}, "tpi": {}}
     plan = plan_of(tmp_path, systems=systems)
     quantized, tpi = plan.systems
