@@ -87,7 +87,7 @@ def _run(plain: Path, out: Path, file_type: str) -> None:
         str(plain).encode(), str(out).encode(), ctypes.byref(params)
     )
     if status:
-        raise WeightsError(log.last_error or f"llama.cpp ended with status {status}")
+        raise WeightsError(log.first_error or f"llama.cpp ended with status {status}")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,9 @@ def library_log() -> "LibraryLog":
 
 
 class LibraryLog:
-    """Takes the library's log over: warnings and errors go to ours, the last error is kept.
+    """Takes the library's log over: warnings and errors go to ours, the first error is kept.
+
+    The first one names the cause; those after it only say whose call failed.
 
     Use `library_log()`: where another one took its place, the library would call freed memory.
     """
@@ -32,11 +34,15 @@ class LibraryLog:
     def __init__(self) -> None:
         import llama_cpp
 
-        self.last_error = ""
+        self.first_error = ""
         self._level = 0
         self._line = ""
         self._callback = llama_cpp.llama_log_callback(self._take)
         llama_cpp.llama_log_set(self._callback, ctypes.c_void_p(0))
+
+    def forget(self) -> None:
+        """Begin anew, before a call whose errors are asked for."""
+        self.first_error = ""
 
     def _take(self, level: int, text: bytes, _user_data: object) -> None:
         if level != _CONTINUE:
@@ -47,7 +53,7 @@ class LibraryLog:
         line, self._line = self._line.strip(), ""
         if self._level == _ERROR and line:
             log.error("llama.cpp: %s", line)
-            self.last_error = line
+            self.first_error = self.first_error or line
         elif self._level == _WARN and line:
             log.warning("llama.cpp: %s", line)
 

@@ -1,6 +1,10 @@
 """A GGUF file holds the checkpoint's numbers, whole or not at all."""
 
+import signal
+import subprocess
+import sys
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +22,7 @@ from tpi.weights.synthetic import SyntheticSource
 
 pytest.importorskip("llama_cpp", reason="llama.cpp is an extra: make llamacpp")
 
+ROOT = Path(__file__).parents[2]
 CONFIG = ModelConfig(
     architecture="llama", num_layers=2, hidden_size=256, num_heads=8, num_kv_heads=2,
     head_size=32, ffn_size=512, vocab_size=512, max_positions=256, rms_eps=1e-5, rope_theta=1e4,
@@ -41,9 +46,10 @@ def tensors_of(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_numbers_come_back_in_hugging_faces_order(name, tmp_path):
+@pytest.mark.parametrize("file_type", ["float32", "bfloat16"])
+def test_numbers_come_back_in_hugging_faces_order(name, file_type, tmp_path):
     source = SyntheticSource(VARIANTS[name])
-    make_gguf(source, tmp_path, "bfloat16")
+    make_gguf(source, tmp_path, file_type)
     back = GgufSource(tmp_path / MODEL_FILE, VARIANTS[name])
     for tensor, shape in expected_tensors(VARIANTS[name]).items():
         raw = source.read_rows(tensor, 0, shape[0])
@@ -51,18 +57,30 @@ def test_numbers_come_back_in_hugging_faces_order(name, tmp_path):
         np.testing.assert_array_equal(back.read_rows(tensor, 0, shape[0]), expected, tensor)
 
 
-def test_rows_of_queries_and_keys_change_places_in_llamas_alone(tmp_path):
+def as_llamacpp_converts(rows: np.ndarray, heads: int) -> np.ndarray:
+    """`LlamaModel.permute` of llama.cpp's convert_hf_to_gguf.py."""
+    halves = rows.reshape(heads, 2, rows.shape[0] // heads // 2, *rows.shape[1:])
+    return halves.swapaxes(1, 2).reshape(rows.shape)
+
+
+@pytest.mark.parametrize("name", ["llama", "bias", "qwen2"])
+def test_queries_and_keys_stand_as_llamacpps_own_converter_puts_them(name, tmp_path):
     import gguf
 
-    for name, moves in (("llama", True), ("qwen2", False)):
-        source = SyntheticSource(VARIANTS[name])
-        write_gguf(source, tmp_path / name, "float32")
-        found = {t.name: t.data for t in gguf.GGUFReader(tmp_path / name).tensors}
-        for ours, theirs in (("q_proj", "attn_q"), ("k_proj", "attn_k"), ("v_proj", "attn_v")):
-            tensor = f"model.layers.1.self_attn.{ours}.weight"
-            rows = to_float32(source.read_rows(tensor, 0, source.shape(tensor)[0]), "bfloat16")
-            is_moved = not np.array_equal(found[f"blk.1.{theirs}.weight"], rows)
-            assert is_moved == (moves and ours != "v_proj"), (name, ours)
+    config = VARIANTS[name]
+    source = SyntheticSource(config)
+    write_gguf(source, tmp_path / name, "float32")
+    found = {t.name: t.data for t in gguf.GGUFReader(tmp_path / name).tensors}
+    heads = {"q": config.num_heads, "k": config.num_kv_heads, "v": 0}
+    for letter, kind in product(heads, ("weight", "bias") if config.qkv_bias else ("weight",)):
+        tensor = f"model.layers.1.self_attn.{letter}_proj.{kind}"
+        stored = source.read_rows(tensor, 0, source.shape(tensor)[0])
+        rows = to_float32(stored, source.tensor_dtype(tensor))
+        if config.architecture == "llama" and heads[letter]:
+            moved = as_llamacpp_converts(rows, heads[letter])
+            assert not np.array_equal(moved, rows)
+            rows = moved
+        assert found[f"blk.1.attn_{letter}.{kind}"].tobytes() == rows.tobytes(), tensor
 
 
 def test_vectors_stay_float32_and_what_is_tied_stands_once(tmp_path):
@@ -114,6 +132,41 @@ def test_interrupted_it_leaves_nothing_under_its_name(tmp_path, monkeypatch):
     with pytest.raises(WeightsError, match="quantizing failed"):
         make_gguf(SyntheticSource(CONFIG), tmp_path / "new", "q8_0")
     assert not [p for p in (tmp_path / "new").iterdir() if p.suffix == ".gguf"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from baselines import gguf_file
+from tests.baselines.test_gguf_file import CONFIG
+from tpi.weights.synthetic import SyntheticSource
+
+def die(*arguments):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+class Fatal(SyntheticSource):
+    def read_rows(self, name, start, stop):
+        if sys.argv[3] == "source" and "layers.1.mlp.up" in name:
+            die()
+        return super().read_rows(name, start, stop)
+
+if sys.argv[3] == "quantizer":
+    gguf_file.quantize = die
+gguf_file.make_gguf(Fatal(CONFIG), Path(sys.argv[1]), sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize(
+    ("file_type", "where"), [("float32", "source"), ("q8_0", "source"), ("q8_0", "quantizer")]
+)
+def test_killed_it_leaves_nothing_under_its_name_and_is_made_anew(file_type, where, tmp_path):
+    arguments = [sys.executable, "-c", KILLED, str(tmp_path), file_type, where]
+    assert subprocess.run(arguments, cwd=ROOT, check=False).returncode == -signal.SIGKILL
+    assert not (tmp_path / MODEL_FILE).exists()
+    make_gguf(SyntheticSource(CONFIG), tmp_path, file_type)
+    assert [p.name for p in tmp_path.iterdir() if "gguf" in p.name] == [MODEL_FILE]
+    size = (tmp_path / MODEL_FILE).stat().st_size
+    assert size == pytest.approx(required_gguf_bytes(CONFIG, file_type), rel=0.01)
 
 
 def test_what_is_there_is_not_written_again_and_what_is_foreign_not_touched(tmp_path):
