@@ -10,7 +10,7 @@ TORCH ?= torch==2.13.0
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup llamacpp demo test test-fast lint types check bench clean
+.PHONY: help setup llamacpp image doctor demo test test-fast test-docker lint types check bench clean
 
 help:  ## list the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -33,6 +33,12 @@ $(VENV)/.llamacpp: $(STAMP)
 	@$(PY) -m pip install -q --disable-pip-version-check -e '.[llamacpp]' -c constraints.txt
 	@touch $@
 
+image: setup  ## build the image of emulated devices if its inputs changed (minutes; Docker)
+	@$(PY) -m testbed.image $(TORCH_ARGS)
+
+doctor: setup  ## say what this machine can emulate, and what is missing
+	@$(PY) -m testbed.doctor
+
 demo: setup  ## make a small checkpoint, run TPI-LLM on 4 local devices beside Transformers
 	@$(PY) -m harness.demo checkpoints/demo-50m
 	@$(PY) run.py model=folder model.path=checkpoints/demo-50m devices=4 \
@@ -43,6 +49,9 @@ test: setup  ## every test that needs no network, root or Docker (under 5 minute
 
 test-fast: setup  ## only the tests that take less than a second each
 	@$(PY) -m pytest -q
+
+test-docker: image  ## tests that need root, Docker, cgroups, TAP devices
+	@$(PY) -m pytest -q -m "docker and not bench" --timeout 300
 
 lint: setup  ## ruff: rules and format
 	@$(PY) -m ruff check .

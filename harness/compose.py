@@ -8,8 +8,8 @@ quotes, `=` and `${` mean something to Hydra. Read `compose` first.
 
 import itertools
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ from tpi.errors import ConfigError
 
 CONF_DIR = Path(__file__).parent.parent / "conf"
 _SWEEP_FLAGS = ("-m", "--multirun")
+# Options of single ranks; not every testbed names them, so Hydra may have to add them.
+_OF_RANK = re.compile(r"testbed\.(roster|links)\.r\d+\.\w+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +57,14 @@ def compose(overrides: Sequence[str], conf_dir: Path = CONF_DIR) -> Composed:
     for override in overrides:
         _check(override, conf_dir)
     text, plain = _split_free_text(overrides)
-    raw = _with_hydra(plain, conf_dir)
+    raw = _with_hydra([f"++{o}" if _OF_RANK.match(o) else o for o in plain], conf_dir)
     for override in text:
         key, _, value = override.partition("=")
         _put(raw, key, value)
     known = {f.name for f in fields(Config)}
     # What is left over are the short names (window=...), which are interpolated where they belong.
     config = config_from({k: v for k, v in raw.items() if k in known})
+    _refuse_hidden(plain, asdict(config))
     return Composed(config, all_systems=_last_value(overrides, "systems") in ("all", "[all]"))
 
 
@@ -87,7 +90,7 @@ def _check(override: str, conf_dir: Path) -> None:
     known = (*axes, *short_names(conf_dir), *option_names())
     if not equals:
         raise ConfigError(f"got {override!r}, expected KEY=VALUE{_hint(key, known)}")
-    if key not in known:
+    if key not in known and not _OF_RANK.fullmatch(key):
         raise ConfigError(f"unknown option {key!r}{_hint(key, known)}")
     if key in axes:
         names = re.split(r"[,\s]+", value.strip("[] "))
@@ -97,6 +100,24 @@ def _check(override: str, conf_dir: Path) -> None:
                 raise ConfigError(f"{key}: unknown {name!r}{nearest(name, axes[key])}")
         if len(set(names)) < len(names):
             raise ConfigError(f"systems: got {value}, a system is named twice")
+
+
+def _refuse_hidden(overrides: Sequence[str], raw: Mapping[str, Any]) -> None:
+    """Refuse an option of all devices where the testbed gives every rank its own."""
+    testbed = raw["testbed"]
+    links = [testbed["links"].get(f"r{rank}", {}) for rank in range(raw["devices"])]
+    for override in overrides:
+        axis, _, option = override.partition("=")[0].partition(".")
+        is_hidden = {
+            "device": bool(testbed["roster"]) and option != "",
+            "link": all(option in link for link in links),
+        }
+        if is_hidden.get(axis):
+            where = {"device": "roster", "link": "links"}[axis]
+            raise ConfigError(
+                f"{axis}.{option}: in testbed={testbed['name']} every rank has its own, say"
+                f" testbed.{where}.r0.{option}=... and so on"
+            )
 
 
 def _hint(key: str, known: Sequence[str]) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.options import SystemOptions
+from harness.profiles import DeviceProfile, LinkChoice, TestbedChoice, links_of, profiles_of
 from harness.systems import SYSTEMS
 from harness.values import (
     check_choice,
@@ -20,8 +21,10 @@ from harness.values import (
     check_number,
     check_size,
     check_text,
+    make_options,
     nearest,
 )
+from testbed.link import LinkSpec
 from tpi.errors import ConfigError
 from tpi.spec import DTYPES
 
@@ -105,36 +108,6 @@ class Workload:
 
 
 @dataclass
-class DeviceProfile:
-    """What every device of the testbed is like; `memory` None is no limit."""
-
-    name: str = "local"
-    threads: int = 1
-    memory: int | None = None
-
-    def __post_init__(self) -> None:
-        check_text("device.name", self.name)
-        check_count("threads", self.threads, high=1024)
-        if self.memory is not None:
-            self.memory = check_size("device.memory", self.memory)
-
-
-@dataclass
-class TestbedChoice:
-    """What makes the devices; every deadline is multiplied by `time_scale`."""
-
-    __test__ = False  # not a test, whatever its name looks like to pytest
-
-    name: str = "local"
-    backend: str = "local"
-    time_scale: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_choice("testbed.backend", self.backend, ("local",))
-        self.time_scale = check_number("testbed.time_scale", self.time_scale, low=0.01, high=1000)
-
-
-@dataclass
 class Config:
     """Everything `python run.py` was asked for."""
 
@@ -142,6 +115,7 @@ class Config:
     weights: WeightsChoice = field(default_factory=WeightsChoice)
     workload: Workload = field(default_factory=Workload)
     device: DeviceProfile = field(default_factory=DeviceProfile)
+    link: LinkChoice = field(default_factory=LinkChoice)
     testbed: TestbedChoice = field(default_factory=TestbedChoice)
     systems: dict[str, SystemOptions] = field(default_factory=dict)
     devices: int = 4
@@ -150,6 +124,7 @@ class Config:
     max_minutes: float = 30.0
     results_dir: str = "results/runs"
     force: bool = False
+    allow_concurrent: bool = False
 
     def __post_init__(self) -> None:
         if not self.systems:
@@ -160,11 +135,15 @@ class Config:
         self.max_minutes = check_number("max_minutes", self.max_minutes, low=0.01, high=1e6)
         check_text("results_dir", self.results_dir)
         check_flag("force", self.force)
-        if self.device.memory is not None and self.testbed.backend == "local":
-            raise ConfigError(
-                "device.memory: plain processes cannot be limited; leave it out, or bound what a"
-                " system takes by its own option (memory_budget, systems.accelerate.max_memory)"
-            )
+        check_flag("allow_concurrent", self.allow_concurrent)
+        profiles, links = self.profiles, self.links
+        if self.testbed.backend == "local":
+            self._refuse_limits(profiles, links)
+        for fault in self.link.faults:
+            if fault.device >= self.devices:
+                raise ConfigError(
+                    f"link.faults: device {fault.device}, there are devices={self.devices}"
+                )
         for options in self.systems.values():
             shares = getattr(options, "shares", None)
             if shares and len(shares) != self.devices:
@@ -172,12 +151,37 @@ class Config:
                     f"shares: got {len(shares)} numbers, expected devices={self.devices} of them"
                 )
 
+    @property
+    def profiles(self) -> list[DeviceProfile]:
+        """The profile of every device."""
+        return profiles_of(self.testbed, self.device, self.devices)
+
+    @property
+    def links(self) -> list[LinkSpec]:
+        """The link of every device, undilated."""
+        return links_of(self.testbed, self.link, self.devices)
+
+    def _refuse_limits(self, profiles: list[DeviceProfile], links: list[LinkSpec]) -> None:
+        """Plain processes cannot be limited, nor their links emulated."""
+        found = [f"device.{name}" for profile in profiles for name in profile.limited]
+        if self.testbed.dilation not in ("auto", 1):
+            found.append("testbed.dilation")
+        if any(link != LinkChoice().spec for link in links) or self.link.faults:
+            found.append(f"link={self.link.name}")
+        if found:
+            raise ConfigError(
+                f"{found[0]}: plain processes cannot be limited; leave it out, take"
+                " testbed=docker, or bound what a system takes by its own option (memory_budget,"
+                " systems.accelerate.max_memory)"
+            )
+
 
 _AXES = {
     "model": ModelChoice,
     "weights": WeightsChoice,
     "workload": Workload,
     "device": DeviceProfile,
+    "link": LinkChoice,
     "testbed": TestbedChoice,
 }
 
@@ -190,16 +194,16 @@ def config_from(raw: Mapping[str, Any]) -> Config:
     """
     values = dict(raw)
     for name, axis in _AXES.items():
-        values[name] = _build(axis, values.get(name, {}), f"{name}.")
+        values[name] = make_options(axis, values.get(name, {}), name)
     systems = values.get("systems") or {}
     for name in systems:
         if name not in SYSTEMS:
             raise ConfigError(f"systems: unknown system {name!r}{nearest(name, SYSTEMS)}")
     values["systems"] = {
-        name: _build(SYSTEMS[name].options, options, f"systems.{name}.")
+        name: make_options(SYSTEMS[name].options, options, f"systems.{name}")
         for name, options in systems.items()
     }
-    config: Config = _build(Config, values, "")
+    config: Config = make_options(Config, values, "")
     return config
 
 
@@ -209,13 +213,3 @@ def option_names() -> tuple[str, ...]:
     for axis, cls in [*_AXES.items(), *((f"systems.{n}", s.options) for n, s in SYSTEMS.items())]:
         names += [f"{axis}.{f.name}" for f in fields(cls)]
     return tuple(names)
-
-
-def _build(cls: Any, raw: Any, prefix: str) -> Any:
-    if not isinstance(raw, Mapping):
-        raise ConfigError(f"{prefix.rstrip('.')}: got {raw!r}, expected options")
-    known = [f.name for f in fields(cls)]
-    for key in raw:
-        if key not in known:
-            raise ConfigError(f"unknown option {prefix}{key}{nearest(key, known)}")
-    return cls(**raw)

@@ -6,6 +6,7 @@ repeat, so that whatever stops the program loses at most one. Read `Experiment.r
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from harness import weights as weight_sets
@@ -13,6 +14,7 @@ from harness.findings import in_words, with_findings
 from harness.host import Host
 from harness.jobs import Job, Jobs
 from harness.launching import MEASURED_ID, PROGRAMS, make_launch, make_testbed
+from harness.link_faults import FaultyRun
 from harness.live import Live
 from harness.planned import Plan
 from harness.reference import Reference
@@ -22,10 +24,13 @@ from harness.two_layers import TwoLayers
 from harness.verdict import checked_status, judge
 from results.environment import host_environment
 from results.schema import Repeat, RunRecord
+from testbed.hostlock import Contention
 from tpi.errors import EXIT_OK
 
 EXIT_FAILED = 1
 _GOOD = ("ok", "infeasible", "unavailable")
+# A device that runs into its own limit is what an emulated one is for: a result.
+_GOOD_IN_LIMITS = (*_GOOD, "oom")
 
 
 class Experiment:
@@ -38,7 +43,9 @@ class Experiment:
         prompt_ids: tuple[int, ...],
         live: Live,
         programs: Mapping[str, tuple[str, ...]] = PROGRAMS,
+        contention: Contention | None = None,
     ) -> None:
+        self._contention = contention
         self._plan = plan
         self._host = host
         self._prompt_ids = prompt_ids
@@ -65,8 +72,9 @@ class Experiment:
 
     @property
     def exit_status(self) -> int:
-        """0 if every system ended ok, or was computed not to fit; else 1."""
-        return EXIT_OK if all(r.status in _GOOD for r in self.records) else EXIT_FAILED
+        """0 if all ended ok, or were computed or seen not to fit their device; else 1."""
+        good = _GOOD_IN_LIMITS if self._plan.is_emulated else _GOOD
+        return EXIT_OK if all(r.status in good for r in self.records) else EXIT_FAILED
 
     def run(self) -> None:
         """Do everything that is left to do.
@@ -141,12 +149,19 @@ class Experiment:
         self._live.line(f"{title}: {in_words(repeat)}")
 
     def _one_repeat(self, job: Job, title: str) -> Repeat:
-        launch = make_launch(
-            self._plan, job.system, self._weights, self._prompt_ids, self._programs
-        )
-        with (
-            make_testbed(self._plan.config, job.system) as testbed,
-            self._live.repeat(title, launch) as watch,
-        ):
-            outcome = run_repeat(launch, testbed, watch)
-        return judge(outcome, len(job.record.samples), MEASURED_ID, self._plan.new_tokens)
+        plan, system, weights = self._plan, job.system, self._weights
+        with make_testbed(plan, system, weights) as (testbed, model_dirs):
+            launch = make_launch(
+                plan, system, weights, self._prompt_ids, self._programs, model_dirs
+            )
+            factor = plan.dilation.factor
+            with (
+                self._live.repeat(title, launch) as shown,
+                FaultyRun(shown, testbed, plan.config.link.faults, MEASURED_ID, factor) as watch,
+            ):
+                outcome = run_repeat(launch, testbed, watch)
+        repeat = judge(outcome, len(job.record.samples), MEASURED_ID, plan.new_tokens, factor)
+        facts = {**repeat.facts, "link_faults": watch.log}
+        if self._contention is not None and self._contention.seen():
+            facts["contended"] = True
+        return replace(repeat, facts=facts)

@@ -22,12 +22,15 @@ def with_findings(record: RunRecord, repeat: Repeat, check: Check, weights: Weig
     if repeat.status == "ok" and (rate_bps := _disk_rate(repeat, weights)):
         rates = calibration.get("disk_read_bps")
         calibration["disk_read_bps"] = [*(rates if isinstance(rates, list) else []), rate_bps]
+    proofs = calibration.get("proofs")
+    if proof := repeat.facts.get("proof"):
+        calibration["proofs"] = [*(proofs if isinstance(proofs, list) else []), proof]
     return replace(
         record,
         check=check,
         calibration=calibration,
         environment={**record.environment, "devices": repeat.facts["devices"]},
-        notes=tuple(dict.fromkeys((*record.notes, *_said(repeat)))),
+        notes=tuple(dict.fromkeys((*record.notes, *_said(repeat), *_disturbed(repeat)))),
     )
 
 
@@ -59,6 +62,17 @@ def _said(repeat: Repeat) -> list[str]:
         notes = item.event.fields.get("notes") if item.event.name == "ready" else None
         said.update({str(note): None for note in notes} if isinstance(notes, list) else {})
     return list(said)
+
+
+def _disturbed(repeat: Repeat) -> list[str]:
+    """What a reader must know of a repeat's surroundings."""
+    notes = []
+    if repeat.facts.get("contended"):
+        notes.append("contended: another harness ran on this host at the same time")
+    if faults := repeat.facts.get("link_faults"):
+        count = len(faults) if isinstance(faults, list) else 0
+        notes.append(f"link faults were made during the measured request: {count} changes")
+    return notes
 
 
 def in_words(repeat: Repeat) -> str:

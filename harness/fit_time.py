@@ -68,6 +68,7 @@ def _predicted_s(plan: Plan, host: Host) -> float:
 def _check_s(plan: Plan, host: Host) -> float:
     if plan.check == "none":
         return 0.0
+    # The reference runs beside the devices, on the whole host.
     setting = setting_of(plan.config, plan.model, plan.storage, plan.prompt_tokens, host)
     if plan.check == "reference":
         if any(s.name == REFERENCE and s.check == "exact" for s in plan.runnable):

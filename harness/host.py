@@ -1,7 +1,7 @@
-"""What this machine offers a run: memory, cores, disk space, and how fast the disk is.
+"""What this machine offers a run: memory, cores, disk space, how fast disk and memory are.
 
-The disk is timed once per folder of weights and the rates kept there (`disk.json`; remove it to
-have them taken again), so that the same command makes the same plan, and finds its run, again.
+Rates are taken once per folder of weights and kept there (`disk.json`, `memory.json`; remove them
+to have them taken again), so that the same command makes the same plan, and finds its run, again.
 """
 
 import contextlib
@@ -16,12 +16,14 @@ from pathlib import Path
 
 import psutil
 
+from results.environment import host_environment
+from testbed.hostprobe import core_read_gbps
 from tpi.errors import ConfigError, map_errors
 
 # 64 MiB take 0.05 to 0.5 s each way: enough for an estimate, short enough to wait for.
 _PROBE_BYTES = 64 << 20
 _REQUEST_BYTES = 8 << 20
-_RATES_FILE = "disk.json"
+_RATES_FILE, _MEMORY_FILE = "disk.json", "memory.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +35,15 @@ class Host:
     read_bps: float
     write_bps: float
     cores: int
+    core_gbps: float = 0.0  # 10^9 bytes per second that one core reads; 0 where nobody asked
 
 
-def probe_host(folder: Path) -> Host:
+def probe_host(folder: Path, *, memory_rate: bool = False) -> Host:
     """Look at the machine; time a small file in `folder` (made if need be) the first time.
+
+    Args:
+        folder: Of the weights.
+        memory_rate: Also how fast one core reads memory, which limits of devices are made from.
 
     Raises:
         ConfigError: The folder cannot be made or written to.
@@ -45,13 +52,31 @@ def probe_host(folder: Path) -> Host:
         folder.mkdir(parents=True, exist_ok=True)
         stat = os.statvfs(folder)
         read_bps, write_bps = _disk_rates(folder, stat.f_bavail * stat.f_frsize)
+        core_gbps = _memory_rate(folder) if memory_rate else 0.0
     return Host(
         available_memory=psutil.virtual_memory().available,
         free_disk=stat.f_bavail * stat.f_frsize,
         read_bps=read_bps,
         write_bps=write_bps,
         cores=len(os.sched_getaffinity(0)),
+        core_gbps=core_gbps,
     )
+
+
+def _memory_rate(folder: Path) -> float:
+    path = folder / _MEMORY_FILE
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if kept["cpu"] == _cpu() and kept["core_gbps"] > 0:
+            return float(kept["core_gbps"])
+    kept = {"cpu": _cpu(), "core_gbps": round(core_read_gbps(), 2)}
+    path.write_text(json.dumps(kept), encoding="utf-8")
+    return float(kept["core_gbps"])
+
+
+def _cpu() -> object:
+    facts = host_environment()
+    return [facts["cpu_model"], facts["cores"]]
 
 
 def _disk_rates(folder: Path, free_disk: int) -> tuple[float, float]:

@@ -9,6 +9,7 @@ from harness.systems import SYSTEMS
 from harness.weights import WeightSet
 from results.environment import DEPENDENCIES, dependency_versions, host_fingerprint
 from results.identity import content_digest
+from testbed.image import image_tag
 from tpi.config import config_to_json
 
 _ROOT = Path(__file__).parent.parent
@@ -34,11 +35,29 @@ def decisive(
         "warmup_tokens": plan.warmup_tokens,
         "dtype": plan.config.dtype,
         "devices": system.world_size,
-        "device": asdict(plan.config.device),
-        "testbed": asdict(plan.config.testbed),
+        "testbed": _testbed(plan, system),
         "host": host_fingerprint(environment),
         "versions": versions_of(system.name),
         "source": source_digest(system.name),
+    }
+
+
+def _testbed(plan: Plan, system: SystemPlan) -> dict[str, object]:
+    """What devices and links are, as they are enforced, and what enforces them."""
+    config, count = plan.config, system.world_size
+    emulated: dict[str, object] = {
+        "profiles": [asdict(profile) for profile in config.profiles[:count]],
+        "links": [asdict(link) for link in plan.links[:count]],
+        "link_backend": config.link.backend,
+        "faults": [asdict(fault) for fault in config.link.faults],
+        "dilation": plan.dilation.factor,
+        "image": image_tag(),
+    }
+    return {
+        "backend": config.testbed.backend,
+        "time_scale": config.testbed.time_scale,
+        "limits": [asdict(limits) for limits in plan.limits[:count]],
+        **(emulated if plan.is_emulated else {}),
     }
 
 

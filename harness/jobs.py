@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from harness.emulation import notes_of
 from harness.forms import HF, reference_form
 from harness.host import Host
 from harness.identity import decisive, versions_of
@@ -18,7 +19,6 @@ from harness.weights import WeightSet
 from results.identity import make_run_id
 from results.schema import Check, Repeat, RunRecord
 from results.store import RunStore
-from testbed.local import NOTES
 from tpi.errors import ConfigError, map_errors
 
 
@@ -143,16 +143,27 @@ class Jobs:
             environment={
                 **self._environment,
                 "versions": versions_of(system.name),
-                "testbed_notes": list(NOTES),
+                "testbed_notes": notes_of(plan, system),
             },
-            calibration={"disk_probe": rates},
+            calibration={"disk_probe": rates, **_emulated(plan, system)},
             notes=tuple(notes),
         )
 
 
+def _emulated(plan: Plan, system: SystemPlan) -> dict[str, object]:
+    """What is enforced on the devices, and how it was computed."""
+    if not plan.is_emulated:
+        return {}
+    return {
+        "dilation": asdict(plan.dilation),
+        "limits": [asdict(limits) for limits in plan.limits[: system.world_size]],
+        "links": [asdict(link) for link in plan.links[: system.world_size]],
+    }
+
+
 def _own_ways(plan: Plan, system: SystemPlan) -> list[str]:
     """In what a system differs from the others of its run, if it was asked to."""
-    asked = {"dtype": plan.config.dtype, "threads": plan.config.device.threads}
+    asked = {"dtype": plan.config.dtype, "threads": plan.limits[0].threads}
     own = {name: getattr(system.options, name, None) or value for name, value in asked.items()}
     notes = [f"{name}: {own[name]}, of the run: {asked[name]}" for name in asked]
     notes = [note for note, name in zip(notes, asked, strict=True) if own[name] != asked[name]]

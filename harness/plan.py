@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from harness.config import Config, ModelChoice
+from harness.dilation import Dilation, HostRates, choose_dilation, limits_of
 from harness.fit_time import fit_time
 from harness.forms import form_bytes, form_of
 from harness.host import Host
@@ -26,6 +27,8 @@ from harness.planned import Plan, SystemPlan, two_layer_model
 from harness.predict import cost_of, most_distinct_layers, reference_cost
 from harness.setting import Cost, Setting, setting_of
 from harness.systems import REFERENCE
+from testbed.limits import DeviceLimits
+from testbed.link import LinkSpec
 from tpi.config import ModelConfig
 from tpi.errors import ConfigError, ResourceError
 from tpi.units import format_bytes
@@ -46,7 +49,8 @@ def make_plan(config: Config, model: ModelConfig, prompt_tokens: int, host: Host
     _check_fits_model(config, model, prompt_tokens)
     synthetic = is_synthetic(config)
     storage = model.dtype if config.weights.dtype == "auto" else config.weights.dtype
-    setting = setting_of(config, model, storage, prompt_tokens, host)
+    limits, links, dilation = _enforced(config, host)
+    setting = setting_of(config, model, storage, prompt_tokens, host, limits, links)
     limit = int(MEMORY_SHARE * host.available_memory)
     systems = tuple(
         _plan_system(config, setting, name, options, limit)
@@ -67,8 +71,36 @@ def make_plan(config: Config, model: ModelConfig, prompt_tokens: int, host: Host
         memory_limit=limit,
         check=check if runs else "none",
         check_reason=reason,
+        limits=limits,
+        links=links,
+        dilation=dilation,
+        host_read_bps=host.read_bps,
     )
     return fit_time(plan, host)
+
+
+def _enforced(
+    config: Config, host: Host
+) -> tuple[tuple[DeviceLimits, ...], tuple[LinkSpec, ...], Dilation]:
+    """What holds on each device of this host, on its link, and how much slower that makes it."""
+    if config.testbed.backend == "local":
+        limits = DeviceLimits(threads=config.device.threads or 1)
+        return (limits,) * config.devices, (LinkSpec(),) * config.devices, Dilation(1.0)
+    testbed, profiles = config.testbed, config.profiles
+    rates = HostRates(host.cores, host.core_gbps, host.read_bps)
+    dilation = choose_dilation(
+        testbed.dilation,
+        profiles,
+        rates,
+        fit=testbed.fit,
+        oversubscribe=testbed.oversubscribe,
+    )
+    factor = dilation.factor
+    return (
+        tuple(limits_of(profile, factor, rates, testbed.fit) for profile in profiles),
+        tuple(link.dilated(factor) for link in config.links),
+        dilation,
+    )
 
 
 def is_synthetic(config: Config) -> bool:
@@ -128,12 +160,17 @@ def _refusal(
     """Why a system cannot run on this machine, computed; None if it can."""
     devices = len(cost.peak_bytes)
     where = "one device" if devices == 1 else f"{devices} devices"
-    if cost.need_bytes > limit:
+    # A device that runs into its own limit is a result; what the host cannot hold is not.
+    memories = [lim.memory for lim in setting.limits] or [None] * devices
+    need = sum(
+        min(peak, memory or peak) for peak, memory in zip(cost.peak_bytes, memories, strict=False)
+    )
+    if need > limit:
         resident = not cost.read_bytes_per_step or cost.scratch_bytes
         dtype = getattr(options, "dtype", None) or config.dtype
         what = f"all weights in {dtype} on {where}" if resident else where
         return (
-            f"needs {format_bytes(cost.need_bytes)} of memory ({what}), the limit is"
+            f"needs {format_bytes(need)} of memory ({what}), the limit is"
             f" {format_bytes(limit)} ({MEMORY_SHARE:.0%} of what is free)"
         )
     form = form_of(name, options, setting.model, config.devices, config.dtype)

@@ -1,7 +1,6 @@
 """A plan in words: what will be written, read and needed, and about how long it takes."""
 
 from harness.host import Host
-from harness.launching import threads_of
 from harness.plan import two_layer_plan
 from harness.planned import Plan, SystemPlan
 from harness.setting import num_parameters
@@ -26,6 +25,7 @@ def describe(plan: Plan, host: Host, to_write: int, pending: list[str]) -> list[
         ("weights", _weights_text(plan, host, to_write)),
     ]
     lines += [(s.name, _system_text(plan, s)) for s in plan.systems]
+    lines.insert(2, ("testbed", _testbed_text(plan)))
     lines.append(("check", _check_text(plan)))
     if plan.runnable:
         repeats = "repeat" if config.repeats == 1 else "repeats"
@@ -45,6 +45,21 @@ def describe(plan: Plan, host: Host, to_write: int, pending: list[str]) -> list[
         text = f"only {', '.join(pending)} is left to run; {text}"
     lines.append(("time", text))
     return lines
+
+
+def _testbed_text(plan: Plan) -> str:
+    testbed = plan.config.testbed
+    if not plan.is_emulated:
+        return f"{testbed.name} (backend {testbed.backend}): plain processes, nothing is limited"
+    names = dict.fromkeys(profile.name for profile in plan.config.profiles)
+    text = f"{testbed.name} (backend {testbed.backend}): devices {', '.join(names)}; link"
+    text += f" {plan.config.link.name}"
+    if plan.dilation.factor > 1:
+        text += f"; dilation {plan.dilation.factor:g}"
+        text += f", since {plan.dilation.reason}" if plan.dilation.reason else ""
+    if plan.dilation.oversubscribed:
+        text += f"; oversubscribed: {plan.dilation.oversubscribed}"
+    return text
 
 
 def _millions(count: int) -> str:
@@ -73,7 +88,7 @@ def _weights_text(plan: Plan, host: Host, to_write: int) -> str:
 def _system_text(plan: Plan, system: SystemPlan) -> str:
     if system.refusal is not None:
         return f"infeasible: {system.refusal}"
-    cost, threads = system.cost, threads_of(plan.config, system)
+    cost, threads = system.cost, max(plan.threads_of(system))
     devices = "1 device" if system.world_size == 1 else f"{system.world_size} devices"
     text = f"{devices} x {threads} thread{'s' * (threads > 1)}, needs"
     text += f" {format_bytes(max(cost.peak_bytes))} of memory"
@@ -81,7 +96,17 @@ def _system_text(plan: Plan, system: SystemPlan) -> str:
         text += f" on the largest, {format_bytes(cost.need_bytes)} in all"
     if cost.read_bytes_per_step:
         text += f"; reads {format_bytes(cost.read_bytes_per_step)} per token"
-    return text + f"; about {format_seconds(cost.step_s)} per token"
+    if plan.is_emulated and any(_is_short(plan, system)):
+        text += "; more than a device has, so it may end oom"
+    return text + f"; about {format_seconds(cost.step_s / plan.dilation.factor)} per token"
+
+
+def _is_short(plan: Plan, system: SystemPlan) -> list[bool]:
+    """For each device, whether a system is predicted to need more than it has."""
+    return [
+        limits.memory is not None and peak > limits.memory + limits.swap
+        for limits, peak in zip(plan.limits, system.cost.peak_bytes, strict=False)
+    ]
 
 
 def _check_text(plan: Plan) -> str:

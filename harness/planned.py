@@ -4,16 +4,20 @@
 them. Read `Plan` first.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from harness.config import Config
+from harness.dilation import Dilation
 from harness.forms import HF, Form, form_bytes, reference_form
 from harness.options import SystemOptions
 from harness.setting import Cost
 from harness.systems import REFERENCE
+from testbed.limits import DeviceLimits
+from testbed.link import LinkSpec
 from tpi.config import ModelConfig
 
 _CHECK_LAYERS = 2
+_SWAPS_FROM = 0.95  # of a device's memory: what is predicted is not exact
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,11 @@ class SystemPlan:
     check: str
     refusal: str | None = None
 
+    @property
+    def is_copied(self) -> bool:
+        """Whether several devices read the same files through the page cache, if they share it."""
+        return self.world_size > 1 and self.form.kind != "shards"
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -45,6 +54,10 @@ class Plan:
         check: What tokens are checked against: `reference`, `two_layer` (the same shape cut to two
             layers stands in for a reference) or `none`.
         check_reason: Why it is not a check against the whole model; empty otherwise.
+        limits: What is enforced on each device of this host; empty limits where nothing is.
+        links: Each device's link, as it is emulated here.
+        dilation: How many times slower than the devices everything runs, and why.
+        host_read_bps: What this host's disk was measured to give.
         predicted_s: An estimate for all of it, preparation included.
         cuts: What was cut to fit `max_minutes`, in words.
     """
@@ -60,6 +73,10 @@ class Plan:
     memory_limit: int
     check: str
     check_reason: str
+    limits: tuple[DeviceLimits, ...] = ()
+    links: tuple[LinkSpec, ...] = ()
+    dilation: Dilation = field(default_factory=lambda: Dilation(1.0))
+    host_read_bps: float = 0.0
     predicted_s: float = 0.0
     cuts: tuple[str, ...] = ()
 
@@ -72,6 +89,26 @@ class Plan:
     def max_tokens(self) -> int:
         """Prompt and answer of the longest request."""
         return self.prompt_tokens + max(self.new_tokens, self.warmup_tokens)
+
+    @property
+    def is_emulated(self) -> bool:
+        """Whether devices are containers with limits and links, and not plain processes."""
+        return self.config.testbed.backend == "docker"
+
+    def threads_of(self, system: SystemPlan) -> tuple[int, ...]:
+        """Compute threads of a system on each of its devices: its own option, or the device's."""
+        own: int | None = getattr(system.options, "threads", None)
+        limits = self.limits[: system.world_size]
+        return tuple(own or (limit.threads) for limit in limits)
+
+    def swap_need(self, system: SystemPlan) -> int:
+        """Bytes of swap that a system is predicted to fill on all its devices."""
+        pairs = zip(self.limits, system.cost.peak_bytes, strict=False)
+        return sum(
+            min(max(0, peak - int(_SWAPS_FROM * limits.memory)), limits.swap)
+            for limits, peak in pairs
+            if limits.memory is not None
+        )
 
     @property
     def runnable(self) -> tuple[SystemPlan, ...]:

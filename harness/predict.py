@@ -36,7 +36,6 @@ from tpi.weights.shard import ShardPlan, make_shard_plan
 from tpi.weights.split import required_bytes
 
 _HASH_BPS = 0.8e9  # SHA-256, once for new shards
-_EXCHANGE_S = 0.5e-3  # one allreduce on loopback, per device
 _NOT_OVERLAPPED = 0.25  # of the shorter of reading and computing
 
 
@@ -121,14 +120,17 @@ def _node_cost(setting: Setting, options: TpiOptions, devices: int) -> Cost:
     streamed = sum(choice.streamed_bytes_per_pass for choice in choices)
     stored = sum(num_bytes for rank in blocks for _, num_bytes in rank)
     cores = setting.cores(devices)
-    stream_s = streamed / setting.read_bps
-    exchange_s = 2 * model.num_layers * devices * _EXCHANGE_S * (devices > 1)
+    stream_s = streamed / setting.read_bps(devices)
+    allreduces = 2 * model.num_layers
+    exchange_s = allreduces * setting.exchange_s(devices, setting.hidden_bytes)
+    chunk = min(options.prefill_chunk, setting.prompt_tokens) * setting.hidden_bytes
     passes = -(-setting.prompt_tokens // options.prefill_chunk)
     return Cost(
         peak_bytes=tuple(choice.peak_bytes for choice in choices),
         read_bytes_per_step=streamed,
-        start_s=setting.start_s(devices) + (stored - streamed) / setting.read_bps,
-        prefill_s=_overlapped(passes * stream_s, setting.prefill_s(cores)) + passes * exchange_s,
+        start_s=setting.start_s(devices) + (stored - streamed) / setting.read_bps(devices),
+        prefill_s=_overlapped(passes * stream_s, setting.prefill_s(cores))
+        + passes * allreduces * setting.exchange_s(devices, chunk),
         step_s=_overlapped(stream_s, stored / (MATVEC_BPS * cores)) + exchange_s,
     )
 
@@ -145,11 +147,12 @@ def _pipeline_cost(setting: Setting, options: PipelineOptions) -> Cost:
         step_tokens=min(options.prefill_chunk, setting.max_tokens),
     )
     stored = setting.stored_bytes
-    pass_s = setting.devices * _EXCHANGE_S * (setting.devices > 1)
+    hops = setting.devices - 1
+    pass_s = hops * setting.exchange_s(min(2, setting.devices), setting.hidden_bytes)
     return Cost(
         peak_bytes=tuple(peaks),
         read_bytes_per_step=0,
-        start_s=setting.start_s(setting.devices) + stored / setting.read_bps,
+        start_s=setting.start_s(setting.devices) + stored / setting.read_bps(),
         prefill_s=setting.prefill_s(setting.cores()) + pass_s,
         step_s=stored / (MATVEC_BPS * setting.cores()) + pass_s,
     )

@@ -11,7 +11,7 @@ from harness.options import LlamacppOptions
 from harness.setting import MATVEC_BPS, Cost, Setting
 from tpi.config import DTYPE_BYTES
 
-_GLOO_EXCHANGE_S = 3e-3  # one allreduce of gloo on loopback, per device
+_GLOO_EXCHANGE_S = 2.5e-3  # what gloo's allreduce takes beyond ours on loopback, per device
 # Measured VmHWM before any weight, of importing torch, transformers and accelerate, or llama.cpp.
 _TRANSFORMERS_BASE_BYTES = 450 << 20
 _LLAMACPP_BASE_BYTES = 150 << 20
@@ -27,7 +27,7 @@ def transformers_cost(setting: Setting, *, full: bool = False) -> Cost:
     return Cost(
         peak_bytes=(weights * (2 if full else 1) + _TRANSFORMERS_BASE_BYTES,),
         read_bytes_per_step=0,
-        start_s=2 * setting.start_s() + stored / setting.read_bps + weights / 1e9,
+        start_s=2 * setting.start_s() + stored / setting.read_bps() + weights / 1e9,
         prefill_s=setting.prefill_s(setting.cores()),
         step_s=weights / (MATVEC_BPS * setting.cores()),
     )
@@ -38,7 +38,7 @@ def accelerate_cost(setting: Setting, max_memory: int | None) -> Cost:
     plain, stored = transformers_cost(setting), setting.stored_bytes
     kept = min(setting.weight_bytes, max_memory or 0)
     offloaded = stored - stored * kept // setting.weight_bytes
-    read_s = offloaded / setting.read_bps
+    read_s = offloaded / setting.read_bps()
     return Cost(
         peak_bytes=(kept + _largest_module(setting) + _TRANSFORMERS_BASE_BYTES,),
         read_bytes_per_step=offloaded,
@@ -51,7 +51,7 @@ def accelerate_cost(setting: Setting, max_memory: int | None) -> Cost:
 def accelerate_2024_cost(setting: Setting) -> Cost:
     """Predict loading everything, writing it out in the compute dtype, and reading it each pass."""
     plain, weights = transformers_cost(setting), setting.weight_bytes
-    read_s = weights / setting.read_bps
+    read_s = weights / setting.read_bps()
     return Cost(
         peak_bytes=plain.peak_bytes,
         read_bytes_per_step=weights,
@@ -68,7 +68,8 @@ def transformers_tp_cost(setting: Setting) -> Cost:
     ends = 2 * setting.model.vocab_size * setting.model.hidden_size * DTYPE_BYTES[setting.dtype]
     each = (weights - ends) // devices + ends + _TRANSFORMERS_BASE_BYTES
     cores = setting.cores(devices)
-    exchange_s = 2 * setting.model.num_layers * devices * _GLOO_EXCHANGE_S * (devices > 1)
+    each_s = setting.exchange_s(devices, setting.hidden_bytes) + devices * _GLOO_EXCHANGE_S
+    exchange_s = 2 * setting.model.num_layers * each_s * (devices > 1)
     plain = transformers_cost(setting)
     return Cost(
         peak_bytes=(each,) * devices,
@@ -89,7 +90,7 @@ def llamacpp_cost(setting: Setting, options: LlamacppOptions) -> Cost:
     return Cost(
         peak_bytes=(copies * weights + cache + _LLAMACPP_BASE_BYTES,),
         read_bytes_per_step=0,
-        start_s=1.0 + weights / setting.read_bps,
+        start_s=1.0 + weights / setting.read_bps(),
         prefill_s=setting.prefill_s(setting.cores()),
         step_s=weights / (MATVEC_BPS * setting.cores()),
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from harness.conversation import Conversation, Deadlines, Failure, Watch
 from results.schema import RankEvent
-from testbed.base import Device, Exit, Meters, Testbed
+from testbed.base import Device, Exit, Meters, Proof, Testbed
 from tpi.ranks import MASTER_RANK
 from tpi.spec import NodeSpec, Request, spec_to_json
 
@@ -29,7 +29,7 @@ class Launch:
     requests: tuple[Request, ...]
     max_tokens: int
     dtype: str = "float32"
-    threads: int = 1
+    threads: tuple[int, ...] = ()  # by rank; 1 where nothing is said
     time_scale: float = 1.0
     options: Mapping[str, object] = field(default_factory=dict)
     deadlines: Deadlines = field(default_factory=Deadlines)
@@ -50,6 +50,7 @@ class Outcome:
     meters: tuple[Meters, ...]
     facts: tuple[dict[str, object], ...]
     failure: Failure | None = None
+    proof: Proof = field(default_factory=Proof)
 
 
 def run_repeat(launch: Launch, testbed: Testbed, watch: Watch | None = None) -> Outcome:
@@ -60,6 +61,7 @@ def run_repeat(launch: Launch, testbed: Testbed, watch: Watch | None = None) -> 
     """
     try:
         devices = testbed.up(launch.world_size)
+        before = testbed.prove("before")
         talk = Conversation(launch.requests, launch.deadlines.scaled(launch.time_scale), watch)
         for device, spec in zip(devices, make_specs(launch, devices), strict=True):
             argv = [device.python, *launch.program]
@@ -67,13 +69,18 @@ def run_repeat(launch: Launch, testbed: Testbed, watch: Watch | None = None) -> 
         if watch is not None:
             watch.started(devices)
         failure = talk.hold()
+        meters = tuple(device.meter() for device in devices)
+        facts = tuple(device.facts() for device in devices)
+        # Of what failed anyway nothing has to be proved, and its devices may be gone.
+        after = testbed.prove("after") if failure is None else Proof()
         return Outcome(
             start_ns=talk.start_ns,
             events=tuple(talk.events),
             exits=tuple(talk.exits),
-            meters=tuple(device.meter() for device in devices),
-            facts=tuple(device.facts() for device in devices),
+            meters=meters,
+            facts=facts,
             failure=failure,
+            proof=before.joined(after),
         )
     finally:
         testbed.down()
@@ -93,7 +100,7 @@ def make_specs(launch: Launch, devices: Sequence[Device]) -> list[NodeSpec]:
             bind=device.address,
             master=master,
             model_dir=Path(device.path_of(launch.model_dirs[rank])),
-            threads=launch.threads,
+            threads=launch.threads[rank] if launch.threads else 1,
             dtype=launch.dtype,
             max_tokens=launch.max_tokens,
             requests=launch.requests if rank == MASTER_RANK else hidden,

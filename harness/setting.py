@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from harness.config import Config
 from harness.host import Host
+from testbed.limits import DeviceLimits
+from testbed.link import LinkSpec
 from tpi.config import DTYPE_BYTES, ModelConfig
 from tpi.weights.hf_folder import required_hf_bytes
 
@@ -14,6 +16,7 @@ MATVEC_BPS = 3e9  # stored weights through a matrix-vector product
 _START_CPU_S = 3.0  # importing torch, per process
 _PREFILL_FLOPS = 15e9  # floating-point operations of a prefill
 _DISK_SHARE = 0.9  # of the rate that was probed, since others use the disk too
+_MESSAGE_S = 0.5e-3  # one message of an allreduce, as it costs both ends
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What all systems of a plan have in common."""
+    """What all systems of a plan have in common; limits and links are as enforced here."""
 
     model: ModelConfig
     storage: str
@@ -58,24 +61,47 @@ class Setting:
     prompt_tokens: int
     new_tokens: int
     host: Host
+    limits: tuple[DeviceLimits, ...] = ()
+    links: tuple[LinkSpec, ...] = ()
 
     @property
     def max_tokens(self) -> int:
         """Prompt and answer."""
         return self.prompt_tokens + self.new_tokens
 
-    @property
-    def read_bps(self) -> float:
-        """What a system can count on of the disk."""
-        return _DISK_SHARE * self.host.read_bps
+    def read_bps(self, devices: int = 1) -> float:
+        """What so many devices together can count on of the disk."""
+        caps = [limits.read_bps for limits in self.limits[:devices] if limits.read_bps]
+        capped = devices * min(caps) if len(caps) == devices else self.host.read_bps
+        return _DISK_SHARE * min(self.host.read_bps, capped)
 
-    def cores(self, processes: int = 1) -> int:
-        """Cores that so many processes keep busy."""
-        return min(self.host.cores, processes * self.threads)
+    def cores(self, processes: int = 1) -> float:
+        """Cores of this host that so many devices keep busy, the slowest setting the pace."""
+        return min(self.host.cores, processes * self._cpus(processes, self.threads))
 
     def start_s(self, processes: int = 1) -> float:
-        """Seconds until so many programs have imported what they need."""
-        return _START_CPU_S * processes / min(self.host.cores, processes)
+        """Seconds until so many programs have imported what they need, one thread each."""
+        cores = min(self.host.cores, processes * self._cpus(processes, 1))
+        return _START_CPU_S * processes / cores
+
+    def exchange_s(self, devices: int, num_bytes: int) -> float:
+        """Seconds of one allreduce of so many bytes over a star, or of passing them on."""
+        if devices < 2:
+            return 0.0
+        links = self.links[:devices]
+        delay_s = 4 * max((link.delay_s for link in links), default=0.0)
+        rates = [link.rate_bps for link in links if link.rate_bps]
+        wire_s = 16 * num_bytes * (devices - 1) / min(rates) if rates else 0.0
+        return devices * _MESSAGE_S + delay_s + wire_s
+
+    @property
+    def hidden_bytes(self) -> int:
+        """The hidden state of one position on the wire."""
+        return 4 * self.model.hidden_size
+
+    def _cpus(self, devices: int, most: int) -> float:
+        quotas = [limits.cpus for limits in self.limits[:devices] if limits.cpus is not None]
+        return min([most, *quotas])
 
     @property
     def weight_bytes(self) -> int:
@@ -87,7 +113,7 @@ class Setting:
         """All weights as they are stored."""
         return required_hf_bytes(self.model, self.storage)
 
-    def prefill_s(self, cores: int) -> float:
+    def prefill_s(self, cores: float) -> float:
         """Seconds of computing with the whole prompt."""
         operations = 2 * num_parameters(self.model)
         return operations * self.prompt_tokens / (_PREFILL_FLOPS * cores) + operations / (
@@ -96,18 +122,26 @@ class Setting:
 
 
 def setting_of(
-    config: Config, model: ModelConfig, storage: str, prompt_tokens: int, host: Host
+    config: Config,
+    model: ModelConfig,
+    storage: str,
+    prompt_tokens: int,
+    host: Host,
+    limits: tuple[DeviceLimits, ...] = (),
+    links: tuple[LinkSpec, ...] = (),
 ) -> Setting:
     """What all systems of a configuration have in common."""
     return Setting(
         model=model,
         storage=storage,
         dtype=config.dtype,
-        threads=config.device.threads,
+        threads=limits[0].threads if limits else 1,
         devices=config.devices,
         prompt_tokens=prompt_tokens,
         new_tokens=config.workload.new_tokens,
         host=host,
+        limits=limits,
+        links=links,
     )
 
 

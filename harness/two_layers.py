@@ -101,13 +101,15 @@ class TwoLayers:
     def _run(self, system: SystemPlan) -> Check:
         kind = "two_layer_bounded" if system.check == "bounded" else "two_layer"
         weight_sets.obtain(self._plan, self._weights, self._live)
-        launch = make_launch(self._plan, system, self._weights, self._prompt_ids, self._programs)
-        with (
-            make_testbed(self._plan.config, system) as testbed,
-            self._live.repeat(f"check of {system.name}: two layers", launch) as watch,
-        ):
-            outcome = run_repeat(launch, testbed, watch)
-        repeat = judge(outcome, 0, MEASURED_ID, self._plan.new_tokens)
+        plan, weights = self._plan, self._weights
+        with make_testbed(plan, system, weights) as (testbed, model_dirs):
+            launch = make_launch(
+                plan, system, weights, self._prompt_ids, self._programs, model_dirs
+            )
+            with self._live.repeat(f"check of {system.name}: two layers", launch) as watch:
+                outcome = run_repeat(launch, testbed, watch)
+        factor = self._plan.dilation.factor
+        repeat = judge(outcome, 0, MEASURED_ID, self._plan.new_tokens, factor)
         if repeat.status != "ok":
             detail = f"{_WHAT} {repeat.status}: {repeat.reason}"
             return Check(kind, passed=None, detail=detail)

@@ -18,6 +18,7 @@ Measure systems that serve one language model on several devices, and print the 
   python run.py model=tiny devices=4 'systems=[tpi,transformers]'
   python run.py model=tiny devices=4 systems=all
   python run.py model=llama2-70b devices=8
+  python run.py model=llama2-3b devices=8 testbed=klonet      containers with limits and links
   python run.py model=folder model.path=DIR devices=4 'workload.prompt=Hello, world'
 
 Before anything starts it prints what it will write, read and need, and about how long it takes. A
@@ -27,7 +28,7 @@ run that was finished before is not measured again; more repeats are added to it
 _ABOUT = {
     "devices": "how many devices a distributed system gets; others run on one",
     "dtype": "float32 | bfloat16, of the computation",
-    "threads": "per device, the same for every system",
+    "threads": "per device, the same for every system; null fits the device",
     "window": "tpi, transformers-window: blocks in memory at once, or all",
     "memory_budget": "the same: per device, as 4GiB; decides window and retained blocks",
     "allreduce": "tpi, tpi-resident: star | tree | ring | direct | exchange",
@@ -49,8 +50,27 @@ _ABOUT = {
     "weights.dtype": "storage of synthetic weights: auto | float32 | float16 | bfloat16",
     "weights.seed": "of synthetic weights",
     "testbed.time_scale": "multiplies every deadline",
+    "testbed.backend": "local | docker: what makes the devices",
+    "testbed.dilation": "how many times slower all runs, and times are divided by; or auto",
+    "testbed.oversubscribe": "run devices that do not fit this host, marked",
+    "testbed.fit": "decode | prefill: the phase that CPU quotas are right for",
+    "testbed.make_swap": "make a swap file where devices need swap; as root",
+    "device.cores": "of every device; null is no limit, as for those below",
+    "device.core_speed": "of one core, where one of this host is 1",
+    "device.mem_gbps": "memory rate of all its cores, 10^9 bytes/s",
+    "device.memory": "as 8GiB",
+    "device.swap": "beside the memory, as 4GiB",
+    "device.disk_read_mb_s": "10^6 bytes/s; disk_write_mb_s likewise",
+    "link.delay_ms": "one way, device to core; there and back between two devices is 4 x",
+    "link.rate_mbps": "10^6 bits/s each way; null is no limit",
+    "link.loss_frac": "share of packets lost, each way",
+    "link.queue_kib": "what may wait at a port",
+    "link.backend": "auto | netem | switch | switch-c | switch-python",
+    "link.faults": "as [{device: 1, kind: cut, at_s: 2, for_s: 0.5}]",
+    "allow_concurrent": "run beside another harness on this host, marked",
 }
 _OF_SYSTEMS = {
+    "tpi.prefill_chunk": "prompt tokens in one pass; so for all that use tpi's parts",
     "transformers.dtype": "of this system alone, as dtype",
     "transformers.threads": "of this system alone, as threads",
     "transformers.low_cpu_mem_usage": "false builds the model before weights are read",
@@ -62,8 +82,10 @@ _OF_SYSTEMS = {
 }
 
 _TAIL = """\
-Exit status: 0 every system ended ok or was computed not to fit; 1 one of them crashed, ran out of
-memory or time, or gave wrong tokens; 2 an option is wrong; 130 interrupted.
+Exit status: 0 every system ended ok, or was computed or seen not to fit its device; 1 one of them
+crashed, ran out of time or of the host's memory, or gave wrong tokens; 2 an option is wrong; 14 a
+checkpoint or shard is missing or damaged; 15 memory, disk or devices do not suffice; 130
+interrupted: Ctrl-C once ends it in order, a second time at once.
 """
 
 

@@ -11,12 +11,15 @@ from dataclasses import replace
 
 from harness.runner import Outcome
 from results.schema import Check, PeakMemory, Repeat
+from tpi.units import format_bytes
 
 # Errors by which a rank reports what another one did: consequences, not causes.
 _SECONDARY = ("peer_lost", "peer_silent", "peer_stalled", "comm")
 
 
-def judge(outcome: Outcome, index: int, request_id: str, new_tokens: int) -> Repeat:
+def judge(
+    outcome: Outcome, index: int, request_id: str, new_tokens: int, dilation: float = 1.0
+) -> Repeat:
     """Decide how a repeat ended; `request_id` is the measured request."""
     status, reason = _status(outcome)
     repeat = Repeat(
@@ -32,9 +35,14 @@ def judge(outcome: Outcome, index: int, request_id: str, new_tokens: int) -> Rep
         ),
         events=outcome.events,
         facts=_facts(outcome),
+        dilation=dilation,
     )
     if status != "ok":
         return repeat
+    if outcome.proof.problems:
+        first, *others = outcome.proof.problems
+        more = f"; and {len(others)} more, see the record" if others else ""
+        return _with_status(repeat, "invalid", f"emulation: {first}{more}")
     if len(repeat.tokens) != new_tokens:
         text = (
             f"request {request_id}: {len(repeat.tokens)} tokens came, {new_tokens} were asked for"
@@ -98,11 +106,14 @@ def check_bounded(
 
 
 def _status(outcome: Outcome) -> tuple[str, str]:
-    if outcome.failure is None:
-        return "ok", ""
+    # First, and also where all went on: what was killed may be a child of a program.
     for rank, end in enumerate(outcome.exits):
         if end is not None and end.oom:
-            return "oom", f"rank {rank}: killed, out of memory"
+            return "oom", _out_of_memory(outcome, rank)
+        if end is not None and end.host_oom:
+            return "invalid", f"host_oom: rank {rank} was killed because the host had no memory"
+    if outcome.failure is None:
+        return "ok", ""
     if outcome.failure.status != "crashed" or outcome.failure.is_breach:
         return outcome.failure.status, outcome.failure.reason
     return _cause(outcome)
@@ -130,7 +141,28 @@ def _facts(outcome: Outcome) -> dict[str, object]:
             "" if e is None or outcome.failure is None else e.log_tail for e in outcome.exits
         ],
         "meter_words": [dict(m.words) for m in outcome.meters],
+        "proof": _proof(outcome),
     }
+
+
+def _proof(outcome: Outcome) -> dict[str, object]:
+    """What was measured of limits and links; empty where there are none."""
+    proof = outcome.proof
+    if not proof.figures and not proof.problems:
+        return {}
+    return {**proof.figures, "problems": list(proof.problems)}
+
+
+def _out_of_memory(outcome: Outcome, rank: int) -> str:
+    """With the limit and the peak, where the device has a limit."""
+    text = f"rank {rank}: killed, out of memory"
+    asked = outcome.facts[rank].get("asked") if rank < len(outcome.facts) else None
+    limit = asked.get("memory") if isinstance(asked, dict) else None
+    if not isinstance(limit, int):
+        return text
+    text += f" at its device's limit of {format_bytes(limit)}"
+    peak = outcome.meters[rank].cgroup_peak
+    return text if peak is None else f"{text} (peak {format_bytes(peak)})"
 
 
 def _difference(tokens: Sequence[int], reference: Sequence[int], index: int) -> str:

@@ -123,7 +123,7 @@ def check_space(plan: Plan, weights: WeightSet, free_disk: int) -> None:
     Raises:
         ConfigError: With the bytes needed and free, and what to change.
     """
-    scratch = max((s.cost.scratch_bytes for s in plan.runnable), default=0)
+    scratch = max((_scratch_bytes(plan, s) for s in plan.runnable), default=0)
     needed = weights.to_write + scratch
     if needed and needed + _SPARE_BYTES > free_disk:
         raise ConfigError(
@@ -131,6 +131,13 @@ def check_space(plan: Plan, weights: WeightSet, free_disk: int) -> None:
             f" {format_bytes(needed + _SPARE_BYTES)} more, {format_bytes(free_disk)} are"
             " free; lower weights.max_bytes, or set weights.dir to another disk"
         )
+
+
+def _scratch_bytes(plan: Plan, system: SystemPlan) -> int:
+    """Disk that a system takes while it runs: its own files, and copies for single devices."""
+    is_copied = plan.is_emulated and system.is_copied
+    copies = system.world_size * plan.forms.get(system.form, 0) if is_copied else 0
+    return system.cost.scratch_bytes + copies
 
 
 def obtain(plan: Plan, weights: WeightSet, live: Live) -> None:

@@ -112,6 +112,8 @@ def decode_repeat(data: bytes, where: str) -> Repeat:
             peak_memory=_peak_memory(fields.take("peak_memory", "an object", _is_object)),
             events=events,
             facts=fields.take("facts", "an object", _is_object),
+            # Absent in records from before there was one.
+            dilation=fields.take("dilation", "a factor >= 1", _is_factor, 1.0),
         )
         fields.finish()
     return repeat
@@ -264,6 +266,10 @@ def _is_count(value: object) -> bool:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e30
+
+
+def _is_factor(value: object) -> bool:
+    return _is_number(value) and value >= 1  # type: ignore[operator]  # _is_number narrows it
 
 
 def _is_fraction(value: object) -> bool:

@@ -1,7 +1,8 @@
 """From events to metrics, and from repeats to a run's metrics; both pure.
 
 What each number means stands in `schema.RepeatMetrics`. Differences are taken between integer
-nanoseconds, so that a time is right to the microsecond whatever the clock shows.
+nanoseconds, so that a time is right to the microsecond whatever the clock shows. Times of dilated
+devices are divided by the dilation.
 """
 
 from collections.abc import Sequence
@@ -26,14 +27,15 @@ def measure(repeat: Repeat) -> RepeatMetrics:
         raise RecordError(f"repeat {repeat.index}: no ranks or no tokens")
     if any(a > b for a, b in pairwise([go_ns, *token_ns])):
         raise RecordError(f"repeat {repeat.index}: tokens are stamped out of order")
-    gaps_s = tuple((b - a) / 1e9 for a, b in pairwise(token_ns))
-    verify_s = max(e.number("verify_s") for e in ready)
-    load_s = (max(e.t_ns for e in ready) - min(repeat.start_ns)) / 1e9
+    second = 1e9 * repeat.dilation
+    gaps_s = tuple((b - a) / second for a, b in pairwise(token_ns))
+    verify_s = max(e.number("verify_s") for e in ready) / repeat.dilation
+    load_s = (max(e.t_ns for e in ready) - min(repeat.start_ns)) / second
     return RepeatMetrics(
         load_s=max(0.0, load_s - verify_s),
         verify_s=verify_s,
-        ttft_s=(token_ns[0] - go_ns) / 1e9,
-        token_latency_s=(token_ns[-1] - token_ns[0]) / 1e9 / len(gaps_s) if gaps_s else None,
+        ttft_s=(token_ns[0] - go_ns) / second,
+        token_latency_s=(token_ns[-1] - token_ns[0]) / second / len(gaps_s) if gaps_s else None,
         gaps_s=gaps_s,
         peak_memory=_peak_memory(repeat),
         disk_bytes_per_token=_per_token(repeat, "disk_bytes_decode", len(gaps_s)),

@@ -66,7 +66,7 @@ class PeakMemory:
 
 @dataclass(frozen=True, slots=True)
 class RepeatMetrics:
-    """The metrics of one repeat's measured request, which makes n tokens.
+    """The metrics of one repeat's measured request, which makes n tokens; times are undilated.
 
     Attributes:
         load_s: Start of the first program to the last `ready`, less `verify_s`.
@@ -156,6 +156,8 @@ class Repeat:
         start_ns: By rank, CLOCK_MONOTONIC just before the program was started.
         peak_memory: As the testbed's meters saw it.
         facts: What else is known of this repeat (load of the host, exits, log tails).
+        dilation: How many times slower than the devices everything ran; times of events are as
+            they were, metrics are divided by it.
     """
 
     index: int
@@ -166,6 +168,7 @@ class Repeat:
     peak_memory: PeakMemory
     events: tuple[RankEvent, ...]
     facts: Mapping[str, object] = field(default_factory=dict)
+    dilation: float = 1.0
 
     @property
     def tokens(self) -> tuple[int, ...]:

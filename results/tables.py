@@ -65,7 +65,7 @@ def rich_table(records: Sequence[RunRecord], title: str = "") -> Table:
     for row in rows:
         # As Text: a name or reason is never read as markup.
         table.add_row(*(Text(cell) for cell in row.cells))
-    table.caption = Text("\n".join(note_lines(rows)), style="")
+    table.caption = Text("\n".join(note_lines(records)), style="")
     table.caption_justify = "left"
     return table
 
@@ -80,13 +80,37 @@ def markdown(records: Sequence[RunRecord]) -> str:
         "-" * (width + 1) + (":" if is_number else "-")
         for width, (_, is_number) in zip(widths, _COLUMNS, strict=True)
     )
-    notes = [f"- {line}" for line in _all_notes(rows)]
+    notes = [f"- {line}" for line in (*where_lines(records), *_all_notes(rows))]
     return "\n".join([lines[0], f"|{rule}|", *lines[1:], "", " ".join(LEGEND), "", *notes]).rstrip()
 
 
-def note_lines(rows: Iterable[Row]) -> list[str]:
-    """Legend and notes as they stand below the table."""
-    return [*LEGEND, *_all_notes(rows)]
+def note_lines(records: Sequence[RunRecord]) -> list[str]:
+    """Legend, testbed and notes as they stand below the table."""
+    return [*LEGEND, *where_lines(records), *_all_notes(make_rows(records))]
+
+
+def where_lines(records: Sequence[RunRecord]) -> list[str]:
+    """Where the records were measured, and what that testbed does not limit, each once."""
+    lines = [line for record in records if record.config for line in _testbed(record)]
+    return list(dict.fromkeys(_plain(line) for line in lines))
+
+
+def _testbed(record: RunRecord) -> list[str]:
+    def name_of(axis: str) -> str:
+        value = record.config.get(axis)
+        return str(value.get("name", "")) if isinstance(value, Mapping) else ""
+
+    testbed = record.config.get("testbed")
+    backend = testbed.get("backend") if isinstance(testbed, Mapping) else None
+    text = f"testbed {name_of('testbed')} (backend {backend})"
+    if link := name_of("link"):
+        text += f", devices {name_of('device')}, link {link}"
+    dilation = record.calibration.get("dilation")
+    factor = dilation.get("factor", 1) if isinstance(dilation, Mapping) else 1
+    if factor != 1:
+        text += f", dilation {factor:g}: every time is what was measured divided by {factor:g}"
+    notes = record.environment.get("testbed_notes")
+    return [text, *(str(note) for note in notes)] if isinstance(notes, list) else [text]
 
 
 def format_spread(spread: Spread | None) -> str:

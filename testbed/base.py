@@ -38,9 +38,10 @@ class Exit:
     Attributes:
         code: Exit status, or minus the number of the signal that killed it.
         stopped: Whether the testbed stopped it (its code then says nothing about the program).
-        oom: Whether the memory limit of the device, or the host's, killed it.
+        oom: Whether it, or a process that it started, was killed for want of the device's memory.
         t_ns: CLOCK_MONOTONIC when the end was seen.
         log_tail: The last lines of its standard error.
+        host_oom: Whether the host ran out of memory instead: then the run says nothing.
     """
 
     code: int
@@ -48,6 +49,7 @@ class Exit:
     oom: bool
     t_ns: int
     log_tail: str = ""
+    host_oom: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,24 @@ class Meters:
     cgroup_peak: int | None = None
     num_samples: int = 0
     words: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What was measured of limits and links on the devices themselves.
+
+    Attributes:
+        figures: By moment (`before`, `after`), as JSON.
+        problems: What is out of its band, a line each: what is measured then does not count.
+    """
+
+    figures: Mapping[str, object] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
+
+    def joined(self, later: "Proof") -> "Proof":
+        """Both."""
+        figures = {**self.figures, **later.figures}
+        return Proof(figures, tuple(dict.fromkeys((*self.problems, *later.problems))))
 
 
 class Process(Protocol):
@@ -164,6 +184,20 @@ class Testbed(Protocol):
 
         Raises:
             DeviceError: They cannot be made.
+        """
+
+    def fault(self, index: int, kind: str, value: float) -> None:
+        """Change a device's link while it is up; `testbed.linkfault` has the kinds.
+
+        Raises:
+            DeviceError: There is no link that could be changed.
+        """
+
+    def prove(self, moment: str) -> Proof:
+        """Measure on the devices that are up whether limits and links hold.
+
+        Args:
+            moment: `before` the programs are started, or `after` they have ended.
         """
 
     def down(self) -> None:

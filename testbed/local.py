@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
-from testbed.base import DeviceError, Inbox, Meters
+from testbed.base import DeviceError, Inbox, Meters, Proof
 from testbed.process import LocalProcess
 from testbed.procfs import PeakSampler
 
@@ -128,6 +128,14 @@ class LocalTestbed:
             for i in range(num_devices)
         ]
         return list(self._devices)
+
+    def fault(self, index: int, kind: str, value: float) -> None:  # noqa: ARG002 - the protocol's
+        """Refuse: plain processes talk over loopback."""
+        raise DeviceError(f"link of device {index}: plain processes have none to {kind}")
+
+    def prove(self, moment: str) -> Proof:  # noqa: ARG002 - the protocol's
+        """Nothing is limited, so there is nothing to prove."""
+        return Proof()
 
     def down(self) -> None:
         """Stop every program and forget the devices. Twice is fine."""

@@ -7,7 +7,6 @@ signalled, so that no number that was given to somebody else is hit. Read `_awai
 
 import contextlib
 import os
-import queue
 import signal
 import subprocess
 import threading
@@ -15,7 +14,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from testbed.base import MAX_LINE_BYTES, DeviceError, Exit, Inbox, Output
+from testbed.base import MAX_LINE_BYTES, DeviceError, Exit, Inbox
+from testbed.lines import LineFeeder
 from testbed.procfs import oom_kills
 
 _LOG_TAIL_BYTES = 4096
@@ -30,11 +30,10 @@ class LocalProcess:
         self, device: int, argv: Sequence[str], inbox: Inbox, env: Mapping[str, str], work_dir: Path
     ) -> None:
         self._device = device
-        self._inbox = inbox
+        self._lines = LineFeeder(device, inbox)
         self._log = work_dir / "stderr.log"
         self._lock = threading.Lock()
         self._reaped = False
-        self._stopping = False
         self._ended = threading.Event()
         self._exit: Exit | None = None
         self._oom_kills = oom_kills()
@@ -87,7 +86,7 @@ class LocalProcess:
 
     def ask_to_end(self) -> None:
         """Close its input and terminate it, without waiting."""
-        self._stopping = True
+        self._lines.stopping = True
         self.release()
         self.signal(signal.SIGTERM)
         # A paused process would keep its SIGTERM waiting.
@@ -100,7 +99,7 @@ class LocalProcess:
             DeviceError: The kernel does not let it go (it hangs in a device's driver).
         """
         # Also where it ended by itself: its exit must not wait for room in a full inbox for ever.
-        self._stopping = True
+        self._lines.stopping = True
         if not self._ended.is_set():
             self.ask_to_end()
             self._ended.wait(grace_s)
@@ -121,36 +120,15 @@ class LocalProcess:
         stdout = self._popen.stdout
         if stdout is None:
             return
-        pending = b""
-        skipping = False
         while data := os.read(stdout.fileno(), MAX_LINE_BYTES):
-            *lines, pending = (pending + data).split(b"\n")
-            for line in lines:
-                if not skipping:
-                    self._put(line)
-                skipping = False
-            if len(pending) > MAX_LINE_BYTES:
-                if not skipping:
-                    self._put(pending)
-                pending, skipping = b"", True
-        if pending and not skipping:
-            self._put(pending)
+            self._lines.feed(data)
+        self._lines.finish()
         stdout.close()
-
-    def _put(self, line: bytes) -> None:
-        output = Output(self._device, line[:MAX_LINE_BYTES], truncated=len(line) > MAX_LINE_BYTES)
-        # While stopping, what does not fit is dropped: nobody reads the inbox any more.
-        while not self._stopping:
-            with contextlib.suppress(queue.Full):
-                self._inbox.put(output, timeout=0.2)
-                return
-        with contextlib.suppress(queue.Full):
-            self._inbox.put_nowait(output)
 
     def _await_end(self) -> None:
         # Without reaping: as long as the leader is a zombie, its group's number stays ours.
         os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
-        t_ns, stopped = time.monotonic_ns(), self._stopping
+        t_ns, stopped = time.monotonic_ns(), self._lines.stopping
         with self._lock:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
@@ -159,20 +137,12 @@ class LocalProcess:
         oom = code == -signal.SIGKILL and not stopped and oom_kills() > self._oom_kills
         # A descendant that left the group may hold the pipe open; its output is not waited for.
         self._reader.join(timeout=1.0)
-        while self._reader.is_alive() and self._inbox.full() and not self._stopping:
+        while self._reader.is_alive() and self._lines.is_waiting:
             self._reader.join(timeout=0.2)
         self._exit = Exit(code, stopped, oom, t_ns, self._log_tail())
         self._ended.set()
         self.release()
-        self._put_exit(self._exit)
-
-    def _put_exit(self, end: Exit) -> None:
-        while True:
-            with contextlib.suppress(queue.Full):
-                self._inbox.put(Output(self._device, exit=end), timeout=0.2)
-                return
-            if self._stopping:
-                return
+        self._lines.put_exit(self._exit)
 
     def _log_tail(self) -> str:
         with self._log.open("rb") as log:

@@ -7,7 +7,6 @@ from tpi.allreduce_cost import (
     published_allreduce_s,
     published_link_latency_s,
     published_token_allreduce_s,
-    tree_shape,
 )
 from tpi.comm.topology import ALGORITHMS
 from tpi.errors import ConfigError
@@ -46,7 +45,7 @@ def test_published_costs_order_star_first_and_tree_with_ring_without_data():
     ("algorithm", "expected"),
     [
         ("star", 0.008 + 14 * S),
-        ("tree", 2 * 2 * (0.004 + 3 * S)),
+        ("tree", 2 * (2 * 0.004 + 4 * S)),  # rank 1 has three leaves, and comes last
         ("ring", 14 * (0.004 + S / 8)),
         ("direct", 0.008 + 14 * S / 8),
         ("exchange", 0.004 + 7 * S),
@@ -67,11 +66,13 @@ def test_one_device_exchanges_nothing(algorithm):
 
 
 @pytest.mark.parametrize(
-    ("world_size", "shape"),
-    [(2, (1, 1)), (3, (1, 2)), (4, (2, 2)), (7, (2, 2)), (8, (3, 2)), (13, (3, 2)), (14, (4, 2))],
+    ("world_size", "delays", "payloads"),
+    [(2, 2, 2), (3, 4, 4), (4, 4, 4), (7, 4, 8), (8, 4, 8), (13, 4, 12)],
 )
-def test_tree_has_two_levels_at_most(world_size, shape):
-    assert tree_shape(world_size) == shape
+def test_tree_counts_two_levels_and_the_payloads_that_wait_for_each_other(
+    world_size, delays, payloads
+):
+    assert ours("tree", world_size) == pytest.approx(delays * 0.004 + payloads * S)
 
 
 def test_token_costs_2l_allreduces_or_one_less_with_a_reduce_and_a_broadcast():

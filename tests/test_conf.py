@@ -18,13 +18,20 @@ FILES = [(axis, name) for axis, names in groups().items() for name in names]
 @pytest.mark.parametrize(("axis", "name"), FILES, ids="/".join)
 def test_every_file_composes(axis, name, tmp_path):
     more = [f"model.path={tmp_path}"] if (axis, name) == ("model", "folder") else []
+    if axis in ("device", "link") and name not in ("local", "ideal"):
+        more = ["testbed=docker"]  # plain processes cannot be limited
+    if name == "home3":
+        more = ["devices=3"]
     composed = compose([f"{axis}={name}", *more])
+    if axis == "experiment":  # what it chooses is on the other axes
+        assert composed.config.testbed.backend == "docker"
+        return
     chosen = getattr(composed.config, axis)
     if axis == "systems":
         assert set(chosen) == ({*SYSTEMS} if name == "all" else {name})
         for system, options in chosen.items():  # a page says what the code takes by itself
             assert options == SYSTEMS[system].options(**_given(options))
-    elif axis in ("model", "testbed", "device"):
+    elif axis in ("model", "testbed", "device", "link"):
         assert chosen.name == name
 
 
@@ -115,7 +122,7 @@ def test_all_is_told_from_names():
         (["systems=[tpi,transformer]"], ["did you mean transformers?"]),
         (["systems=[tpi,tpi]"], ["named twice"]),
         (["systems=[]"], ["systems"]),
-        (["testbed=docker"], ["testbed: unknown 'docker'", "local"]),
+        (["testbed=dokker"], ["testbed: unknown 'dokker'", "did you mean docker?"]),
         (["systems=[transformers]", "systems.tpi.window=1"], ["tpi is not among the systems"]),
         (["window=[2"], ["window=[2", "quotes"]),
         (["window=1,2"], ["several values", "-m"]),

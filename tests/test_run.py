@@ -1,20 +1,42 @@
 """`run.py` from the command line, with fake systems, and once with the real ones."""
 
 import json
+import os
+import pty
 import re
+import select
 import signal
 import subprocess
 import sys
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 import run
 from harness import launching
 from harness.compose import CONF_DIR
+from harness.runner import run_repeat
 from results.store import RunStore
+from testbed.base import DeviceError
 from tests.harness.micro import write_model
 
 ROOT = CONF_DIR.parent
+# Neither the end of its lease nor SIGTERM ends it, and it never says that it is ready.
+STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
+FAKE = ("-m", "tests.fake_system", '{"misdeed": "hang"}')
+
+
+@pytest.fixture(autouse=True)
+def locks(tmp_path, monkeypatch):
+    """One harness at a time in this test, whatever else runs on this host meanwhile."""
+    folder = tmp_path / "locks"
+    folder.mkdir()
+    folder.chmod(0o1777)
+    monkeypatch.setattr("testbed.hostlock._FOLDERS", (folder,))
+    return folder
 
 
 @pytest.fixture
@@ -122,32 +144,195 @@ def test_sweep_runs_every_combination(fakes, arguments, capsys):
     assert len(set(re.findall(r"record: .*/(transformers-.*)", out))) == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupt_ends_everything_with_130(arguments, number):
-    hang = json.dumps({"misdeed": "hang"})
+def test_sweep_is_refused_as_a_whole_before_anything_is_measured(fakes, arguments, capsys):
+    assert run.main(["-m", *arguments, "systems=[tpi]", "window=1,0"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "window" in err
+    assert run.main(["-m", *arguments, "systems=[tpi]", "workload.prompt_tokens=4,900000"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    assert "900" in err
+
+
+def fail_at(monkeypatch, count, error):
+    """Let the repeat of that number, counted from 1, end in an error of the harness."""
+    calls = []
+
+    def wrapper(*args):
+        calls.append(args)
+        if len(calls) == count:
+            raise error
+        return run_repeat(*args)
+
+    monkeypatch.setattr("harness.experiment.run_repeat", wrapper)
+
+
+@pytest.mark.usefixtures("fakes")
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (DeviceError("device 1: no room"), 15, "run.py: device 1: no room\n"),
+        (OSError(28, "No space left", "/x"), 15, "run.py: [Errno 28] No space left: '/x'\n"),
+        (KeyboardInterrupt(), 130, "goes on where it stopped\n"),
+    ],
+    ids=lambda v: type(v).__name__,
+)
+def test_error_in_the_middle_shows_what_was_measured(
+    arguments, monkeypatch, capsys, error, status, words
+):
+    monkeypatch.setattr(
+        "harness.available.find_spec", lambda name: None if name == "accelerate" else name
+    )
+    monkeypatch.setattr("harness.plan._plan_check", lambda *_: ("none", "not here"))
+    fail_at(monkeypatch, 2, error)
+    assert run.main([*arguments, "systems=all"]) == status
+    out, err = capsys.readouterr()
+    assert row(out, "transformers").split()[1] == "ok"  # the reference comes first
+    assert "interrupted" in row(out, "tpi")
+    assert "unavailable" in row(out, "accelerate")
+    assert err.endswith(words)
+
+
+def test_output_that_cannot_be_written_ends_in_one_line():
+    argv = [sys.executable, "run.py", "--help"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(argv, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 15
+    assert done.stderr == b"run.py: [Errno 28] No space left on device\n"
+
+
+def test_reader_that_is_gone_ends_it_quietly():
+    read_fd, write_fd = os.pipe()
+    os.close(read_fd)
+    argv = [sys.executable, "run.py", "--help"]
+    done = subprocess.run(argv, cwd=ROOT, stdout=write_fd, stderr=subprocess.PIPE, check=False)
+    os.close(write_fd)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+@contextmanager
+def run_waits(arguments, program, stderr=subprocess.PIPE):
+    """`run.py` in a process of its own, at the first repeat of tpi, which is `program`."""
+    locks = next(Path(a.partition("=")[2]) for a in arguments if a.startswith("results_dir"))
     code = (
-        "import sys, signal, run\n"
+        "import sys, signal, run, pathlib\n"
         "from harness import launching\n"
+        "from testbed import hostlock\n"
+        f"hostlock._FOLDERS = (pathlib.Path({str(locks.parent / 'locks')!r}),)\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        f"launching.PROGRAMS['tpi'] = ('-m', 'tests.fake_system', {hang!r})\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
+        f"launching.PROGRAMS['tpi'] = {program!r}\n"
         f"sys.exit(run.main({[*arguments, 'systems=[tpi]']!r}))\n"
     )
-    argv = [sys.executable, "-c", code]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(argv, cwd=ROOT, text=True, stdout=pipe, stderr=pipe) as process:
-        assert process.stderr is not None
-        for line in process.stderr:
-            if line.startswith("tpi, repeat 1"):
-                break
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=stderr
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def wait_for_repeat(process):
+    """Until the program of the first repeat is there, a child of the harness."""
+    read = ""
+    for line in process.stderr:
+        read += line
+        if line.startswith("tpi, repeat 1"):
+            return wait_for_child(process)
+    raise AssertionError(read)
+
+
+def wait_for_child(process):
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        found = subprocess.run(
+            ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False
+        )
+        if found.stdout:
+            return [int(word) for word in found.stdout.split()]
+        select.select([], [], [], 0.02)
+    raise TimeoutError
+
+
+def assert_gone(pids):
+    for pid in pids:
+        try:
+            handle = os.pidfd_open(pid)
+        except ProcessLookupError:
+            continue
+        assert select.select([handle], [], [], 5)[0], f"process {pid} lives"
+        os.close(handle)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_interrupt_ends_everything_with_130(arguments, number):
+    with run_waits(arguments, FAKE) as process:
+        children = wait_for_repeat(process)
         process.send_signal(number)
         out, err = process.communicate(timeout=15)
     assert process.returncode == 130, err
     assert "interrupted" in row(out, "tpi")
     assert "the same command goes on" in err
-    left = subprocess.run(
-        ["pgrep", "-g", str(process.pid)], capture_output=True, text=True, check=False
-    )
-    assert left.stdout == ""
+    assert "Traceback" not in err
+    assert_gone(children)
+
+
+def test_two_signals_for_one_wish_end_politely(arguments):
+    with run_waits(arguments, FAKE) as process:
+        children = wait_for_repeat(process)
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=15)
+    assert process.returncode == 130, err
+    assert "interrupted" in row(out, "tpi")
+    assert_gone(children)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_again_and_again_end_it_within_a_second(arguments, number):
+    with run_waits(arguments, ("-c", STUBBORN)) as process:
+        children = wait_for_repeat(process)
+        start_s = time.monotonic()
+        while process.poll() is None:
+            process.send_signal(number)
+            select.select([process.stderr], [], [], 0.1)
+            assert time.monotonic() < start_s + 10
+        took_s = time.monotonic() - start_s
+        _, err = process.communicate(timeout=5)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    # To end it politely takes two seconds, until it is killed.
+    assert took_s < 1.5
+    assert_gone(children)
+
+
+def test_terminal_that_is_closed_ends_everything(arguments, tmp_path):
+    ours, theirs = pty.openpty()
+    with run_waits(arguments, FAKE, stderr=theirs) as process:
+        os.close(theirs)
+        children = wait_for_child(process)
+        os.close(ours)
+        process.send_signal(signal.SIGHUP)
+        out, _ = process.communicate(timeout=15)
+    assert process.returncode == 130
+    assert "interrupted" in row(out, "tpi")
+    assert_gone(children)
+    (record,) = RunStore(tmp_path / "runs").scan()[0]
+    assert record.status == "interrupted"
+
+
+def test_nothing_of_the_signals_is_left_behind(fakes, arguments):
+    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    assert run.main(arguments) == 0
+    after = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    assert before == after
+    for thread in threading.enumerate():
+        if thread.name == "signals":
+            thread.join(timeout=5)
+            assert not thread.is_alive()
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@
 star's payloads pass the master's port one after another. Units: seconds, bytes, bits per second.
 """
 
-from tpi.comm.topology import ALGORITHMS, arity
+from tpi.comm.topology import ALGORITHMS, make_tree
 from tpi.errors import ConfigError
 
 
@@ -65,7 +65,8 @@ def ours_allreduce_s(
     """Return the least time of one allreduce, payloads passing each port one after another.
 
     With d one way, S the payload's time at a port, N devices:
-    star 2 d + 2 (N - 1) S; tree, with k children each, 2 depth (d + k S); ring
+    star 2 d + 2 (N - 1) S; tree twice the way to the root, whose port takes the sums of its
+    children as they come (child with c leaves: after d + c S, then d and S each); ring
     2 (N - 1) (d + S / N); direct 2 d + 2 (N - 1) S / N; exchange d + (N - 1) S.
 
     Args:
@@ -81,8 +82,7 @@ def ours_allreduce_s(
         return 0.0
     others, payload_s = world_size - 1, 8 * num_bytes / rate_bps
     if algorithm == "tree":
-        fan_out, depth = tree_shape(world_size)
-        return 2 * depth * (delay_s + fan_out * payload_s)
+        return 2 * _to_root_s(world_size, delay_s, payload_s)
     return {
         "star": 2 * delay_s + 2 * others * payload_s,
         "ring": 2 * others * (delay_s + payload_s / world_size),
@@ -100,7 +100,13 @@ def ours_chained_star_s(
     return 2 * delay_s + world_size * 8 * num_bytes / rate_bps
 
 
-def tree_shape(world_size: int) -> tuple[int, int]:
-    """Return children per rank (the fewest that keep two levels) and depth of the tree."""
-    fan_out = arity(world_size)
-    return fan_out, 1 if world_size <= 1 + fan_out else 2
+def _to_root_s(world_size: int, delay_s: float, payload_s: float) -> float:
+    """Until the root of the tree has every sum; the way back is the same in reverse."""
+    leaves = [
+        len(make_tree(child, world_size).children) for child in make_tree(0, world_size).children
+    ]
+    ready = sorted(delay_s + count * payload_s if count else 0.0 for count in leaves)
+    free_s = 0.0
+    for ready_s in ready:
+        free_s = max(free_s, ready_s + delay_s) + payload_s
+    return free_s

@@ -3,7 +3,17 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from testbed.procfs import PeakSampler, oom_kills, process_tree, read_memory
+import pytest
+
+from testbed.procfs import (
+    PeakSampler,
+    host_swap_bytes,
+    number_after,
+    oom_kills,
+    process_tree,
+    read_memory,
+    session_of,
+)
 
 
 def write_process(
@@ -62,3 +72,35 @@ def test_oom_kills_are_counted(tmp_path):
     (tmp_path / "vmstat").write_text("pgfault 3\noom_kill 2\n")
     assert oom_kills(tmp_path) == 2
     assert oom_kills(tmp_path / "none") == 0
+
+
+def test_reset_forgets_peaks_and_whom_they_came_from(tmp_path):
+    write_process(tmp_path, 1, 100, 60)
+    looks: list[int] = []
+    sampler = PeakSampler(lambda: [1], tmp_path, also=lambda: looks.append(1))
+    sampler.sample()
+    write_process(tmp_path, 1, 100, 30)
+    sampler.reset()
+    assert (sampler.rss_hwm, sampler.anon_peak, sampler.num_samples) == (0, 0, 0)
+    sampler.sample()
+    assert (sampler.anon_peak, len(looks)) == (30 * 1024, 2)
+
+
+def test_session_is_read_behind_any_name(tmp_path):
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7" / "stat").write_text("7 (a) b (c) S 1 5 6 0 -1\n")
+    assert session_of(7, tmp_path) == 6
+    assert session_of(8, tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [(b"anon ", 1), (b"file ", 22), (b"total_file ", 3), (b"le ", None), (b"none ", None)],
+)
+def test_number_is_that_of_the_whole_name(name, number):
+    assert number_after(b"anon 1\nfile 22\ntotal_file 3\n", name) == number
+
+
+def test_swap_of_the_host(tmp_path):
+    (tmp_path / "meminfo").write_text("MemTotal: 5 kB\nSwapTotal:    2 kB\nSwapFree: 1 kB\n")
+    assert host_swap_bytes(tmp_path) == 2048

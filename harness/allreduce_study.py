@@ -1,0 +1,258 @@
+"""Allreduce latency over link delay, measured on the emulated network beside its closed forms.
+
+    python -m harness.allreduce_study --out results/published/allreduce.json
+
+The paper's Figure 3 and Proposition 2: star, tree and ring on N containers joined by links of
+`--delays` (device to core, one way), for payloads of `--bytes`. All ranks start a round at the same
+moment of the host's clock; its latency ends when the last rank has the sum. Containers' CPU is not
+limited, and with `--dilation` k links are k times slower and times divided by k, so that what the
+ranks' own processing adds counts 1/k. Read `measure` first.
+"""
+
+import argparse
+import json
+import queue
+import secrets
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from harness.emulation import open_testbed
+from harness.scratch import scratch_folder
+from results.environment import host_environment
+from testbed.base import Device, DeviceError, Inbox, Process, make_inbox
+from testbed.limits import DeviceLimits
+from testbed.link import LinkSpec, wire_bytes
+from tpi.allreduce_cost import ours_allreduce_s, published_link_latency_s
+from tpi.errors import TpiError
+from tpi.files import write_atomic
+
+ALGORITHMS = ("star", "tree", "ring")
+_HOPS_TO_CORE = 2  # of the paper's topology: device, gateway, core
+_START_S, _LEAD_S, _ANSWER_S = 180.0, 0.05, 60.0
+_WARMUP_ROUNDS = 3  # the window of every connection grows to the payload
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One latency, undilated, beside what it should be.
+
+    Attributes:
+        delay_ms: One way, device to core.
+        median_s: Over rounds; `low_s` and `high_s` are the quartiles.
+        bound_s: Delays and payloads with their headers, the ports they share counted.
+        published_s: The paper's: hops alone (Propositions 1 and 2).
+    """
+
+    algorithm: str
+    delay_ms: float
+    num_bytes: int
+    world_size: int
+    median_s: float
+    low_s: float
+    high_s: float
+    rounds: int
+    bound_s: float
+    published_s: float
+
+
+def expected_s(
+    algorithm: str, world_size: int, num_bytes: int, link: LinkSpec
+) -> tuple[float, float]:
+    """(least time with shared ports and headers, the paper's: link latency alone)."""
+    bound = ours_allreduce_s(
+        algorithm,
+        world_size=world_size,
+        num_bytes=wire_bytes(num_bytes),
+        delay_s=2 * link.delay_s,
+        rate_bps=link.rate_bps or 1e12,
+    )
+    hop_s = link.delay_s / _HOPS_TO_CORE
+    return bound, published_link_latency_s(algorithm, hop_s=hop_s, world_size=world_size)
+
+
+def measure(
+    devices: Sequence[Device], cells: Sequence[tuple[str, int]], rounds: int, period_s: float,
+    dilation: float,
+) -> Iterator[tuple[tuple[str, int], list[float]]]:  # fmt: skip
+    """Yield the latencies of each (algorithm, payload), in seconds as they passed here.
+
+    Raises:
+        DeviceError: A rank ended, did not answer, or its sum is wrong.
+    """
+    inbox = make_inbox()
+    processes = _start(devices, cells, inbox, dilation)
+    try:
+        _hear(inbox, len(devices), _START_S * dilation)
+        for number, cell in enumerate(cells):
+            latencies = []
+            for _ in range(_WARMUP_ROUNDS + rounds):
+                at_ns = time.monotonic_ns() + int(_LEAD_S * 1e9)
+                for process in processes:
+                    process.send(f"{number} {at_ns}")
+                said = _hear(inbox, len(devices), _ANSWER_S + period_s)
+                if not all(event["ok"] for event in said):
+                    raise DeviceError(f"allreduce {cell[0]} of {cell[1]} bytes: a wrong sum")
+                latencies.append((max(event["end_ns"] for event in said) - at_ns) / 1e9)
+            yield cell, latencies[_WARMUP_ROUNDS:]
+    finally:
+        for process in processes:
+            process.release()
+        for process in processes:
+            process.wait(5.0)
+
+
+def _start(
+    devices: Sequence[Device], cells: Sequence[tuple[str, int]], inbox: Inbox, dilation: float
+) -> list[Process]:
+    session = secrets.token_hex(16)
+    master = f"{devices[0].address}:{devices[0].free_port()}"
+    rounds = [{"algorithm": algorithm, "num_bytes": count} for algorithm, count in cells]
+    return [
+        device.run(
+            [device.python, "-m", "baselines.sum_rounds"],
+            inbox,
+            {
+                "rank": rank,
+                "world_size": len(devices),
+                "session": session,
+                "bind": device.address,
+                "master": master,
+                "time_scale": dilation,
+                "rounds": rounds,
+            },
+        )
+        for rank, device in enumerate(devices)
+    ]
+
+
+def _hear(inbox: Inbox, count: int, timeout_s: float) -> list[Mapping[str, Any]]:
+    """One line of every rank."""
+    said: list[Mapping[str, Any]] = []
+    while len(said) < count:
+        try:
+            output = inbox.get(timeout=timeout_s)
+        except queue.Empty:
+            raise DeviceError(f"allreduce: no answer of a rank within {timeout_s:g} s") from None
+        if output.exit is not None:
+            last = output.exit.log_tail.strip().splitlines()[-1:] or ["it said nothing"]
+            raise DeviceError(f"allreduce: rank {output.device} ended: {last[0]}")
+        said.append(json.loads(output.line))
+    return said
+
+
+def study(arguments: argparse.Namespace, console: Console) -> list[Point]:
+    """Measure every delay, algorithm and payload."""
+    points = []
+    cells = list(product(ALGORITHMS, arguments.bytes))
+    for delay_ms in arguments.delays:
+        link = LinkSpec(delay_ms / 1e3, arguments.rate_mbps * 1e6, 0.0, 16 << 20)
+        dilated = link.dilated(arguments.dilation)
+        with (
+            scratch_folder(Path(arguments.work_dir).absolute()) as folder,
+            open_testbed(
+                folder,
+                [DeviceLimits(threads=1)] * arguments.devices,
+                [dilated] * arguments.devices,
+                mounts=(),
+                link_backend=arguments.backend,
+                dilation=arguments.dilation,
+            ) as testbed,
+        ):
+            devices = testbed.up(arguments.devices)
+            longest = expected_s("ring", arguments.devices, max(arguments.bytes), dilated)[0]
+            for cell, seen in measure(
+                devices, cells, arguments.rounds, 3 * longest, arguments.dilation
+            ):
+                points.append(_point(cell, delay_ms, link, seen, arguments))
+                console.print(f"{points[-1].algorithm} {cell[1]} B at {delay_ms:g} ms", end="\r")
+    return points
+
+
+def _point(
+    cell: tuple[str, int],
+    delay_ms: float,
+    link: LinkSpec,
+    seen: Sequence[float],
+    arguments: argparse.Namespace,
+) -> Point:
+    algorithm, num_bytes = cell
+    undilated = [value / arguments.dilation for value in seen]
+    quartiles = statistics.quantiles(undilated, n=4) if len(undilated) > 1 else undilated * 3
+    bound_s, published_s = expected_s(algorithm, arguments.devices, num_bytes, link)
+    return Point(
+        algorithm, delay_ms, num_bytes, arguments.devices, statistics.median(undilated),
+        quartiles[0], quartiles[-1], len(seen), bound_s, published_s,
+    )  # fmt: skip
+
+
+def show(points: Sequence[Point], console: Console) -> None:
+    """Print measured beside expected."""
+    table = Table(box=None, padding=(0, 1))
+    for title in ("delay", "payload", "algorithm", "measured", "bound", "ratio", "the paper's"):
+        table.add_column(title, justify="left" if title == "algorithm" else "right")
+    for point in points:
+        table.add_row(
+            f"{point.delay_ms:g} ms",
+            f"{point.num_bytes} B",
+            point.algorithm,
+            f"{point.median_s * 1e3:.2f} ms",
+            f"{point.bound_s * 1e3:.2f} ms",
+            f"{point.median_s / point.bound_s:.2f}" if point.bound_s else "-",
+            f"{point.published_s * 1e3:.2f} ms",
+        )
+    console.print(table)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the study; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m harness.allreduce_study")
+    parser.add_argument("--devices", type=int, default=8)
+    parser.add_argument("--delays", type=_numbers, default=[0, 1, 2, 4, 6, 8, 10],
+                        help="ms, device to core, one way")  # fmt: skip
+    parser.add_argument("--bytes", type=_counts, default=[4, 32768])
+    parser.add_argument("--rate-mbps", type=float, default=300)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--dilation", type=float, default=8)
+    parser.add_argument("--backend", default="auto")
+    parser.add_argument("--work-dir", default="weights")
+    parser.add_argument("--out", type=Path, help="where the figures are kept, as JSON")
+    arguments = parser.parse_args(argv)
+    console = Console(highlight=False)
+    try:
+        points = study(arguments, console)
+    except TpiError as exc:
+        sys.stderr.write(f"allreduce_study: {exc}\n")
+        return exc.exit_status
+    show(points, console)
+    if arguments.out is not None:
+        kept = {
+            "schema": 1,
+            "dilation": arguments.dilation,
+            "rate_mbps": arguments.rate_mbps,
+            "environment": host_environment(),
+            "points": [asdict(point) for point in points],
+        }
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(arguments.out, json.dumps(kept, indent=1).encode())
+    return 0
+
+
+def _numbers(text: str) -> list[float]:
+    return [float(word) for word in text.split(",")]
+
+
+def _counts(text: str) -> list[int]:
+    return [int(word) for word in text.split(",")]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

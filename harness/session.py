@@ -1,0 +1,113 @@
+"""One configuration from its plan to its table.
+
+`prepare` refuses what cannot be done, before anything has started; `run` does it and shows what was
+measured, also when it ends in the middle. Read `run` first.
+"""
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from harness.available import split_available
+from harness.compose import Composed
+from harness.experiment import Experiment
+from harness.findings import disk_share
+from harness.host import Host, probe_host
+from harness.live import Live
+from harness.plan import make_plan
+from harness.plan_text import describe
+from harness.planned import Plan
+from harness.prompt import prompt_ids
+from results.schema import RunRecord
+from results.tables import note_lines, rich_table
+from testbed.hostlock import Contention, host_lock
+from tpi.config import load_config, load_preset
+from tpi.errors import TpiError
+
+WIDTH = 120  # where there is no terminal to ask
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What will be done, and a row for each system that cannot run."""
+
+    plan: Plan
+    host: Host
+    prompt: tuple[int, ...]
+    unavailable: tuple[RunRecord, ...]
+
+
+class Output(Console):
+    """A stream of ours; that its reader is gone is an error, not the end of the process."""
+
+    def on_broken_pipe(self) -> None:
+        """Leave it to the caller."""
+        raise BrokenPipeError
+
+
+def prepare(composed: Composed) -> Prepared:
+    """Plan one configuration; nothing is started or written but a probe of the disk.
+
+    Raises:
+        ConfigError: It cannot be done as it was asked for.
+    """
+    path = composed.config.model.path
+    name = composed.config.model.name
+    model = load_preset(name) if path is None else load_config(Path(path))
+    config, unavailable = split_available(composed.config, model, is_all=composed.all_systems)
+    prompt = prompt_ids(config, model)
+    host = probe_host(Path(config.weights.dir), memory_rate=config.testbed.backend == "docker")
+    return Prepared(make_plan(config, model, len(prompt), host), host, prompt, tuple(unavailable))
+
+
+def run(prepared: Prepared, console: Console) -> int:
+    """Say what will be done, do it, print the table; returns the exit status.
+
+    Raises:
+        KeyboardInterrupt, TpiError, OSError: After the table of what was measured until then.
+    """
+    plan = prepared.plan
+    with host_lock(allow_concurrent=plan.config.allow_concurrent) as contention:
+        return _run(prepared, contention, console)
+
+
+def _run(prepared: Prepared, contention: Contention, console: Console) -> int:
+    plan, host = prepared.plan, prepared.host
+    live = Live(Output(stderr=True, highlight=False))
+    experiment = Experiment(plan, host, prepared.prompt, live, contention=contention)
+    grid = Table.grid(padding=(0, 2))
+    for heading, text in describe(plan, host, experiment.to_write, experiment.pending):
+        grid.add_row(heading, Text(text))  # as Text: brackets are no markup
+    console.print(grid, "")
+    results_dir = Path(plan.config.results_dir)
+    try:
+        experiment.run()
+    except (KeyboardInterrupt, TpiError, OSError):
+        with contextlib.suppress(OSError):  # the first error is the one to tell
+            show([*experiment.records, *prepared.unavailable], results_dir, console)
+        raise
+    show([*experiment.records, *prepared.unavailable], results_dir, console)
+    return experiment.exit_status
+
+
+def show(records: Sequence[RunRecord], results_dir: Path, console: Console) -> None:
+    """Print the table, what it leaves out, and where the records lie."""
+    shares = [disk_share(record) for record in records]
+    rows = [
+        replace(record, notes=(*record.notes, share)) if share else record
+        for record, share in zip(records, shares, strict=True)
+    ]
+    table = rich_table(rows)
+    table.caption = None  # it would be wrapped to the table's width
+    # Cells are never cut short: a terminal that is too narrow wraps the lines itself.
+    wide = Output(highlight=False, file=console.file, width=max(console.width, WIDTH))
+    wide.print("", table, "")
+    kept = [results_dir / record.run_id for record in records if record.run_id]
+    folders = [f"record: {folder}" for folder in kept if folder.is_dir()]
+    for line in (*note_lines(rows), *folders):
+        console.print(line, markup=False, soft_wrap=True)

@@ -1,0 +1,28 @@
+"""What a device is held to: CPU, memory, swap and disk, as they are enforced on this host.
+
+Values are those of the emulated device already divided by the dilation (`harness/dilation.py`);
+nothing here knows of it. None is "not limited", and is said so in the record.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceLimits:
+    """The limits of one device.
+
+    Attributes:
+        cpus: CPU seconds per second; None for no limit.
+        threads: Compute threads that its programs are told to use.
+        memory: Bytes of memory; None for no limit.
+        swap: Bytes of swap beside `memory`; needs swap on the host.
+        read_bps: Bytes per second from the disk that holds the weights; None for no limit.
+        write_bps: Likewise, to it.
+    """
+
+    cpus: float | None = None
+    threads: int = 1
+    memory: int | None = None
+    swap: int = 0
+    read_bps: int | None = None
+    write_bps: int | None = None
