@@ -62,6 +62,8 @@ def run_repeat(launch: Launch, testbed: Testbed, watch: Watch | None = None) -> 
     try:
         devices = testbed.up(launch.world_size)
         before = testbed.prove("before")
+        if before.problems:  # nothing that is measured now would count
+            return _unproved(devices, before)
         talk = Conversation(launch.requests, launch.deadlines.scaled(launch.time_scale), watch)
         for device, spec in zip(devices, make_specs(launch, devices), strict=True):
             argv = [device.python, *launch.program]
@@ -84,6 +86,18 @@ def run_repeat(launch: Launch, testbed: Testbed, watch: Watch | None = None) -> 
         )
     finally:
         testbed.down()
+
+
+def _unproved(devices: Sequence[Device], proof: Proof) -> Outcome:
+    """The outcome of a repeat that was not begun, since limits or links do not hold."""
+    return Outcome(
+        start_ns=(),
+        events=(),
+        exits=(),
+        meters=tuple(device.meter() for device in devices),
+        facts=tuple(device.facts() for device in devices),
+        proof=proof,
+    )
 
 
 def make_specs(launch: Launch, devices: Sequence[Device]) -> list[NodeSpec]:

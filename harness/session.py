@@ -25,6 +25,7 @@ from harness.planned import Plan
 from harness.prompt import prompt_ids
 from results.schema import RunRecord
 from results.tables import note_lines, rich_table
+from testbed.base import DeviceError
 from testbed.hostlock import Contention, host_lock
 from tpi.config import load_config, load_preset
 from tpi.errors import TpiError
@@ -80,6 +81,8 @@ def _run(prepared: Prepared, contention: Contention, console: Console) -> int:
     plan, host = prepared.plan, prepared.host
     live = Live(Output(stderr=True, highlight=False))
     experiment = Experiment(plan, host, prepared.prompt, live, contention=contention)
+    if plan.is_emulated and experiment.pending:
+        _require_docker()
     grid = Table.grid(padding=(0, 2))
     for heading, text in describe(plan, host, experiment.to_write, experiment.pending):
         grid.add_row(heading, Text(text))  # as Text: brackets are no markup
@@ -93,6 +96,21 @@ def _run(prepared: Prepared, contention: Contention, console: Console) -> int:
         raise
     show([*experiment.records, *prepared.unavailable], results_dir, console)
     return experiment.exit_status
+
+
+def _require_docker() -> None:
+    """Refuse before weights are made what would fail when devices are.
+
+    Raises:
+        DeviceError: No daemon, or no image.
+    """
+    from testbed.daemon import Daemon  # Docker's SDK takes a quarter of a second
+    from testbed.image.build import image_problem
+
+    with contextlib.closing(Daemon()) as daemon:
+        problem = image_problem(daemon.client)
+    if problem is not None:
+        raise DeviceError(f"docker: {problem}")
 
 
 def show(records: Sequence[RunRecord], results_dir: Path, console: Console) -> None:

@@ -22,6 +22,8 @@ def judge(
 ) -> Repeat:
     """Decide how a repeat ended; `request_id` is the measured request."""
     status, reason = _status(outcome)
+    if status == "ok" and outcome.proof.problems:
+        status, reason = "invalid", _unproved(outcome.proof.problems)
     repeat = Repeat(
         index=index,
         request_id=request_id,
@@ -39,10 +41,6 @@ def judge(
     )
     if status != "ok":
         return repeat
-    if outcome.proof.problems:
-        first, *others = outcome.proof.problems
-        more = f"; and {len(others)} more, see the record" if others else ""
-        return _with_status(repeat, "invalid", f"emulation: {first}{more}")
     if len(repeat.tokens) != new_tokens:
         text = (
             f"request {request_id}: {len(repeat.tokens)} tokens came, {new_tokens} were asked for"
@@ -143,6 +141,12 @@ def _facts(outcome: Outcome) -> dict[str, object]:
         "meter_words": [dict(m.words) for m in outcome.meters],
         "proof": _proof(outcome),
     }
+
+
+def _unproved(problems: Sequence[str]) -> str:
+    first, *others = problems
+    more = f"; and {len(others)} more, see the record" if others else ""
+    return f"emulation: {first}{more}"
 
 
 def _proof(outcome: Outcome) -> dict[str, object]:

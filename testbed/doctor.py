@@ -95,6 +95,13 @@ def report(found: Sequence[Check]) -> list[Table | Text]:
     return parts
 
 
+def show(found: Sequence[Check], console: Console) -> None:
+    """Print the report."""
+    for part in report(found):
+        # A command is not to be broken where it is copied from.
+        console.print(part, soft_wrap=isinstance(part, Text))
+
+
 def conclusion(found: Sequence[Check]) -> str:
     """Whether docker testbeds can run, in a sentence."""
     if can_run(found):
@@ -257,10 +264,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = Path(arguments[0]) if arguments else _WEIGHTS
     with closing(Machine(folder)) as machine:
         found = checks(machine)
-    console = Console(highlight=False)
-    for part in report(found):
-        # A command is not to be broken where it is copied from.
-        console.print(part, soft_wrap=isinstance(part, Text))
+    show(found, Console(highlight=False))
     return 0 if can_run(found) else 1
 
 

@@ -94,7 +94,7 @@ class Peer:
         count = self.connection.recv_into(buffer)
         if self._mode == _PING:
             self.connection.sendall(memoryview(buffer)[:count])
-        else:
+        elif count:
             self._swallow(count)
         return count > 0
 

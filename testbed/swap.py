@@ -8,6 +8,7 @@ import contextlib
 import errno
 import os
 import re
+import shlex
 import socket
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
@@ -87,19 +88,17 @@ def ensure_swap(
     _refuse_unless(may_make, os.geteuid() if uid is None else uid, need_bytes, free, folder)
     path = folder.resolve() / swap_name(label)
     run = run or run_tool
+    # Outside of the `try`: a file that somebody else has made is not ours to remove.
+    fd = _create(path, size)
     try:
-        make_swap_file(path, size, run)
+        _swap_on(fd, path, size, run)
         yield path
     finally:
         _remove(path, root, run)
 
 
-def make_swap_file(path: Path, size_bytes: int, run: Run) -> None:
-    """Make a file that only its owner can read, and swap on it.
-
-    Raises:
-        DeviceError: It cannot be; what was made of it is still there.
-    """
+def _create(path: Path, size_bytes: int) -> int:
+    """A new file that only its owner can read, open for writing."""
     with map_errors({OSError: DeviceError}, f"swap file {path}"):
         stat = os.statvfs(path.parent)
         free = stat.f_bavail * stat.f_frsize
@@ -108,21 +107,23 @@ def make_swap_file(path: Path, size_bytes: int, run: Run) -> None:
                 f"swap file {path}: {size_bytes} bytes needed and {_LEAST_FREE_BYTES} to spare,"
                 f" {free} free; put weights.dir on a larger disk"
             )
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+
+
+def _swap_on(fd: int, path: Path, size_bytes: int, run: Run) -> None:
+    """Give a file its size and swap on it; closes it."""
+    with os.fdopen(fd, "wb", buffering=0), map_errors({OSError: DeviceError}, f"swap file {path}"):
         try:
-            try:
-                os.posix_fallocate(fd, 0, size_bytes)
-            except OSError:  # some file systems cannot reserve space
-                _fill(fd, size_bytes)
+            os.posix_fallocate(fd, 0, size_bytes)
+        except OSError:  # some file systems cannot reserve space
+            _fill(fd, size_bytes)
+        run(["mkswap", str(path)], _ON_S)
+        try:
+            run(["swapon", str(path)], _ON_S)
+        except DeviceError:  # nor can some swap to what is only reserved
+            _fill(fd, size_bytes)
             run(["mkswap", str(path)], _ON_S)
-            try:
-                run(["swapon", str(path)], _ON_S)
-            except DeviceError:  # nor can some swap to what is only reserved
-                _fill(fd, size_bytes)
-                run(["mkswap", str(path)], _ON_S)
-                run(["swapon", str(path)], _ON_S)
-        finally:
-            os.close(fd)
+            run(["swapon", str(path)], _ON_S)
 
 
 def _fill(fd: int, size_bytes: int) -> None:
@@ -272,7 +273,7 @@ def _refuse_unless(may_make: bool, uid: int, need: int, free: int, folder: Path)
         return
     mend = "say testbed.make_swap=true as root" if uid == _ROOT_UID else "run as root"
     size = -(-need // (1 << 20))
-    file = folder / "swapfile"
+    file = shlex.quote(str(folder / "swapfile"))
     raise ConfigError(
         f"swap: the devices need {need} bytes, this host has {free} free; {mend}, or make some:"
         f" `fallocate -l {size}M {file} && chmod 600 {file} && mkswap {file} && swapon {file}`"

@@ -20,6 +20,7 @@ import docker
 import requests
 
 from testbed.base import DeviceError
+from testbed.daemon import Daemon
 from testbed.image.recipe import (
     FOLDER,
     REPOSITORY,
@@ -65,8 +66,22 @@ def build(say: Say, pip_arguments: Sequence[str] = ()) -> str:
     Raises:
         DeviceError: No daemon, no base, or a package cannot be had; one line.
     """
+    daemon = Daemon()
+    try:
+        daemon.client.timeout = _BUILD_TIMEOUT_S  # between two lines of a build lie minutes
+        return _build(daemon.client, say, pip_arguments)
+    finally:
+        daemon.close()
+
+
+def old_tags(client: Any) -> list[str]:
+    """Device images of other recipes, which nothing uses any more."""
+    images = client.images(name=REPOSITORY)
+    return sorted({t for i in images for t in i["RepoTags"] or ()} - {image_tag()})
+
+
+def _build(client: Any, say: Say, pip_arguments: Sequence[str]) -> str:
     tag = image_tag()
-    client = _client()
     if image_problem(client) is None:
         say(f"{tag} is there, nothing to do")
         return tag
@@ -82,21 +97,6 @@ def build(say: Say, pip_arguments: Sequence[str] = ()) -> str:
     size = client.inspect_image(tag)["Size"]
     say(f"{tag} built in {time.monotonic() - start_s:.0f} s, {size / 1e9:.1f} GB")
     return tag
-
-
-def old_tags(client: Any) -> list[str]:
-    """Device images of other recipes, which nothing uses any more."""
-    images = client.images(name=REPOSITORY)
-    return sorted({t for i in images for t in i["RepoTags"] or ()} - {image_tag()})
-
-
-def _client() -> Any:
-    try:
-        client = docker.APIClient(timeout=_BUILD_TIMEOUT_S)
-        client.ping()
-    except (docker.errors.DockerException, requests.exceptions.RequestException) as exc:
-        raise DeviceError(f"image: {NO_DAEMON}") from exc
-    return client
 
 
 def _base(client: Any, say: Say) -> str:

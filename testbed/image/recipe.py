@@ -19,7 +19,8 @@ FOLDER = Path(__file__).parent
 ROOTS = ("torch", "numpy", "transformers", "accelerate", "safetensors", "tokenizers", "psutil")
 EXTRA_ROOTS = ("llama-cpp-python", "gguf")
 SUITES: Mapping[str, str] = {"3.11": "bookworm", "3.13": "trixie"}  # Debian's by its Python
-_FILES = ("Dockerfile", "bootstrap.sh", "build.py")
+_FILES = ("Dockerfile", "bootstrap.sh")
+_BUILDER = "1"  # of what build.py puts where; another number builds anew
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 Requires = Callable[[str], tuple[str, Sequence[str]] | None]
@@ -96,7 +97,7 @@ def base_tag() -> str:
 
 def recipe_digest(packages: Sequence[str]) -> str:
     """12 hexadecimal digits of everything that decides the image."""
-    parts = [python_version(), platform.machine(), *packages, *(_read(name) for name in _FILES)]
+    parts = [_BUILDER, python_version(), platform.machine(), *packages, *map(_read, _FILES)]
     return _digest(parts)
 
 

@@ -25,11 +25,12 @@ MAIN = 'if __name__ == "__main__":'
 
 
 class Faulty(Fake):
-    """One rank; the option `say` is written to its log first."""
+    """One rank; it writes the option `say` to its log, and takes `wait_s` to start."""
 
     def __init__(self, spec: NodeSpec) -> None:
         super().__init__(spec)
         os.write(2, f"{self.options.get('say', '')}\n".encode())
+        time.sleep(float(str(self.options.get("wait_s", 0))))
 
     def misbehave(self, misdeed: str, request: Request) -> None:
         """Break."""

@@ -203,13 +203,14 @@ def test_second_harness_is_refused_and_names_the_first(site):
     assert site.run("workload.seed=9")[0] == 0
 
 
+@pytest.mark.timeout(240)
 def test_two_that_may_run_side_by_side_are_both_marked(site):
-    with site.start("workload.seed=1", "repeats=20") as process:
+    with site.start("workload.seed=1", "repeats=2", tpi={"wait_s": 2}) as process:
         wait_for_line(process, "tpi, repeat 1")
         status, out, err = site.run("workload.seed=2", "allow_concurrent=true")
         assert status == 0, out + err
         assert "contended" in out
-        first_out, first_err = process.communicate(timeout=60)
+        first_out, first_err = process.communicate(timeout=120)
     assert process.returncode == 0, first_err
     assert "contended" in first_out
 
@@ -217,12 +218,12 @@ def test_two_that_may_run_side_by_side_are_both_marked(site):
 @pytest.mark.docker
 def test_out_of_memory_is_a_row_of_the_table(docker_site):
     status, out, err = docker_site.run("device.memory=512MiB", tpi={"misdeed": "oom"})
-    assert status == 1, out + err
+    assert status == 0, out + err  # on a device with a limit it is a result
     assert "oom" in row(out, "tpi")
     assert "ok" in row(out, "transformers")
     (record,) = [r for r in RunStore(docker_site.results).scan()[0] if r.system == "tpi"]
     assert record.status == "oom"
-    assert "512 MiB" in record.reason or "0.5 GiB" in record.reason
+    assert "limit of 512 MiB (peak 5" in record.reason
 
 
 NO_DELAY = """
@@ -246,7 +247,8 @@ def test_emulation_that_is_not_in_force_is_invalid(docker_site):
 
 NO_IMAGE = """
 import harness.emulation as emulation
-emulation.image_tag = lambda: "tpi-lab-device:000000000000"
+import testbed.image.build as build
+emulation.image_tag = build.image_tag = lambda: "tpi-lab-device:000000000000"
 """
 
 
@@ -264,7 +266,7 @@ def test_docker_that_cannot_be_used_is_one_line_soon(docker_site, options, words
     start_s = time.monotonic()
     status, out, err = docker_site.run(**options)
     assert time.monotonic() - start_s < 30
-    assert status in (2, 15), out + err
+    assert (status, out) == (15, ""), err
     assert words in err
     assert "Traceback" not in err
     assert len(err.splitlines()) == 1

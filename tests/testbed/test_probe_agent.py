@@ -196,10 +196,8 @@ def test_commands_are_cut_anywhere():
     commands = Commands(reading)
     os.write(writing, b"one\ntwo\nth")
     lines = iter(commands)
-    assert next(lines) == b"one"
-    assert commands.is_waiting
-    assert next(lines) == b"two"
-    assert not commands.is_waiting
+    assert (next(lines), commands.is_waiting) == (b"one", True)
+    assert (next(lines), commands.is_waiting) == (b"two", False)
     os.write(writing, b"ree\n")
     assert next(lines) == b"three"
     os.write(writing, b"no end")
@@ -215,20 +213,29 @@ def test_slope_is_little_moved_by_a_point_that_came_late():
     assert slope.per_second == pytest.approx(100_000, rel=0.02)
 
 
-def sink_answer(warm: int, measured: int, pieces: list[int]) -> bytes:
-    """What a sink answers to data that comes in some pieces."""
-    near, far = socket.socketpair()
-    with near, far:
-        # Pairs have no TCP options; the peer's are set in its constructor.
-        peer = Peer.__new__(Peer)
-        peer.__dict__.update(Peer.over(near).__dict__)
-        buffer = bytearray(1 << 16)
-        far.sendall(b"s")
-        peer.take(buffer)
-        for byte in struct.pack("!QQ", warm, measured):
+@pytest.mark.parametrize(
+    ("pieces", "is_rate"), [([10, 20, 20, 20, 20, 20], True), ([110], False), ([60, 50], False)]
+)
+def test_a_sink_tells_a_rate_from_enough_pieces(pieces, is_rate):
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()) as far,
+        server.accept()[0] as near,
+    ):
+        peer, buffer = Peer(near), bytearray(1 << 16)
+        for byte in b"s" + struct.pack("!QQ", 50, 60):
             far.sendall(bytes([byte]))
-            peer.take(buffer)
+            assert peer.take(buffer)
         for size in pieces:
             far.sendall(bytes(size))
-            peer.take(buffer)
-        return far.recv(8)
+            assert peer.take(buffer)
+        (rate,) = struct.unpack("!d", far.recv(8))
+        assert (rate > 0) is is_rate
+        far.shutdown(socket.SHUT_WR)
+        assert not peer.take(buffer)
+
+
+def test_a_rate_that_cannot_be_told_is_an_error(agent, master):
+    found = agent.ask(do="send", **serve(master), warm_bytes=0, bytes=5)
+    assert found["event"] == "error"
+    assert "too few pieces" in found["message"]
