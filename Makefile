@@ -34,7 +34,7 @@ $(VENV)/.llamacpp: $(STAMP)
 	@touch $@
 
 image: setup  ## build the image of emulated devices if its inputs changed (minutes; Docker)
-	@$(PY) -m testbed.image $(TORCH_ARGS)
+	@$(PY) -m testbed.image
 
 doctor: setup  ## say what this machine can emulate, and what is missing
 	@$(PY) -m testbed.doctor

@@ -3,7 +3,8 @@
 What a user gets with no other software: `from_pretrained` with `DistributedConfig(tp_size=N)`, one
 process a device, then `generate` on all of them. Each rank reads its slices of the checkpoint and
 keeps them; the embedding and the LM head are split too, and every rank has the prompt and picks
-the tokens. No options. `problems` says what it cannot do; it needs neither torch nor Transformers.
+the tokens. One option, `trust_network`. `problems` says what it cannot do; it needs neither torch
+nor Transformers.
 """
 
 import sys
@@ -75,7 +76,9 @@ def load(spec: NodeSpec) -> Model:
     Raises:
         ConfigError: So many devices cannot share this model.
     """
-    Fields(spec.options, "spec options").finish()
+    fields = Fields(spec.options, "spec options")
+    trust_network = fields.take_bool("trust_network", False)
+    fields.finish()
     for problem in problems(load_config(spec.model_dir), spec.world_size, spec.dtype):
         raise ConfigError(f"transformers-tp: {problem}")
     # Only here: a wrong spec is refused before the library's seconds of import.
@@ -88,7 +91,7 @@ def load(spec: NodeSpec) -> Model:
     from baselines.collectives import CollectiveClock
     from baselines.gloo import GlooGroup
 
-    group = GlooGroup(spec)
+    group = GlooGroup(spec, trust_network=trust_network)
     clock = CollectiveClock()
     sharing = DistributedConfig(tp_size=spec.world_size)
     with group.peers_named("the load"):

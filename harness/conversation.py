@@ -7,6 +7,7 @@ the contract (`contract.py`). Read `hold` first.
 """
 
 import queue
+import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ from testbed.base import Device, Exit, Inbox, Output, Process, make_inbox
 from tpi.events import Event
 from tpi.ranks import MASTER_RANK
 from tpi.spec import Request
+
+# To write a stack takes milliseconds; a paused program does not write one.
+_DUMP_S = 2.0
 
 
 class Watch(Protocol):
@@ -117,6 +121,8 @@ class Conversation:
             # A breach is its own cause, and one who floods would only go on.
             if not failure.is_breach:
                 self._hear_last_words()
+            if failure.status == "timeout":
+                self._dump_stacks()
         self._stop()
         return failure
 
@@ -196,6 +202,15 @@ class Conversation:
                 return
             except _Stop:
                 continue
+
+    def _dump_stacks(self) -> None:
+        """Let programs that hang write to their logs where they are; Python's then end."""
+        hanging = [p for rank, p in enumerate(self._processes) if self.exits[rank] is None]
+        for process in hanging:
+            process.signal(signal.SIGABRT)
+        deadline = time.monotonic() + _DUMP_S
+        for process in hanging:
+            process.wait(max(deadline - time.monotonic(), 0))
 
     def _stop(self) -> None:
         for rank, process in enumerate(self._processes):

@@ -116,7 +116,7 @@ class Jobs:
             if old.status == "interrupted":  # fewer repeats are asked for than then
                 old = self._store.write(replace(old, status="ok", reason=""))
             return Job(system, old, 0, is_kept=True)
-        if system.refusal is not None or old.check.is_broken:
+        if system.refusal is not None or old.status == "invalid":
             return None
         return Job(system, old, repeats - old.num_ok, is_kept=True)
 

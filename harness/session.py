@@ -27,6 +27,8 @@ from results.schema import RunRecord
 from results.tables import note_lines, rich_table
 from testbed.base import DeviceError
 from testbed.hostlock import Contention, host_lock
+from testbed.janitor import janitor
+from testbed.label import RunLabel
 from tpi.config import load_config, load_preset
 from tpi.errors import TpiError
 
@@ -73,7 +75,11 @@ def run(prepared: Prepared, console: Console) -> int:
         KeyboardInterrupt, TpiError, OSError: After the table of what was measured until then.
     """
     plan = prepared.plan
-    with host_lock(allow_concurrent=plan.config.allow_concurrent) as contention:
+    with contextlib.ExitStack() as stack:
+        lock = host_lock(allow_concurrent=plan.config.allow_concurrent)
+        contention = stack.enter_context(lock)
+        if plan.is_emulated:
+            stack.enter_context(janitor(RunLabel.mine("all")))
         return _run(prepared, contention, console)
 
 

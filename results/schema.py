@@ -227,9 +227,9 @@ class RunRecord:
     def is_finished(self, repeats: int) -> bool:
         """Whether nothing is left to do for so many repeats.
 
-        A failure is a result too; one of the check alone says nothing of the system.
+        A failure is a result too; what is invalid says nothing of the system.
         """
-        if self.status == "invalid" and self.check.is_broken:
+        if self.status == "invalid":
             return False
         if self.status in ("ok", "interrupted"):
             return self.num_ok >= repeats

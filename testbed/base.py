@@ -120,6 +120,9 @@ class Process(Protocol):
     def release(self) -> None:
         """Close its standard input: its lease ends, and it should end by itself."""
 
+    def signal(self, number: int) -> None:
+        """Send a signal to it and its session; nothing happens once it ended."""
+
     def wait(self, timeout_s: float) -> Exit | None:
         """Wait for its end; None if it still runs after `timeout_s`."""
 

@@ -163,5 +163,7 @@ def device_environment(threads: int) -> dict[str, str]:
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
+        # One that crashes, or hangs and is sent SIGABRT, writes to its log where it was.
+        "PYTHONFAULTHANDLER": "1",
         "PYTHONPATH": str(_ROOT),
     }

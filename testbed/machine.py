@@ -13,6 +13,7 @@ from typing import Any
 
 import docker
 
+from testbed.base import DeviceError
 from testbed.blockdev import disk_of
 from testbed.cgroup import open_cgroup
 from testbed.daemon import daemon_errors
@@ -43,6 +44,7 @@ class Machine:
         self.folder = folder.absolute()
         self._root = root
         self._client: docker.APIClient | None = None
+        self._failure: DeviceError | None = None
 
     def close(self) -> None:
         """Close the connection to the daemon. Twice is fine."""
@@ -145,14 +147,25 @@ class Machine:
         return path.read_text(encoding="ascii").split()
 
     def _connected(self) -> docker.APIClient:
+        # One that does not answer is not waited for again.
+        if self._failure is not None:
+            raise self._failure
         if self._client is None:
-            host = os.environ.get("DOCKER_HOST") or _DEFAULT_HOST
-            if not host.startswith("unix://"):
-                raise ConfigError(f"docker: the daemon at {host} is not this machine's")
-            # The SDK would leave the socket open that it cannot connect.
-            with daemon_errors("docker"), socket.socket(socket.AF_UNIX) as probe:
-                probe.settimeout(_TIMEOUT_S)
-                probe.connect(host.removeprefix("unix://"))
-            with daemon_errors("docker"):
-                self._client = docker.APIClient(host, version="auto", timeout=_TIMEOUT_S)
+            try:
+                self._client = _connect()
+            except DeviceError as exc:
+                self._failure = exc
+                raise
         return self._client
+
+
+def _connect() -> docker.APIClient:
+    host = os.environ.get("DOCKER_HOST") or _DEFAULT_HOST
+    if not host.startswith("unix://"):
+        raise ConfigError(f"docker: the daemon at {host} is not this machine's")
+    # The SDK would leave the socket open that it cannot connect.
+    with daemon_errors("docker"), socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(_TIMEOUT_S)
+        probe.connect(host.removeprefix("unix://"))
+    with daemon_errors("docker"):
+        return docker.APIClient(host, version="auto", timeout=_TIMEOUT_S)

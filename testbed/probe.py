@@ -23,6 +23,8 @@ _LEAD_S = 0.05
 _BURN_S, _BURN_PERIODS, _MIN_QUOTA_S = 0.4, 40, 1e-3
 # The kernel's throttling lets the first slice of 0.1 s through as it comes.
 _DISK_WARM_S, _DISK_S, _DISK_REQUEST_S = 0.12, 0.5, 0.02
+# Without a limit it is only recorded.
+_FREE_WARM_S, _FREE_DISK_S = 0.02, 0.15
 _MIN_REQUEST, _MAX_REQUEST = 64 << 10, 4 << 20
 _MOST_FILES = 16
 # The disk itself serves its users unevenly when it is nearly busy.
@@ -153,6 +155,6 @@ def _disk_command(device: Device, expected: Expected) -> dict[str, object]:
         "do": "disk",
         "paths": [device.path_of(path) for path in expected.files],
         "request_bytes": min(max(size, _MIN_REQUEST), _MAX_REQUEST),
-        "warm_s": _DISK_WARM_S,
-        "seconds": _DISK_S,
+        "warm_s": _FREE_WARM_S if cap is None else _DISK_WARM_S,
+        "seconds": _FREE_DISK_S if cap is None else _DISK_S,
     }

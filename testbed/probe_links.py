@@ -33,10 +33,10 @@ _PING_LEAD_RTTS = 4
 # Half of a median of so many pings must come through without a loss.
 _MOST_LOSS = 0.1
 # A window that doubles every round trip fills the link after about two of its delay's worth.
-_WARM_BDPS, _WARM_BYTES, _BULK_S, _MIN_SEGMENTS = 3, 64 << 10, 0.1, 8
-_UNLIMITED_BYTES = 8 << 20
+_WARM_BDPS, _WARM_BYTES, _BULK_S, _MIN_SEGMENTS = 3, 64 << 10, 0.1, 4
+_UNLIMITED_BYTES = 16 << 20
 # In slow start at most half of what was sent is under way, so twice the queue cannot overflow it.
-_QUEUE_SHARE = 1.6
+_QUEUE_SHARE, _MOST_WARM = 1.6, 0.75
 # Connecting, slow start and a few losses.
 _PATIENCE_RTTS = 30
 
@@ -68,11 +68,12 @@ def bulk_sizes(link: LinkSpec, master: LinkSpec, rtt_s: float) -> tuple[int, int
     if rate_bps is None:
         half = min(_UNLIMITED_BYTES, most) // 2
         return half, half, True
-    bulk = int(_BULK_S * rate_bps / 8)
+    bulk = max(_MIN_SEGMENTS * MSS_BYTES, int(_BULK_S * rate_bps / 8))
     warm = int(_WARM_BDPS * rate_bps * rtt_s / 8) + min(_WARM_BYTES, bulk)
-    least = _MIN_SEGMENTS * MSS_BYTES
-    measured = max(least, min(bulk, most - warm))
-    return warm, measured, warm + measured <= most
+    if warm > _MOST_WARM * most:
+        half = max(_MIN_SEGMENTS * MSS_BYTES, most // 2)
+        return half, half, False
+    return warm, min(bulk, most - warm), True
 
 
 def _pings(

@@ -1,19 +1,37 @@
-"""`python -m testbed.image [PIP ARGUMENTS]`: build the device image if its inputs changed."""
+"""`python -m testbed.image [--prune]`: build the device image if its inputs changed."""
 
+import argparse
 import sys
 
-from testbed.base import DeviceError
-from testbed.image.build import build
+from testbed.image.build import build, prune
+from tpi.errors import EXIT_INTERRUPTED, EXIT_OK, TpiError
 
 
-def main() -> int:
-    """Build; returns the exit status."""
+def main(arguments: list[str] | None = None) -> int:
+    """Build or prune; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m testbed.image",
+        description="Build the device image if its inputs changed.",
+        epilog="The wheelhouse is filled by pip: set PIP_INDEX_URL and the like for other indexes.",
+    )
+    parser.add_argument(
+        "--prune", action="store_true", help="remove the device images of other inputs instead"
+    )
+    chosen = parser.parse_args(arguments)
     try:
-        build(lambda text: print(text, flush=True), sys.argv[1:])  # noqa: T201 - a command
-    except (DeviceError, LookupError) as exc:
+        (prune if chosen.prune else build)(_say)
+    except TpiError as exc:
         sys.stderr.write(f"{exc}\n")
-        return 15
-    return 0
+        return exc.exit_status
+    except KeyboardInterrupt:
+        sys.stderr.write("image: interrupted; nothing was tagged\n")
+        return EXIT_INTERRUPTED
+    return EXIT_OK
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

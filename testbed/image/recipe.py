@@ -9,9 +9,11 @@ import hashlib
 import platform
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+
+from testbed.base import DeviceError
 
 REPOSITORY, BASE_REPOSITORY = "tpi-lab-device", "tpi-lab-base"
 FOLDER = Path(__file__).parent
@@ -19,11 +21,12 @@ FOLDER = Path(__file__).parent
 ROOTS = ("torch", "numpy", "transformers", "accelerate", "safetensors", "tokenizers", "psutil")
 EXTRA_ROOTS = ("llama-cpp-python", "gguf")
 SUITES: Mapping[str, str] = {"3.11": "bookworm", "3.13": "trixie"}  # Debian's by its Python
+_MODULES: Mapping[str, str] = {"llama-cpp-python": "llama_cpp"}
 _FILES = ("Dockerfile", "bootstrap.sh")
-_BUILDER = "1"  # of what build.py puts where; another number builds anew
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_BUILDER = "2"  # of what build.py and packages.py put where; another number builds anew
 
-Requires = Callable[[str], tuple[str, Sequence[str]] | None]
+Need = tuple[str, frozenset[str]]  # a distribution's name and the extras that are asked of it
+LookUp = Callable[[str, Collection[str]], tuple[str, Sequence[Need]] | None]
 
 
 def python_version() -> str:
@@ -37,47 +40,51 @@ def requirements() -> tuple[str, ...]:
     return closure((*ROOTS, *EXTRA_ROOTS), installed, optional=EXTRA_ROOTS)
 
 
-def closure(
-    roots: Sequence[str], look_up: Requires, optional: Sequence[str] = ()
-) -> tuple[str, ...]:
+def closure(roots: Sequence[str], look_up: LookUp, optional: Sequence[str] = ()) -> tuple[str, ...]:
     """Distributions that some need, themselves included, as `name==version` in order.
 
     Args:
         roots: Where to begin.
-        look_up: Gives (version, names of what it requires here) of an installed distribution.
+        look_up: Gives (version, what it needs here) of an installed distribution with extras.
         optional: Roots that may be missing.
 
     Raises:
-        LookupError: One that is needed is not installed.
+        DeviceError: One that is needed is not installed.
     """
     found: dict[str, str] = {}
-    todo = [normal(name) for name in roots]
+    seen: set[Need] = set()
+    todo: list[Need] = [(normal(name), frozenset()) for name in roots]
     skippable = {normal(name) for name in optional}
     while todo:
-        name = todo.pop()
-        if name in found:
+        need = todo.pop()
+        if need in seen:
             continue
-        known = look_up(name)
+        seen.add(need)
+        name, extras = need
+        known = look_up(name, extras)
         if known is None:
             if name in skippable:
                 continue
-            raise LookupError(f"the package {name} is not installed here; run `make setup`")
+            raise DeviceError(f"image: the package {name} is not installed here; run `make setup`")
         found[name] = known[0]
-        todo += [normal(required) for required in known[1]]
+        todo += [(normal(needed), asked) for needed, asked in known[1]]
     return tuple(f"{name}=={version}" for name, version in sorted(found.items()))
 
 
-def installed(name: str) -> tuple[str, list[str]] | None:
-    """Version of an installed distribution and what it requires on this platform."""
-    from packaging.requirements import Requirement
+def installed(name: str, extras: Collection[str] = ()) -> tuple[str, list[Need]] | None:
+    """Version of an installed distribution and what it needs on this platform."""
+    from packaging.requirements import Requirement  # only who asks for the image pays for it
 
     try:
         found = metadata.distribution(name)
     except metadata.PackageNotFoundError:
         return None
     needs = [Requirement(text) for text in found.requires or ()]
-    applies = [n for n in needs if n.marker is None or n.marker.evaluate({"extra": ""})]
-    return found.version, [n.name for n in applies]
+    return found.version, [
+        (need.name, frozenset(need.extras))
+        for need in needs
+        if need.marker is None or any(need.marker.evaluate({"extra": e}) for e in ("", *extras))
+    ]
 
 
 def normal(name: str) -> str:
@@ -85,20 +92,31 @@ def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
+def modules(packages: Sequence[str]) -> list[str]:
+    """What must be importable in an image of these packages."""
+    names = {package.partition("==")[0] for package in packages}
+    return [_MODULES.get(name, name) for name in (*ROOTS, *EXTRA_ROOTS) if name in names]
+
+
 def image_tag() -> str:
-    """The device image's tag: another for every change of what goes into it."""
+    """The device image's tag: another for every change of what goes into it.
+
+    Raises:
+        DeviceError: A package that devices need is not installed here.
+    """
     return f"{REPOSITORY}:{recipe_digest(requirements())}"
 
 
 def base_tag() -> str:
     """Tag of the base that is bootstrapped here."""
-    return f"{BASE_REPOSITORY}:{_digest([python_version(), _read('bootstrap.sh')])}"
+    parts = [python_version(), platform.machine(), _read("bootstrap.sh")]
+    return f"{BASE_REPOSITORY}:{_digest(parts)}"
 
 
 def recipe_digest(packages: Sequence[str]) -> str:
     """12 hexadecimal digits of everything that decides the image."""
-    parts = [_BUILDER, python_version(), platform.machine(), *packages, *map(_read, _FILES)]
-    return _digest(parts)
+    texts = [_read(name) for name in _FILES]
+    return _digest([_BUILDER, python_version(), platform.machine(), *packages, *texts])
 
 
 def _read(name: str) -> str:

@@ -361,11 +361,12 @@ static void obey(char *command) {
     char *words[5], *rest = NULL;
     int count = 0;
     int64_t port;
-    for (char *w = strtok_r(command, blanks, &rest); w && count < 5; w = strtok_r(NULL, blanks, &rest))
+    for (char *w; count < 5 && (w = strtok_r(count ? NULL : command, blanks, &rest));)
         words[count++] = w;
     if (count == 1 && !strcmp(words[0], "stats")) print_stats();
     else if (count != 4 || strcmp(words[0], "fault"))
-        error_line("expected 'stats' or 'fault PORT KIND VALUE', got '%.40s'", count ? words[0] : "");
+        error_line("expected 'stats' or 'fault PORT KIND VALUE', got '%.40s'",
+                   count ? words[0] : "");
     else if (!parse_number(words[1], 0, num_ports - 1, &port))
         error_line("fault %.40s: no such port, expected 0 to %d", words[1], num_ports - 1);
     else set_fault(&ports[port], words[2], words[3]);
@@ -499,7 +500,7 @@ static bool real_time(void) {
     prctl(PR_SET_TIMERSLACK, 1UL);
     mallopt(M_TRIM_THRESHOLD, 64 << 20);
     mallopt(M_MMAP_THRESHOLD, 64 << 20);
-    mlockall(MCL_CURRENT | MCL_FUTURE);
+    mlockall(MCL_CURRENT);
     return sched_setscheduler(0, SCHED_FIFO, &priority) == 0;
 }
 

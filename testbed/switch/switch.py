@@ -27,7 +27,7 @@ _IFF_TAP, _IFF_NO_PI, _IFF_TUN_EXCL = 0x0002, 0x1000, 0x8000
 _SIOCSIFHWADDR, _SIOCSIFTXQLEN = 0x8924, 0x8943
 _ARPHRD_ETHER = 1
 _PR_SET_TIMERSLACK = 29
-_MCL_CURRENT_AND_FUTURE = 3
+_MCL_CURRENT = 1
 _SCHED_PRIORITY = 50
 _TX_QUEUE_PACKETS = 10_000
 _MAX_FRAME_BYTES = 65_550
@@ -65,7 +65,7 @@ def real_time() -> bool:
     """Ask for what keeps lateness small; whether the real-time scheduler was granted."""
     libc = ctypes.CDLL(None)
     libc.prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)
-    libc.mlockall(_MCL_CURRENT_AND_FUTURE)
+    libc.mlockall(_MCL_CURRENT)
     gc.disable()
     try:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(_SCHED_PRIORITY))

@@ -28,8 +28,8 @@ from tests.harness.micro import write_model
 ROOT = CONF_DIR.parent
 MARK = "TPI_LAB_TEST"
 LOCAL = ("testbed=local",)
-# Small, so that any host has room for it, and with a link whose delay can be measured.
-DOCKER = ("testbed=docker", "device.memory=1GiB", "link.delay_ms=1", "testbed.dilation=1")
+# Small, so that any host has room for it, and with a delay that a loaded host gives rightly too.
+DOCKER = ("testbed=docker", "device.memory=1GiB", "link.delay_ms=10", "testbed.dilation=1")
 CODE = """
 import json, pathlib, runpy, signal, sys
 from harness import launching

@@ -111,18 +111,22 @@ def test_signals_during_clean_up_end_it_at_once_and_leave_nothing(site, number):
     await_gone(site)
 
 
+@pytest.mark.timeout(240)
 def test_killed_at_random_moments_leaves_nothing_and_the_next_run_goes_on(site):
     draw = random.Random(4)
     start_s = time.monotonic()
     assert site.run()[0] == 0
     whole_s = time.monotonic() - start_s
-    for count in range(3):
+    for count in range(2):
         with site.start(f"workload.seed={count}") as process:
-            with pytest.raises(subprocess.TimeoutExpired):
-                process.communicate(timeout=draw.uniform(0, 0.8 * whole_s))
-            kill(process)
+            try:
+                out, err = process.communicate(timeout=draw.uniform(0, 0.8 * whole_s))
+            except subprocess.TimeoutExpired:
+                kill(process)
+            else:  # sooner than the first, which made the weights
+                assert process.returncode == 0, out + err
         assert await_gone(site) < 15
-    for count in range(3):
+    for count in range(2):
         status, out, err = site.run(f"workload.seed={count}")
         assert status == 0, out + err
     assert not site.scratch()
@@ -237,7 +241,7 @@ network.open_network = lambda links, **options: real(
 
 @pytest.mark.docker
 def test_emulation_that_is_not_in_force_is_invalid(docker_site):
-    status, out, err = docker_site.run("link.delay_ms=5", prelude=NO_DELAY)
+    status, out, err = docker_site.run(prelude=NO_DELAY)
     assert status == 1, out + err
     assert "invalid" in row(out, "tpi")
     records = [r for r in RunStore(docker_site.results).scan()[0] if r.system == "tpi"]
@@ -291,7 +295,7 @@ def test_daemon_that_goes_away_in_mid_run_is_one_line(docker_site, tmp_path):
 
 
 @pytest.mark.docker
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(400)
 def test_soak_of_six_runs(tmp_path, capsys):
     assert soak.main(["--runs", "6", "--seed", "7", "--folder", str(tmp_path)]) == 0
     assert "nothing is left" in capsys.readouterr().out

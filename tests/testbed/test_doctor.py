@@ -2,6 +2,7 @@
 
 import io
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -243,6 +244,20 @@ def test_this_machine_is_looked_at_quickly_whatever_is_broken(tmp_path, monkeypa
     out = capsys.readouterr().out
     assert "Docker testbeds cannot run here" in out
     assert "Traceback" not in out
+
+
+@pytest.mark.slow
+def test_a_daemon_that_hangs_is_waited_for_once(tmp_path, monkeypatch):
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(f"{tmp_path}/hangs.sock")
+        silent.listen()
+        monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/hangs.sock")
+        begin_s = time.monotonic()
+        found = Machine(tmp_path)
+        for look in (found.daemon, found.image, found.dead_containers):
+            with pytest.raises(DeviceError, match="does not answer"):
+                look()
+        assert time.monotonic() - begin_s < 8
 
 
 def test_a_daemon_elsewhere_is_none(tmp_path, monkeypatch):
