@@ -47,6 +47,10 @@ def daemon_errors(where: str) -> Iterator[None]:
         raise DeviceError(f"{where}: the image is not there; `make image` builds it") from exc
     except docker.errors.APIError as exc:
         raise DeviceError(f"{where}: {exc.explanation or exc}".splitlines()[0]) from exc
+    except PermissionError as exc:
+        raise DeviceError(
+            f"{where}: you may not use the Docker daemon; be root, or join the group docker"
+        ) from exc
     except (docker.errors.DockerException, requests.RequestException, OSError) as exc:
         raise DeviceError(f"{where}: the Docker daemon does not answer; {_MEND}") from exc
 

@@ -1,6 +1,7 @@
 """`python -m testbed.image [--prune]`: build the device image if its inputs changed."""
 
 import argparse
+import signal
 import sys
 
 from testbed.image.build import build, prune
@@ -18,6 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--prune", action="store_true", help="remove the device images of other inputs instead"
     )
     chosen = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does: tidily
     try:
         (prune if chosen.prune else build)(_say)
     except TpiError as exc:

@@ -7,7 +7,6 @@ image gets its name last, after everything in it was loaded. Read `build` first.
 
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +31,7 @@ from testbed.image.recipe import (
     python_version,
     requirements,
 )
+from testbed.image.workspace import workspace
 
 NO_DAEMON = (
     "the Docker daemon does not answer; start it (systemctl start docker, or dockerd as root)"
@@ -73,8 +73,7 @@ def build(say: Say) -> str:
             return tag
         start_s = time.monotonic()
         say(f"building {tag}: Python {python_version()}, {len(requirements())} packages")
-        with tempfile.TemporaryDirectory(prefix="tpi-lab-image-", dir=_roomy()) as name:
-            folder = Path(name)
+        with workspace() as folder:
             base = _base(client, folder, say)
             _build_image(client, folder, base, say)
         size_bytes = client.inspect_image(tag)["Size"]
@@ -212,9 +211,3 @@ def build_problem(entries: Iterator[dict[str, Any]]) -> str | None:
             return f"{error}: {last}" if last else error
         last = str(entry.get("stream", "")).strip() or last
     return None
-
-
-def _roomy() -> str | None:
-    """Where some GB may lie for a while: /tmp is often memory."""
-    named = "TMPDIR" in os.environ
-    return "/var/tmp" if not named and os.access("/var/tmp", os.W_OK) else None

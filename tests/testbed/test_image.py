@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -219,6 +220,7 @@ def test_command_ends_in_one_line(monkeypatch, capsys, raised, status, words):
         raise raised
 
     monkeypatch.setattr(command, "build", fails)
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
     assert command.main([]) == status
     said = capsys.readouterr()
     assert said.out == "working\n"
@@ -228,6 +230,7 @@ def test_command_ends_in_one_line(monkeypatch, capsys, raised, status, words):
 
 def test_command_prunes_only_when_asked(monkeypatch):
     called: list[str] = []
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
     monkeypatch.setattr(command, "build", lambda say: called.append("build"))
     monkeypatch.setattr(command, "prune", lambda say: called.append("prune"))
     assert command.main([]) == command.main(["--prune"]) == 0
