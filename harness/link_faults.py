@@ -1,7 +1,8 @@
 """Cuts, delays, drops and duplicates on links at moments of the measured request.
 
-The moments count from the request's start, on the emulated clock. What was done and when is kept
-for the record. Read `FaultyRun` first.
+The moments count from the request's start, on the emulated clock; with its end all are undone, so
+that links can prove themselves afterwards. What was done and when is kept for the record. Read
+`FaultyRun` first.
 """
 
 import threading
@@ -44,10 +45,14 @@ class FaultyRun:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
         for timer in self._timers:
             timer.cancel()
         for timer in self._timers:
             timer.join()
+        self._timers = []
 
     def started(self, devices: Sequence[Device]) -> None:
         """All programs were started."""
@@ -58,6 +63,9 @@ class FaultyRun:
         if rank == MASTER_RANK and (event.name, event.request_id) == ("request", self._request_id):
             for fault in self._faults:
                 self._start(fault)
+        if rank == MASTER_RANK and (event.name, event.request_id) == ("end", self._request_id):
+            self._stop()
+            self._undo()
         self._watch.event(rank, event)
 
     def _start(self, fault: LinkFault) -> None:
@@ -71,6 +79,14 @@ class FaultyRun:
         timer.daemon = True
         self._timers.append(timer)
         timer.start()
+
+    def _undo(self) -> None:
+        """Undo what was made and is still in force."""
+        last = {(entry["device"], entry["kind"]): entry["value"] for entry in self.log}
+        for fault in self._faults:
+            end = _UNDONE[fault.kind]
+            if last.pop((fault.device, fault.kind), end) != end:
+                self._do(fault, end)
 
     def _do(self, fault: LinkFault, value: float) -> None:
         entry: dict[str, object] = {"device": fault.device, "kind": fault.kind, "value": value}

@@ -1,6 +1,7 @@
 """Faults of links begin with the measured request and end with the repeat."""
 
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,12 @@ class FakeTestbed(LocalTestbed):
         self.calls = []
         self.enough = threading.Event()
         self._count, self._error = count, error
+
+    def wait_for(self, calls):
+        deadline = time.monotonic() + 5
+        while not set(calls) <= set(self.calls):
+            assert time.monotonic() < deadline
+            self.enough.wait(0.01)
 
     def fault(self, index, kind, value):
         self.calls.append((index, kind, value))
@@ -79,6 +86,19 @@ def test_nothing_happens_before_the_measured_request_or_on_a_workers_word():
 
 def test_what_has_not_happened_by_the_end_does_not_happen():
     assert run([LinkFault(0, "cut", at_s=60)], 0)[0] == []
+
+
+END = parse_event('{"event": "end", "t_ns": 2, "id": "r0"}')
+
+
+def test_the_end_of_the_request_undoes_what_is_still_in_force():
+    testbed, faults = FakeTestbed(2), [LinkFault(1, "drop", 0.5), LinkFault(0, "cut", for_s=0.01)]
+    faults.append(LinkFault(0, "delay", 9, at_s=60))
+    with FaultyRun(FakeWatch(), testbed, faults, "r0", 1.0) as faulty:
+        faulty.event(0, GO)
+        testbed.wait_for([(0, "cut", 0.0), (1, "drop", 0.5)])
+        faulty.event(0, END)
+        assert testbed.calls[3:] == [(1, "drop", -1.0)]
 
 
 def test_a_link_that_cannot_be_changed_is_told_in_the_record():
