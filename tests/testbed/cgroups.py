@@ -17,8 +17,8 @@ V1_FILES = {
         "total_cache 4096\ntotal_rss 8192\ntotal_swap 12288\n"
     ),
     "memory/cgroup.procs": "100\n101\n",
-    "cpu/cpu.cfs_quota_us": "2500\n",
-    "cpu/cpu.cfs_period_us": "5000\n",
+    "cpu/cpu.cfs_quota_us": "5000\n",
+    "cpu/cpu.cfs_period_us": "10000\n",
     "cpu/cpu.stat": "nr_periods 32\nnr_throttled 22\nthrottled_time 108976494\nnr_bursts 0\n",
     "cpuacct/cpuacct.usage": "1234567\n",
     "blkio/blkio.throttle.io_service_bytes": (
@@ -36,7 +36,7 @@ V2_FILES = {
     "memory.events": "low 0\nhigh 0\nmax 7\noom 2\noom_kill 2\noom_group_kill 0\n",
     "memory.stat": "anon 8192\nfile 4096\nkernel 100\n",
     "cgroup.procs": "100\n101\n",
-    "cpu.max": "2500 5000\n",
+    "cpu.max": "5000 10000\n",
     "cpu.stat": (
         "usage_usec 1234\nuser_usec 1000\nsystem_usec 234\n"
         "nr_periods 32\nnr_throttled 22\nthrottled_usec 108976\n"

@@ -29,7 +29,7 @@ def test_what_it_ran_into_is_counted(cgroup):
 
 
 def test_cpu_is_read(cgroup):
-    assert cgroup.cpu_quota == (2500, 5000)
+    assert cgroup.cpu_quota == (5000, 10000)
     assert cgroup.throttling[:2] == (32, 22)
     assert cgroup.throttling[2] // 1000 == 108976
     assert cgroup.cpu_usage_ns // 1000 == 1234

@@ -57,8 +57,8 @@ def test_arguments_of_a_limited_device():
             ],
             "mem_limit": 64 << 20,
             "memswap_limit": 96 << 20,
-            "cpu_quota": 2500,
-            "cpu_period": 5000,
+            "cpu_quota": 5000,
+            "cpu_period": 10000,
             "device_read_bps": [{"Path": "/dev/vda", "Rate": 52428800}],
         },
     }
@@ -81,9 +81,9 @@ def test_without_swap_nothing_is_swapped(version, swappiness):
 @pytest.mark.parametrize(
     ("cpus", "expected"),
     [
-        (8.0, (40_000, 5_000)),
-        (0.5, (2_500, 5_000)),
-        (0.2, (1_000, 5_000)),
+        (8.0, (80_000, 10_000)),
+        (0.5, (5_000, 10_000)),
+        (0.2, (2_000, 10_000)),
         (0.1, (1_000, 10_000)),
         (0.05, (1_000, 20_000)),
         (0.01, (1_000, 100_000)),

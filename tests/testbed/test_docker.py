@@ -117,7 +117,7 @@ class TestLimits:
     def test_in_force_are_those_asked_for(self, bed, device):
         limits = device.facts()["limits"]
         assert (limits["memory_bytes"], limits["swap_bytes"]) == (96 * MIB, 0)
-        assert (limits["cpu_quota_us"], limits["cpu_period_us"]) == (2500, 5000)
+        assert (limits["cpu_quota_us"], limits["cpu_period_us"]) == (5000, 10000)
         assert list(limits["disks"].values()) == [
             {"read_bps": 32 * MIB, "write_bps": 16 * MIB},
         ]
