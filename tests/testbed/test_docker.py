@@ -152,7 +152,9 @@ class TestLimits:
             rate_bps = float(read_line(inbox))
             disks: Any = device.facts()["counters"]["disk_bytes"]  # type: ignore[index]
         assert rate_bps == pytest.approx(32 * MIB, rel=0.1)
-        assert [disk["read"] for disk in disks.values()] == [64 * MIB]
+        (read_bytes,) = [disk["read"] for disk in disks.values()]
+        # The interpreter's own files come from the same disk where the cache has lost them.
+        assert 64 * MIB <= read_bytes < 72 * MIB
 
     def test_swap_that_the_host_does_not_have_is_refused(self, tmp_path):
         limits = DeviceLimits(memory=96 * MIB, swap=1 << 50)
