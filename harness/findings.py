@@ -48,7 +48,10 @@ def disk_share(record: RunRecord) -> str | None:
         return None
     if metrics.token_latency_s is None or not metrics.disk_bytes_per_token:
         return None
-    rate_bps = metrics.disk_bytes_per_token / metrics.token_latency_s.median
+    dilation = record.calibration.get("dilation")
+    # The disk's own rate was taken on this host's clock.
+    factor = float(dilation["factor"]) if isinstance(dilation, dict) else 1.0
+    rate_bps = metrics.disk_bytes_per_token / (factor * metrics.token_latency_s.median)
     return (
         f"streamed {rate_bps / 1e9:.2f} GB/s, {rate_bps / max(rates):.0%} of what the disk gives"
         f" one reader of the same files ({max(rates) / 1e9:.2f} GB/s)"

@@ -344,6 +344,8 @@ def test_disk_share_compares_with_the_best_rate():
         "x", "tpi", "ok", metrics=metrics, calibration={"disk_read_bps": [0.5e9, 1e9]}
     )
     assert "streamed 0.75 GB/s, 75%" in (disk_share(record) or "")
+    slower = {**record.calibration, "dilation": {"factor": 3.0}}
+    assert "streamed 0.25 GB/s, 25%" in (disk_share(replace(record, calibration=slower)) or "")
     assert disk_share(replace(record, calibration={})) is None
 
 
