@@ -44,7 +44,7 @@ demo: setup  ## make a small checkpoint, run TPI-LLM on 4 local devices beside T
 	@$(PY) run.py model=folder model.path=checkpoints/demo-50m devices=4 \
 	  'systems=[tpi,transformers]' 'workload.prompt=Small devices together'
 
-test: setup  ## every test that needs no network, root or Docker (under 5 minutes)
+test: setup  ## every test that needs no network, root or Docker (minutes)
 	@$(PY) -m pytest -q -m "not docker and not bench"
 
 test-fast: setup  ## only the tests that take less than a second each

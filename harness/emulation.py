@@ -19,7 +19,7 @@ from harness.planned import Plan, SystemPlan
 from testbed.base import Testbed
 from testbed.image import image_tag
 from testbed.label import RunLabel, is_alive
-from testbed.limits import DeviceLimits
+from testbed.limits import DeviceLimits, limit_notes
 from testbed.link import LinkSpec
 from testbed.local import NOTES as LOCAL_NOTES
 
@@ -135,8 +135,9 @@ def notes_of(plan: Plan, system: SystemPlan) -> list[str]:
     """What a testbed does not limit, and how it was set up, for the record and the table."""
     if not plan.is_emulated:
         return list(LOCAL_NOTES)
-    notes = []
-    swap = max((limits.swap for limits in plan.limits[: system.world_size]), default=0)
+    limits = plan.limits[: system.world_size]
+    notes = list(limit_notes(limits))
+    swap = max((limit.swap for limit in limits), default=0)
     if swap and not plan.swap_need(system):
         notes.append("docker: devices have swap, none is predicted to be needed and none was made")
     if plan.dilation.oversubscribed:

@@ -23,7 +23,7 @@ from testbed.container_spec import ContainerSpec
 from testbed.daemon import Daemon
 from testbed.docker_device import TMP, WORK, DeviceFolder, DockerDevice
 from testbed.label import RunLabel
-from testbed.limits import DeviceLimits
+from testbed.limits import DeviceLimits, limit_notes
 from testbed.link import LinkSpec
 from testbed.local import device_environment
 from testbed.network import Network, open_network
@@ -41,11 +41,6 @@ _LAB, _MODELS = "/lab", "/models"
 _UNPRIVILEGED = (65532, 65532)
 _MAX_STARTING = 4
 _WARM_UP_S = 120.0
-NOTES = (
-    "docker: devices share this host's caches, memory bandwidth and page cache",
-    "docker: disk rates hold for what reaches the disk, not for what the page cache has",
-    "docker: with cgroup version 1, buffered writes are not held to the disk's rate",
-)
 
 
 NetworkFactory = Callable[[Sequence[LinkSpec]], Network]
@@ -110,13 +105,7 @@ class DockerTestbed:
     @property
     def notes(self) -> tuple[str, ...]:
         """What it does not limit or emulate."""
-        free = {
-            "CPU": any(limits.cpus is None for limits in self._limits),
-            "memory": any(limits.memory is None for limits in self._limits),
-            "disk reads": any(limits.read_bps is None for limits in self._limits),
-            "disk writes": any(limits.write_bps is None for limits in self._limits),
-        }
-        return NOTES + tuple(f"docker: {what} not limited" for what in free if free[what])
+        return limit_notes(self._limits)
 
     def up(self, num_devices: int) -> list[DockerDevice]:
         """Make fresh devices: the first `num_devices`, all or none."""

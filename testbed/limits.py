@@ -4,7 +4,14 @@ Values are those of the emulated device already divided by the dilation (`harnes
 nothing here knows of it. None is "not limited", and is said so in the record.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+NOTES = (
+    "docker: devices share this host's caches, memory bandwidth and page cache",
+    "docker: disk rates hold for what reaches the disk, not for what the page cache has",
+    "docker: with cgroup version 1, buffered writes are not held to the disk's rate",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,3 +33,14 @@ class DeviceLimits:
     swap: int = 0
     read_bps: int | None = None
     write_bps: int | None = None
+
+
+def limit_notes(limits: Sequence[DeviceLimits]) -> tuple[str, ...]:
+    """What containers with these limits are not held to, in words for the user and the record."""
+    free = {
+        "CPU": any(limit.cpus is None for limit in limits),
+        "memory": any(limit.memory is None for limit in limits),
+        "disk reads": any(limit.read_bps is None for limit in limits),
+        "disk writes": any(limit.write_bps is None for limit in limits),
+    }
+    return NOTES + tuple(f"docker: {what} not limited" for what in free if free[what])

@@ -54,25 +54,40 @@ def run_tool(argv: Sequence[str], text: str = "") -> str:
         DeviceError: It is not there, fails, or does not end.
     """
     check_tools(argv)
-    shown = " ".join(_inner(argv))
+    done = run_quietly(argv, "links", _TIMEOUT_S, text, shown=_inner(argv))
+    if done.returncode != 0:
+        raise DeviceError(f"links: {' '.join(_inner(argv))}: {_complaint(done, text)}")
+    return done.stdout
+
+
+def run_quietly(
+    argv: Sequence[str],
+    what: str,
+    timeout_s: float,
+    text: str = "",
+    shown: Sequence[str] = (),
+) -> "subprocess.CompletedProcess[str]":
+    """Run one command to its end, whatever its status; errors open with `what`.
+
+    Raises:
+        DeviceError: It is not there, or does not end.
+    """
     try:
-        done = subprocess.run(
+        return subprocess.run(
             list(argv),
             input=text,
             capture_output=True,
             text=True,
             env=tool_environment(),
-            timeout=_TIMEOUT_S,
+            timeout=timeout_s,
             check=False,
             start_new_session=True,  # Ctrl-C is for us, not for the tool
         )
     except subprocess.TimeoutExpired as exc:
-        raise DeviceError(f"links: {shown}: not done after {_TIMEOUT_S:g} s") from exc
+        words = " ".join(shown or argv)
+        raise DeviceError(f"{what}: {words}: not done after {timeout_s:g} s") from exc
     except OSError as exc:
-        raise DeviceError(f"links: {argv[0]}: {exc.strerror}") from exc
-    if done.returncode != 0:
-        raise DeviceError(f"links: {shown}: {_complaint(done, text)}")
-    return done.stdout
+        raise DeviceError(f"{what}: {argv[0]}: {exc.strerror}") from exc
 
 
 def _inner(argv: Sequence[str]) -> Sequence[str]:

@@ -93,6 +93,7 @@ class Prover:
             for device in self._devices:
                 device.reset_meter()
             self._begin = self._look()
+            probed = probed.joined(Proof({"links": self._links_as_set()}))
         return conditions.joined(probed)
 
     def _conditions(self) -> Proof:
@@ -106,6 +107,11 @@ class Prover:
             may_swap=any(e.limits.swap for e in self._expected),
         )
         return Proof({"conditions": found.to_json()}, found.problems)
+
+    def _links_as_set(self) -> dict[str, object]:
+        """What emulates the links, and each device's interface, route and TCP as read back."""
+        counters = self._begin.network if self._begin is not None else {}
+        return {name: counters[name] for name in ("backend", "settings") if name in counters}
 
     def _link_problems(self) -> list[str]:
         try:

@@ -5,19 +5,18 @@ it if that process is gone, and never anything else. Read `ensure_swap` first, t
 """
 
 import contextlib
-import errno
 import os
 import re
 import shlex
+import shutil
 import socket
-import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from testbed.base import DeviceError
 from testbed.label import RunLabel, is_alive
-from testbed.nettools import tool_environment
+from testbed.nettools import run_quietly, tool_environment
 from tpi.errors import ConfigError, map_errors
 
 _PREFIX = "tpi-lab-swap"
@@ -149,26 +148,12 @@ def run_tool(argv: Sequence[str], timeout_s: float) -> None:
     Raises:
         DeviceError: It is not there, fails, or does not end.
     """
-    shown = " ".join(argv)
-    try:
-        done = subprocess.run(
-            list(argv),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            env=tool_environment(),
-            timeout=timeout_s,
-            check=False,
-            start_new_session=True,  # Ctrl-C is for us, not for the tool
-        )
-    except subprocess.TimeoutExpired as exc:
-        raise DeviceError(f"swap: {shown}: not done after {timeout_s:g} s") from exc
-    except OSError as exc:
-        missing = "; apt-get install util-linux mount" if exc.errno == errno.ENOENT else ""
-        raise DeviceError(f"swap: {argv[0]}: {exc.strerror}{missing}") from exc
+    if shutil.which(argv[0], path=tool_environment()["PATH"]) is None:
+        raise DeviceError(f"swap: {argv[0]}: not found; apt-get install util-linux mount")
+    done = run_quietly(argv, "swap", timeout_s)
     if done.returncode != 0:
         words = (done.stderr or done.stdout).strip().splitlines() or ["it said nothing"]
-        raise DeviceError(f"swap: {shown}: {words[-1]}")
+        raise DeviceError(f"swap: {' '.join(argv)}: {words[-1]}")
 
 
 def reap_swap(

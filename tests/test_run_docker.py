@@ -49,6 +49,8 @@ def test_every_system_runs_in_containers_and_its_tokens_are_right(tmp_path):
     proof = records["tpi"]["calibration"]["proofs"][0]
     assert {"before", "after", "conditions"} <= set(proof)
     assert proof["problems"] == []
+    assert "reno" in json.dumps(proof["links"]["settings"])
+    assert "docker: CPU not limited" in records["tpi"]["environment"]["testbed_notes"]
     memory = records["tpi"]["metrics"]["peak_memory"]
     assert all(100e6 < peak < 1 << 30 for peak in (*memory["rss_hwm"], *memory["cgroup_peak"]))
     assert "testbed docker (backend docker), devices free, link ideal" in done.stdout

@@ -38,7 +38,10 @@ def test_what_fits_its_device_needs_no_swap_and_says_so(tmp_path):
     plan = plan_of(tmp_path)
     tpi = plan.systems[0]
     assert plan.swap_need(tpi) == 0
-    assert "none was made" in notes_of(plan, tpi)[0]
+    notes = notes_of(plan, tpi)
+    assert "docker: disk reads not limited" in notes
+    assert "docker: CPU not limited" not in notes
+    assert "none was made" in notes[-1]
 
 
 def test_swap_is_counted_up_to_what_a_device_has(tmp_path):

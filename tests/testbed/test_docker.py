@@ -361,7 +361,9 @@ class TestEnds:
         links = NoLinks()
         with make_bed(tmp_path, links=links, prover_factory=make_prover) as bed:
             device = bed.up(2)[0]
-            assert bed.prove("before") == Proof({"before": ProbeReport((), 1.5).to_json()})
+            assert bed.prove("before") == Proof(
+                {"before": ProbeReport((), 1.5).to_json(), "links": {}}
+            )
             meters = device.meter()
             assert meters.rss_hwm == 0
             assert max(meters.anon_peak or 0, meters.cgroup_peak or 0) < 10 * MIB

@@ -22,6 +22,7 @@ from tests.testbed.test_probe import FakeDevice, good
 from tpi.errors import ConfigError
 
 TCP = {"RetransSegs": 0, "OutSegs": 1}
+SETTINGS = {"net.ipv4.tcp_congestion_control": "reno"}
 PORT = {"up_dropped": 0}
 SPINS = "import time\nend = time.monotonic() + 1\nwhile time.monotonic() < end: pass"
 
@@ -40,7 +41,8 @@ class FakeLinks:
             raise DeviceError(self.problem)
 
     def counters(self) -> Mapping[str, Any]:
-        return {"ports": [PORT], "tcp": [{**TCP, "RetransSegs": self.again}]}
+        tcp = [{**TCP, "RetransSegs": self.again}]
+        return {"backend": "switch-c", "settings": [SETTINGS], "ports": [PORT], "tcp": tcp}
 
 
 class LimitedDevice(FakeDevice):
@@ -96,7 +98,8 @@ def test_everything_holds(device, links):
     proof = before.joined(both.prove("after"))
     assert device.num_resets == 1  # what the system used has been read by now, or will be
     assert proof.problems == ()
-    assert list(proof.figures) == ["before", "conditions", "after"]
+    assert list(proof.figures) == ["before", "links", "conditions", "after"]
+    assert proof.figures["links"] == {"backend": "switch-c", "settings": [SETTINGS]}
     assert probe.options == [{"dilation": 8.0, "host_read_bps": 1e9, "oversubscribed": False}] * 2
     assert links.num_verified == 2
 
