@@ -7,6 +7,7 @@ the tokens. One option, `trust_network`. `problems` says what it cannot do; it n
 nor Transformers.
 """
 
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 from baselines.model import Model, Spent
 from baselines.program import main
 from tpi.config import ModelConfig, load_config
-from tpi.errors import ConfigError
+from tpi.errors import EXIT_OK, ConfigError
 from tpi.spec import Fields, NodeSpec
 
 if TYPE_CHECKING:
@@ -100,4 +101,8 @@ def load(spec: NodeSpec) -> Model:
 
 
 if __name__ == "__main__":
-    sys.exit(main(load, shared=True))
+    status = main(load, shared=True)
+    if status != EXIT_OK:
+        # gloo's threads may throw into the interpreter's end, once a peer is gone: SIGABRT then.
+        sys.stderr.flush()
+        os._exit(status)

@@ -2,6 +2,7 @@
 
 import contextlib
 import secrets
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from testbed.link import LinkSpec
 from tests.faults.faulty import program
 from tpi.spec import Request
 
+_SOCKET = "/var/run/docker.sock"
 LIMIT_BYTES = 96 << 20
 REQUEST = Request("r0", 4, (1, 2, 3))
 
@@ -125,10 +127,16 @@ def peaks(repeat: Repeat) -> list[int]:
     return [peak or 0 for peak in repeat.peak_memory.cgroup_peak]
 
 
+def is_daemon_there() -> bool:
+    """Whether somebody listens; a daemon that was killed leaves its socket behind."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        return connection.connect_ex(_SOCKET) == 0
+
+
 @contextlib.contextmanager
 def client() -> Iterator[docker.APIClient]:
     """Docker's own client, for a look from outside."""
-    found = docker.APIClient(base_url="unix:///var/run/docker.sock", version="auto")
+    found = docker.APIClient(base_url=f"unix://{_SOCKET}", version="auto")
     try:
         yield found
     finally:

@@ -175,7 +175,7 @@ def processes(token: str) -> list[tuple[int, str]]:
 
 def containers_of(folder: Path) -> list[str]:
     """Names of the containers that have something of a folder mounted."""
-    if not Path("/var/run/docker.sock").exists():
+    if not beds.is_daemon_there():
         return []
     with beds.client() as daemon:
         return [
