@@ -32,10 +32,11 @@ from testbed.base import Device, DeviceError, Inbox, Process, make_inbox
 from testbed.limits import DeviceLimits
 from testbed.link import LinkSpec, wire_bytes
 from tpi.allreduce_cost import ours_allreduce_s, published_link_latency_s
-from tpi.errors import TpiError
+from tpi.errors import ConfigError, TpiError
 from tpi.files import write_atomic
 
 ALGORITHMS = ("star", "tree", "ring")
+_SCHEMA = 1
 _HOPS_TO_CORE = 2  # of the paper's topology: device, gateway, core
 _START_S, _LEAD_S, _ANSWER_S = 180.0, 0.05, 60.0
 _WARMUP_ROUNDS = 3  # the window of every connection grows to the payload
@@ -62,6 +63,25 @@ class Point:
     rounds: int
     bound_s: float
     published_s: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it is kept."""
+        return asdict(self)
+
+
+def read_points(path: Path) -> list[Point]:
+    """What a study wrote.
+
+    Raises:
+        ConfigError: It cannot be read, or is not such a file.
+    """
+    try:
+        kept = json.loads(path.read_bytes())
+        if kept["schema"] != _SCHEMA:
+            raise ConfigError(f"{path}: schema {kept['schema']}, this version reads {_SCHEMA}")
+        return [Point(**point) for point in kept["points"]]
+    except (OSError, ValueError, KeyError, TypeError) as exc:
+        raise ConfigError(f"{path}: not a study of allreduce: {exc!r}") from exc
 
 
 def expected_s(
@@ -153,6 +173,7 @@ def study(arguments: argparse.Namespace, console: Console) -> list[Point]:
     """Measure every delay, algorithm and payload."""
     points = []
     cells = list(product(ALGORITHMS, arguments.bytes))
+    total = len(cells) * len(arguments.delays)
     for delay_ms in arguments.delays:
         link = LinkSpec(delay_ms / 1e3, arguments.rate_mbps * 1e6, 0.0, 16 << 20)
         dilated = link.dilated(arguments.dilation)
@@ -173,7 +194,7 @@ def study(arguments: argparse.Namespace, console: Console) -> list[Point]:
                 devices, cells, arguments.rounds, 3 * longest, arguments.dilation
             ):
                 points.append(_point(cell, delay_ms, link, seen, arguments))
-                console.print(f"{points[-1].algorithm} {cell[1]} B at {delay_ms:g} ms", end="\r")
+        console.print(f"{delay_ms:g} ms measured, {len(points)} of {total} latencies")
     return points
 
 
@@ -212,6 +233,25 @@ def show(points: Sequence[Point], console: Console) -> None:
     console.print(table)
 
 
+def markdown(points: Sequence[Point]) -> str:
+    """The same as Markdown: a row a delay, in each cell the measured latency and the bound."""
+    columns = sorted({(point.num_bytes, point.algorithm) for point in points}, key=_column)
+    cells = {(point.delay_ms, point.num_bytes, point.algorithm): point for point in points}
+    lines = [
+        "| delay to core | " + " | ".join(f"{name}, {count} B" for count, name in columns) + " |",
+        "|---:|" + "---:|" * len(columns),
+    ]
+    for delay_ms in dict.fromkeys(point.delay_ms for point in points):
+        row = [cells[delay_ms, *column] for column in columns]
+        words = [f"{point.median_s * 1e3:.2f} ({point.bound_s * 1e3:.2f})" for point in row]
+        lines.append(f"| {delay_ms:g} ms | " + " | ".join(words) + " |")
+    return "\n".join(lines)
+
+
+def _column(column: tuple[int, str]) -> tuple[int, int]:
+    return column[0], ALGORITHMS.index(column[1])
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the study; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m harness.allreduce_study")
@@ -235,11 +275,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     show(points, console)
     if arguments.out is not None:
         kept = {
-            "schema": 1,
+            "schema": _SCHEMA,
             "dilation": arguments.dilation,
             "rate_mbps": arguments.rate_mbps,
             "environment": host_environment(),
-            "points": [asdict(point) for point in points],
+            "points": [point.to_dict() for point in points],
         }
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(arguments.out, json.dumps(kept, indent=1).encode())

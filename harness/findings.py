@@ -41,7 +41,11 @@ def _disk_rate(repeat: Repeat, weights: WeightSet) -> float | None:
 
 
 def disk_share(record: RunRecord) -> str | None:
-    """At which rate a run streamed, and which share of the disk's own best rate that is."""
+    """At which rate a run streamed, and which share of what its disks can give that is.
+
+    Devices whose disks are limited are measured by their limits together, on the emulated clock;
+    else all share this host's disk, by its own best rate, on this host's clock.
+    """
     rates = record.calibration.get("disk_read_bps")
     metrics = record.metrics
     if not isinstance(rates, list) or not rates or metrics is None:
@@ -49,13 +53,28 @@ def disk_share(record: RunRecord) -> str | None:
     if metrics.token_latency_s is None or not metrics.disk_bytes_per_token:
         return None
     dilation = record.calibration.get("dilation")
-    # The disk's own rate was taken on this host's clock.
     factor = float(dilation["factor"]) if isinstance(dilation, dict) else 1.0
-    rate_bps = metrics.disk_bytes_per_token / (factor * metrics.token_latency_s.median)
+    rate_bps = metrics.disk_bytes_per_token / metrics.token_latency_s.median
+    if caps := _disk_caps(record):
+        most_bps = factor * sum(caps)
+        what = f"what the disks of {len(caps)} device{'s' * (len(caps) > 1)} may give"
+    else:
+        rate_bps, most_bps = rate_bps / factor, max(rates)
+        what = "what the disk gives one reader of the same files"
     return (
-        f"streamed {rate_bps / 1e9:.2f} GB/s, {rate_bps / max(rates):.0%} of what the disk gives"
-        f" one reader of the same files ({max(rates) / 1e9:.2f} GB/s)"
+        f"streamed {rate_bps / 1e9:.2f} GB/s, {rate_bps / most_bps:.0%} of {what}"
+        f" ({most_bps / 1e9:.2f} GB/s)"
     )
+
+
+def _disk_caps(record: RunRecord) -> list[int]:
+    """Read rates that the devices of this system are held to; none unless all are."""
+    limits = record.calibration.get("limits")
+    used = record.config.get("predicted_peak_bytes")  # one a device
+    if not isinstance(limits, list) or not isinstance(used, list):
+        return []
+    caps = [each.get("read_bps") for each in limits[: len(used)] if isinstance(each, dict)]
+    return [cap for cap in caps if cap] if all(caps) else []
 
 
 def _said(repeat: Repeat) -> list[str]:

@@ -104,13 +104,36 @@ def _testbed(record: RunRecord) -> list[str]:
     backend = testbed.get("backend") if isinstance(testbed, Mapping) else None
     text = f"testbed {name_of('testbed')} (backend {backend})"
     if link := name_of("link"):
-        text += f", devices {name_of('device')}, link {link}"
+        text += f", devices {_profiles(record) or name_of('device')}, link {link}"
     dilation = record.calibration.get("dilation")
     factor = dilation.get("factor", 1) if isinstance(dilation, Mapping) else 1
     if factor != 1:
         text += f", dilation {factor:g}: every time is what was measured divided by {factor:g}"
     notes = record.environment.get("testbed_notes")
     return [text, *(str(note) for note in notes)] if isinstance(notes, list) else [text]
+
+
+def _profiles(record: RunRecord) -> str:
+    """Names of the profiles of a testbed whose devices differ, each once, rank 0's first."""
+    testbed = record.config.get("testbed")
+    roster = testbed.get("roster") if isinstance(testbed, Mapping) else None
+    if not isinstance(roster, Mapping):
+        return ""
+    asked = record.config.get("devices")
+    count = asked if isinstance(asked, int) else len(roster)
+    profiles = [roster.get(f"r{rank}") for rank in range(min(count, len(roster)))]
+    names = [str(each.get("name", "")) for each in profiles if isinstance(each, Mapping)]
+    return ", ".join(dict.fromkeys(names))
+
+
+def _shares(record: RunRecord) -> str | None:
+    """Shares that were asked for, as parts of the whole; None where they are even."""
+    systems = record.config.get("systems")
+    options = systems.get(record.system) if isinstance(systems, Mapping) else None
+    shares = options.get("shares") if isinstance(options, Mapping) else None
+    if not isinstance(shares, list) or not sum(shares):
+        return None
+    return "shares of the devices " + ", ".join(f"{x / sum(shares):.0%}" for x in shares)
 
 
 def format_spread(spread: Spread | None) -> str:
@@ -183,6 +206,8 @@ def _bytes(value: float | None) -> str:
 def _notes(record: RunRecord) -> list[str]:
     notes = [record.reason] if record.status != "ok" else []
     notes += record.notes
+    if shares := _shares(record):
+        notes.append(shares)
     if record.check.passed is not True and record.check.detail:
         notes.append(record.check.detail)
     if record.metrics is not None and (share := format_time_share(record.metrics.time_share)):

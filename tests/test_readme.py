@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from harness import allreduce_study as study
 from results.store import RunStore
 from results.tables import markdown
 
 ROOT = Path(__file__).parent.parent
 PUBLISHED = ROOT / "results" / "published"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+STUDIES = re.findall(r"<!-- study: (\S+) -->\n(.*?)<!-- end -->", README, re.DOTALL)
 TABLES = re.findall(r"<!-- records: (\S+) -->\n(.*?)<!-- end -->", README, re.DOTALL)
 
 
@@ -20,7 +22,9 @@ def test_picture_is_there():
 
 def test_every_published_set_is_in_the_readme():
     assert {"demo", "llama2-70b"} <= {name for name, _ in TABLES}
-    assert sorted(name for name, _ in TABLES) == sorted(p.name for p in PUBLISHED.iterdir())
+    folders = [path.name for path in PUBLISHED.iterdir() if path.is_dir()]
+    assert sorted(name for name, _ in TABLES) == sorted(folders)
+    assert sorted(name for name, _ in STUDIES) == sorted(p.name for p in PUBLISHED.glob("*.json"))
 
 
 @pytest.mark.parametrize(("name", "text"), TABLES, ids=[name for name, _ in TABLES])
@@ -28,6 +32,11 @@ def test_table_is_what_its_records_give(name, text):
     records, problems = RunStore(PUBLISHED / name).scan()
     assert not problems
     assert text.strip() == markdown(records).strip()
+
+
+@pytest.mark.parametrize(("name", "text"), STUDIES, ids=[name for name, _ in STUDIES])
+def test_study_is_what_its_figures_give(name, text):
+    assert text.strip() == study.markdown(study.read_points(PUBLISHED / name))
 
 
 def test_warning_about_workers_stands():

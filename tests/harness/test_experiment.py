@@ -349,6 +349,21 @@ def test_disk_share_compares_with_the_best_rate():
     assert disk_share(replace(record, calibration={})) is None
 
 
+def test_disk_share_compares_with_the_devices_own_disks_where_they_are_limited():
+    spread = Spread(2.0, 2.0, 2.0, 1)
+    metrics = Metrics(spread, 0.0, spread, spread, PeakMemory(), 1.5e9, None, None, {})
+    limits = [{"read_bps": 100_000_000}, {"read_bps": 200_000_000}, {"read_bps": 400_000_000}]
+    calibration = {"disk_read_bps": [3e9], "dilation": {"factor": 5.0}, "limits": limits}
+    config = {"predicted_peak_bytes": [1, 2]}
+    record = RunRecord("x", "tpi", "ok", metrics=metrics, calibration=calibration, config=config)
+    text = "streamed 0.75 GB/s, 50% of what the disks of 2 devices may give (1.50 GB/s)"
+    assert disk_share(record) == text
+    calibration = {**calibration, "limits": [{"read_bps": None}] * 3}
+    assert "0.15 GB/s, 5% of what the disk" in (
+        disk_share(replace(record, calibration=calibration)) or ""
+    )
+
+
 def test_budget_of_memory_is_in_the_plan_of_the_record(tmp_path):
     done = experiment(tmp_path, repeats=1)
     done.run()

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from results.measure import measure, summarize
 from results.schema import Check, RunRecord, Spread
-from results.tables import format_check, format_spread, make_rows, markdown, rich_table
+from results.tables import format_check, format_spread, make_rows, markdown, rich_table, where_lines
 from tests.results.examples import make_repeat
 
 METRICS = replace(
@@ -46,6 +46,32 @@ def test_one_device_is_said_where_more_were_there():
     config = {"predicted_peak_bytes": [5], "devices": 8}
     assert make_rows([replace(RECORDS[0], config=config)])[0].cells[2] == "1"
     assert make_rows([replace(RECORDS[1], config=config)])[0].cells[2] == "1"
+
+
+def test_profiles_of_a_mixed_testbed_are_named_as_far_as_they_were_asked_for():
+    roster = {f"r{i}": {"name": name} for i, name in enumerate(("pro", "air", "dell", "dell"))}
+    config = {
+        "devices": 4,
+        "device": {"name": "pro"},
+        "link": {"name": "wifi"},
+        "testbed": {"name": "home4", "backend": "docker", "roster": roster},
+    }
+    (line,) = where_lines([replace(RECORDS[0], config=config)])
+    assert line == "testbed home4 (backend docker), devices pro, air, dell, link wifi"
+    (line,) = where_lines([replace(RECORDS[0], config={**config, "devices": 1})])
+    assert line.endswith("devices pro, link wifi")
+    config["testbed"] = {"name": "klonet", "backend": "docker", "roster": {}}
+    (line,) = where_lines([replace(RECORDS[0], config=config)])
+    assert line == "testbed klonet (backend docker), devices pro, link wifi"
+
+
+def test_shares_that_were_asked_for_are_noted():
+    config: dict[str, object] = {"systems": {"tpi": {"shares": [3.0, 1.0]}}}
+    (row,) = make_rows([replace(RECORDS[0], config=config)])
+    assert "tpi: shares of the devices 75%, 25%" in row.notes
+    config = {"systems": {"tpi": {"shares": None}}}
+    (row,) = make_rows([replace(RECORDS[0], config=config)])
+    assert not any("shares" in note for note in row.notes)
 
 
 def test_note_says_where_the_time_goes():

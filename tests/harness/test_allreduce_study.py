@@ -1,0 +1,59 @@
+"""The study's expected latencies, its table, and figures read back."""
+
+import json
+
+import pytest
+
+from harness.allreduce_study import Point, expected_s, markdown, read_points
+from testbed.link import LinkSpec
+from tpi.errors import TpiError
+
+KLONET = LinkSpec(0.002, 300e6, 0.0, 1 << 20)
+
+
+@pytest.mark.parametrize(("algorithm", "hops"), [("star", 8), ("tree", 16), ("ring", 56)])
+def test_published_latency_is_hops_of_the_paper(algorithm, hops):
+    # Two links of 1 ms lie between a device and the core (Proposition 2).
+    bound_s, published_s = expected_s(algorithm, 8, 4, KLONET)
+    assert published_s == pytest.approx(hops * 1e-3)
+    assert published_s < bound_s < published_s + 1e-4
+
+
+def test_bound_counts_what_the_master_serialises():
+    bound_s, published_s = expected_s("star", 8, 32768, KLONET)
+    payload_s = 32768 * 8 / 300e6
+    assert bound_s - published_s > 2 * 7 * payload_s
+    assert bound_s - published_s < 2 * 7 * payload_s * 1.1
+
+
+def points():
+    return [
+        Point(name, delay_ms, count, 8, 0.0125, 0.012, 0.013, 15, 0.012, 0.008)
+        for delay_ms in (0.0, 2.0)
+        for name in ("tree", "star")
+        for count in (4, 32768)
+    ]
+
+
+def test_markdown_has_a_row_a_delay_and_payloads_side_by_side():
+    head, _, *rows = markdown(points()).splitlines()
+    assert head == "| delay to core | star, 4 B | tree, 4 B | star, 32768 B | tree, 32768 B |"
+    assert rows[1].startswith("| 2 ms | 12.50 (12.00) |")
+    assert len(rows) == 2
+
+
+def test_points_read_back(tmp_path):
+    path = tmp_path / "study.json"
+    kept = {"schema": 1, "points": [point.to_dict() for point in points()]}
+    path.write_text(json.dumps(kept))
+    assert read_points(path) == points()
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"schema": 2, "points": []}', '{"schema": 1, "points": [{}]}']
+)
+def test_what_is_no_study_is_refused_by_name(tmp_path, text):
+    path = tmp_path / "study.json"
+    path.write_text(text)
+    with pytest.raises(TpiError, match=r"study\.json: "):
+        read_points(path)
