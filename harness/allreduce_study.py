@@ -26,13 +26,18 @@ from rich.console import Console
 from rich.table import Table
 
 from harness.emulation import open_testbed
+from harness.profiles import LINK_BACKENDS
 from harness.scratch import scratch_folder
+from harness.values import check_choice, check_count, check_number
 from results.environment import host_environment
 from testbed.base import Device, DeviceError, Inbox, Process, make_inbox
+from testbed.hostlock import host_lock
+from testbed.janitor import janitor
+from testbed.label import RunLabel
 from testbed.limits import DeviceLimits
 from testbed.link import LinkSpec, wire_bytes
 from tpi.allreduce_cost import ours_allreduce_s, published_link_latency_s
-from tpi.errors import ConfigError, TpiError
+from tpi.errors import EXIT_INTERRUPTED, ConfigError, TpiError
 from tpi.files import write_atomic
 
 ALGORITHMS = ("star", "tree", "ring")
@@ -268,30 +273,69 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     console = Console(highlight=False)
     try:
-        points = study(arguments, console)
+        _check(arguments)
+        with host_lock(allow_concurrent=False), janitor(RunLabel.mine("all")):
+            points = study(arguments, console)
+        show(points, console)
+        if arguments.out is not None:
+            _keep(arguments, points)
     except TpiError as exc:
         sys.stderr.write(f"allreduce_study: {exc}\n")
         return exc.exit_status
-    show(points, console)
-    if arguments.out is not None:
-        kept = {
-            "schema": _SCHEMA,
-            "dilation": arguments.dilation,
-            "rate_mbps": arguments.rate_mbps,
-            "environment": host_environment(),
-            "points": [point.to_dict() for point in points],
-        }
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(arguments.out, json.dumps(kept, indent=1).encode())
+    except OSError as exc:
+        sys.stderr.write(f"allreduce_study: {exc}\n")
+        return DeviceError.exit_status
+    except KeyboardInterrupt:
+        sys.stderr.write("allreduce_study: interrupted, nothing was kept\n")
+        return EXIT_INTERRUPTED
     return 0
 
 
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuse what cannot be measured, before anything starts."""
+    check_count("--devices", arguments.devices, low=2, high=64)
+    check_count("--rounds", arguments.rounds, low=1, high=10_000)
+    check_number("--dilation", arguments.dilation, low=1, high=1000)
+    check_number("--rate-mbps", arguments.rate_mbps, low=0.001, high=1e6)
+    check_choice("--backend", arguments.backend, LINK_BACKENDS)
+    for name, values in (("--delays", arguments.delays), ("--bytes", arguments.bytes)):
+        if not values or len(set(values)) < len(values):
+            raise ConfigError(f"{name}: got {values}, expected at least one value, each once")
+    for delay_ms in arguments.delays:
+        check_number("--delays", delay_ms, low=0, high=60_000)
+    for num_bytes in arguments.bytes:
+        check_count("--bytes", num_bytes, low=4, high=64 << 20)
+        if num_bytes % 4:
+            raise ConfigError(f"--bytes: got {num_bytes}, expected a multiple of 4, whole floats")
+    if arguments.out is not None:
+        if arguments.out.is_dir():
+            raise ConfigError(f"--out: {arguments.out} is a folder, expected a file")
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _keep(arguments: argparse.Namespace, points: Sequence[Point]) -> None:
+    kept = {
+        "schema": _SCHEMA,
+        "dilation": arguments.dilation,
+        "rate_mbps": arguments.rate_mbps,
+        "environment": host_environment(),
+        "points": [point.to_dict() for point in points],
+    }
+    write_atomic(arguments.out, json.dumps(kept, indent=1).encode())
+
+
 def _numbers(text: str) -> list[float]:
-    return [float(word) for word in text.split(",")]
+    try:
+        return [float(word) for word in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected numbers as in 0,1,2") from None
 
 
 def _counts(text: str) -> list[int]:
-    return [int(word) for word in text.split(",")]
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected numbers as in 4,32768") from None
 
 
 if __name__ == "__main__":

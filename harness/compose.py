@@ -106,17 +106,20 @@ def _refuse_hidden(overrides: Sequence[str], raw: Mapping[str, Any]) -> None:
     """Refuse an option of all devices where the testbed gives every rank its own."""
     testbed = raw["testbed"]
     links = [testbed["links"].get(f"r{rank}", {}) for rank in range(raw["devices"])]
+    # An axis as a whole is without effect where every rank has all that tells it apart.
+    is_link_hidden = all({"delay_ms", "rate_mbps"} <= set(link) for link in links)
     for override in overrides:
         axis, _, option = override.partition("=")[0].partition(".")
         is_hidden = {
-            "device": bool(testbed["roster"]) and option != "",
-            "link": all(option in link for link in links),
+            "device": bool(testbed["roster"]),
+            "link": all(option in link for link in links) if option else is_link_hidden,
         }
         if is_hidden.get(axis):
             where = {"device": "roster", "link": "links"}[axis]
+            name = f"{axis}.{option}" if option else axis
             raise ConfigError(
-                f"{axis}.{option}: in testbed={testbed['name']} every rank has its own, say"
-                f" testbed.{where}.r0.{option}=... and so on"
+                f"{name}: in testbed={testbed['name']} every rank has its own, say"
+                f" testbed.{where}.r0.{option or 'OPTION'}=... and so on"
             )
 
 

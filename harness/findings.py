@@ -30,7 +30,7 @@ def with_findings(record: RunRecord, repeat: Repeat, check: Check, weights: Weig
         check=check,
         calibration=calibration,
         environment={**record.environment, "devices": repeat.facts["devices"]},
-        notes=tuple(dict.fromkeys((*record.notes, *_said(repeat), *_disturbed(repeat)))),
+        notes=tuple(dict.fromkeys((*record.notes, *_said(repeat), *disturbed(repeat)))),
     )
 
 
@@ -86,14 +86,18 @@ def _said(repeat: Repeat) -> list[str]:
     return list(said)
 
 
-def _disturbed(repeat: Repeat) -> list[str]:
+def disturbed(repeat: Repeat) -> list[str]:
     """What a reader must know of a repeat's surroundings."""
     notes = []
     if repeat.facts.get("contended"):
         notes.append("contended: another harness ran on this host at the same time")
-    if faults := repeat.facts.get("link_faults"):
-        count = len(faults) if isinstance(faults, list) else 0
+    faults = repeat.facts.get("link_faults")
+    if isinstance(faults, list) and faults:
+        errors = [str(fault["error"]) for fault in faults if "error" in fault]
+        count = len(faults) - len(errors)
         notes.append(f"link faults were made during the measured request: {count} changes")
+        if errors:
+            notes.append(f"link faults that could not be made: {len(errors)}, {errors[0]}")
     return notes
 
 

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 from harness.profiles import LinkFault
 from harness.runner import Watch
-from testbed.base import Device, DeviceError, Testbed
+from testbed.base import Device, Testbed
+from tpi.errors import TpiError
 from tpi.events import Event
 from tpi.ranks import MASTER_RANK
 
@@ -92,6 +93,6 @@ class FaultyRun:
         entry: dict[str, object] = {"device": fault.device, "kind": fault.kind, "value": value}
         try:
             self._testbed.fault(fault.device, fault.kind, value)
-        except DeviceError as exc:
+        except TpiError as exc:
             entry["error"] = str(exc)
         self.log.append({**entry, "t_ns": time.monotonic_ns()})

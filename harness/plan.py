@@ -25,10 +25,12 @@ from harness.options import (
 )
 from harness.planned import Plan, SystemPlan, two_layer_model
 from harness.predict import cost_of, most_distinct_layers, reference_cost
+from harness.profiles import LinkFault
 from harness.setting import Cost, Setting, setting_of
 from harness.systems import REFERENCE
 from testbed.limits import DeviceLimits
 from testbed.link import LinkSpec
+from testbed.linkfault import check_fault
 from tpi.config import ModelConfig
 from tpi.errors import ConfigError, ResourceError
 from tpi.units import format_bytes
@@ -96,11 +98,24 @@ def _enforced(
         oversubscribe=testbed.oversubscribe,
     )
     factor = dilation.factor
+    for fault in config.link.faults:
+        _check_happens(fault, config.max_minutes, factor)
     return (
         tuple(limits_of(profile, factor, rates, testbed.fit) for profile in profiles),
         tuple(link.dilated(factor) for link in config.links),
         dilation,
     )
+
+
+def _check_happens(fault: LinkFault, max_minutes: float, factor: float) -> None:
+    """Refuse a fault that the run cannot make."""
+    if fault.at_s * factor > max_minutes * 60:
+        raise ConfigError(
+            f"link.faults: at_s: got {fault.at_s:g}, {fault.at_s * factor:g} s at dilation"
+            f" {factor:g}, which is later than max_minutes={max_minutes:g}"
+        )
+    if fault.kind == "delay":
+        check_fault("delay", fault.value / 1e3 * factor)
 
 
 def is_synthetic(config: Config) -> bool:

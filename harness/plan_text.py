@@ -1,9 +1,12 @@
 """A plan in words: what will be written, read and needed, and about how long it takes."""
 
+from dataclasses import asdict
+
 from harness.host import Host
 from harness.plan import two_layer_plan
 from harness.planned import Plan, SystemPlan
 from harness.setting import num_parameters
+from results.where import device_words, link_words
 from tpi.units import format_bytes, format_seconds
 
 _CHECKS = {
@@ -52,8 +55,12 @@ def _testbed_text(plan: Plan) -> str:
     if not plan.is_emulated:
         return f"{testbed.name} (backend {testbed.backend}): plain processes, nothing is limited"
     names = dict.fromkeys(profile.name for profile in plan.config.profiles)
-    text = f"{testbed.name} (backend {testbed.backend}): devices {', '.join(names)}; link"
-    text += f" {plan.config.link.name}"
+    factor = plan.dilation.factor
+    devices = device_words([asdict(limits) for limits in plan.limits], factor)
+    text = f"{testbed.name} (backend {testbed.backend}): devices {', '.join(names)}"
+    text += f" ({devices})" if devices else ""
+    links = link_words([asdict(link) for link in plan.links], factor)
+    text += f"; link {plan.config.link.name} ({links})"
     if plan.dilation.factor > 1:
         text += f"; dilation {plan.dilation.factor:g}"
         text += f", since {plan.dilation.reason}" if plan.dilation.reason else ""

@@ -102,6 +102,8 @@ class LinkFault:
         most = _MOST_DELAY_MS if self.kind == "delay" else 1
         self.value = check_number("link.faults: value", self.value, low=0, high=most)
         self.at_s = check_number("link.faults: at_s", self.at_s, low=0, high=1e6)
+        if self.kind == "cut" and self.value not in (0, 1):
+            raise ConfigError(f"link.faults: value of a cut: got {self.value:g}, expected 1 or 0")
         if self.for_s is not None:
             self.for_s = check_number("link.faults: for_s", self.for_s, low=0.001, high=1e6)
 

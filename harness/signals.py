@@ -92,8 +92,16 @@ class PoliteSignals:
 
 def ignore_signals() -> None:
     """Nothing is left to interrupt: only the interpreter's own end is still to come."""
+    sys.unraisablehook = _but_late_signals
     for number in POLITE:
         signal.signal(number, signal.SIG_IGN)
+
+
+def _but_late_signals(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Tell all but what CPython says of a signal that comes while it is being ignored."""
+    exc = unraisable.exc_value
+    if not (isinstance(exc, OSError) and "ignored due to race condition" in str(exc)):
+        sys.__unraisablehook__(unraisable)
 
 
 def end_children(proc: Path = PROC) -> None:

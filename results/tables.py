@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from results.schema import Check, Metrics, RunRecord, Spread
+from results.where import device_words, link_words
 from tpi.units import format_bytes, format_seconds
 
 _NONE = "-"
@@ -103,24 +104,35 @@ def _testbed(record: RunRecord) -> list[str]:
     testbed = record.config.get("testbed")
     backend = testbed.get("backend") if isinstance(testbed, Mapping) else None
     text = f"testbed {name_of('testbed')} (backend {backend})"
-    if link := name_of("link"):
-        text += f", devices {_profiles(record) or name_of('device')}, link {link}"
     dilation = record.calibration.get("dilation")
-    factor = dilation.get("factor", 1) if isinstance(dilation, Mapping) else 1
+    factor = float(dilation["factor"]) if isinstance(dilation, Mapping) else 1.0
+    if link := name_of("link"):
+        limits, links = _given(record, "limits"), _given(record, "links")
+        text += f", devices {_profiles(record, len(limits)) or name_of('device')}"
+        text += _in_brackets(device_words(limits, factor))
+        text += f", link {link}{_in_brackets(link_words(links, factor) if links else '')}"
     if factor != 1:
         text += f", dilation {factor:g}: every time is what was measured divided by {factor:g}"
     notes = record.environment.get("testbed_notes")
     return [text, *(str(note) for note in notes)] if isinstance(notes, list) else [text]
 
 
-def _profiles(record: RunRecord) -> str:
-    """Names of the profiles of a testbed whose devices differ, each once, rank 0's first."""
+def _given(record: RunRecord, what: str) -> list[Mapping[str, object]]:
+    """Limits or links of the devices that the system used; none in a record without."""
+    found = record.calibration.get(what)
+    return [each for each in found if isinstance(each, Mapping)] if isinstance(found, list) else []
+
+
+def _in_brackets(text: str) -> str:
+    return f" ({text})" if text else ""
+
+
+def _profiles(record: RunRecord, count: int) -> str:
+    """Names of the first profiles of a testbed whose devices differ, each once."""
     testbed = record.config.get("testbed")
     roster = testbed.get("roster") if isinstance(testbed, Mapping) else None
     if not isinstance(roster, Mapping):
         return ""
-    asked = record.config.get("devices")
-    count = asked if isinstance(asked, int) else len(roster)
     profiles = [roster.get(f"r{rank}") for rank in range(min(count, len(roster)))]
     names = [str(each.get("name", "")) for each in profiles if isinstance(each, Mapping)]
     return ", ".join(dict.fromkeys(names))

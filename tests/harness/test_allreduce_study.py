@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from harness.allreduce_study import Point, expected_s, markdown, read_points
+from harness.allreduce_study import Point, expected_s, main, markdown, read_points
 from testbed.link import LinkSpec
 from tpi.errors import TpiError
 
@@ -57,3 +57,36 @@ def test_what_is_no_study_is_refused_by_name(tmp_path, text):
     path.write_text(text)
     with pytest.raises(TpiError, match=r"study\.json: "):
         read_points(path)
+
+
+@pytest.mark.parametrize(
+    ("argument", "word"),
+    [
+        ("--devices=0", "--devices: got 0"),
+        ("--devices=1000000", "from 2 to 64"),
+        ("--rounds=0", "--rounds"),
+        ("--dilation=0", "--dilation"),
+        ("--dilation=nan", "--dilation"),
+        ("--rate-mbps=-1", "--rate-mbps"),
+        ("--delays=-1", "--delays: got -1"),
+        ("--delays=nan", "--delays"),
+        ("--delays=1,1", "each once"),
+        ("--bytes=3", "--bytes"),
+        ("--bytes=6", "a multiple of 4"),
+        ("--backend=nonsense", "--backend"),
+        ("--out=/proc/nowhere/x.json", "/proc/nowhere"),
+        ("--out=/proc", "is a folder"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_anything_starts(argument, word, capsys):
+    assert main([argument]) != 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("allreduce_study: ")
+    assert word in line
+
+
+@pytest.mark.parametrize("argument", ["--delays=", "--delays=a", "--bytes=x"])
+def test_what_is_no_number_is_refused_by_name(argument, capsys):
+    with pytest.raises(SystemExit):
+        main([argument])
+    assert "expected numbers as in" in capsys.readouterr().err

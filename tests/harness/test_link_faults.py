@@ -2,14 +2,18 @@
 
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from harness.findings import disturbed
 from harness.link_faults import FaultyRun
 from harness.profiles import LinkFault
 from testbed.base import DeviceError
 from testbed.local import LocalTestbed
+from tests.results.examples import make_repeat
+from tpi.errors import ConfigError
 from tpi.events import parse_event
 
 GO = parse_event('{"event": "request", "t_ns": 1, "id": "r0", "prompt_tokens": 2}')
@@ -104,3 +108,15 @@ def test_the_end_of_the_request_undoes_what_is_still_in_force():
 def test_a_link_that_cannot_be_changed_is_told_in_the_record():
     _, _, log = run([LinkFault(0, "cut")], 1, error=DeviceError("the switch is gone"))
     assert log[0]["error"] == "the switch is gone"
+
+
+@pytest.mark.parametrize("error", [DeviceError("switch: no port 3"), ConfigError("got 1200")])
+def test_a_fault_that_cannot_be_made_is_no_fault_that_was_made(error):
+    fault = LinkFault(device=3, kind="drop", value=0.5)
+    _, _, log = run([fault], 1, error=error)
+    assert log[0]["error"] == str(error)
+    notes = disturbed(replace(make_repeat(0, 1000), facts={"link_faults": log}))
+    assert notes == [
+        "link faults were made during the measured request: 0 changes",
+        f"link faults that could not be made: 1, {error}",
+    ]

@@ -66,6 +66,24 @@ def test_llama2_70b_on_24_gib_is_cut_to_fit_and_transformers_is_infeasible(tmp_p
         assert piece in text
 
 
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ({"at_s": 700}, r"at_s: got 700, 700 s at dilation 1, which is later than max_minutes=10"),
+        ({"at_s": 7, "kind": "delay", "value": 60_000}, r"delay: got 6000, expected 0 to 1000"),
+    ],
+)
+def test_fault_of_a_link_that_the_run_cannot_make_is_refused(tmp_path, fault, words):
+    dilation = 100 if fault.get("kind") else 1
+    changes = {
+        "testbed": {"backend": "docker", "dilation": dilation},
+        "link": {"faults": [{"device": 0, "kind": "cut", **fault}]},
+        "max_minutes": 10 * dilation,
+    }
+    with pytest.raises(ConfigError, match=words):
+        plan_of(tmp_path, "tiny", devices=2, **changes)
+
+
 def test_plan_does_not_depend_on_what_is_free_on_disk(tmp_path):
     some = plan_of(tmp_path, "llama2-70b")
     full = plan_of(tmp_path, "llama2-70b", host=replace(HOST, free_disk=GIB))

@@ -31,7 +31,9 @@ def test_ranks_have_options_of_their_own():
     assert config.profiles[1].memory == 4 << 30
 
 
-@pytest.mark.parametrize("override", ["link.delay_ms=3", "device.memory=3GiB"])
+@pytest.mark.parametrize(
+    "override", ["link.delay_ms=3", "device.memory=3GiB", "link=klonet", "device=klonet"]
+)
 def test_an_option_that_every_rank_has_itself_is_refused(override):
     with pytest.raises(ConfigError, match=r"in testbed=home4 every rank has its own, say testbed"):
         compose(["testbed=home4", override])
@@ -57,6 +59,7 @@ def test_faults_are_read_and_checked():
     assert vars(config.link.faults[0]) == fault
     for wrong, words in (
         ({**fault, "device": 4}, "device 4, there are devices=4"),
+        ({**fault, "kind": "cut", "value": 0.5}, "value of a cut: got 0.5, expected 1 or 0"),
         ({**fault, "kind": "cat"}, "did you mean cut?"),
         ({**fault, "kind": "drop", "value": 2}, "value: got 2"),
         ({**fault, "when": 1}, "link.faults.when"),

@@ -48,21 +48,41 @@ def test_one_device_is_said_where_more_were_there():
     assert make_rows([replace(RECORDS[1], config=config)])[0].cells[2] == "1"
 
 
-def test_profiles_of_a_mixed_testbed_are_named_as_far_as_they_were_asked_for():
-    roster = {f"r{i}": {"name": name} for i, name in enumerate(("pro", "air", "dell", "dell"))}
+LIMITS = [
+    {"memory": gib << 30, "read_bps": mb_s * 200_000}  # a dilation of 5
+    for gib, mb_s in ((8, 700), (8, 400), (16, 1000))
+]
+LINKS = [
+    {"delay_s": ms / 200, "rate_bps": mbit * 200_000, "loss_frac": 0.0}
+    for ms, mbit in ((5, 510), (7, 320), (3, 610))
+]
+
+
+def emulated(count, **testbed):
+    """A record of a system that used so many devices."""
     config = {
-        "devices": 4,
         "device": {"name": "pro"},
         "link": {"name": "wifi"},
-        "testbed": {"name": "home4", "backend": "docker", "roster": roster},
+        "testbed": {"name": "home4", "backend": "docker", **testbed},
     }
-    (line,) = where_lines([replace(RECORDS[0], config=config)])
-    assert line == "testbed home4 (backend docker), devices pro, air, dell, link wifi"
-    (line,) = where_lines([replace(RECORDS[0], config={**config, "devices": 1})])
-    assert line.endswith("devices pro, link wifi")
-    config["testbed"] = {"name": "klonet", "backend": "docker", "roster": {}}
-    (line,) = where_lines([replace(RECORDS[0], config=config)])
-    assert line == "testbed klonet (backend docker), devices pro, link wifi"
+    calibration = {"limits": LIMITS[:count], "links": LINKS[:count], "dilation": {"factor": 5.0}}
+    return replace(RECORDS[0], config=config, calibration=calibration)
+
+
+def test_profiles_of_a_mixed_testbed_are_named_as_far_as_they_were_used():
+    roster = {f"r{i}": {"name": name} for i, name in enumerate(("pro", "air", "dell", "dell"))}
+    (line,) = where_lines([emulated(3, roster=roster)])
+    assert line.startswith(
+        "testbed home4 (backend docker), devices pro, air, dell (8 GiB to 16 GiB, disk 400 MB/s to"
+        " 1000 MB/s), link wifi (3 ms to 7 ms, 320 Mbit/s to 610 Mbit/s), dilation 5: "
+    )
+    (line,) = where_lines([emulated(1, roster=roster)])
+    assert "devices pro (8 GiB, disk 700 MB/s), link wifi (5 ms, 510 Mbit/s), " in line
+
+
+def test_equal_devices_have_one_name():
+    (line,) = where_lines([emulated(1, roster={})])
+    assert "devices pro (8 GiB, disk 700 MB/s), link wifi (5 ms, 510 Mbit/s), " in line
 
 
 def test_shares_that_were_asked_for_are_noted():
