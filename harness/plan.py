@@ -28,7 +28,7 @@ from harness.predict import cost_of, most_distinct_layers, reference_cost
 from harness.profiles import LinkFault
 from harness.setting import Cost, Setting, setting_of
 from harness.systems import REFERENCE
-from testbed.limits import DeviceLimits
+from testbed.limits import LEAST_CPUS, DeviceLimits
 from testbed.link import LinkSpec
 from testbed.linkfault import check_fault
 from tpi.config import ModelConfig
@@ -98,10 +98,18 @@ def _enforced(
         oversubscribe=testbed.oversubscribe,
     )
     factor = dilation.factor
+    enforced = tuple(limits_of(profile, factor, rates, testbed.fit) for profile in profiles)
+    for rank, of_one in enumerate(enforced):
+        if of_one.cpus is not None and of_one.cpus < LEAST_CPUS:
+            raise ConfigError(
+                f"device {rank}: at dilation {factor:g} it gets {of_one.cpus:.2g} cores of this"
+                f" host, the kernel enforces {LEAST_CPUS:g} at least; say more device.cores or"
+                " device.mem_gbps, or a smaller testbed.dilation"
+            )
     for fault in config.link.faults:
         _check_happens(fault, config.max_minutes, factor)
     return (
-        tuple(limits_of(profile, factor, rates, testbed.fit) for profile in profiles),
+        enforced,
         tuple(link.dilated(factor) for link in config.links),
         dilation,
     )

@@ -30,6 +30,7 @@ FITS = ("decode", "prefill")
 _MOST = 1e9
 # Not slower than one byte in ten seconds, nor longer than a minute: no link anybody has.
 _MOST_DELAY_MS = 60_000
+_LEAST_MEMORY = 6 << 20  # Docker takes no less
 
 
 @dataclass
@@ -63,7 +64,7 @@ class DeviceProfile:
             if (value := getattr(self, name)) is not None:
                 setattr(self, name, check_number(f"device.{name}", value, low=0.01, high=1e6))
         if self.memory is not None:
-            self.memory = check_size("device.memory", self.memory)
+            self.memory = check_size("device.memory", self.memory, low=_LEAST_MEMORY)
         if self.swap != 0:
             self.swap = check_size("device.swap", self.swap)
         if self.swap and self.memory is None:
@@ -179,7 +180,7 @@ class TestbedChoice:
         check_flag("testbed.make_swap", self.make_swap)
         _check_ranks("testbed.roster", self.roster, whole=True)
         self.roster = {
-            f"r{i}": make_options(DeviceProfile, self.roster[f"r{i}"], f"testbed.roster.r{i}")
+            f"r{i}": _of_rank("roster", i, "device", DeviceProfile, self.roster[f"r{i}"])
             for i in range(len(self.roster))
         }
         _check_ranks("testbed.links", self.links, whole=False)
@@ -211,8 +212,18 @@ def links_of(testbed: TestbedChoice, link: LinkChoice, count: int) -> list[LinkS
                 raise ConfigError(
                     f"unknown option testbed.links.r{rank}.{key}{nearest(key, known)}"
                 )
-        specs.append(replace(link, faults=[], **changes).spec)
+        merged = {**vars(replace(link, faults=[])), **changes}
+        specs.append(_of_rank("links", rank, "link", LinkChoice, merged).spec)
     return specs
+
+
+def _of_rank(where: str, rank: int, axis: str, cls: Any, raw: object) -> Any:
+    """Options of one rank; what is wrong with them is said of it, not of the axis."""
+    name = f"testbed.{where}.r{rank}"
+    try:
+        return make_options(cls, raw, name)
+    except ConfigError as exc:
+        raise ConfigError(re.sub(rf"^{axis}\.", f"{name}.", str(exc))) from exc
 
 
 def _check_ranks(name: str, raw: object, *, whole: bool) -> None:

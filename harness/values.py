@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from tpi.errors import ConfigError
-from tpi.units import parse_bytes
+from tpi.units import format_bytes, parse_bytes
 
 _MAX_COUNT = 1_000_000
 
@@ -55,11 +55,16 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
         )
 
 
-def check_size(name: str, value: object) -> int:
-    """Refuse all but a size; returns it in bytes."""
+def check_size(name: str, value: object, low: int = 1, high: int = 1 << 62) -> int:
+    """Refuse all but a size from `low` to `high` bytes; returns it in bytes."""
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise ConfigError(f"{name}: got {value!r}, expected a size such as 4GiB or 600MiB")
-    return parse_bytes(value, name)
+    num_bytes = parse_bytes(value, name)
+    if not low <= num_bytes <= high:
+        raise ConfigError(
+            f"{name}: got {value!r}, expected {format_bytes(low)} to {format_bytes(high)}"
+        )
+    return num_bytes
 
 
 def check_shares(name: str, value: object) -> list[float]:
@@ -94,7 +99,7 @@ def make_options(cls: Any, raw: object, name: str) -> Any:
     for key in raw:
         if key not in known:
             full = f"{name}.{key}" if name else key
-            raise ConfigError(f"unknown option {full}{nearest(key, known)}")
+            raise ConfigError(f"unknown option {full}{nearest(str(key), known)}")
     try:
         return cls(**raw)
     except TypeError as exc:

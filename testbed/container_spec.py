@@ -13,7 +13,7 @@ from docker.types import Mount, Ulimit
 
 from testbed.base import DeviceError
 from testbed.cgroup import Cgroup
-from testbed.limits import DeviceLimits
+from testbed.limits import LEAST_CPUS, DeviceLimits
 from testbed.procfs import host_swap_bytes
 
 # Reads until its input ends and needs half a MiB: it counts as the device's memory.
@@ -66,7 +66,9 @@ def cpu_quota(cpus: float) -> tuple[int, int]:
     """
     period = max(_PERIOD_US, round(_MIN_QUOTA_US / cpus))
     if period > _MAX_PERIOD_US:
-        raise DeviceError(f"cpus: a share of {cpus:g} is less than 0.001, the kernel's smallest")
+        raise DeviceError(
+            f"cpus: a share of {cpus:g} is less than {LEAST_CPUS:g}, the kernel's smallest"
+        )
     return max(_MIN_QUOTA_US, round(period * cpus)), period
 
 

@@ -13,6 +13,8 @@ NOTES = (
     "docker: with cgroup version 1, buffered writes are not held to the disk's rate",
 )
 
+LEAST_CPUS = 0.001  # the kernel's shortest quota, 1 ms, in its longest period
+
 
 @dataclass(frozen=True, slots=True)
 class DeviceLimits:

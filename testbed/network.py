@@ -121,6 +121,17 @@ def open_network(
     return SwitchNetwork(command, links, dilation=dilation, label=label)
 
 
+def require_links(backend: str) -> None:
+    """Refuse early what `open_network` would refuse: rights, and what was named.
+
+    Raises:
+        DeviceError: It cannot work here; says what would mend it.
+    """
+    _require(_rights_problem())
+    if backend == "netem":
+        _require(netem_problem())
+
+
 def capabilities() -> dict[str, str | None]:
     """What works on this host by measuring: None, or why it does not and what would mend it."""
     rights = _rights_problem()

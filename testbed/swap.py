@@ -76,15 +76,13 @@ def ensure_swap(
     if need_bytes <= 0:
         yield None
         return
-    if problem := accounting_problem(root):
-        raise ConfigError(f"swap: {problem}")
     reap_swap(folder, root=root, run=run)
+    require_swap(need_bytes, folder, may_make=may_make, uid=uid, root=root)
     free = free_swap_bytes(root)
     if free >= need_bytes:
         yield None
         return
     size = -(-(need_bytes - free + _SPARE_BYTES) // _PAGE_BYTES) * _PAGE_BYTES
-    _refuse_unless(may_make, os.geteuid() if uid is None else uid, need_bytes, free, folder)
     path = folder.resolve() / swap_name(label)
     run = run or run_tool
     # Outside of the `try`: a file that somebody else has made is not ours to remove.
@@ -253,8 +251,22 @@ def _has_v2_swap(base: Path) -> bool:
     return not groups or any((path.parent / "memory.swap.max").exists() for path in groups)
 
 
-def _refuse_unless(may_make: bool, uid: int, need: int, free: int, folder: Path) -> None:
-    if may_make and uid == _ROOT_UID:
+def require_swap(
+    need: int, folder: Path, *, may_make: bool, uid: int | None = None, root: Path = Path("/")
+) -> None:
+    """Refuse early what `ensure_swap` would refuse; arguments as there.
+
+    Raises:
+        ConfigError: There is too little swap, and none was to be or could be made; or this kernel
+            cannot hold a device to its swap.
+    """
+    if need <= 0:
+        return
+    if problem := accounting_problem(root):
+        raise ConfigError(f"swap: {problem}")
+    free = free_swap_bytes(root)
+    uid = os.geteuid() if uid is None else uid
+    if free >= need or (may_make and uid == _ROOT_UID):
         return
     mend = "say testbed.make_swap=true as root" if uid == _ROOT_UID else "run as root"
     size = -(-need // (1 << 20))

@@ -84,6 +84,16 @@ def test_fault_of_a_link_that_the_run_cannot_make_is_refused(tmp_path, fault, wo
         plan_of(tmp_path, "tiny", devices=2, **changes)
 
 
+def test_share_of_a_core_that_the_kernel_cannot_enforce_is_refused(tmp_path):
+    changes = {
+        "testbed": {"backend": "docker", "dilation": 1000},
+        "device": {"cores": 0.01},
+        "max_minutes": 10_000,
+    }
+    with pytest.raises(ConfigError, match=r"device 0: at dilation 1000 it gets .* 0\.001 at least"):
+        plan_of(tmp_path, "tiny", devices=2, **changes)
+
+
 def test_plan_does_not_depend_on_what_is_free_on_disk(tmp_path):
     some = plan_of(tmp_path, "llama2-70b")
     full = plan_of(tmp_path, "llama2-70b", host=replace(HOST, free_disk=GIB))

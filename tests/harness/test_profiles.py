@@ -68,3 +68,18 @@ def test_faults_are_read_and_checked():
         with pytest.raises(ConfigError) as error:
             config_from({**docker, "link": {"faults": [wrong]}})
         assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["testbed=home4", "testbed.roster.r0.memory=abc"], r"testbed\.roster\.r0\.memory: got"),
+        (["testbed=home4", "testbed.links.r1.rate_mbps=-5"], r"testbed\.links\.r1\.rate_mbps: got"),
+        (["testbed=docker", "device.memory=1MiB"], r"device\.memory: got .*expected 6 MiB to"),
+        (["testbed=docker", "device.memory=99999999999GiB"], r"expected 6 MiB to"),
+        (["testbed=docker", "link.faults=[{1:2}]"], r"unknown option link\.faults\.1"),
+    ],
+)
+def test_what_is_wrong_is_said_of_where_it_stands(overrides, words):
+    with pytest.raises(ConfigError, match=words):
+        compose(overrides)
