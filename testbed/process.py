@@ -31,27 +31,29 @@ class LocalProcess:
     ) -> None:
         self._device = device
         self._lines = LineFeeder(device, inbox)
-        self._log = work_dir / "stderr.log"
         self._lock = threading.Lock()
         self._reaped = False
         self._ended = threading.Event()
         self._exit: Exit | None = None
         self._oom_kills = oom_kills()
         self.start_ns = time.monotonic_ns()
-        try:
-            with self._log.open("wb") as log:
+        # Held open until its end: a harness that is interrupted twice removes the folder before.
+        with contextlib.ExitStack() as undo:
+            try:
+                self._log = undo.enter_context((work_dir / "stderr.log").open("w+b"))
                 self._popen = subprocess.Popen(
                     list(argv),
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
-                    stderr=log,
+                    stderr=self._log,
                     env=dict(env),
                     cwd=work_dir,
                     start_new_session=True,
                     bufsize=0,
                 )
-        except OSError as exc:
-            raise DeviceError(f"device {device}: cannot start {argv[0]}: {exc}") from exc
+            except OSError as exc:
+                raise DeviceError(f"device {device}: cannot start {argv[0]}: {exc}") from exc
+            undo.pop_all()
         self._reader = threading.Thread(target=self._read, name=f"stdout-{device}", daemon=True)
         self._waiter = threading.Thread(target=self._await_end, name=f"exit-{device}", daemon=True)
         self._reader.start()
@@ -145,6 +147,8 @@ class LocalProcess:
         self._lines.put_exit(self._exit)
 
     def _log_tail(self) -> str:
-        with self._log.open("rb") as log:
-            log.seek(max(0, self._log.stat().st_size - _LOG_TAIL_BYTES))
-            return log.read(_LOG_TAIL_BYTES).decode("utf-8", "replace")
+        # By position: where the program writes next is the same file description's offset.
+        with self._log as log:
+            size = os.fstat(log.fileno()).st_size
+            tail = os.pread(log.fileno(), _LOG_TAIL_BYTES, max(0, size - _LOG_TAIL_BYTES))
+        return tail.decode("utf-8", "replace")

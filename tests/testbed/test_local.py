@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import pytest
 
@@ -57,3 +58,11 @@ def test_it_says_that_nothing_is_limited(testbed, device):
     assert device.facts()["limits"] == "none"
     assert device.address == "127.0.0.1"
     assert 0 < device.free_port() < 65536
+
+
+def test_its_folder_may_be_gone_before_it_ends(tmp_path, device, inbox):
+    process = start(device, inbox, "import sys; sys.stderr.write('why'); print('here'); input()")
+    read_line(inbox)
+    shutil.rmtree(tmp_path / "device-0")
+    ended = process.stop()
+    assert ended.log_tail == "why"
