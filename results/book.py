@@ -1,0 +1,190 @@
+"""All cells of one scale, collected from an index and its run records, the paper's values beside.
+
+Nothing is measured or composed here: the same folder always gives the same book. A record that
+cannot be used becomes a cell `unusable` that names it; the others are read all the same. Read
+`read_book` first.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from results.cells import Cell, Place
+from results.index import Entry, Index, read_index
+from results.schema import Metrics, RecordError, RunRecord, Spread
+from results.store import RunStore
+
+_RUN_METRICS = ("ttft_s", "first_token_s", "token_latency_s", "peak_memory_bytes")
+_SHARES = {
+    "compute_share": "compute",
+    "allreduce_share": "allreduce",
+    "wait_weights_share": "wait_weights",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Book:
+    """Cells by place, the records that they come from, and what could not be read.
+
+    Attributes:
+        scale: Of what was measured and simulated.
+        cells: Of each place: one a kind of evidence and backend.
+        records: By run id.
+        entries: As the index lists them.
+        problems: One line a record or file that cannot be used.
+        folder: Where index and records lie.
+    """
+
+    scale: str
+    cells: Mapping[Place, tuple[Cell, ...]]
+    records: Mapping[str, RunRecord] = field(default_factory=dict)
+    entries: tuple[Entry, ...] = ()
+    problems: tuple[str, ...] = ()
+    folder: Path = Path()
+
+    def of(self, place: Place, evidence: str | None = None) -> tuple[Cell, ...]:
+        """The cells of a place, of one kind of evidence if that is given."""
+        cells = self.cells.get(place, ())
+        return tuple(c for c in cells if evidence is None or c.evidence == evidence)
+
+    def exhibit(self, name: str) -> Iterator[Cell]:
+        """All cells of one table or figure."""
+        for place, cells in self.cells.items():
+            if place.exhibit == name:
+                yield from cells
+
+
+def read_book(folder: Path, others: Iterable[Cell] = ()) -> Book:
+    """Read the index of a folder and every record it names.
+
+    Args:
+        folder: With `index.json` and the run records.
+        others: Cells that come from elsewhere: reported by the paper, or computed.
+
+    Raises:
+        RecordError: The index itself cannot be read.
+    """
+    index = read_index(folder)
+    records, problems = _read_records(RunStore(folder), index)
+    cells: dict[Place, list[Cell]] = {}
+    for cell in (*others, *_run_cells(index, records, problems)):
+        cells.setdefault(cell.place, []).append(cell)
+    return Book(
+        scale=index.scale,
+        cells={place: tuple(found) for place, found in cells.items()},
+        records=records,
+        entries=index.entries,
+        problems=tuple(problems.values()),
+        folder=folder,
+    )
+
+
+def _read_records(store: RunStore, index: Index) -> tuple[dict[str, RunRecord], dict[str, str]]:
+    records: dict[str, RunRecord] = {}
+    problems: dict[str, str] = {}
+    for run_id in dict.fromkeys(entry.run_id for entry in index.entries if entry.run_id):
+        try:
+            records[run_id] = store.read(run_id)
+        except RecordError as exc:
+            problems[run_id] = str(exc)
+    return records, problems
+
+
+def _run_cells(
+    index: Index, records: Mapping[str, RunRecord], problems: Mapping[str, str]
+) -> Iterator[Cell]:
+    for entry in index.entries:
+        record = records.get(entry.run_id)
+        if record is not None:
+            yield from cells_of(entry, record, index.scale)
+            continue
+        word, evidence, detail = "not run", "measured", ""
+        if entry.run_id in problems:
+            word, detail = "unusable", problems[entry.run_id]
+        elif entry.refusal:
+            word, evidence, detail = "infeasible", "infeasible", entry.refusal
+        yield from _absent(entry, word, evidence, index.scale, detail=detail)
+
+
+def cells_of(entry: Entry, record: RunRecord, scale: str) -> Iterator[Cell]:
+    """The cells that one run gives; a run without a timing gives words."""
+    metrics, backend = record.metrics, backend_of(record)
+    evidence = "simulated" if backend == "sim" else "measured"
+    if metrics is None:
+        word = record.status if record.status in ("oom", "infeasible") else "failed"
+        evidence = "infeasible" if word == "infeasible" else evidence
+        yield from _absent(
+            entry,
+            word,
+            evidence,
+            scale,
+            backend,
+            record.run_id,
+            f"{record.status}: {record.reason}",
+        )
+        return
+    for metric, spread in _values(metrics).items():
+        yield Cell(
+            place=Place(entry.exhibit, entry.row, entry.column, metric),
+            evidence=evidence,
+            value=spread.median,
+            low=spread.low if spread.n > 1 else None,
+            high=spread.high if spread.n > 1 else None,
+            n=spread.n,
+            scale=scale,
+            backend=backend,
+            dilation=dilation_of(record),
+            run_id=record.run_id,
+            detail="; ".join(record.notes),
+        )
+
+
+def backend_of(record: RunRecord) -> str:
+    """The testbed's backend; empty where the record does not say."""
+    testbed = record.config.get("testbed")
+    return str(testbed.get("backend", "")) if isinstance(testbed, Mapping) else ""
+
+
+def dilation_of(record: RunRecord) -> float:
+    """By what measured times were divided."""
+    dilation = record.calibration.get("dilation")
+    factor = dilation.get("factor") if isinstance(dilation, Mapping) else None
+    return float(factor) if isinstance(factor, int | float) else 1.0
+
+
+def _values(metrics: Metrics) -> dict[str, Spread]:
+    ttft, load, n = metrics.ttft_s, metrics.load_s, metrics.ttft_s.n
+    first = Spread(*(getattr(ttft, k) + getattr(load, k) for k in ("median", "low", "high")), n)
+    values = {"ttft_s": ttft, "first_token_s": first}
+    if metrics.token_latency_s is not None:
+        values["token_latency_s"] = metrics.token_latency_s
+    peaks = [peak for peak in metrics.peak_memory.rss_hwm if peak is not None]
+    if peaks:
+        values["peak_memory_bytes"] = Spread(*[float(max(peaks))] * 3, n)
+    for metric, name in _SHARES.items():
+        if name in metrics.time_share:
+            values[metric] = Spread(*[metrics.time_share[name]] * 3, n)
+    return values
+
+
+def _absent(
+    entry: Entry,
+    word: str,
+    evidence: str,
+    scale: str,
+    backend: str = "",
+    run_id: str = "",
+    detail: str = "",
+) -> Sequence[Cell]:
+    return [
+        Cell(
+            place=Place(entry.exhibit, entry.row, entry.column, metric),
+            evidence=evidence,
+            word=word,
+            scale=scale,
+            backend=backend,
+            run_id=run_id or entry.run_id,
+            detail=detail,
+        )
+        for metric in _RUN_METRICS
+    ]

@@ -1,0 +1,1 @@
+"""The simulator: what a system would do on devices and links that need not exist."""
