@@ -154,17 +154,21 @@ def dilation_of(record: RunRecord) -> float:
 
 def _values(metrics: Metrics) -> dict[str, Spread]:
     ttft, load, n = metrics.ttft_s, metrics.load_s, metrics.ttft_s.n
-    first = Spread(*(getattr(ttft, k) + getattr(load, k) for k in ("median", "low", "high")), n)
+    first = Spread(ttft.median + load.median, ttft.low + load.low, ttft.high + load.high, n)
     values = {"ttft_s": ttft, "first_token_s": first}
     if metrics.token_latency_s is not None:
         values["token_latency_s"] = metrics.token_latency_s
     peaks = [peak for peak in metrics.peak_memory.rss_hwm if peak is not None]
     if peaks:
-        values["peak_memory_bytes"] = Spread(*[float(max(peaks))] * 3, n)
+        values["peak_memory_bytes"] = _exact(float(max(peaks)), n)
     for metric, name in _SHARES.items():
         if name in metrics.time_share:
-            values[metric] = Spread(*[metrics.time_share[name]] * 3, n)
+            values[metric] = _exact(metrics.time_share[name], n)
     return values
+
+
+def _exact(value: float, n: int) -> Spread:
+    return Spread(value, value, value, n)
 
 
 def _absent(
