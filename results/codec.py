@@ -128,9 +128,9 @@ def _record(fields: Fields) -> RunRecord:
         status=fields.take_choice("status", STATUSES),
         reason=fields.take("reason", "a string", _is_str),
         check=_check(Fields(fields.take("check", "an object", _is_object), "run.json check")),
-        config=fields.take("config", "an object", _is_object),
+        config=_config(fields.take("config", "an object", _is_object)),
         environment=fields.take("environment", "an object", _is_object),
-        calibration=fields.take("calibration", "an object", _is_object),
+        calibration=_calibration(fields.take("calibration", "an object", _is_object)),
         tokens=tuple(fields.take("tokens", "a list of token ids", _list_of(_is_count))),
         metrics=None if metrics is None else _metrics(Fields(metrics, "run.json metrics")),
         samples=tuple(_sample(Fields(s, "run.json samples")) for s in samples),
@@ -139,6 +139,35 @@ def _record(fields: Fields) -> RunRecord:
     )
     fields.finish()
     return record
+
+
+def _calibration(raw: dict[str, Any]) -> dict[str, Any]:
+    """Check what tables are made from; a local record has none of it."""
+    fields, where = Fields(raw, "run.json calibration"), "run.json calibration"
+    if "dilation" in raw:
+        dilation = Fields(fields.take("dilation", "an object", _is_object), f"{where} dilation")
+        dilation.take("factor", "a factor >= 1", _is_factor)
+    for limits in fields.take("limits", "a list of objects", _list_of(_is_object), ()):
+        of_device = Fields(limits, f"{where} limits")
+        for name in ("memory", "read_bps"):
+            of_device.take(name, "a number or null", _or_null(_is_number), None)
+    for link in fields.take("links", "a list of objects", _list_of(_is_object), ()):
+        of_link = Fields(link, f"{where} links")
+        of_link.take("delay_s", "a number", _is_number)
+        of_link.take("rate_bps", "a number or null", _or_null(_is_number))
+        of_link.take("loss_frac", "a fraction", _is_fraction)
+    return raw
+
+
+def _config(raw: dict[str, Any]) -> dict[str, Any]:
+    """Check what tables are made from."""
+    fields = Fields(raw, "run.json config")
+    for name, options in fields.take("systems", "an object", _is_object, {}).items():
+        of_system = Fields(options, f"run.json config systems.{name}")
+        of_system.take("shares", "a list of numbers or null", _or_null(_list_of(_is_number)), None)
+    for axis in ("testbed", "link", "device", "model"):
+        fields.take(axis, "an object", _is_object, {})
+    return raw
 
 
 def _check_record(record: RunRecord, where: str) -> None:

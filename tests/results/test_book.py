@@ -1,0 +1,163 @@
+import json
+from dataclasses import replace
+
+import pytest
+
+from results.book import read_book
+from results.cells import Cell, Place
+from results.codec import decode_record
+from results.identity import make_run_id
+from results.index import Entry, Index, write_index
+from results.schema import Check, RecordError, RunRecord
+from results.store import RunStore
+from tests.results.examples import MIB, make_repeat
+from tpi.errors import ConfigError
+
+DOCKER = {"testbed": {"name": "klonet", "backend": "docker"}}
+PLACE = Place("table1", "llama2-3b", "on", "token_latency_s")
+
+
+def make_run(folder, name="on", backend="docker", **changes):
+    run_id = make_run_id("tpi", {"name": name, "backend": backend})
+    record = RunRecord(
+        run_id=run_id,
+        system="tpi",
+        status="ok",
+        check=Check("exact", True),
+        config={"testbed": {"backend": backend}},
+        calibration={"dilation": {"factor": 8.0}} if backend == "docker" else {},
+        **changes,
+    )
+    return RunStore(folder).append(record, make_repeat())
+
+
+def entry(record=None, column="on", **changes):
+    run_id = record.run_id if record else ""
+    return Entry("table1", "llama2-3b", column, "tpi", (), run_id, **changes)
+
+
+def test_a_run_gives_its_row_and_column_every_metric(tmp_path):
+    write_index(tmp_path, Index("small", (entry(make_run(tmp_path)),)))
+    book = read_book(tmp_path)
+    [cell] = book.of(PLACE)
+    assert (cell.evidence, cell.scale, cell.backend, cell.dilation) == (
+        "measured", "small", "docker", 8.0,
+    )  # fmt: skip
+    assert cell.value == pytest.approx(0.1)
+    assert (cell.n, cell.low) == (1, None)
+    metrics = {c.place.metric: c.value or 0.0 for c in book.exhibit("table1")}
+    assert metrics["peak_memory_bytes"] == 300 * MIB
+    assert metrics["first_token_s"] == pytest.approx(metrics["ttft_s"] + 1.9)
+    assert metrics["compute_share"] == pytest.approx(0.4)
+
+
+def test_kinds_of_evidence_stand_side_by_side(tmp_path):
+    runs = [make_run(tmp_path), make_run(tmp_path, backend="sim")]
+    write_index(tmp_path, Index("small", tuple(entry(run) for run in runs)))
+    paper = Cell(PLACE, "reported", 1.9, source="Table 1")
+    book = read_book(tmp_path, [paper])
+    assert [c.evidence for c in book.of(PLACE)] == ["reported", "measured", "simulated"]
+    assert book.of(PLACE, "reported") == (paper,)
+
+
+def test_every_cell_without_a_number_has_its_word(tmp_path):
+    oom = make_run(tmp_path, "oom")
+    RunStore(tmp_path).write(replace(oom, status="oom", reason="rank 0: killed", metrics=None))
+    index = Index(
+        "small",
+        (
+            entry(oom, "oom"),
+            entry(None, "waiting"),
+            entry(None, "refused", refusal="needs 257 GiB of disk, 80 free"),
+        ),
+    )
+    write_index(tmp_path, index)
+    cells = {c.place.column: c for c in read_book(tmp_path).exhibit("table1")}
+    assert {name: c.word for name, c in cells.items()} == {
+        "oom": "oom", "waiting": "not run", "refused": "infeasible",
+    }  # fmt: skip
+    assert "rank 0: killed" in cells["oom"].detail
+    assert cells["refused"].evidence == "infeasible"
+    assert "257 GiB" in cells["refused"].detail
+
+
+def _change_a_byte(path):
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b'"median": 0.1', b'"median": 0.2', 1))
+
+
+def _make_older(path):
+    raw = json.loads(path.read_text())
+    path.write_text(json.dumps(raw | {"schema_version": 0}))
+
+
+def _cut_short(path):
+    path.write_bytes(path.read_bytes()[:100])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (_change_a_byte, "was changed after it was written"),
+        (_make_older, "schema version 0"),
+        (_cut_short, "half written"),
+        (lambda path: path.unlink(), "No such file"),
+    ],
+)
+def test_a_record_that_cannot_be_used_is_named_and_the_rest_is_read(tmp_path, spoil, words):
+    bad, good = make_run(tmp_path, "bad"), make_run(tmp_path, "good")
+    write_index(tmp_path, Index("small", (entry(bad, "bad"), entry(good, "good"))))
+    spoil(tmp_path / bad.run_id / "run.json")
+    book = read_book(tmp_path)
+    cells = {c.place.column: c for c in book.exhibit("table1")}
+    assert (cells["bad"].word, cells["good"].word) == ("unusable", "")
+    [problem] = book.problems
+    assert bad.run_id in problem
+    assert words in problem
+    assert cells["bad"].detail == problem
+
+
+def test_a_samples_file_with_one_byte_changed_is_named(tmp_path):
+    record = make_run(tmp_path)
+    write_index(tmp_path, Index("small", (entry(record),)))
+    samples = tmp_path / record.run_id / "samples-000.jsonl"
+    samples.write_bytes(samples.read_bytes().replace(b"900", b"901", 1))
+    [problem] = read_book(tmp_path).problems
+    assert "samples-000.jsonl: changed after it was written" in problem
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"calibration": {"dilation": {"factor": "8"}}},
+        {"calibration": {"links": [{"delay_s": 1}]}},
+        {"calibration": {"limits": [{"memory": "8 GiB"}]}},
+        {"config": {"testbed": "klonet"}},
+        {"config": {"systems": {"tpi": {"shares": [1, "2"]}}}},
+    ],
+)
+def test_wrong_types_within_are_refused_even_with_a_right_digest(tmp_path, changes):
+    record = make_run(tmp_path)
+    with pytest.raises(RecordError, match=r"run\.json (calibration|config)"):
+        RunStore(tmp_path).write(replace(record, **changes))
+
+
+def test_published_records_are_read(request):
+    folder = request.config.rootpath / "results" / "published"
+    for path in folder.glob("*/*/run.json"):
+        decode_record(path.read_bytes(), str(path))
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Place("table9", "a", "b", "ttft_s"), "exhibit"),
+        (lambda: Place("table1", "a", "b", "speed"), "metric"),
+        (lambda: Cell(PLACE, "guessed", 1.0), "evidence"),
+        (lambda: Cell(PLACE, "measured", word="maybe"), "word"),
+        (lambda: Cell(PLACE, "measured"), "neither a value nor a word"),
+    ],
+)
+def test_cells_that_cannot_be_are_refused(make, words):
+    with pytest.raises(ConfigError, match=words):
+        make()
