@@ -1,0 +1,145 @@
+"""The schedule of the authors' own implementation, replayed block by block. Pure.
+
+What differs from `tpi/`: a block gives its space back only when the next one has been computed, so
+that at window 2 loads hide behind allreduces alone; embedding and LM head are blocks that are
+loaded whole for every token; weights are stored in 16 bits and cast while loading; without the
+scheduler the same loader loads everything once, during the first pass. Sources: arXiv:2410.00531,
+algorithms 1 and 2, and the code the authors published. Read `replay` first.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from tpi.allreduce_cost import ours_allreduce_s
+from tpi.config import ModelConfig
+
+_STORED_BYTES, _COMPUTED_BYTES = 2, 4  # checkpoints are 16-bit, computing is float32
+_STEADY_TOKENS = 3  # after the first: the last is the steady state
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What decides the times of the authors' implementation on a device.
+
+    Attributes:
+        load_bps: Bytes per second as they are stored, from disk through `torch.load` and the cast.
+        compute_bps: Bytes per second of float32 weights through products.
+        message_s: Of each allreduce, what links do not explain: pickling, Python, small sends.
+        prompt_tokens: Length of the prompt, which the paper does not give.
+    """
+
+    load_bps: float
+    compute_bps: float
+    message_s: float
+    prompt_tokens: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """One run of the authors' implementation.
+
+    Attributes:
+        window: Blocks in memory; None without the scheduler.
+        delay_s: One way between two devices; `rate_bps` is that of every port.
+    """
+
+    model: ModelConfig
+    world_size: int
+    window: int | None
+    delay_s: float = 0.0
+    rate_bps: float = 1e12
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Seconds to the first token from an empty window, and of a token in the steady state."""
+
+    ttft_s: float
+    token_latency_s: float
+
+
+def replay(setup: Setup, rates: Rates) -> Times:
+    """Replay a prompt and some tokens on all devices in lock-step."""
+    ranks = [
+        _Rank(block_bytes(setup.model, setup.world_size, rank), setup.window, rates)
+        for rank in range(setup.world_size)
+    ]
+    first_s = _pass(setup, rates, ranks, 0.0, rates.prompt_tokens)
+    ends = [first_s]
+    for _ in range(_STEADY_TOKENS):
+        ends.append(_pass(setup, rates, ranks, ends[-1], 1.0))
+    return Times(first_s, ends[-1] - ends[-2])
+
+
+def block_bytes(model: ModelConfig, world_size: int, rank: int) -> list[int]:
+    """Stored bytes of a rank's blocks in the order of a pass.
+
+    KV heads are shared out whole, the remainder to the last ranks; FFN columns evenly. The master
+    has the embedding before and norm and head after its layers.
+    """
+    kv_heads = model.num_kv_heads // world_size
+    if rank >= world_size - model.num_kv_heads % world_size:
+        kv_heads += 1
+    columns = kv_heads * (1 + model.q_per_kv) * model.head_size
+    width = model.hidden_size
+    attn = _STORED_BYTES * (2 * columns * width + width)
+    ffn = _STORED_BYTES * (3 * width * model.ffn_size // world_size + width)
+    layers = [attn, ffn] * model.num_layers
+    if rank > 0:
+        return layers
+    table = _STORED_BYTES * width * model.vocab_size
+    return [table, *layers, table + _STORED_BYTES * width]
+
+
+@dataclass
+class _Rank:
+    """One device: a loader that runs ahead as far as the window lets it, and when blocks ended."""
+
+    sizes: Sequence[int]
+    window: int | None
+    rates: Rates
+    loader_free_s: float = 0.0
+    ends_s: list[float] = field(default_factory=list)
+
+    def run(self, wanted_s: float, *, is_product: bool = True) -> float:
+        """Compute the next block, wanted from `wanted_s` on; returns when it ends."""
+        index = len(self.ends_s)
+        size = self.sizes[index % len(self.sizes)]
+        loaded_s = self._load(index, size)
+        compute_s = size * _COMPUTED_BYTES / _STORED_BYTES / self.rates.compute_bps
+        self.ends_s.append(max(wanted_s, loaded_s) + (compute_s if is_product else 0.0))
+        return self.ends_s[-1]
+
+    def _load(self, index: int, size: int) -> float:
+        """When block `index` is there."""
+        if self.window is None and index >= len(self.sizes):
+            return 0.0
+        # A block leaves when the one after it has ended, which makes room for one more.
+        before = index - self.window + 1 if self.window is not None else -1
+        room_s = self.ends_s[before] if before >= 0 else 0.0
+        self.loader_free_s = max(self.loader_free_s, room_s) + size / self.rates.load_bps
+        return self.loader_free_s
+
+
+def _pass(
+    setup: Setup, rates: Rates, ranks: Sequence[_Rank], start_s: float, tokens: float
+) -> float:
+    """One pass of so many tokens through all layers; returns when its token is known."""
+    master, several = ranks[0], setup.world_size > 1
+    num_bytes = round(4 * setup.model.hidden_size * tokens)
+    sum_s = broadcast_s = 0.0
+    if several:
+        payload_s = 8 * num_bytes / setup.rate_bps
+        broadcast_s = rates.message_s + setup.delay_s + (setup.world_size - 1) * payload_s
+        sum_s = rates.message_s + ours_allreduce_s(
+            "star",
+            world_size=setup.world_size,
+            num_bytes=num_bytes,
+            delay_s=setup.delay_s,
+            rate_bps=setup.rate_bps,
+        )
+    # A row of the embedding is looked up, nothing is multiplied.
+    now_s = master.run(start_s, is_product=False) + broadcast_s
+    for _ in range(2 * setup.model.num_layers):
+        now_s = max(rank.run(now_s) for rank in ranks) + sum_s
+    return master.run(now_s)

@@ -1,0 +1,182 @@
+"""The paper's own times, predicted from as few of its cells as fix the unknown rates.
+
+    python -m results.published_times
+
+`published_schedule.replay` knows what the authors' implementation does; how fast its devices load,
+compute and send is not in the paper. Four cells of Table 1 fix four rates for Klonet, four cells of
+Table 3 fix those of the laptops; every other cell of Tables 1, 3 and 8 is a prediction. The cells
+were chosen for what dominates them (`KLONET_CELLS`, `LAPTOP_CELLS`), not for how well the rest then
+fits; the error under other choices is printed. Read `klonet_cells` first.
+"""
+
+import itertools
+import statistics
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from scipy.optimize import least_squares
+
+from results.cells import Cell, Place
+from results.published_schedule import Rates, Setup, Times, replay
+from results.reported import reported_cells
+from tpi.config import ModelConfig, load_preset
+from tpi.units import format_seconds
+from tpi.weights.hf_folder import required_hf_bytes
+
+SOURCE = "as published"
+# Klonet, appendix A.7: four links of 1 ms between two devices, 300 Mbit/s.
+_KLONET = {"delay_s": 0.004, "rate_bps": 300e6}
+# Table 7. Half a device's latency is its way to the router: 5 and 7 ms make a star of 13.5 ms for
+# 7B then, and section 3.3 measured 14 ms. The slowest port and the slowest pair set the pace.
+_LAPTOPS = {"delay_s": 0.006, "rate_bps": 320e6}
+# Section 3.3 measured 11 and 17 ms for attention and FFN, 64 and 129 MiB, of 7B on four laptops.
+_LAPTOP_COMPUTE_BPS = (64 + 129) * 2**20 / 28e-3
+_WINDOW = 2  # section 4.1: the default
+_BAND = 0.25
+
+Predict = Callable[[Place, Sequence[float]], float]
+
+
+def _times(exhibit: str, row: str, column: str, metric: str) -> Place:
+    return Place(exhibit, row, column, metric)
+
+
+# Each for the rate that dominates it: sends, products, loads, and the length of the prompt.
+KLONET_CELLS = (
+    Place("table1", "llama2-7b", "off", "token_latency_s"),
+    Place("table1", "llama2-13b", "off", "token_latency_s"),
+    Place("table1", "llama2-70b", "on", "token_latency_s"),
+    Place("table1", "llama3.1-70b", "on", "ttft_s"),
+)
+# Swapping, offloading, one laptop's loads, the loads of the slowest of several.
+LAPTOP_CELLS = (
+    Place("table3", "llama2-7b", "transformers", "token_latency_s"),
+    Place("table3", "llama2-7b", "accelerate", "token_latency_s"),
+    Place("table3", "llama2-7b", "transformers-window", "token_latency_s"),
+    Place("table3", "llama2-7b", "tpi", "token_latency_s"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """Rates that give the chosen cells, and what they predict for the others.
+
+    Attributes:
+        rates: In the order of `names`.
+        predicted: Of every reported cell that can be predicted, the fitted ones included.
+    """
+
+    names: tuple[str, ...]
+    rates: tuple[float, ...]
+    chosen: tuple[Place, ...]
+    predicted: Mapping[Place, float]
+
+
+@dataclass(frozen=True, slots=True)
+class _Testbed:
+    """What is fitted, what predicts, and over which cells."""
+
+    names: tuple[str, ...]
+    start: tuple[float, ...]
+    predict: Predict
+    exhibits: tuple[str, ...]
+    chosen: tuple[Place, ...]
+
+
+def _predict_klonet(place: Place, values: Sequence[float]) -> float:
+    window = _WINDOW if place.column == "on" else None
+    setup = Setup(load_preset(place.row), 8, window, **_KLONET)
+    return _of_metric(replay(setup, Rates(*values)), place.metric)
+
+
+def _predict_laptops(place: Place, values: Sequence[float]) -> float:
+    swap_bps, offload_bps, one_load_bps, load_bps = values
+    model = load_preset(place.row)
+    if place.column in ("transformers", "accelerate"):
+        # Every pass takes all float32 weights through the disk; one that swaps has to fill its
+        # memory first, which is a pass of its own.
+        passes = 2 if place.column == "transformers" and place.metric == "ttft_s" else 1
+        rate_bps = swap_bps if place.column == "transformers" else offload_bps
+        return passes * required_hf_bytes(model, "float32") / rate_bps
+    devices = {"table3": 4, "table8": 3}[place.exhibit] if place.column == "tpi" else 1
+    rates = Rates(load_bps if devices > 1 else one_load_bps, _LAPTOP_COMPUTE_BPS, 0.0)
+    setup = Setup(model, devices, _WINDOW, **_LAPTOPS)
+    return _of_metric(replay(setup, rates), place.metric)
+
+
+def _of_metric(times: Times, metric: str) -> float:
+    return times.token_latency_s if metric == "token_latency_s" else times.ttft_s
+
+
+KLONET = _Testbed(
+    names=("load_bps", "compute_bps", "message_s", "prompt_tokens"),
+    start=(0.7e9, 30e9, 3e-3, 4.0),
+    predict=_predict_klonet,
+    exhibits=("table1",),
+    chosen=KLONET_CELLS,
+)
+LAPTOPS = _Testbed(
+    names=("swap_bps", "offload_bps", "one_load_bps", "load_bps"),
+    start=(0.5e9, 1e9, 1e9, 0.7e9),
+    predict=_predict_laptops,
+    exhibits=("table3", "table8"),
+    chosen=LAPTOP_CELLS,
+)
+
+
+def fit(testbed: _Testbed, chosen: Sequence[Place], reported: Mapping[Place, float]) -> Fit:
+    """Find the rates that give the chosen cells, by least squares of the ratios' logarithms."""
+
+    def residuals(logs: Sequence[float]) -> list[float]:
+        values = np.exp(logs)
+        return [float(np.log(testbed.predict(p, values) / reported[p])) for p in chosen]
+
+    found = least_squares(residuals, np.log(testbed.start), xtol=1e-10)
+    rates = tuple(float(value) for value in np.exp(found.x))
+    predicted = {place: testbed.predict(place, rates) for place in reported}
+    return Fit(testbed.names, rates, tuple(chosen), predicted)
+
+
+def reported_times(testbed: _Testbed) -> dict[Place, float]:
+    """The paper's times that can be predicted: those that are numbers."""
+    return {
+        cell.place: cell.value
+        for cell in reported_cells()
+        if cell.place.exhibit in testbed.exhibits
+        and cell.place.metric.endswith("_s")
+        and cell.value is not None
+    }
+
+
+def published_time_cells() -> tuple[Cell, ...]:
+    """The predictions as cells; those that the rates were fitted on say so."""
+    cells = []
+    for testbed in (KLONET, LAPTOPS):
+        result = fit(testbed, testbed.chosen, reported_times(testbed))
+        for place, seconds in result.predicted.items():
+            detail = "fitted on this cell" if place in result.chosen else ""
+            cells.append(Cell(place, "simulated", seconds, source=SOURCE, detail=detail))
+    return tuple(cells)
+
+
+def errors(result: Fit, reported: Mapping[Place, float]) -> dict[Place, float]:
+    """Predicted over reported, less one, of the cells that were not fitted."""
+    return {
+        place: result.predicted[place] / value - 1
+        for place, value in reported.items()
+        if place not in result.chosen
+    }
+
+
+def other_choices(testbed: _Testbed, reported: Mapping[Place, float]) -> Iterator[Fit]:
+    """The fit with one of the chosen cells exchanged for another of the same column and metric."""
+    for index, place in enumerate(testbed.chosen):
+        for other in reported:
+            kind = (other.exhibit, other.column, other.metric)
+            if kind == (place.exhibit, place.column, place.metric) and other not in testbed.chosen:
+                chosen = [*testbed.chosen[:index], other, *testbed.chosen[index + 1 :]]
+                yield fit(testbed, chosen, reported)
