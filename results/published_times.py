@@ -9,11 +9,10 @@ were chosen for what dominates them (`KLONET_CELLS`, `LAPTOP_CELLS`), not for ho
 fits; the error under other choices is printed. Read `klonet_cells` first.
 """
 
-import itertools
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from rich.console import Console
@@ -23,7 +22,7 @@ from scipy.optimize import least_squares
 from results.cells import Cell, Place
 from results.published_schedule import Rates, Setup, Times, replay
 from results.reported import reported_cells
-from tpi.config import ModelConfig, load_preset
+from tpi.config import load_preset
 from tpi.units import format_seconds
 from tpi.weights.hf_folder import required_hf_bytes
 
@@ -39,10 +38,6 @@ _WINDOW = 2  # section 4.1: the default
 _BAND = 0.25
 
 Predict = Callable[[Place, Sequence[float]], float]
-
-
-def _times(exhibit: str, row: str, column: str, metric: str) -> Place:
-    return Place(exhibit, row, column, metric)
 
 
 # Each for the rate that dominates it: sends, products, loads, and the length of the prompt.
@@ -180,3 +175,50 @@ def other_choices(testbed: _Testbed, reported: Mapping[Place, float]) -> Iterato
             if kind == (place.exhibit, place.column, place.metric) and other not in testbed.chosen:
                 chosen = [*testbed.chosen[:index], other, *testbed.chosen[index + 1 :]]
                 yield fit(testbed, chosen, reported)
+
+
+def main() -> int:
+    """Print rates, predictions and errors, and the errors under other choices of cells."""
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
+    for testbed in (KLONET, LAPTOPS):
+        reported = reported_times(testbed)
+        result = fit(testbed, testbed.chosen, reported)
+        rates = ", ".join(f"{n} {v:.4g}" for n, v in zip(result.names, result.rates, strict=True))
+        console.print(f"\n{', '.join(testbed.exhibits)}: {rates}", markup=False)
+        console.print(_table(result, reported))
+        console.print(_summary("this choice of cells", errors(result, reported)))
+        others = [errors(other, reported) for other in other_choices(testbed, reported)]
+        medians = [statistics.median(abs(e) for e in each.values()) for each in others]
+        console.print(
+            f"{len(medians)} other choices, one cell exchanged: median error"
+            f" {min(medians):.0%} to {max(medians):.0%}"
+        )
+        worst = others[medians.index(max(medians))]
+        console.print(_summary("the worst of them", worst))
+    return 0
+
+
+def _table(result: Fit, reported: Mapping[Place, float]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in ("cell", "paper", "predicted", "error"):
+        table.add_column(name, justify="left" if name == "cell" else "right")
+    for place, value in reported.items():
+        predicted = result.predicted[place]
+        error = predicted / value - 1
+        note = "fitted" if place in result.chosen else f"{error:+.0%}"
+        mark = " *" if abs(error) > _BAND else ""
+        table.add_row(str(place), format_seconds(value), format_seconds(predicted), note + mark)
+    return table
+
+
+def _summary(what: str, found: Mapping[Place, float]) -> str:
+    sizes = [abs(error) for error in found.values()]
+    within = sum(size <= _BAND for size in sizes)
+    return (
+        f"{what}: {within} of {len(sizes)} predicted cells within {_BAND:.0%}, median"
+        f" {statistics.median(sizes):.0%}, worst {max(sizes):.0%}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
