@@ -24,14 +24,10 @@ class Rates:
     Attributes:
         load_bps: Bytes per second as they are stored, from disk through `torch.load` and the cast.
         compute_bps: Bytes per second of float32 weights through products.
-        message_s: Of each allreduce, what links do not explain: pickling, Python, small sends.
-        prompt_tokens: Length of the prompt, which the paper does not give.
     """
 
     load_bps: float
     compute_bps: float
-    message_s: float
-    prompt_tokens: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,19 +55,21 @@ class Times:
 
 
 def replay(setup: Setup, rates: Rates) -> Times:
-    """Replay a prompt and some tokens on all devices in lock-step."""
-    ranks = [
-        _Rank(block_bytes(setup.model, setup.world_size, rank), setup.window, rates)
-        for rank in range(setup.world_size)
-    ]
-    first_s = _pass(setup, rates, ranks, 0.0, rates.prompt_tokens)
-    ends = [first_s]
-    for _ in range(_STEADY_TOKENS):
-        ends.append(_pass(setup, rates, ranks, ends[-1], 1.0))
-    return Times(first_s, ends[-1] - ends[-2])
+    """Replay the first tokens on all devices in lock-step.
+
+    The prompt counts as one token: the paper does not give its length, and a pass of few tokens
+    takes what a pass of one takes where loading decides.
+    """
+    lists = (block_bytes(setup.model, setup.world_size, rank) for rank in range(setup.world_size))
+    # Ranks with the same blocks do the same at the same time.
+    ranks = [_Rank(sizes, setup.window, rates) for sizes in dict.fromkeys(lists)]
+    ends = [0.0]
+    for _ in range(1 + _STEADY_TOKENS):
+        ends.append(_pass(setup, ranks, ends[-1]))
+    return Times(ends[1], ends[-1] - ends[-2])
 
 
-def block_bytes(model: ModelConfig, world_size: int, rank: int) -> list[int]:
+def block_bytes(model: ModelConfig, world_size: int, rank: int) -> tuple[int, ...]:
     """Stored bytes of a rank's blocks in the order of a pass.
 
     KV heads are shared out whole, the remainder to the last ranks; FFN columns evenly. The master
@@ -84,11 +82,11 @@ def block_bytes(model: ModelConfig, world_size: int, rank: int) -> list[int]:
     width = model.hidden_size
     attn = _STORED_BYTES * (2 * columns * width + width)
     ffn = _STORED_BYTES * (3 * width * model.ffn_size // world_size + width)
-    layers = [attn, ffn] * model.num_layers
+    layers = (attn, ffn) * model.num_layers
     if rank > 0:
         return layers
     table = _STORED_BYTES * width * model.vocab_size
-    return [table, *layers, table + _STORED_BYTES * width]
+    return (table, *layers, table + _STORED_BYTES * width)
 
 
 @dataclass
@@ -121,17 +119,15 @@ class _Rank:
         return self.loader_free_s
 
 
-def _pass(
-    setup: Setup, rates: Rates, ranks: Sequence[_Rank], start_s: float, tokens: float
-) -> float:
-    """One pass of so many tokens through all layers; returns when its token is known."""
+def _pass(setup: Setup, ranks: Sequence[_Rank], start_s: float) -> float:
+    """One pass of a token through all layers; returns when the next one is known."""
     master, several = ranks[0], setup.world_size > 1
-    num_bytes = round(4 * setup.model.hidden_size * tokens)
+    num_bytes = 4 * setup.model.hidden_size
     sum_s = broadcast_s = 0.0
     if several:
         payload_s = 8 * num_bytes / setup.rate_bps
-        broadcast_s = rates.message_s + setup.delay_s + (setup.world_size - 1) * payload_s
-        sum_s = rates.message_s + ours_allreduce_s(
+        broadcast_s = setup.delay_s + (setup.world_size - 1) * payload_s
+        sum_s = ours_allreduce_s(
             "star",
             world_size=setup.world_size,
             num_bytes=num_bytes,

@@ -2,11 +2,11 @@
 
     python -m results.published_times
 
-`published_schedule.replay` knows what the authors' implementation does; how fast its devices load,
-compute and send is not in the paper. Four cells of Table 1 fix four rates for Klonet, four cells of
+`published_schedule.replay` knows what the authors' implementation does; how fast its devices load
+and compute is not in the paper. Two cells of Table 1 fix two rates for Klonet, four cells of
 Table 3 fix those of the laptops; every other cell of Tables 1, 3 and 8 is a prediction. The cells
 were chosen for what dominates them (`KLONET_CELLS`, `LAPTOP_CELLS`), not for how well the rest then
-fits; the error under other choices is printed. Read `klonet_cells` first.
+fits; the error under other choices is printed. Read `fit` first.
 """
 
 import statistics
@@ -40,12 +40,10 @@ _BAND = 0.25
 Predict = Callable[[Place, Sequence[float]], float]
 
 
-# Each for the rate that dominates it: sends, products, loads, and the length of the prompt.
+# Each for the rate that dominates it: products, loads.
 KLONET_CELLS = (
-    Place("table1", "llama2-7b", "off", "token_latency_s"),
     Place("table1", "llama2-13b", "off", "token_latency_s"),
     Place("table1", "llama2-70b", "on", "token_latency_s"),
-    Place("table1", "llama3.1-70b", "on", "ttft_s"),
 )
 # Swapping, offloading, one laptop's loads, the loads of the slowest of several.
 LAPTOP_CELLS = (
@@ -53,6 +51,34 @@ LAPTOP_CELLS = (
     Place("table3", "llama2-7b", "accelerate", "token_latency_s"),
     Place("table3", "llama2-7b", "transformers-window", "token_latency_s"),
     Place("table3", "llama2-7b", "tpi", "token_latency_s"),
+)
+
+# Why predictions miss, for the cells that do: (places, reason).
+_REASONS: tuple[tuple[Callable[[Place], bool], str], ...] = (
+    (
+        lambda p: (p.exhibit, p.row, p.metric) == ("table1", "llama2-13b", "token_latency_s"),
+        "the paper's 13B takes 5.8 s to its first token and 2.9 s for the next, with the same"
+        " loads: the second is twice the rate that all other rows load at",
+    ),
+    (
+        lambda p: p.exhibit == "table1" and p.row == "llama3.1-8b",
+        "more than half of the master's loads are embedding and head, and load faster than layers",
+    ),
+    (
+        lambda p: p.exhibit == "table1" and p.column == "off",
+        "a second of start-up, which the first token without the scheduler includes, weighs most in"
+        " the smallest model",
+    ),
+    (
+        lambda p: p.metric == "ttft_s",
+        "first tokens on laptops take up to 3.4 times a later one; one pass from an empty window"
+        " explains 1.1, and the paper does not say what else they include",
+    ),
+    (
+        lambda p: p.row == "llama2-3b",
+        "small enough for a laptop's page cache, and printed in whole seconds",
+    ),
+    (lambda p: p.row == "yi-34b", "the largest model loads slower than the others"),
 )
 
 
@@ -98,7 +124,7 @@ def _predict_laptops(place: Place, values: Sequence[float]) -> float:
         rate_bps = swap_bps if place.column == "transformers" else offload_bps
         return passes * required_hf_bytes(model, "float32") / rate_bps
     devices = {"table3": 4, "table8": 3}[place.exhibit] if place.column == "tpi" else 1
-    rates = Rates(load_bps if devices > 1 else one_load_bps, _LAPTOP_COMPUTE_BPS, 0.0)
+    rates = Rates(load_bps if devices > 1 else one_load_bps, _LAPTOP_COMPUTE_BPS)
     setup = Setup(model, devices, _WINDOW, **_LAPTOPS)
     return _of_metric(replay(setup, rates), place.metric)
 
@@ -108,8 +134,8 @@ def _of_metric(times: Times, metric: str) -> float:
 
 
 KLONET = _Testbed(
-    names=("load_bps", "compute_bps", "message_s", "prompt_tokens"),
-    start=(0.7e9, 30e9, 3e-3, 4.0),
+    names=("load_bps", "compute_bps"),
+    start=(0.7e9, 30e9),
     predict=_predict_klonet,
     exhibits=("table1",),
     chosen=KLONET_CELLS,
@@ -144,6 +170,8 @@ def reported_times(testbed: _Testbed) -> dict[Place, float]:
         if cell.place.exhibit in testbed.exhibits
         and cell.place.metric.endswith("_s")
         and cell.value is not None
+        # Table 8 repeats what Table 3 has of one laptop.
+        and (cell.place.exhibit != "table8" or cell.place.column == "tpi")
     }
 
 
@@ -151,9 +179,11 @@ def published_time_cells() -> tuple[Cell, ...]:
     """The predictions as cells; those that the rates were fitted on say so."""
     cells = []
     for testbed in (KLONET, LAPTOPS):
-        result = fit(testbed, testbed.chosen, reported_times(testbed))
+        reported = reported_times(testbed)
+        result = fit(testbed, testbed.chosen, reported)
         for place, seconds in result.predicted.items():
-            detail = "fitted on this cell" if place in result.chosen else ""
+            detail = reason(place, seconds / reported[place] - 1)
+            detail = "fitted on this cell" if place in result.chosen else detail
             cells.append(Cell(place, "simulated", seconds, source=SOURCE, detail=detail))
     return tuple(cells)
 
@@ -165,6 +195,13 @@ def errors(result: Fit, reported: Mapping[Place, float]) -> dict[Place, float]:
         for place, value in reported.items()
         if place not in result.chosen
     }
+
+
+def reason(place: Place, error: float) -> str:
+    """Why a prediction is out of the band, as far as is known; empty where it is within."""
+    if abs(error) <= _BAND:
+        return ""
+    return next((text for holds, text in _REASONS if holds(place)), "not known")
 
 
 def other_choices(testbed: _Testbed, reported: Mapping[Place, float]) -> Iterator[Fit]:
