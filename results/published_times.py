@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from scipy.optimize import least_squares
@@ -152,8 +153,8 @@ LAPTOPS = _Testbed(
 def fit(testbed: _Testbed, chosen: Sequence[Place], reported: Mapping[Place, float]) -> Fit:
     """Find the rates that give the chosen cells, by least squares of the ratios' logarithms."""
 
-    def residuals(logs: Sequence[float]) -> list[float]:
-        values = np.exp(logs)
+    def residuals(logs: NDArray[np.float64], /) -> list[float]:
+        values = [float(value) for value in np.exp(logs)]
         return [float(np.log(testbed.predict(p, values) / reported[p])) for p in chosen]
 
     found = least_squares(residuals, np.log(testbed.start), xtol=1e-10)
