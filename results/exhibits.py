@@ -34,6 +34,8 @@ class Layout:
         sections: Of each, its metrics; one metric is a choice of names for the same thing. None
             at all: whatever metric a column's cells have (facts).
         is_run: Whether runs fill it, so that a place without any is `not run`.
+        joins_columns: Whether a row and a metric alone say what a value is.
+        has_table: Whether its values say what it shows; a drawing of a trace is none.
     """
 
     title: str
@@ -41,6 +43,8 @@ class Layout:
     columns: tuple[str, ...] = ()
     sections: tuple[tuple[tuple[str, ...], ...], ...] = ()
     is_run: bool = True
+    joins_columns: bool = False
+    has_table: bool = True
 
 
 def _memory_over_devices(window: int) -> Layout:
@@ -50,7 +54,7 @@ def _memory_over_devices(window: int) -> Layout:
 
 def _laptops(count: int) -> Layout:
     title = f"time to first token and token latency, one laptop beside {count}"
-    return Layout(title, LAPTOP_MODELS, _LAPTOP_SYSTEMS, (TIMES,))
+    return Layout(title, LAPTOP_MODELS, _LAPTOP_SYSTEMS, ((TIMES[0],), (TIMES[1],)))
 
 
 def _latency_over(what: str, rows: tuple[str, ...]) -> Layout:
@@ -77,17 +81,21 @@ LAYOUTS = {
     ),
     "table6": _memory_over_devices(4),
     "table7": Layout(
-        "the laptops of the home testbed", ("macbook-pro", "macbook-air", "dell"), is_run=False
+        "the laptops of the home testbed",
+        ("macbook-pro", "macbook-air", "dell"),
+        ("cpu", "cores", "memory", "bandwidth", "latency", "cuda", "number"),
+        is_run=False,
     ),
     "table8": _laptops(3),
     "figure1a": Layout(
-        "where the time goes, device by device",
-        ("pipeline", "tpi"),
-        ("tpi",),
-        ((("token_latency_s",),),),
+        "where the time goes, device by device", ("pipeline", "tpi"), has_table=False
     ),
     "figure1b": Layout(
-        "shares of computation and communication", ("pipeline", "tpi"), (), (_SHARES,)
+        "shares of computation and communication",
+        ("pipeline", "tpi"),
+        ("share",),
+        (_SHARES,),
+        joins_columns=True,
     ),
     "figure1c": Layout(
         "peak memory per device over devices, Llama 3.1-8B",
@@ -98,7 +106,7 @@ LAYOUTS = {
     "figure3": Layout(
         "allreduce latency over link latency", (), ("star", "tree", "ring"), ((("allreduce_s",),),)
     ),
-    "figure4": Layout("the window over time", ("window",), ("tpi",), ((("token_latency_s",),),)),
+    "figure4": Layout("the window over time", ("window",), has_table=False),
     "figure5a": _latency_over("devices", ("4", "6", "8")),
     "figure5b": _latency_over("CPU cores per device", ("4", "6", "8")),
     "figure5c": _latency_over("link bandwidth", ("300", "500", "1000")),
@@ -140,8 +148,10 @@ METRIC_LABELS = {
 }
 
 
-def label_of(name: str) -> str:
+def label_of(name: str, exhibit: str = "") -> str:
     """A row's or column's name for people: `llama2-3b` is Llama 2-3B, `off/4` is off, 4 dev."""
+    if name == "tpi" and exhibit in ("figure1a", "figure1b"):
+        return "tensor parallel"  # what the paper calls it there
     head, slash, count = name.partition("/")
     label = _LABELS.get(head, head)
     if not slash:

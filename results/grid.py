@@ -63,16 +63,19 @@ class _Source:
     rank: int
     label: str
 
-    def takes(self, cell: Cell) -> bool:
-        return _source_of(cell) == self
 
-
-_REPORTED, _MEASURED, _SIMULATED = _Source(0, "paper"), _Source(1, "measured"), _Source(2, "sim")
+_REPORTED, _MEASURED, _SIMULATED = (
+    _Source(0, "paper"),
+    _Source(1, "measured"),
+    _Source(2, "simulated"),
+)
 
 
 def sections_of(book: Book, exhibit: str) -> tuple[Section, ...]:
     """All sections of an exhibit, every place filled."""
     layout = LAYOUTS[exhibit]
+    if not layout.has_table:
+        return ()
     cells = list(book.exhibit(exhibit))
     rows = _ordered(layout.rows, (cell.place.row for cell in cells))
     parts = layout.sections or ((),)
@@ -84,6 +87,8 @@ def sections_of(book: Book, exhibit: str) -> tuple[Section, ...]:
 
 def shown_cells(book: Book, exhibit: str) -> list[Cell]:
     """Every cell of an exhibit as it is shown, words for what is missing among them."""
+    if not LAYOUTS[exhibit].has_table:
+        return list(book.exhibit(exhibit))
     return [cell for section in sections_of(book, exhibit) for cell in section.cells()]
 
 
@@ -94,20 +99,29 @@ def _section(
     columns: Sequence[Column],
     cells: Sequence[Cell],
 ) -> Section:
-    metrics = {(column.name, column.metric) for column in columns}
-    mine = [cell for cell in cells if (cell.place.column, cell.place.metric) in metrics]
-    sources = _sources(LAYOUTS[exhibit], mine)
-    places = {
-        row: [Place(exhibit, row, column.name, column.metric) for column in columns] for row in rows
-    }
-    groups = [Group(row, tuple(_line(s, places[row], mine) for s in sources)) for row in rows]
+    layout = LAYOUTS[exhibit]
+    wanted = {_key(layout, Place(exhibit, "", c.name, c.metric))[1:] for c in columns}
+    mine = [cell for cell in cells if _key(layout, cell.place)[1:] in wanted]
+    at: dict[tuple[str, ...], list[Cell]] = {}
+    for cell in mine:
+        at.setdefault((_source_of(cell).label, *_key(layout, cell.place)), []).append(cell)
+    groups = []
+    for row in rows:
+        places = [Place(exhibit, row, column.name, column.metric) for column in columns]
+        lines = []
+        for source in _sources(layout, mine):
+            found = [at.get((source.label, *_key(layout, place)), []) for place in places]
+            lines.append(_line(source, places, found, _label(source, mine)))
+        groups.append(Group(row, tuple(lines)))
     heading = ", ".join(METRIC_LABELS.get(choice[0], choice[0]) for choice in choices)
     return Section(heading[:1].upper() + heading[1:], tuple(columns), tuple(groups))
 
 
 def _sources(layout: Layout, cells: Iterable[Cell]) -> list[_Source]:
-    found = {_source_of(cell) for cell in cells}
-    return sorted(found | ({_REPORTED, _MEASURED} if layout.is_run else {_REPORTED}))
+    found = {_source_of(cell) for cell in cells} | {_REPORTED}
+    if layout.is_run and not any(source.rank == _MEASURED.rank for source in found):
+        found.add(_MEASURED)
+    return sorted(found)
 
 
 def _source_of(cell: Cell) -> _Source:
@@ -116,32 +130,48 @@ def _source_of(cell: Cell) -> _Source:
     if cell.evidence == "computed":
         return _Source(3, f"computed, {cell.source}" if cell.source else "computed")
     # What could not be simulated stands where the simulated number would.
-    return _SIMULATED if cell.evidence == "simulated" or cell.backend == "sim" else _MEASURED
+    is_simulated = cell.evidence == "simulated" or cell.backend == "sim"
+    source = _SIMULATED if is_simulated else _MEASURED
+    return _Source(source.rank, f"{source.label}, {cell.source}") if cell.source else source
 
 
-def _line(source: _Source, places: Sequence[Place], cells: Sequence[Cell]) -> Line:
-    mine = [cell for cell in cells if source.takes(cell)]
-    found = tuple(tuple(c for c in mine if c.place == place) for place in places)
+def source_label(cell: Cell) -> str:
+    """The name of the line that a cell stands in, without scale."""
+    return _source_of(cell).label
+
+
+def _key(layout: Layout, place: Place) -> tuple[str, ...]:
+    """What two cells at the same place share."""
+    return (place.row, place.metric, "" if layout.joins_columns else place.column)
+
+
+def _label(source: _Source, cells: Iterable[Cell]) -> str:
+    """A line's name, with the scale of what was run."""
+    if source.rank not in (_MEASURED.rank, _SIMULATED.rank):
+        return source.label
+    mine = (cell for cell in cells if _source_of(cell) == source)
     scales = dict.fromkeys(cell.scale for cell in mine if cell.scale)
-    label = {_SIMULATED: "simulated"}.get(source, source.label)
-    if source in (_MEASURED, _SIMULATED) and scales:
-        label += f", {' and '.join(scales)}"
-    return Line(
-        label,
-        tuple(_said(at) or (_missing(source, p),) for at, p in zip(found, places, strict=True)),
-    )
+    return ", ".join([source.label, *scales])
 
 
-def _said(cells: tuple[Cell, ...]) -> tuple[Cell, ...]:
+def _line(
+    source: _Source, places: Sequence[Place], found: Sequence[Sequence[Cell]], label: str
+) -> Line:
+    cells = zip(found, places, strict=True)
+    return Line(label, tuple(_said(at) or (_missing(source, place),) for at, place in cells))
+
+
+def _said(cells: Sequence[Cell]) -> tuple[Cell, ...]:
     """Without `not run` where another run says more."""
-    return tuple(cell for cell in cells if cell.word != "not run") or cells
+    return tuple(cell for cell in cells if cell.word != "not run") or tuple(cells)
 
 
 def _missing(source: _Source, place: Place) -> Cell:
     if source == _REPORTED:
         return Cell(place, "reported", word="not found")
-    if source in (_MEASURED, _SIMULATED):
-        return Cell(place, source.label if source == _MEASURED else "simulated", word="not run")
+    for run in (_MEASURED, _SIMULATED):
+        if source.rank == run.rank:
+            return Cell(place, run.label, word="not run")
     return Cell(place, "computed", word="not found", detail=_NO_FORMULA)
 
 
@@ -153,10 +183,13 @@ def _columns(
     names = {name for choice in metrics for name in choice}
     mine = [cell for cell in cells if cell.place.metric in names]
     columns = []
-    for name in _ordered(layout.columns, (cell.place.column for cell in mine)):
+    found = () if layout.joins_columns else (cell.place.column for cell in mine)
+    for name in _ordered(layout.columns, found):
         for choice in metrics:
             metric = _chosen(choice, name, mine)
             title = f"{label_of(name)}: {METRIC_LABELS.get(metric, metric)}"
+            if layout.joins_columns:
+                title = METRIC_LABELS.get(metric, metric)
             columns.append(Column(name, metric, title if len(metrics) > 1 else label_of(name)))
     return columns
 

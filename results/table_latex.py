@@ -39,10 +39,10 @@ _DRESS: Mapping[str, Callable[[Shown, str], str]] = {
 
 def latex(book: Book, exhibit: str) -> str:
     """A table as a LaTeX fragment."""
-    notes = Footnotes(book)
+    notes = Footnotes.of(book, exhibit)
     sections = [_tabular(section, notes) for section in sections_of(book, exhibit)]
     texts = [f"({number}) {escape(text)}" for number, text in enumerate(notes.texts, 1)]
-    texts += [escape(line) for line in below(book, exhibit)]
+    texts += [escape(line) for line in (*notes.shared_lines(), *below(book, exhibit))]
     title = title_of(exhibit).partition(": ")[2]
     return "\n".join(
         [
