@@ -22,6 +22,15 @@ TIMES = (FIRST, ("token_latency_s",))
 MEMORY = (("peak_memory_bytes",),)
 _SHARES = (("allreduce_share",), ("compute_share",), ("wait_weights_share",))
 
+BAR_CAPTION = (
+    "Filled: measured; pale: measured on dilated devices, the factor beside it; hatched: simulated;"
+    " dotted: computed; outline: the paper. A word stands where there is no value."
+)
+_TRACE_CAPTION = (
+    "From the spans of one traced repeat. Filled: measured; pale: measured on dilated devices;"
+    " hatched: simulated."
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:
@@ -36,6 +45,7 @@ class Layout:
         is_run: Whether runs fill it, so that a place without any is `not run`.
         joins_columns: Whether a row and a metric alone say what a value is.
         has_table: Whether its values say what it shows; a drawing of a trace is none.
+        caption: Of a figure: how to read it.
     """
 
     title: str
@@ -45,6 +55,7 @@ class Layout:
     is_run: bool = True
     joins_columns: bool = False
     has_table: bool = True
+    caption: str = ""
 
 
 def _memory_over_devices(window: int) -> Layout:
@@ -59,7 +70,7 @@ def _laptops(count: int) -> Layout:
 
 def _latency_over(what: str, rows: tuple[str, ...]) -> Layout:
     title = f"token latency of Llama 2-70B over {what}"
-    return Layout(title, rows, ("tpi",), ((("token_latency_s",),),))
+    return Layout(title, rows, ("tpi",), ((("token_latency_s",),),), caption=BAR_CAPTION)
 
 
 LAYOUTS = {
@@ -88,7 +99,10 @@ LAYOUTS = {
     ),
     "table8": _laptops(3),
     "figure1a": Layout(
-        "where the time goes, device by device", ("pipeline", "tpi"), has_table=False
+        "where the time goes, device by device",
+        ("pipeline", "tpi"),
+        has_table=False,
+        caption=_TRACE_CAPTION,
     ),
     "figure1b": Layout(
         "shares of computation and communication",
@@ -96,22 +110,34 @@ LAYOUTS = {
         ("share",),
         (_SHARES,),
         joins_columns=True,
+        caption=BAR_CAPTION,
     ),
     "figure1c": Layout(
         "peak memory per device over devices, Llama 3.1-8B",
         ("1", "2", "4"),
         ("tensor-parallel", "theoretical", "tpi"),
         (MEMORY,),
+        caption=BAR_CAPTION,
     ),
     "figure3": Layout(
-        "allreduce latency over link latency", (), ("star", "tree", "ring"), ((("allreduce_s",),),)
+        "allreduce latency over link latency",
+        (),
+        ("star", "tree", "ring"),
+        ((("allreduce_s",),),),
+        caption="Points: measured, pale where devices were dilated. Full lines: computed from delays"
+        " and ports that payloads share; dashed: the paper's count of hops alone. The ring leaves"
+        " the panels.",
     ),
-    "figure4": Layout("the window over time", ("window",), has_table=False),
+    "figure4": Layout("the window over time", ("window",), has_table=False, caption=_TRACE_CAPTION),
     "figure5a": _latency_over("devices", ("4", "6", "8")),
     "figure5b": _latency_over("CPU cores per device", ("4", "6", "8")),
     "figure5c": _latency_over("link bandwidth", ("300", "500", "1000")),
     "figure6": Layout(
-        "the four systems", FIGURE6_MODELS, ("standalone", "mp", "galaxy", "tpi"), (TIMES,)
+        "the four systems",
+        FIGURE6_MODELS,
+        ("standalone", "mp", "galaxy", "tpi"),
+        (TIMES,),
+        caption=BAR_CAPTION,
     ),
 }
 

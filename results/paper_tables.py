@@ -8,16 +8,12 @@ are never mixed. Below stand the legend, numbered notes, the testbeds and what c
 from collections.abc import Iterator, Sequence
 
 from results.book import Book
-from results.exhibits import label_of, title_of
+from results.exhibits import LAYOUTS, label_of, title_of
 from results.footnotes import Footnotes, below
 from results.grid import Line, Section, sections_of
 from results.marks import SMOKE, SMOKE_LEGEND, markdown_legend, markdown_of, show
 
 Grid = list[tuple[str, ...]]
-FIGURE_LEGEND = (
-    "Filled: measured; pale: measured on dilated devices, the factor beside it; hatched: simulated;"
-    " dotted: computed; outline: the paper. A word stands where there is no value."
-)
 
 
 def markdown(book: Book, exhibit: str) -> str:
@@ -28,7 +24,7 @@ def markdown(book: Book, exhibit: str) -> str:
 def figure_markdown(book: Book, exhibit: str) -> str:
     """A figure's caption, and the values that it draws, as Markdown."""
     image = f"![{title_of(exhibit)}]({exhibit}.svg)"
-    caption = f"{FIGURE_LEGEND} {_dilations(book, exhibit)}"
+    caption = f"{LAYOUTS[exhibit].caption} {_dilations(book, exhibit)}"
     return _joined([f"### {title_of(exhibit)}", "", image, "", caption, "", *_body(book, exhibit)])
 
 

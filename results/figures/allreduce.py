@@ -1,11 +1,13 @@
 """Figure 3: allreduce latency over the latency of one link: measured, our closed form, the paper's.
 
-One panel a payload: 4 bytes as in the paper, and 32 KiB, one float32 hidden state of a 70B model,
-where the port that the star's payloads share begins to count. Points are measured, full lines are
-our closed form, dashed ones the paper's count of hops. Read `draw_allreduce` first.
+Panels: 4 bytes on the paper's axes; 32 KiB, one float32 hidden state of a 70B model, on the same;
+and those on short links, where the port that the star's payloads share counts most. Points are
+measured, full lines are our closed form, dashed ones the paper's count of hops. Read
+`draw_allreduce` first.
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -18,7 +20,6 @@ from results.exhibits import LAYOUTS
 from results.figures.style import (
     GREY,
     PALETTE,
-    PLAIN_NUMBERS,
     WIDE,
     axis_title,
     new_figure,
@@ -31,18 +32,35 @@ _LARGE = PAYLOADS[1]
 _POINT: dict[str, Any] = {"marker": "o", "linestyle": ""}
 _MARKERS = {"star": "o", "tree": "s", "ring": "^"}
 _METRIC = "allreduce_s"
-_FLOOR_MS = 0.3  # what starting a round costs on one host; below it nothing is measured
+
+
+@dataclass(frozen=True, slots=True)
+class _Panel:
+    """What is drawn, and how far the axes reach."""
+
+    title: str
+    payload: str
+    link_ms: float
+    latency_ms: float
+
+
+_PANELS = (
+    _Panel(PAYLOADS[0], PAYLOADS[0], 10, 250),  # the axes of the paper's figure
+    _Panel(PAYLOADS[1], PAYLOADS[1], 10, 250),
+    _Panel(f"{PAYLOADS[1]}, short links", PAYLOADS[1], 2, 60),
+)
 
 
 def draw_allreduce(book: Book, exhibit: str) -> Figure:
-    """Draw both payloads side by side."""
+    """Draw the panels side by side."""
     cells = list(book.exhibit(exhibit))
     figure = new_figure(WIDE, 2.6)
-    grid = figure.subplots(1, len(PAYLOADS), sharey=True)
-    for axes, payload in zip(grid, PAYLOADS, strict=True):
-        mine = [cell for cell in cells if is_of(cell, payload)]
-        _draw(axes, mine)
-        axes.set_title(payload)
+    grid = figure.subplots(1, len(_PANELS))
+    for axes, panel in zip(grid, _PANELS, strict=True):
+        _draw(axes, [cell for cell in cells if is_of(cell, panel.payload)])
+        axes.set_title(panel.title)
+        axes.set_xlim(-0.02 * panel.link_ms, 1.02 * panel.link_ms)
+        axes.set_ylim(0, panel.latency_ms)
         axes.set_xlabel("latency of one link (ms)")
     grid[0].set_ylabel(axis_title(_METRIC))
     figure.legend(handles=_handles(cells), loc="outside upper center", ncols=4)
@@ -51,7 +69,7 @@ def draw_allreduce(book: Book, exhibit: str) -> Figure:
 
 def is_of(cell: Cell, payload: str) -> bool:
     """Whether a cell belongs to a payload's panel; hops alone belong to both."""
-    if cell.evidence == "computed" and is_hops(cell):
+    if is_hops(cell) or cell.word:
         return True
     return (_LARGE in cell.source) == (payload == _LARGE)
 
@@ -74,10 +92,6 @@ def _draw(axes: Axes, cells: Sequence[Cell]) -> None:
     if not any(c.evidence == "measured" and c.value is not None for c in cells):
         text = f"measured: {', '.join(sorted(words)) or 'not run'}"
         axes.text(0.03, 0.95, text, transform=axes.transAxes, va="top", color=GREY)
-    axes.set_xlim(left=-0.2)
-    axes.set_yscale("log")  # else the ring hides where star and tree cross it
-    axes.set_ylim(bottom=_FLOOR_MS)
-    axes.yaxis.set_major_formatter(PLAIN_NUMBERS)
 
 
 def _line(axes: Axes, cells: Iterable[Cell], colour: str, style: str) -> None:
