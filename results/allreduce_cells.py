@@ -59,7 +59,8 @@ def read_study(path: Path, scale: str) -> tuple[Cell, ...]:
         dilation = fields.take("dilation", "a factor >= 1", _is_factor)
         points = fields.take("points", "a list of objects", _is_list_of_objects)
         cells = [_cells(Fields(point, "points"), scale, float(dilation)) for point in points]
-    return tuple(cell for found in cells for cell in found)
+        # Within: a generator reads its fields when it is asked.
+        return tuple(cell for found in cells for cell in found)
 
 
 def _cells(point: Fields, scale: str, dilation: float) -> Iterator[Cell]:

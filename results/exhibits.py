@@ -124,9 +124,9 @@ LAYOUTS = {
         (),
         ("star", "tree", "ring"),
         ((("allreduce_s",),),),
-        caption="Points: measured, pale where devices were dilated. Full lines: computed from delays"
-        " and ports that payloads share; dashed: the paper's count of hops alone. The ring leaves"
-        " the panels.",
+        caption="Points: measured, pale where devices were dilated. Full lines: computed from"
+        " delays and ports that payloads share; dashed: the paper's count of hops alone. The ring"
+        " leaves the panels.",
     ),
     "figure4": Layout("the window over time", ("window",), has_table=False, caption=_TRACE_CAPTION),
     "figure5a": _latency_over("devices", ("4", "6", "8")),

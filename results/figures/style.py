@@ -109,6 +109,14 @@ def bar_style(key: str, colour: str) -> dict[str, Any]:
     return {"linewidth": 0.7, **styles[kind]}
 
 
+def trace_style(kind: str, colour: str) -> dict[str, Any]:
+    """Likewise of a span of time: without an edge, since thousands stand side by side."""
+    if kind == "simulated":
+        # Coloured below the hatch: an outline alone could not be told from its neighbour's.
+        return {"facecolor": (colour, 0.6), "edgecolor": "white", "hatch": "//////", "linewidth": 0}
+    return {**bar_style(kind, colour), "linewidth": 0}
+
+
 def evidence_patches(cells: Iterable[Cell]) -> list[Patch]:
     """Grey samples for a legend: one a kind of evidence that is there with a value."""
     keys = dict.fromkeys(evidence_key(cell) for cell in cells if cell.value is not None)

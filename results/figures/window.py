@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from results.figures.style import COLUMN, PALETTE, bar_style, new_figure
+from results.figures.style import COLUMN, PALETTE, new_figure, trace_style
 
 MAX_STAYS = 24
 _HEIGHT = 0.75
@@ -71,7 +71,7 @@ def _draw_count(axes: Axes, steps: Sequence[Step], end_s: float) -> None:
 def _draw_stays(axes: Axes, stays: Sequence[Stay], end_s: float, kind: str) -> None:
     for number, stay in enumerate(stays):
         until_s = min(end_s if stay.end_s is None else stay.end_s, end_s)
-        style = bar_style(kind, _colour(stay.label))
+        style = trace_style(kind, _colour(stay.label))
         axes.barh(number, until_s - stay.start_s, _HEIGHT, stay.start_s, **style)
     axes.set_yticks(range(len(stays)), [stay.label for stay in stays], fontsize=5.5)
     axes.set_ylim(len(stays) - 0.4, -0.6)
