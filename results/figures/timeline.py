@@ -72,8 +72,9 @@ def _draw(axes: Axes, run: Traced, piece: Cut) -> None:
                 for span in piece.spans
                 if span.rank == rank and span.name == name
             ]
-            style = trace_style(run.kind, ACTIVITY_COLOURS[name])
-            axes.broken_barh(bars, (rank - _HEIGHT / 2, _HEIGHT), **style)
+            if bars:
+                style = trace_style(run.kind, ACTIVITY_COLOURS[name])
+                axes.broken_barh(bars, (rank - _HEIGHT / 2, _HEIGHT), **style)
     count = max((span.rank for span in piece.spans), default=0) + 1
     axes.set_yticks(range(count), [f"device {rank}" for rank in range(count)])
     axes.set_ylim(count - 0.5, -0.5)

@@ -1,6 +1,7 @@
 from results.figures.allreduce import draw_allreduce, is_hops, is_of
 from results.figures.style import house_style
 from tests.results.books import book, cell
+from tests.results.figures.looks import points
 
 
 def at(ms, evidence="measured", algorithm="star", **fields):
@@ -25,11 +26,11 @@ def test_payloads_have_their_panels_and_hops_are_in_both():
 def test_points_and_lines_stand_at_their_latency_in_ms():
     with house_style():
         small, large, short = draw_allreduce(book(*CELLS), "figure3").axes
-    points = [line.get_xydata().tolist() for line in small.lines if line.get_marker() == "o"]
-    assert points == [[[1.0, 8.5]]]
-    assert [[1.0, 20.0]] in [line.get_xydata().tolist() for line in large.lines]
+    drawn = [points(line) for line in small.lines if line.get_marker() == "o"]
+    assert drawn == [[[1.0, 8.5]]]
+    assert [[1.0, 20.0]] in [points(line) for line in large.lines]
     dashed = [line for line in small.lines if line.get_linestyle() == "--"]
-    assert [line.get_xydata().tolist() for line in dashed] == [[[0.0, 0.0], [10.0, 80.0]]]
+    assert [points(line) for line in dashed] == [[[0.0, 0.0], [10.0, 80.0]]]
     assert (small.get_ylabel(), small.get_xlabel()) == (
         "allreduce latency (ms)",
         "latency of one link (ms)",

@@ -1,19 +1,14 @@
 from itertools import pairwise
 
-from matplotlib.container import BarContainer
-
 from results.figures.bars import draw_bars, panels_of
 from results.figures.style import evidence_key, house_style
 from tests.results.books import GIB, book, cell
+from tests.results.figures.looks import bars
 
 
 def texts(figure):
     found = [t.get_text() for axes in figure.axes for t in axes.texts]
     return found + [t.get_text() for legend in figure.legends for t in legend.get_texts()]
-
-
-def bars(axes):
-    return [patch for box in axes.containers if isinstance(box, BarContainer) for patch in box]
 
 
 FIGURE5 = (

@@ -3,6 +3,7 @@ import pytest
 from results.figures.shares import draw_shares, stacks_of
 from results.figures.style import house_style
 from tests.results.books import book, cell
+from tests.results.figures.looks import bars
 
 PAPER = cell("figure1b tpi communication allreduce_share", "reported", value=0.7)
 OURS = [
@@ -31,7 +32,7 @@ def test_stack_is_as_high_as_its_shares_and_the_rest_has_its_word():
     with house_style():
         figure = draw_shares(book(PAPER, *OURS), "figure1b")
     (axes,) = figure.axes
-    tops = [p.get_y() + p.get_height() for p in axes.patches]
+    tops = [p.get_y() + p.get_height() for p in bars(axes)]
     assert max(tops) == pytest.approx(90)
     words = [t.get_text() for t in axes.texts]
     assert {"70 %", "50 %", "30 %"} <= set(words)

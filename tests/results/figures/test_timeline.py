@@ -5,6 +5,7 @@ from results.figures.timeline import MAX_SPANS, cut, draw_timeline
 from results.figures.traced import Traced
 from results.spans import RankSpan
 from tests.results.examples import make_repeat
+from tests.results.figures.looks import right_end
 
 
 def spans(count, ranks=2):
@@ -47,8 +48,7 @@ def test_panels_have_a_row_a_device_and_the_time_of_each_activity():
     ]
     axes = figure.axes[1]
     assert [t.get_text() for t in axes.get_yticklabels()] == ["device 0", "device 1"]
-    widths = [p.vertices[:, 0].max() for c in axes.collections for p in c.get_paths()]
-    assert max(widths) == pytest.approx(0.045)
+    assert max(map(right_end, axes.collections)) == pytest.approx(0.045)
     assert axes.get_xlabel() == "time since the request (s)"
     labels = {t.get_text() for legend in figure.legends for t in legend.get_texts()}
     assert labels == {"computation", "communication"}

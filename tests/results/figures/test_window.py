@@ -2,6 +2,7 @@ import pytest
 
 from results.figures.style import house_style
 from results.figures.window import MAX_STAYS, Stay, draw_window, stays_of
+from tests.results.figures.looks import bars, points
 
 STEPS = [
     (0.0, ("attn 0",)),
@@ -21,16 +22,16 @@ def test_steps_become_stays_and_a_block_may_come_back():
 
 def test_bars_are_stays_and_the_line_counts_blocks():
     with house_style():
-        count, bars = draw_window(STEPS, "measured", "measured, small").axes
-    assert [p.get_x() for p in bars.patches] == [0.0, 0.1, 0.3]
-    assert [p.get_width() for p in bars.patches] == pytest.approx([0.2, 0.2, 0.0])
-    assert list(count.lines[0].get_ydata()) == [1, 2, 1, 2]
-    assert [t.get_text() for t in bars.get_yticklabels()] == ["attn 0", "ffn 0", "attn 0"]
+        count, below = draw_window(STEPS, "measured", "measured, small").axes
+    assert [p.get_x() for p in bars(below)] == [0.0, 0.1, 0.3]
+    assert [p.get_width() for p in bars(below)] == pytest.approx([0.2, 0.2, 0.0])
+    assert [y for _, y in points(count.lines[0])] == [1, 2, 1, 2]
+    assert [t.get_text() for t in below.get_yticklabels()] == ["attn 0", "ffn 0", "attn 0"]
     assert count.get_title(loc="left") == "measured, small"
 
 
 def test_long_trace_is_drawn_as_far_as_it_can_be_read():
     steps = [(float(i), (f"attn {i}",)) for i in range(100)]
     with house_style():
-        _, bars = draw_window(steps, "measured", "").axes
-    assert len(bars.patches) == MAX_STAYS
+        _, below = draw_window(steps, "measured", "").axes
+    assert len(bars(below)) == MAX_STAYS
