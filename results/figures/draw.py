@@ -1,0 +1,85 @@
+"""Which module draws which figure, and what stands in a figure that has nothing to draw.
+
+Every exhibit gives a figure: where there is no value at all, one that names the runs that are
+missing. Read `draw` first.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from matplotlib.figure import Figure
+
+from results.book import Book
+from results.exhibits import LAYOUTS, label_of
+from results.figures.allreduce import draw_allreduce
+from results.figures.bars import draw_bars
+from results.figures.shares import draw_shares
+from results.figures.style import COLUMN, GREY, new_figure
+from results.figures.timeline import draw_timeline
+from results.figures.traced import traced_runs
+from results.figures.window import draw_window
+from results.marks import SMOKE, SMOKE_LEGEND
+from results.window_history import window_history
+
+
+def draw(book: Book, exhibit: str) -> Figure:
+    """Draw one figure; inside `style.house_style`."""
+    figure = _DRAW[exhibit](book, exhibit)
+    figure.supxlabel(_footer(book), fontsize=5.5, x=0.01, ha="left", color=GREY)
+    return figure
+
+
+def _footer(book: Book) -> str:
+    return SMOKE_LEGEND if book.scale == SMOKE else f"scale {book.scale}"
+
+
+def _timeline(book: Book, exhibit: str) -> Figure:
+    runs = list(traced_runs(book, exhibit))
+    return draw_timeline(runs) if runs else _nothing(book, exhibit)
+
+
+def _window(book: Book, exhibit: str) -> Figure:
+    for run in traced_runs(book, exhibit):
+        if steps := window_history(run.repeat):
+            return draw_window(steps, run.kind, run.words)
+    return _nothing(book, exhibit)
+
+
+def _unless_empty(drawing: Callable[[Book, str], Figure]) -> Callable[[Book, str], Figure]:
+    def one(book: Book, exhibit: str) -> Figure:
+        has_value = any(cell.value is not None for cell in book.exhibit(exhibit))
+        return drawing(book, exhibit) if has_value else _nothing(book, exhibit)
+
+    return one
+
+
+def _nothing(book: Book, exhibit: str) -> Figure:
+    figure = new_figure(COLUMN, 1.4)
+    lines = ["nothing to draw", *_missing(book, exhibit)]
+    figure.text(0.5, 0.5, "\n".join(lines), ha="center", va="center", wrap=True)
+    return figure
+
+
+def _missing(book: Book, exhibit: str) -> Sequence[str]:
+    """One line a run that would be drawn: what became of it."""
+    entries = [entry for entry in book.entries if entry.exhibit == exhibit]
+    lines = []
+    for entry in entries:
+        record = book.records.get(entry.run_id)
+        word = "not run" if not entry.run_id else "unusable"
+        if record is not None:
+            word = "no trace" if record.metrics is not None else record.status
+        lines.append(f"{label_of(entry.row)}, {label_of(entry.column)}: {word}")
+    rows = LAYOUTS[exhibit].rows
+    return list(dict.fromkeys(lines)) or [f"{label_of(row)}: not run" for row in rows]
+
+
+_BARS, _SHARES = _unless_empty(draw_bars), _unless_empty(draw_shares)
+_DRAW: Mapping[str, Callable[[Book, str], Figure]] = {
+    "figure1a": _timeline,
+    "figure1b": _SHARES,
+    "figure1c": _BARS,
+    "figure3": _unless_empty(draw_allreduce),
+    "figure4": _window,
+    **{f"figure5{part}": _BARS for part in "abc"},
+    "figure6": _BARS,
+}

@@ -1,0 +1,82 @@
+"""Figure 1a: what every device does at what time, computing or communicating, system by system.
+
+A panel is one traced run, a row in it one device. A long run has more spans than a page can show:
+the panel then ends early, and says so. Read `draw_timeline` first.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from results.exhibits import label_of
+from results.figures.style import (
+    ACTIVITY_COLOURS,
+    ACTIVITY_LABELS,
+    WIDE,
+    colour_patches,
+    new_figure,
+    trace_style,
+)
+from results.figures.traced import Traced
+from results.spans import RankSpan
+
+MAX_SPANS = 400  # of one device: about as many as seven inches can tell apart
+_NAMES = tuple(name for name in ACTIVITY_COLOURS if name != "other")
+_HEIGHT = 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """The spans that are drawn, and where they end; `is_cut` if there are more."""
+
+    spans: tuple[RankSpan, ...]
+    end_s: float
+    is_cut: bool
+
+
+def cut(spans: Sequence[RankSpan]) -> Cut:
+    """The first spans of the request, so many that they can be told apart."""
+    drawn = sorted((s for s in spans if s.name in _NAMES), key=lambda span: span.start_s)
+    ends = []
+    for rank in {span.rank for span in drawn}:
+        mine = [span for span in drawn if span.rank == rank]
+        ends.append((mine[min(len(mine), MAX_SPANS) - 1].end_s, len(mine) > MAX_SPANS))
+    end_s = min((end for end, more in ends if more), default=max((e for e, _ in ends), default=0.0))
+    kept = tuple(span for span in drawn if span.start_s < end_s)
+    return Cut(kept, end_s, any(more for _, more in ends))
+
+
+def draw_timeline(runs: Sequence[Traced]) -> Figure:
+    """Draw one panel a run, all on the same time axis."""
+    cuts = [cut(run.spans) for run in runs]
+    ranks = [max((span.rank for span in run.spans), default=0) + 1 for run in runs]
+    figure = new_figure(WIDE, 0.9 + sum(0.5 + 0.16 * count for count in ranks))
+    grid = figure.subplots(len(runs), 1, squeeze=False, sharex=True, height_ratios=ranks)
+    for axes, run, piece in zip(grid[:, 0], runs, cuts, strict=True):
+        _draw(axes, run, piece)
+    grid[-1, 0].set_xlabel("time since the request (s)")
+    grid[-1, 0].set_xlim(0, max(piece.end_s for piece in cuts) or 1.0)
+    names = {span.name for piece in cuts for span in piece.spans}
+    colours = {ACTIVITY_LABELS[n]: ACTIVITY_COLOURS[n] for n in _NAMES if n in names}
+    figure.legend(handles=colour_patches(colours), loc="outside upper center", ncols=len(_NAMES))
+    return figure
+
+
+def _draw(axes: Axes, run: Traced, piece: Cut) -> None:
+    for rank in sorted({span.rank for span in piece.spans}):
+        for name in _NAMES:
+            bars = [
+                (span.start_s, min(span.end_s, piece.end_s) - span.start_s)
+                for span in piece.spans
+                if span.rank == rank and span.name == name
+            ]
+            if bars:
+                style = trace_style(run.kind, ACTIVITY_COLOURS[name])
+                axes.broken_barh(bars, (rank - _HEIGHT / 2, _HEIGHT), **style)
+    count = max((span.rank for span in piece.spans), default=0) + 1
+    axes.set_yticks(range(count), [f"device {rank}" for rank in range(count)])
+    axes.set_ylim(count - 0.5, -0.5)
+    title = f"{label_of(run.row, 'figure1a')} ({run.words})"
+    axes.set_title(title + (f", its first {piece.end_s:.3g} s" if piece.is_cut else ""), loc="left")

@@ -1,0 +1,61 @@
+"""Runs whose records hold single spans: what figures 1a and 4 are drawn from.
+
+Read `traced_runs` first.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from results.book import Book, backend_of, dilation_of
+from results.schema import Repeat, RunRecord
+from results.spans import RankSpan, spans_of
+from results.store import RunStore
+
+
+@dataclass(frozen=True, slots=True)
+class Traced:
+    """One repeat of a run, with its spans.
+
+    Attributes:
+        row: Of the exhibit that it is drawn for.
+        kind: How it is drawn: `measured`, `dilated` or `simulated`.
+        words: For its title: kind, scale and dilation.
+    """
+
+    row: str
+    kind: str
+    words: str
+    repeat: Repeat
+    spans: tuple[RankSpan, ...]
+
+
+def traced_runs(book: Book, exhibit: str) -> Iterator[Traced]:
+    """The runs of an exhibit that kept spans, in the order of the index.
+
+    Raises:
+        RecordError: A samples file has changed since the book was read.
+    """
+    store = RunStore(book.folder)
+    seen = set()
+    for entry in book.entries:
+        record = book.records.get(entry.run_id)
+        if entry.exhibit != exhibit or record is None or entry.run_id in seen:
+            continue
+        seen.add(entry.run_id)
+        for repeat in store.repeats(record):
+            spans = tuple(spans_of(repeat)) if repeat.status == "ok" else ()
+            if spans:
+                kind = _kind(record)
+                yield Traced(entry.row, kind, _words(book, record, kind), repeat, spans)
+                break
+
+
+def _kind(record: RunRecord) -> str:
+    if backend_of(record) == "sim":
+        return "simulated"
+    return "dilated" if dilation_of(record) != 1 else "measured"
+
+
+def _words(book: Book, record: RunRecord, kind: str) -> str:
+    words = [kind if kind != "dilated" else f"measured, dilation {dilation_of(record):g}"]
+    return ", ".join([*words, book.scale, *(["a tiny model"] if book.scale == "smoke" else [])])

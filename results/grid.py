@@ -1,0 +1,227 @@
+"""Cells of a book laid into the shape of an exhibit, so that no place is left without a word.
+
+A `Section` is a block of columns; its groups are the paper's rows, and each group has one line a
+kind of source: the paper's value first, then what was measured, simulated and computed. Lines are
+never joined. Read `sections_of` first.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from results.book import Book
+from results.cells import Cell, Place
+from results.exhibits import FIRST, LAYOUTS, METRIC_LABELS, Layout, label_of
+
+_NO_FORMULA = "no formula gives it"
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of a table: a column of the paper and one metric."""
+
+    name: str
+    metric: str
+    title: str
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """The cells of one row from one source; each place has at least one cell."""
+
+    label: str
+    cells: tuple[tuple[Cell, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """One row of the paper: its lines, the paper's first."""
+
+    row: str
+    lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A block of columns with all rows; `heading` names its metrics."""
+
+    heading: str
+    columns: tuple[Column, ...]
+    groups: tuple[Group, ...]
+
+    def cells(self) -> Iterator[Cell]:
+        """Every cell as it is shown."""
+        for group in self.groups:
+            for line in group.lines:
+                for cells in line.cells:
+                    yield from cells
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class _Source:
+    """Where a line's cells come from; the order is that of the lines."""
+
+    rank: int
+    label: str
+
+
+_REPORTED, _MEASURED, _SIMULATED = (
+    _Source(0, "paper"),
+    _Source(1, "measured"),
+    _Source(2, "simulated"),
+)
+
+
+def sections_of(book: Book, exhibit: str) -> tuple[Section, ...]:
+    """All sections of an exhibit, every place filled."""
+    layout = LAYOUTS[exhibit]
+    if not layout.has_table:
+        return ()
+    cells = list(book.exhibit(exhibit))
+    rows = _ordered(layout.rows, (cell.place.row for cell in cells))
+    parts = layout.sections or ((),)
+    return tuple(
+        _section(exhibit, metrics, rows, _columns(layout, metrics, cells), cells)
+        for metrics in parts
+    )
+
+
+def shown_cells(book: Book, exhibit: str) -> list[Cell]:
+    """Every cell of an exhibit as it is shown, words for what is missing among them."""
+    if not LAYOUTS[exhibit].has_table:
+        return list(book.exhibit(exhibit))
+    return [cell for section in sections_of(book, exhibit) for cell in section.cells()]
+
+
+def _section(
+    exhibit: str,
+    choices: Sequence[Sequence[str]],
+    rows: Sequence[str],
+    columns: Sequence[Column],
+    cells: Sequence[Cell],
+) -> Section:
+    layout = LAYOUTS[exhibit]
+    wanted = {_key(layout, Place(exhibit, "", c.name, c.metric))[1:] for c in columns}
+    mine = [cell for cell in cells if _key(layout, cell.place)[1:] in wanted]
+    at: dict[tuple[str, ...], list[Cell]] = {}
+    for cell in mine:
+        at.setdefault((_source_of(cell).label, *_key(layout, cell.place)), []).append(cell)
+    groups = []
+    for row in rows:
+        places = [Place(exhibit, row, column.name, column.metric) for column in columns]
+        lines = []
+        for source in _sources(layout, mine):
+            found = [at.get((source.label, *_key(layout, place)), []) for place in places]
+            lines.append(_line(source, places, found, _label(source, mine)))
+        groups.append(Group(row, tuple(lines)))
+    heading = ", ".join(METRIC_LABELS.get(choice[0], choice[0]) for choice in choices)
+    return Section(heading[:1].upper() + heading[1:], tuple(columns), tuple(groups))
+
+
+def _sources(layout: Layout, cells: Iterable[Cell]) -> list[_Source]:
+    found = {_source_of(cell) for cell in cells} | {_REPORTED}
+    if layout.is_run and not any(source.rank == _MEASURED.rank for source in found):
+        found.add(_MEASURED)
+    return sorted(found)
+
+
+def _source_of(cell: Cell) -> _Source:
+    if cell.evidence == "reported":
+        return _REPORTED
+    if cell.evidence == "computed":
+        return _Source(3, f"computed, {cell.source}" if cell.source else "computed")
+    # What could not be simulated stands where the simulated number would.
+    is_simulated = cell.evidence == "simulated" or cell.backend == "sim"
+    source = _SIMULATED if is_simulated else _MEASURED
+    return _Source(source.rank, f"{source.label}, {cell.source}") if cell.source else source
+
+
+def source_label(cell: Cell) -> str:
+    """The name of the line that a cell stands in, without scale."""
+    return _source_of(cell).label
+
+
+def _key(layout: Layout, place: Place) -> tuple[str, ...]:
+    """What two cells at the same place share."""
+    return (place.row, place.metric, "" if layout.joins_columns else place.column)
+
+
+def _label(source: _Source, cells: Iterable[Cell]) -> str:
+    """A line's name, with the scale of what was run."""
+    if source.rank not in (_MEASURED.rank, _SIMULATED.rank):
+        return source.label
+    mine = (cell for cell in cells if _source_of(cell) == source)
+    scales = dict.fromkeys(cell.scale for cell in mine if cell.scale)
+    return ", ".join([source.label, *scales])
+
+
+def _line(
+    source: _Source, places: Sequence[Place], found: Sequence[Sequence[Cell]], label: str
+) -> Line:
+    cells = zip(found, places, strict=True)
+    return Line(label, tuple(_said(at) or (_missing(source, place),) for at, place in cells))
+
+
+def _said(cells: Sequence[Cell]) -> tuple[Cell, ...]:
+    """Without `not run` where another run says more."""
+    return tuple(cell for cell in cells if cell.word != "not run") or tuple(cells)
+
+
+def _missing(source: _Source, place: Place) -> Cell:
+    if source == _REPORTED:
+        return Cell(place, "reported", word="not found")
+    for run in (_MEASURED, _SIMULATED):
+        if source.rank == run.rank:
+            return Cell(place, run.label, word="not run")
+    return Cell(place, "computed", word="not found", detail=_NO_FORMULA)
+
+
+def _columns(
+    layout: Layout, metrics: Sequence[Sequence[str]], cells: Sequence[Cell]
+) -> list[Column]:
+    if not metrics:
+        return _fact_columns(layout, cells)
+    names = {name for choice in metrics for name in choice}
+    mine = [cell for cell in cells if cell.place.metric in names]
+    columns = []
+    found = () if layout.joins_columns else (cell.place.column for cell in mine)
+    for name in _ordered(layout.columns, found):
+        for choice in metrics:
+            metric = _chosen(choice, name, mine)
+            title = f"{label_of(name)}: {METRIC_LABELS.get(metric, metric)}"
+            if layout.joins_columns:
+                title = METRIC_LABELS.get(metric, metric)
+            columns.append(Column(name, metric, title if len(metrics) > 1 else label_of(name)))
+    return columns
+
+
+def _chosen(choice: Sequence[str], column: str, cells: Iterable[Cell]) -> str:
+    """The metric that the paper's values of a column have; without any, the usual one."""
+    reported = {
+        cell.place.metric
+        for cell in cells
+        if cell.evidence == "reported" and cell.place.column == column
+    }
+    # Without the scheduler the paper's time to first token has loading in it.
+    usual = FIRST[1] if choice == FIRST and column == "off" else choice[0]
+    return next((metric for metric in choice if metric in reported), usual)
+
+
+def _fact_columns(layout: Layout, cells: Sequence[Cell]) -> list[Column]:
+    columns = []
+    for name in _ordered(layout.columns, (cell.place.column for cell in cells)):
+        metrics = dict.fromkeys(c.place.metric for c in cells if c.place.column == name)
+        columns += [Column(name, metric, label_of(name)) for metric in metrics or ("text",)]
+    return columns
+
+
+def _ordered(known: Sequence[str], found: Iterable[str]) -> list[str]:
+    """The known names in their order, then what else was found: numbers by size."""
+    more = set(found) - set(known)
+    return [*known, *sorted(more, key=_by_size)]
+
+
+def _by_size(name: str) -> tuple[float, str]:
+    try:
+        return float(name), name
+    except ValueError:
+        return float("inf"), name
