@@ -70,9 +70,11 @@ def read_plan(scale: str, folder: Path = PAPER_DIR) -> PaperPlan:
         for name, section in _mapping(_load(path), str(path)).items():
             where = f"{path}: {name}"
             checked = _mapping(section, where, _SECTION)
+            # All are checked, whatever the scale.
+            found = [*_entries(checked, path.stem, where)], [*_studies(checked, where)]
             if name not in SCALES or name == scale:
-                entries += _entries(checked, path.stem, where)
-                studies += _studies(checked, where)
+                entries += found[0]
+                studies += found[1]
     _refuse_twice([*entries, *(study.name for study in studies)], f"{folder}: scale {scale}")
     return PaperPlan(scale, tuple(entries), tuple(studies))
 
