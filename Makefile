@@ -10,7 +10,12 @@ TORCH ?= torch==2.13.0
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup llamacpp image doctor demo test test-fast test-docker lint types check bench clean
+# How much of the paper to run: smoke (minutes), small (hours), full (the paper's own sizes).
+SCALE ?= smoke
+EXHIBITS := table1 table2 table3 table4 table5 table6 table7 table8 \
+  figure1 figure3 figure4 figure5 figure6
+.PHONY: help setup llamacpp image doctor demo test test-fast test-docker lint types check bench clean \
+  paper $(EXHIBITS)
 
 help:  ## list the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -64,6 +69,12 @@ check: lint types test  ## all of CI
 
 bench: setup  ## timings, each a ratio taken in one run (minutes)
 	@$(PY) -m pytest tests/benchmarks -q -m bench -s --timeout 1800
+
+paper: setup  ## run and render the paper's tables and figures; one alone: make table1 SCALE=small
+	@$(PY) -m harness.paper --scale $(SCALE)
+
+$(EXHIBITS): setup
+	@$(PY) -m harness.paper --scale $(SCALE) --only $@
 
 clean:  ## remove caches; never records, weights or the environment
 	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks build *.egg-info

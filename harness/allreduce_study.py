@@ -11,6 +11,7 @@ ranks' own processing adds counts 1/k. Read `measure` first.
 
 import argparse
 import json
+import os
 import queue
 import secrets
 import statistics
@@ -44,6 +45,7 @@ ALGORITHMS = ("star", "tree", "ring")
 _SCHEMA = 1
 _HOPS_TO_CORE = 2  # of the paper's topology: device, gateway, core
 _START_S, _LEAD_S, _ANSWER_S = 180.0, 0.05, 60.0
+_DELAY_S, _DEVICE_CPU_S = 5.0, 3.0  # links and containers, and importing torch on each
 _WARMUP_ROUNDS = 3  # the window of every connection grows to the payload
 
 
@@ -259,6 +261,72 @@ def _column(column: tuple[int, str]) -> tuple[int, int]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the study; returns the exit status."""
+    try:
+        carry_out(sys.argv[1:] if argv is None else argv, Console(highlight=False))
+    except TpiError as exc:
+        sys.stderr.write(f"allreduce_study: {exc}\n")
+        return exc.exit_status
+    except OSError as exc:
+        sys.stderr.write(f"allreduce_study: {exc}\n")
+        return DeviceError.exit_status
+    except KeyboardInterrupt:
+        sys.stderr.write("allreduce_study: interrupted, nothing was kept\n")
+        return EXIT_INTERRUPTED
+    return 0
+
+
+def carry_out(argv: Sequence[str], console: Console) -> None:
+    """Measure what the arguments ask for, show it, and keep it where they say.
+
+    Raises:
+        TpiError: They cannot be used, or a device failed.
+    """
+    arguments = _parsed(argv)
+    with host_lock(allow_concurrent=False), janitor(RunLabel.mine("all")):
+        points = study(arguments, console)
+    show(points, console)
+    if arguments.out is not None:
+        _keep(arguments, points)
+
+
+def is_kept(argv: Sequence[str], path: Path) -> bool:
+    """Whether a file has everything that the arguments ask for.
+
+    Raises:
+        ConfigError: They cannot be used, or the file is there and is no study.
+    """
+    arguments = _parsed(argv)
+    if not path.exists():
+        return False
+    asked = {
+        (algorithm, num_bytes, delay_ms, arguments.devices, arguments.rounds)
+        for algorithm, num_bytes, delay_ms in product(ALGORITHMS, arguments.bytes, arguments.delays)
+    }
+    found = {
+        (p.algorithm, p.num_bytes, p.delay_ms, p.world_size, p.rounds) for p in read_points(path)
+    }
+    return asked <= found
+
+
+def predicted_s(argv: Sequence[str]) -> float:
+    """About how long the study takes: devices that start, and rounds.
+
+    Raises:
+        ConfigError: The arguments cannot be used.
+    """
+    arguments = _parsed(argv)
+    seconds = 0.0
+    for delay_ms, num_bytes, name in product(arguments.delays, arguments.bytes, ALGORITHMS):
+        link = LinkSpec(delay_ms / 1e3, arguments.rate_mbps * 1e6, 0.0, 16 << 20)
+        one_s = expected_s(name, arguments.devices, num_bytes, link)[0] * arguments.dilation
+        seconds += (_WARMUP_ROUNDS + arguments.rounds) * (_LEAD_S + one_s)
+    start_s = arguments.devices * _DEVICE_CPU_S / len(os.sched_getaffinity(0))
+    for _ in arguments.delays:
+        seconds += _DELAY_S + start_s
+    return seconds
+
+
+def _parsed(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m harness.allreduce_study")
     parser.add_argument("--devices", type=int, default=8)
     parser.add_argument("--delays", type=_numbers, default=[0, 1, 2, 4, 6, 8, 10],
@@ -271,24 +339,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--work-dir", default="weights")
     parser.add_argument("--out", type=Path, help="where the figures are kept, as JSON")
     arguments = parser.parse_args(argv)
-    console = Console(highlight=False)
-    try:
-        _check(arguments)
-        with host_lock(allow_concurrent=False), janitor(RunLabel.mine("all")):
-            points = study(arguments, console)
-        show(points, console)
-        if arguments.out is not None:
-            _keep(arguments, points)
-    except TpiError as exc:
-        sys.stderr.write(f"allreduce_study: {exc}\n")
-        return exc.exit_status
-    except OSError as exc:
-        sys.stderr.write(f"allreduce_study: {exc}\n")
-        return DeviceError.exit_status
-    except KeyboardInterrupt:
-        sys.stderr.write("allreduce_study: interrupted, nothing was kept\n")
-        return EXIT_INTERRUPTED
-    return 0
+    _check(arguments)
+    return arguments
 
 
 def _check(arguments: argparse.Namespace) -> None:

@@ -27,6 +27,7 @@ from tpi.errors import ConfigError
 
 CONF_DIR = Path(__file__).parent.parent / "conf"
 _SWEEP_FLAGS = ("-m", "--multirun")
+_NO_AXIS = "paper"  # plans of many configurations: `paper_plan.py` reads them
 # Options of single ranks; not every testbed names them, so Hydra may have to add them.
 _OF_RANK = re.compile(r"testbed\.(roster|links)\.r\d+\.\w+")
 
@@ -73,7 +74,7 @@ def groups(conf_dir: Path = CONF_DIR) -> dict[str, tuple[str, ...]]:
     return {
         folder.name: tuple(sorted(f.name.removesuffix(".yaml") for f in folder.glob("*.yaml")))
         for folder in sorted(conf_dir.iterdir())
-        if folder.is_dir()
+        if folder.is_dir() and folder.name != _NO_AXIS
     }
 
 

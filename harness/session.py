@@ -88,7 +88,7 @@ def _run(prepared: Prepared, contention: Contention, console: Console) -> int:
     live = Live(Output(stderr=True, highlight=False))
     experiment = Experiment(plan, host, prepared.prompt, live, contention=contention)
     if plan.is_emulated and experiment.pending:
-        _require_docker(plan)
+        require_docker(plan)
     grid = Table.grid(padding=(0, 2))
     for heading, text in describe(plan, host, experiment.to_write, experiment.pending):
         grid.add_row(heading, Text(text))  # as Text: brackets are no markup
@@ -104,26 +104,37 @@ def _run(prepared: Prepared, contention: Contention, console: Console) -> int:
     return experiment.exit_status
 
 
-def _require_docker(plan: Plan) -> None:
+def require_docker(plan: Plan) -> None:
     """Refuse before weights are made what would fail when devices are.
 
     Raises:
         ConfigError: Devices need swap, which the host has not and was not asked to make.
         DeviceError: No daemon, no image, or no means for links.
     """
+    from testbed.swap import require_swap
+
+    has_links = any(system.world_size > 1 for system in plan.runnable)
+    require_emulation(plan.config.link.backend if has_links else None)
+    need = max((plan.swap_need(system) for system in plan.runnable), default=0)
+    require_swap(need, Path(plan.config.weights.dir), may_make=plan.config.testbed.make_swap)
+
+
+def require_emulation(link_backend: str | None) -> None:
+    """Refuse what cannot be emulated here at all.
+
+    Raises:
+        DeviceError: No daemon, no image, or no means for links, where they are needed.
+    """
     from testbed.daemon import Daemon  # Docker's SDK takes a quarter of a second
     from testbed.image.build import image_problem
     from testbed.network import require_links
-    from testbed.swap import require_swap
 
     with contextlib.closing(Daemon()) as daemon:
         problem = image_problem(daemon.client)
     if problem is not None:
         raise DeviceError(f"docker: {problem}")
-    if any(system.world_size > 1 for system in plan.runnable):
-        require_links(plan.config.link.backend)
-    need = max((plan.swap_need(system) for system in plan.runnable), default=0)
-    require_swap(need, Path(plan.config.weights.dir), may_make=plan.config.testbed.make_swap)
+    if link_backend is not None:
+        require_links(link_backend)
 
 
 def show(records: Sequence[RunRecord], results_dir: Path, console: Console) -> None:

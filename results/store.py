@@ -37,8 +37,12 @@ class RunStore:
         Raises:
             RecordError: It cannot be used; nothing older is taken in its place.
         """
-        attempts = self._attempts(base_id)
-        return self.read(attempts[-1]) if attempts else None
+        run_id = self.latest_id(base_id)
+        return self.read(run_id) if run_id else None
+
+    def latest_id(self, base_id: str) -> str:
+        """The name of the newest run of that identity; empty if there is none yet."""
+        return (self._attempts(base_id) or [""])[-1]
 
     def next_id(self, base_id: str) -> str:
         """Name for measuring once more: `base_id`, then `base_id-2`, `base_id-3` ..."""
