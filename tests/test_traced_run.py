@@ -5,7 +5,11 @@ from itertools import pairwise
 
 import pytest
 
+from results.schema import PeakMemory, RankEvent, Repeat
+from results.trace_file import trace_events
+from results.window_history import window_history
 from tests.nodes import PROMPT, Nodes, make_specs, split_checkpoint
+from tpi.events import check_event
 from tpi.spec import Request
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(90)]
@@ -71,3 +75,31 @@ def test_every_block_is_computed_once_a_step_and_loaded_before(tmp_path):
         computes = [span[1:3] for span in rows if (span[0], span[3]) == ("compute", label)]
         for (_, released), (begun, _) in pairwise(computes):
             assert sum(released < start and end < begun for start, end in loads) == 1
+
+
+def test_window_never_holds_more_than_it_may_and_every_block_passes_through(tmp_path):
+    nodes = serve(tmp_path, window=2)
+    events = [
+        RankEvent(rank, check_event(said))
+        for rank in (0, 1)
+        for name in ("ready", "request", "token", "spans", "end")
+        for said in nodes.events(rank, name)
+    ]
+    repeat = Repeat(0, "r0", "ok", "", (0, 0), PeakMemory(), tuple(events))
+    for rank in (0, 1):
+        steps = window_history(repeat, rank)
+        sizes = [len(labels) for _, labels in steps]
+        assert max(sizes) == 2
+        blocks = {e["label"] for e in labelled(nodes, rank)}
+        assert {label for _, labels in steps for label in labels} == blocks
+        arrivals = sum(len({*b} - {*a}) for (_, a), (_, b) in pairwise([(0, ()), *steps]))
+        assert NEW_TOKENS * len(blocks) <= arrivals <= NEW_TOKENS * len(blocks) + 2
+    bars = [e for e in trace_events(repeat, "tpi") if e["ph"] == "X"]
+    assert len(bars) == sum(len(labelled(nodes, rank)) for rank in (0, 1))
+
+
+def labelled(nodes, rank):
+    """A rank's spans that reach into the request."""
+    (go_ns,) = [e["t_ns"] for e in nodes.events(0, "request") if e["id"] == "r0"]
+    rows = [row for e in nodes.events(rank, "spans") for row in e["spans"]]
+    return [{"name": row[0], "label": row[3]} for row in rows if row[2] >= go_ns]

@@ -200,14 +200,24 @@ def parse_event(line: bytes | str) -> Event:
         raw = json.loads(line)
     except (ValueError, RecursionError) as exc:
         raise EventError(f"not an event: {_shown(line)}") from exc
-    name = raw.pop("event", None) if isinstance(raw, dict) else None
-    if not isinstance(name, str) or name not in _EVENTS:
-        raise EventError(f"not an event: {_shown(line)}")
+    return check_event(raw)
+
+
+def check_event(raw: object) -> Event:
+    """Make an event of a decoded line.
+
+    Raises:
+        EventError: Unknown, or a field is missing or of the wrong type.
+    """
+    name = raw.get("event") if isinstance(raw, dict) else None
+    if not isinstance(raw, dict) or not isinstance(name, str) or name not in _EVENTS:
+        raise EventError(f"not an event: {_shown(repr(raw))}")
     for key in ("t_ns", *_EVENTS[name]):
         _check_field(name, key, raw.get(key))
     if name == "spans" and not are_rows(raw.get("spans")):
         raise EventError(f"event spans: not a list of spans: {_shown(repr(raw.get('spans')))}")
-    return Event(name, int(raw.pop("t_ns")), raw)
+    fields = {key: value for key, value in raw.items() if key not in ("event", "t_ns")}
+    return Event(name, raw["t_ns"], fields)
 
 
 def _check_field(name: str, key: str, value: object) -> None:

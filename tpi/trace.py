@@ -1,7 +1,7 @@
 """Where the time goes: named spans, summed always and kept one by one when asked.
 
 `Tracer` is passed to whoever has something to time. Summing costs two clock reads a span; keeping
-the single spans (for a timeline) is off unless `keep` is set, and costs about 180 bytes a span,
+the single spans (for a timeline) is off unless `keep` is set, and costs about 210 bytes a span,
 which count as the program's memory. Several threads may use one tracer as long as each has names
 of its own: a sum is not safe between two threads, the list of spans is.
 """
@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from tpi.spans import Row
 
-# So many are kept at most: 36 MB on a device. A step of an 80-layer model makes some 800.
+# So many are kept at most: 42 MB on a device. A step of an 80-layer model makes some 800.
 MAX_SPANS = 200_000
 # What the sums are called here, and in a `spans` event; the rest is only summed.
 _ROW_NAMES = {
