@@ -136,7 +136,7 @@ def _named(table: Mapping[str, _Value], key: str, name: str) -> _Value:
 
 
 def _second_per_unit(table: Rates, rows: int) -> float:
-    """Time per byte, or operation, between the measured rows and beyond them: both grow linearly with rows."""
+    """Time per byte or operation: it grows linearly with the rows between those measured."""
     if len(table) == 1:
         return 1.0 / table[0][1]
     upper = next((i for i, (at, _) in enumerate(table) if at >= rows), len(table) - 1)

@@ -136,8 +136,13 @@ class Devices:
         self._released[ranks, slot] = self.now[ranks]
         self._taken[ranks] += 1
 
+    def start_at(self, now: int) -> None:
+        """Set all clocks; the loaders have filled their windows by then and wait."""
+        self.now[:] = now
+        self._loader[:] = _LONG_AGO
+
     def fill(self, blocks: Sequence[Block]) -> int:
-        """Let all loaders fill their windows from the start of these; returns when all have."""
+        """Nanoseconds that it takes all loaders to fill their windows from the start of these."""
         ends = np.zeros(len(self._window), dtype=np.int64)
         seen = np.zeros(len(self._window), dtype=np.int64)
         for block in blocks:
