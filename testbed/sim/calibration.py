@@ -19,8 +19,9 @@ from tpi.files import parse_json, read_small_file, write_atomic
 
 SCHEMA_VERSION = 1
 _MAX_BYTES = 1 << 20
+_TABLES = ("products", "linear", "attend")
 
-# What a table of rates by rows is: ((rows, bytes per second), ...), rows ascending from 1.
+# What a table of rates by rows is: ((rows, rate), ...), rows ascending from 1.
 Rates = tuple[tuple[int, float], ...]
 _Value = TypeVar("_Value")
 
@@ -35,7 +36,8 @@ class Calibration:
             stored weights that our kernels (`tpi.model.matvec`) multiply with a step of so many
             rows. Rows 1, 8, 32, 128 and 512 are a good choice; 1 must be there.
         linear: The same for `torch.nn.functional.linear` by dtype (`float32`): the libraries.
-        attend_flops: By dtype: FLOP/s of attention, 4 S T h E of them a layer.
+        attend: By dtype, (queries, FLOP/s) of attention, 4 S T h E of them a layer; queries 1 must
+            be there, one of some hundred should.
         block_s: One attn or ffn block beside its products, a step of one row: taking it from the
             window, norm, rotation, cache.
         element_s: What every more element (rows beyond the first times hidden size) adds to that.
@@ -63,7 +65,7 @@ class Calibration:
     host: str
     products: Mapping[str, Rates]
     linear: Mapping[str, Rates]
-    attend_flops: Mapping[str, float]
+    attend: Mapping[str, Rates]
     cast_bps: Mapping[str, float]
     block_s: float
     element_s: float
@@ -90,12 +92,12 @@ class Calibration:
     def __post_init__(self) -> None:
         if self.schema != SCHEMA_VERSION:
             raise _bad("schema", f"{SCHEMA_VERSION}", self.schema)
-        for name in ("products", "linear"):
+        for name in _TABLES:
             for key, table in getattr(self, name).items():
                 _check_table(f"{name}[{key}]", table)
         for entry in fields(self):
             value = getattr(self, entry.name)
-            if entry.name.endswith(("_bps", "_flops")):
+            if entry.name.endswith("_bps"):
                 for rate in value.values() if isinstance(value, Mapping) else (value,):
                     _check_number(entry.name, rate, positive=True)
             elif entry.name.endswith(("_s", "_bytes")):
@@ -108,20 +110,20 @@ class Calibration:
             ConfigError: Nobody has measured these dtypes.
         """
         key = f"{stored}->{computed}"
-        return num_bytes * _second_per_byte(_named(self.products, key, "products"), rows)
+        return num_bytes * _second_per_unit(_named(self.products, key, "products"), rows)
 
     def linear_s(self, num_bytes: float, rows: int, dtype: str) -> float:
         """The same for weights that a library holds in the dtype that it computes in."""
-        return num_bytes * _second_per_byte(_named(self.linear, dtype, "linear"), rows)
+        return num_bytes * _second_per_unit(_named(self.linear, dtype, "linear"), rows)
 
     def cast_s(self, num_bytes: float, stored: str, computed: str) -> float:
         """Seconds that one core makes tensors of mapped, cached weights of so many stored bytes."""
         return num_bytes / _named(self.cast_bps, f"{stored}->{computed}", "cast_bps")
 
-    def attend_s(self, queries: int, keys: int, width: int, dtype: str) -> float:
+    def attend_s(self, queries: int, keys: float, width: int, dtype: str) -> float:
         """Seconds of one layer's attention on one core; `width` is heads times head size."""
-        rate = _named(self.attend_flops, dtype, "attend_flops")
-        return 4.0 * queries * keys * width / rate
+        flops = 4.0 * queries * keys * width
+        return flops * _second_per_unit(_named(self.attend, dtype, "attend"), queries)
 
 
 def _named(table: Mapping[str, _Value], key: str, name: str) -> _Value:
@@ -133,8 +135,8 @@ def _named(table: Mapping[str, _Value], key: str, name: str) -> _Value:
     return table[key]
 
 
-def _second_per_byte(table: Rates, rows: int) -> float:
-    """Time per byte between the measured rows and beyond them: both grow linearly with rows."""
+def _second_per_unit(table: Rates, rows: int) -> float:
+    """Time per byte or operation: it grows linearly with the rows between those measured."""
     if len(table) == 1:
         return 1.0 / table[0][1]
     upper = next((i for i, (at, _) in enumerate(table) if at >= rows), len(table) - 1)
@@ -178,10 +180,10 @@ def decode(raw: object, where: str) -> Calibration:
             f"calibration {where}: {wrong[0]} is {'missing' if wrong[0] in known else 'unknown'};"
             " measure anew with `make calibrate`"
         )
-    tables = ("products", "linear")
-    values: dict[str, Any] = {k: _tables(k, v, where) if k in tables else v for k, v in raw.items()}
-    for name in ("attend_flops", "cast_bps"):
-        _check_object(name, values[name], where)
+    values: dict[str, Any] = {
+        k: _tables(k, v, where) if k in _TABLES else v for k, v in raw.items()
+    }
+    _check_object("cast_bps", values["cast_bps"], where)
     return Calibration(**values)
 
 
@@ -192,7 +194,7 @@ def _tables(name: str, value: object, where: str) -> dict[str, Rates]:
 
 def _rates(name: str, pairs: object, where: str) -> Rates:
     if not isinstance(pairs, list) or not all(isinstance(p, list) and len(p) == 2 for p in pairs):
-        raise ConfigError(f"calibration {where}: {name}: expected a list of [rows, bytes/s]")
+        raise ConfigError(f"calibration {where}: {name}: expected a list of [rows, rate]")
     return tuple((rows, rate) for rows, rate in pairs)
 
 
