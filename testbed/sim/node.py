@@ -1,13 +1,14 @@
 """The systems that `tpi node` serves, and Galaxy, which is made of its parts: start to end.
 
 All ranks load what stays in memory, fill their windows (in the real run a warm-up request has
-left them so), and serve one request. Read `_serve`.
+left them so), and serve one request. Read `serve`.
 """
 
 import numpy as np
 
 from testbed.sim.base import SimDevice, SimOutcome, SimRun
 from testbed.sim.calibration import Calibration
+from testbed.sim.galaxy import GalaxyEngine
 from testbed.sim.shards import MAPPED_BYTES, NodeOptions, RankPlan, plan_ranks
 from testbed.sim.story import Story, tell
 from testbed.sim.tensor_parallel import Engine
@@ -32,7 +33,12 @@ def transformers_window(run: SimRun, calibration: Calibration) -> SimOutcome:
 
 def galaxy(run: SimRun, calibration: Calibration) -> SimOutcome:
     """Tensor and sequence parallelism on rings."""
-    raise NotImplementedError
+    values = dict(run.options)
+    overlap = bool(values.pop("overlap", True))
+    options = NodeOptions.of(values, window="all", memory_budget=None, allreduce="ring")
+    plan, ranks = plan_ranks(run, options)
+    engine = GalaxyEngine(run, calibration, options, ranks, plan, overlap=overlap)
+    return serve(run, calibration, engine, ranks)
 
 
 def _tensor_parallel(run: SimRun, calibration: Calibration, options: NodeOptions) -> SimOutcome:

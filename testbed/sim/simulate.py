@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping
 
 from testbed.sim.base import SimOutcome, SimRun
 from testbed.sim.calibration import Calibration
+from testbed.sim.library import accelerate, accelerate_2024, transformers
 from testbed.sim.node import galaxy, tpi, tpi_resident, transformers_window
+from testbed.sim.pipeline import pipeline
 from tpi.errors import ConfigError
 
 _Simulate = Callable[[SimRun, Calibration], SimOutcome]
@@ -16,6 +18,10 @@ SYSTEMS: Mapping[str, _Simulate] = {
     "tpi-resident": tpi_resident,
     "transformers-window": transformers_window,
     "galaxy": galaxy,
+    "pipeline": pipeline,
+    "transformers": transformers,
+    "accelerate": accelerate,
+    "accelerate-2024": accelerate_2024,
 }
 
 

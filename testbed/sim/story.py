@@ -106,7 +106,8 @@ def _span_events(story: Story, rank: int, end_ns: int) -> list[Event]:
         (int(span.start[i]), int(span.end[i]), span.name, span.label)
         for span in story.spans
         for i in np.flatnonzero(span.ranks == rank)
-        if span.end[i] > span.start[i]
+        # A window's first blocks were read before the request.
+        if span.end[i] > max(span.start[i], story.go)
     )
     rows = [[name, start, end, label] for start, end, name, label in spans]
     return [
