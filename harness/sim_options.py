@@ -6,6 +6,7 @@ the numbers of a measured run, and cannot change those of a simulated one, is no
 
 from collections.abc import Sequence
 
+from testbed.sim.simulate import SYSTEMS
 from tpi.errors import ConfigError
 
 # Option -> why it has no effect, and what to say instead.
@@ -25,8 +26,6 @@ _IGNORED = {
     "workload.seed": "only the length of the prompt counts; say workload.prompt_tokens",
     "systems.transformers.threads": "say device.cores",
 }
-# What the simulator has no model of.
-NOT_SIMULATED = ("transformers-tp", "llamacpp")
 
 
 def refuse_ignored(overrides: Sequence[str]) -> None:
@@ -48,4 +47,4 @@ def refuse_ignored(overrides: Sequence[str]) -> None:
 
 def sim_problems(name: str) -> list[str]:
     """Why a system cannot be simulated; none if it can."""
-    return ["the simulator has no model of it"] if name in NOT_SIMULATED else []
+    return [] if name in SYSTEMS else ["the simulator has no model of it"]
