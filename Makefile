@@ -10,7 +10,7 @@ TORCH ?= torch==2.13.0
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup llamacpp image doctor demo test test-fast test-docker lint types check bench clean
+.PHONY: help setup llamacpp image doctor calibrate demo test test-fast test-docker lint types check bench clean
 
 help:  ## list the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,6 +38,9 @@ image: setup  ## build the image of emulated devices if its inputs changed (minu
 
 doctor: setup  ## say what this machine can emulate, and what is missing
 	@$(PY) -m testbed.doctor
+
+calibrate: setup  ## measure this machine for the simulator, into weights/ (two minutes)
+	@$(PY) -m harness.calibrate
 
 demo: setup  ## make a small checkpoint, run TPI-LLM on 4 local devices beside Transformers
 	@$(PY) -m harness.demo checkpoints/demo-50m
