@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.regression import probe
-from harness.regression.tree import ProgramError, Tree
+from harness.regression.tree import LacksError, ProgramError, Tree
 from harness.regression.verdict import Finding, judge_counter, judge_names
 from results.schema import RecordError, RunRecord
 from results.store import RunStore
@@ -33,7 +33,9 @@ PACKAGES = "worker: packages imported"
 _MODULES = "worker: modules"
 _ALLREDUCES = "tpi, 2 devices: allreduces per token"
 _LIST_MODULES = (
-    "import json, sys, tpi.cli, tpi.node; "
+    # As in `probe.py`: a module that the tree lacks must not come from an editable install.
+    "import json, sys; sys.meta_path[:] = [f for f in sys.meta_path "
+    "if not getattr(f, '__module__', '').startswith('__editable__')]; import tpi.cli, tpi.node; "
     "sys.stdout.write(json.dumps({'tpi': sys.modules['tpi'].__file__, 'names': list(sys.modules)}))"
 )
 
@@ -53,7 +55,7 @@ def compare_counters(
     """Count in both trees; `options` go to each `run.py` as well.
 
     Raises:
-        ProgramError: The head cannot run.
+        ProgramError: The head cannot run, or the base fails though it has all that is needed.
     """
     counts = {}
     for tree in (head, base):
@@ -92,7 +94,7 @@ def _count(tree: Tree, scratch: Path, options: list[str]) -> Counts:
     for source, count in sources.items():
         try:
             count()
-        except (ProgramError, RecordError) as exc:
+        except (LacksError, RecordError) as exc:
             counts.missing[source] = str(exc)
     return counts
 
@@ -125,7 +127,7 @@ def run_counts(record: RunRecord, devices: int) -> dict[str, float]:
         "disk bytes per token": metrics.disk_bytes_per_token,
         "wire bytes per token": metrics.wire_bytes_per_token,
         "messages per token": metrics.messages_per_token,
-        "peak anonymous memory": max((v or 0 for v in metrics.peak_memory.anon_peak), default=0),
+        "peak anonymous memory": max(filter(None, metrics.peak_memory.anon_peak), default=None),
     }
     where = f"{record.system}, {devices} devices"
     return {f"{where}: {name}": value for name, value in found.items() if value is not None}

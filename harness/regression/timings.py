@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from harness.regression import probe
-from harness.regression.tree import ProgramError, Tree, last_line
+from harness.regression.tree import LacksError, ProgramError, Tree, failure
 from harness.regression.verdict import NO_BASELINE, Finding, Timing, judge_timing
 from tpi.errors import ConfigError
 
@@ -98,8 +98,8 @@ class Server:
             raise ProgramError(f"{self._tree.name}: probe.py said nothing for {timeout_s:g} s")
         line = self._process.stdout.readline()
         if not line:
-            why = last_line((self._folder / "serve.log").read_text(errors="replace"))
-            raise ProgramError(f"{self._tree.name}: probe.py ended: {why or 'without a word'}")
+            log = (self._folder / "serve.log").read_text(errors="replace")
+            raise failure(f"{self._tree.name}: probe.py", self._process.wait(_END_S), log)
         answer: dict[str, Any] = json.loads(line)
         return answer
 
@@ -121,7 +121,7 @@ def measure_timings(
     """Time all probes in both trees.
 
     Raises:
-        ProgramError: The head cannot run a probe.
+        ProgramError: The head cannot run a probe, or the base fails though it has all it needs.
     """
     trees = {"base": base, "head": head, "again": base}
     seconds: dict[str, dict[str, list[list[float]]]] = {}
@@ -155,7 +155,7 @@ def _without_baseline(servers: Mapping[str, Server]) -> dict[str, str]:
     try:
         servers["base"].wait_until_ready()
         servers["again"].wait_until_ready()
-    except ProgramError as exc:
+    except LacksError as exc:
         return dict.fromkeys(probe.PROBES, str(exc))
     return {**servers["base"].missing, **servers["again"].missing}
 

@@ -14,13 +14,21 @@ from pathlib import Path
 from tpi.errors import ConfigError, TpiError
 
 _TIMEOUT_S = 300.0
+# How a program ends that was asked for a module, name, argument or option that is not there.
+_LACKS = ("ImportError", "ModuleNotFoundError", "AttributeError", "TypeError", "ConfigError")
 _NAME_IT = "import sys, tpi; sys.stdout.write(tpi.__file__)"
 
 
 class ProgramError(TpiError):
-    """A program of a tree failed, or said what nobody understands."""
+    """A program of a tree failed."""
 
     code = "program"
+
+
+class LacksError(ProgramError):
+    """It failed since the tree does not have, or does not take, what it was asked for."""
+
+    code = "lacks"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +54,8 @@ class Tree:
         """Run Python with these arguments in this tree; returns its standard output.
 
         Raises:
-            ProgramError: It failed, with the last line of what it said; or it took too long.
+            LacksError: The tree lacks what it needs.
+            ProgramError: It failed otherwise, or took too long.
         """
         argv = [sys.executable, *args]
         try:
@@ -57,8 +66,7 @@ class Tree:
         except subprocess.TimeoutExpired:
             raise ProgramError(f"{self._named(args)}: not done after {timeout_s:g} s") from None
         if done.returncode:
-            why = last_line(done.stderr) or f"exit status {done.returncode}"
-            raise ProgramError(f"{self._named(args)}: {why}")
+            raise failure(self._named(args), done.returncode, done.stderr)
         return done.stdout
 
     def check(self, imported: str) -> None:
@@ -81,6 +89,10 @@ class Tree:
         return f"{self.name}: python {' '.join(args)[:80]}"
 
 
-def last_line(text: str) -> str:
-    """The last line that is not empty, or nothing."""
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
+def failure(what: str, status: int, stderr: str) -> ProgramError:
+    """The error of a program that ended so, from the last line of what it said."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    why = lines[-1] if lines else f"exit status {status}, without a word"
+    kind = why.partition(":")[0].rpartition(".")[2]
+    lacks = status == ConfigError.exit_status or kind in _LACKS
+    return (LacksError if lacks else ProgramError)(f"{what}: {why}")
