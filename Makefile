@@ -10,7 +10,7 @@ TORCH ?= torch==2.13.0
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup llamacpp image doctor demo test test-fast test-docker lint types check bench clean
+.PHONY: help setup llamacpp image doctor demo test test-fast test-docker lint types check bench bench-all clean
 
 help:  ## list the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -62,9 +62,15 @@ types: setup  ## mypy --strict
 
 check: lint types test  ## all of CI
 
-bench: setup  ## timings, each a ratio taken in one run (minutes)
+# BASE names another commit; ACCEPT a row that may get worse, since it is meant to: ACCEPT="NAME".
+bench: setup  ## compare counters and timings with the base commit (about 5 minutes)
+	@$(PY) -m pytest tests/benchmarks/test_bench_probes.py -q -m bench --benchmark-autosave
+	@$(PY) -m harness.regression --out .benchmarks/regression.md \
+	  $(if $(BASE),--base "$(BASE)") $(if $(ACCEPT),--accept "$(ACCEPT)")
+
+bench-all: setup  ## every timing, each a ratio taken in one run (long)
 	@$(PY) -m pytest tests/benchmarks -q -m bench -s --timeout 1800
 
-clean:  ## remove caches; never records, weights or the environment
-	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks build *.egg-info
+clean:  ## remove caches; never records, timings, weights or the environment
+	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
 	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
