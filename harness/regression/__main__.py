@@ -22,7 +22,7 @@ from harness.regression.timings import ROUNDS, STARTS, Amount, measure_timings
 from harness.regression.tree import Tree
 from harness.regression.verdict import NO_BASELINE, Finding, regressions
 from harness.signals import PoliteSignals, ignore_signals
-from tpi.errors import EXIT_INTERRUPTED, EXIT_OK, ConfigError, TpiError
+from tpi.errors import EXIT_INTERRUPTED, EXIT_OK, ConfigError, ResourceError, TpiError
 from tpi.files import write_atomic
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,6 +77,9 @@ def main(argv: Sequence[str] | None = None, repo: Path = ROOT) -> int:
         except TpiError as exc:
             sys.stderr.write(f"bench: {' '.join(str(exc).split())}\n")
             return exc.exit_status
+        except OSError as exc:
+            sys.stderr.write(f"bench: {exc}\n")
+            return ResourceError.exit_status
         except KeyboardInterrupt:
             sys.stderr.write("bench: interrupted\n")
             return EXIT_INTERRUPTED
@@ -84,16 +87,19 @@ def main(argv: Sequence[str] | None = None, repo: Path = ROOT) -> int:
 
 def _run(repo: Path, args: argparse.Namespace, console: Console) -> int:
     amount = Amount(args.starts, args.rounds)
+    if args.out is not None:  # what cannot be written is said before minutes have passed
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        if args.out.is_dir():
+            raise ConfigError(f"--out {args.out}: is a folder, expected a file")
     options = ["allow_concurrent=true"] if args.allow_concurrent else []
     base = find_base(repo, args.base)
     title = f"{describe_head(repo)} against {base.commit[:12]} ({base.how})"
     console.print(f"bench: {title}", highlight=False, markup=False)
     findings = compare(repo, base, amount, options, console)
-    status, line = conclude(findings, args.accept)
     console.print(rich_table(findings))
+    status, line = conclude(findings, args.accept)
     console.print(f"bench: {line}", highlight=False, markup=False, soft_wrap=True)
     if args.out is not None:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(args.out, markdown(title, findings, line).encode())
     return status
 

@@ -12,7 +12,7 @@ import select
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -86,8 +86,9 @@ class Server:
         """Seconds of one probe."""
         if self._process.stdin is None:
             raise RuntimeError("a pipe was asked for")
-        self._process.stdin.write(f"{name}\n".encode())
-        self._process.stdin.flush()
+        with suppress(BrokenPipeError):  # it is gone: its log says why
+            self._process.stdin.write(f"{name}\n".encode())
+            self._process.stdin.flush()
         return float(self._answer(_ANSWER_S)["seconds"])
 
     def _answer(self, timeout_s: float) -> dict[str, Any]:

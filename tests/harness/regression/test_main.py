@@ -65,6 +65,13 @@ def test_regression_fails_with_one_line_and_the_table_in_the_file(
     assert text.rstrip().endswith(line)
 
 
+def test_file_that_cannot_be_written_is_refused_at_once(repo, tmp_path, capsys):
+    assert command.main(["--out", str(tmp_path)], repo) == 2
+    (tmp_path / "file").write_text("")
+    assert command.main(["--out", str(tmp_path / "file" / "out.md")], repo) == 15
+    assert capsys.readouterr().err.count("\n") == 2
+
+
 def test_no_regression_passes_and_counts_what_had_no_baseline(repo, monkeypatch, capsys):
     commit(repo, "two")
     measured(monkeypatch, SAME, NONE)
