@@ -24,8 +24,7 @@ from harness.regression.verdict import NO_BASELINE, Finding, Timing, judge_timin
 from tpi.errors import ConfigError
 
 STARTS, ROUNDS = 5, 6
-SIDES = ("base", "head", "again")
-_ORDERS = tuple(itertools.permutations(SIDES))
+_ORDERS = tuple(itertools.permutations(("base", "head", "again")))
 _READY_S, _ANSWER_S, _END_S = 240.0, 120.0, 10.0
 _MOST_ROUNDS = probe.MOST_REQUESTS - 1  # one request warms up
 
@@ -125,7 +124,7 @@ def measure_timings(
         ProgramError: The head cannot run a probe, or the base fails though it has all it needs.
     """
     trees = {"base": base, "head": head, "again": base}
-    seconds: dict[str, dict[str, list[list[float]]]] = {}
+    timings = {name: Timing([], [], []) for name in probe.PROBES}
     missing: dict[str, str] = {}
     for start in range(amount.starts):
         note(f"timings: start {start + 1} of {amount.starts}, {amount.rounds} rounds")
@@ -136,16 +135,23 @@ def measure_timings(
             }
             missing |= _without_baseline(servers)
             names = [name for name in probe.PROBES if name not in missing]
-            for number, name in itertools.product(range(amount.rounds), names):
-                order = _ORDERS[(number + start) % len(_ORDERS)]
-                for side in order:
-                    groups = seconds.setdefault(name, {s: [] for s in SIDES})[side]
-                    if number == 0:
-                        groups.append([])
-                    groups[-1].append(servers[side].time(name))
+            _time_start(servers, {name: timings[name] for name in names}, amount.rounds, start)
         if not names:
             break
-    return [_finding(name, seconds.get(name), missing.get(name, "")) for name in probe.PROBES]
+    return [_finding(name, timings[name], missing.get(name)) for name in probe.PROBES]
+
+
+def _time_start(
+    servers: Mapping[str, Server], timings: Mapping[str, Timing], rounds: int, start: int
+) -> None:
+    """Add to each timing what the rounds of one start took."""
+    for timing in timings.values():
+        timing.add_start()
+    for number, (name, timing) in itertools.product(range(rounds), timings.items()):
+        turns = probe.TURNS.get(name, probe.USUAL_TURNS)
+        for turn in range(turns):
+            order = _ORDERS[(start + number * turns + turn) % len(_ORDERS)]
+            timing.add({side: servers[side].time(name) for side in order})
 
 
 def _without_baseline(servers: Mapping[str, Server]) -> dict[str, str]:
@@ -161,8 +167,6 @@ def _without_baseline(servers: Mapping[str, Server]) -> dict[str, str]:
     return {**servers["base"].missing, **servers["again"].missing}
 
 
-def _finding(name: str, seconds: dict[str, list[list[float]]] | None, why: str) -> Finding:
+def _finding(name: str, timing: Timing, why: str | None) -> Finding:
     what = f"time: {name}"
-    if why or seconds is None:
-        return Finding(what, "-", "-", why, NO_BASELINE)
-    return judge_timing(what, Timing(**seconds))
+    return Finding(what, "-", "-", why, NO_BASELINE) if why else judge_timing(what, timing)

@@ -8,11 +8,11 @@ whole interval lies above 1 and above whatever the noise reaches. Read `judge_ti
 """
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from results.schema import Spread
-from results.stats import spread_of_means
+from results.stats import median, spread
 
 Groups = Sequence[Sequence[float]]
 FAILING = ("more", "slower", "new", "gone")
@@ -48,9 +48,20 @@ class Timing:
     The three lists have the same form; what stands at the same place was timed in one round.
     """
 
-    base: Groups
-    head: Groups
-    again: Groups
+    base: list[list[float]]
+    head: list[list[float]]
+    again: list[list[float]]
+
+    def add_start(self) -> None:
+        """What is added from here on is of another start."""
+        for side in (self.base, self.head, self.again):
+            side.append([])
+
+    def add(self, seconds: Mapping[str, float]) -> None:
+        """One pair: what each side took."""
+        self.base[-1].append(seconds["base"])
+        self.head[-1].append(seconds["head"])
+        self.again[-1].append(seconds["again"])
 
 
 def judge_counter(
@@ -104,14 +115,16 @@ def judge_timing(what: str, timing: Timing) -> Finding:
 def log_ratio(above: Groups, below: Groups) -> Spread:
     """Logarithm of the ratio of two lists of pairs, with its interval.
 
-    The ratio is taken within each pair, for what slows both at once is not what is looked for;
-    starts are resampled, then rounds, and logarithms make twice and half as far from 1.
+    The ratio is taken within each pair, for what slows both at once is not what is looked for. A
+    start's number is the median of its pairs, which a few disturbed ones do not move; starts are
+    resampled. Logarithms make twice and half as far from 1.
     """
-    pairs = [
-        [math.log(a / b) for a, b in zip(*both, strict=True)]
-        for both in zip(above, below, strict=True)
-    ]
-    return spread_of_means(pairs)
+    return spread(
+        [
+            median([math.log(a / b) for a, b in zip(*both, strict=True)])
+            for both in zip(above, below, strict=True)
+        ]
+    )
 
 
 def regressions(findings: Iterable[Finding], accepted: Collection[str]) -> list[Finding]:
