@@ -18,7 +18,7 @@ OUT ?= trace.json
 SCALE ?= smoke
 EXHIBITS := table1 table2 table3 table4 table5 table6 table7 table8 \
   figure1 figure3 figure4 figure5 figure6
-.PHONY: help setup llamacpp image doctor calibrate demo trace test test-fast test-docker lint types check bench clean \
+.PHONY: help setup llamacpp image doctor calibrate demo trace test test-fast test-docker lint types check bench bench-all clean \
   paper $(EXHIBITS)
 
 help:  ## list the verbs
@@ -78,7 +78,13 @@ types: setup  ## mypy --strict
 
 check: lint types test  ## all of CI
 
-bench: setup  ## timings, each a ratio taken in one run (minutes)
+# BASE names another commit; ACCEPT a row that may get worse, since it is meant to: ACCEPT="NAME".
+bench: setup  ## compare counters and timings with the base commit (about 5 minutes)
+	@$(PY) -m pytest tests/benchmarks/test_bench_probes.py -q -m bench --benchmark-autosave
+	@$(PY) -m harness.regression --out .benchmarks/regression.md \
+	  $(if $(BASE),--base "$(BASE)") $(if $(ACCEPT),--accept "$(ACCEPT)")
+
+bench-all: setup  ## every timing, each a ratio taken in one run (long)
 	@$(PY) -m pytest tests/benchmarks -q -m bench -s --timeout 1800
 
 paper: setup  ## run and render the paper's tables and figures; one alone: make table1 SCALE=small
@@ -87,6 +93,6 @@ paper: setup  ## run and render the paper's tables and figures; one alone: make 
 $(EXHIBITS): setup
 	@$(PY) -m harness.paper --scale $(SCALE) --only $@
 
-clean:  ## remove caches; never records, weights or the environment
-	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks build *.egg-info
+clean:  ## remove caches; never records, timings, weights or the environment
+	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
 	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

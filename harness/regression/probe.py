@@ -1,0 +1,288 @@
+"""Timings of one tree, on demand: the same file runs against the base's modules and the head's.
+
+    python -P probe.py serve FOLDER     say what can be timed; then a name a line in, seconds out
+    python -P probe.py spans FOLDER     say how many allreduces a worker took part in per step
+    python -P probe.py rank RANK PORT   one of the ranks that `allreduce` sums with
+
+Which `tpi` it is that PYTHONPATH decides, so this file imports nothing else of the project, and
+what a tree does not have yet is told as missing. Every probe is a context that makes what it needs
+in FOLDER and yields a function: time it once, in seconds. Read `serve` first.
+"""
+
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
+from itertools import count, pairwise
+from pathlib import Path
+
+import torch
+
+import tpi
+from tpi.errors import ConfigError
+
+Once = Callable[[], float]
+RANKS, SUM_ELEMENTS = 4, 8192  # 32 KiB of float32: one token of a 70B model
+DEVICES, NEW_TOKENS, MOST_REQUESTS = 2, 9, 64
+_BLOCKS, _BLOCK_ROWS, _WIDTH = 6, 1024, 1024  # 2 MiB each in bfloat16
+_FRAMES = 100
+_READY_S = 120.0
+_IMPORT = (
+    "import sys, time; start = time.perf_counter(); import tpi.cli; "
+    "sys.stdout.write(str(time.perf_counter() - start))"
+)
+
+
+def best_of(times: int, action: Callable[[], object]) -> float:
+    """Seconds of an action at its best: what else runs on the machine only ever adds to it."""
+    best_s = math.inf
+    for _ in range(times):
+        start_s = time.perf_counter()
+        action()
+        best_s = min(best_s, time.perf_counter() - start_s)
+    return best_s
+
+
+@contextmanager
+def matvec(_folder: Path) -> Iterator[Once]:
+    """A vector by a block's matrix of 16 MiB, stored in bfloat16 and multiplied in float32."""
+    from tpi.model.matvec import Kernels
+
+    kernels = Kernels(torch.float32)
+    weights = {"w": torch.randn(2048, 4096).bfloat16()}
+    yield partial(best_of, 15, partial(kernels.project, torch.randn(1, 4096), weights, "w"))
+
+
+@contextmanager
+def wire(_folder: Path) -> Iterator[Once]:
+    """Encode 100 small tensor frames, and take their stream apart again."""
+    from tpi.comm.parser import FrameParser
+    from tpi.comm.wire import FrameHeader, FrameType, Op, WireDtype
+
+    payload = bytes(256)
+
+    def there_and_back() -> None:
+        stream = bytearray()
+        for step in range(_FRAMES):
+            header = FrameHeader(
+                FrameType.TENSOR, step=step, op=Op.FFN, dtype=WireDtype.FLOAT32, shape=(1, 64),
+                payload_bytes=len(payload),
+            )  # fmt: skip
+            stream += header.encode_as(bytes(16), step) + payload
+        if len(FrameParser().feed(memoryview(stream))) != _FRAMES:
+            raise RuntimeError("wire: other frames came back than were sent")
+
+    yield partial(best_of, 20, there_and_back)
+
+
+@contextmanager
+def window(folder: Path) -> Iterator[Once]:
+    """One cycle over 6 blocks of 2 MiB through a window of 2, in the steady state."""
+    from tpi.weights.blockfile import BlockEntry, make_layout
+    from tpi.weights.shard import BlockId
+    from tpi.weights.window import Window
+
+    layout = make_layout([("weight", "bfloat16", (_BLOCK_ROWS, _WIDTH))])
+    entries = []
+    for layer in range(_BLOCKS):
+        block = BlockId("ffn", layer)
+        path = folder / block.file_name
+        path.write_bytes(layout.header + bytes(layout.num_bytes - len(layout.header)))
+        entries.append(BlockEntry(block, path, layout.num_bytes, "", layout.places))
+    with Window(entries, window=2).start() as blocks:
+
+        def cycle() -> None:
+            for entry in entries:
+                with blocks.hold(entry.id) as tensors:
+                    tensors["weight"][0].sum()
+
+        yield partial(best_of, 10, cycle)
+
+
+@contextmanager
+def allreduce(_folder: Path) -> Iterator[Once]:
+    """A star allreduce of 32 KiB between 4 processes on loopback."""
+    from tpi.launch import free_port
+
+    port = free_port()
+    with ExitStack() as stack:
+        for rank in range(1, RANKS):
+            argv = [sys.executable, "-P", __file__, "rank", str(rank), str(port)]
+            process = stack.enter_context(
+                subprocess.Popen(argv, env=_same_tree(), stderr=subprocess.DEVNULL)
+            )
+            stack.callback(process.kill)
+        sums = stack.enter_context(_sums(0, port))
+        yield partial(best_of, 25, partial(next, sums))
+
+
+@contextmanager
+def import_cli(_folder: Path) -> Iterator[Once]:
+    """Import `tpi.cli` in a new interpreter: what every command waits for."""
+
+    def once() -> float:
+        argv = [sys.executable, "-c", _IMPORT]
+        done = subprocess.run(argv, env=_same_tree(), capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise ImportError(done.stderr.strip().rpartition("\n")[2])
+        return float(done.stdout)
+
+    yield lambda: min(once() for _ in range(3))
+
+
+@contextmanager
+def token(folder: Path) -> Iterator[Once]:
+    """Mean time between 9 tokens of the model `tiny` on 2 local devices, window 2."""
+    with _nodes(folder, MOST_REQUESTS) as once:
+        yield once
+
+
+PROBES: dict[str, Callable[[Path], AbstractContextManager[Once]]] = {
+    "matvec": matvec,
+    "wire": wire,
+    "window": window,
+    "allreduce": allreduce,
+    "import": import_cli,
+    "token": token,
+}
+# What is short is asked for more often in a round: more pairs, each less likely to be disturbed.
+TURNS = {"token": 1}
+USUAL_TURNS = 2
+
+
+@contextmanager
+def _nodes(folder: Path, requests: int, trace: str | None = None) -> Iterator[Once]:
+    from tpi.config import load_preset
+    from tpi.launch import free_port
+    from tpi.local_nodes import LocalNodes
+    from tpi.spec import NodeSpec, Request
+    from tpi.weights.shard import make_shard_plan
+    from tpi.weights.split import split
+    from tpi.weights.synthetic import SyntheticSource
+
+    shards = folder / "shards"
+    if not (shards / f"rank-{DEVICES - 1}" / "manifest.json").is_file():
+        source = SyntheticSource(load_preset("tiny"), dtype="bfloat16")
+        split(source, make_shard_plan(source.config, DEVICES), shards)
+    prompt, names = tuple(range(3, 11)), [f"r{i}" for i in range(requests)]
+    master = f"127.0.0.1:{free_port()}"
+    specs = [
+        NodeSpec(
+            system="tpi", rank=rank, world_size=DEVICES, session="ab" * 16, bind="127.0.0.1",
+            master=master, model_dir=shards / f"rank-{rank}", threads=1, dtype="float32",
+            max_tokens=len(prompt) + NEW_TOKENS,
+            options={"window": 2, **({"trace": f"{trace}-{rank}.json"} if trace else {})},
+            requests=tuple(Request(n, NEW_TOKENS, None if rank else prompt) for n in names),
+        )
+        for rank in range(DEVICES)
+    ]  # fmt: skip
+    left = iter(names)
+    with LocalNodes(specs, folder) as nodes:
+        nodes.collect("ready", _READY_S)
+
+        def once() -> float:
+            nodes.go(next(left))
+            stamps_ns, ended = [], 0
+            while ended < DEVICES:
+                _, event = nodes.next_event(_READY_S)
+                stamps_ns += [event.t_ns] if event.name == "token" else []
+                ended += event.name == "end"
+            return statistics.mean(b - a for a, b in pairwise(stamps_ns)) / 1e9
+
+        yield once
+
+
+@contextmanager
+def _sums(rank: int, port: int) -> Iterator[Iterator[None]]:
+    """Join the others; each `next` is one sum."""
+    from tpi.comm.allreduce import AllReduce
+    from tpi.comm.deadlines import Deadlines
+    from tpi.comm.join import join
+    from tpi.comm.wire import Op
+    from tpi.ranks import Ranks
+    from tpi.trace import Tracer
+
+    with join(
+        Ranks(rank, RANKS), bind="127.0.0.1", master=f"127.0.0.1:{port}", session=bytes(16),
+        fingerprint=bytes(32), deadlines=Deadlines(), peer_links=False,
+    ) as mesh:  # fmt: skip
+        star = AllReduce(mesh, "star", "float32", SUM_ELEMENTS, Tracer())
+        values = torch.zeros(SUM_ELEMENTS)
+
+        def sums() -> Iterator[None]:
+            for step in count(1):
+                values.fill_(1.0)
+                star.all_reduce(values, step=step, layer=0, op=Op.FFN)
+                yield
+
+        yield sums()
+
+
+def _same_tree() -> dict[str, str]:
+    """The environment of a program that must import the `tpi` that this one did."""
+    return {**os.environ, "PYTHONPATH": str(Path(str(tpi.__file__)).parent.parent)}
+
+
+def _forget_installed() -> None:
+    """What this tree lacks is missing, though an editable install would find it in another."""
+    installed = [
+        f for f in sys.meta_path if getattr(f, "__module__", "").startswith("__editable__")
+    ]
+    for finder in installed:
+        sys.meta_path.remove(finder)
+
+
+def serve(folder: Path) -> None:
+    """Make every probe and use it once; then time what each line of standard input names."""
+    torch.set_num_threads(1)
+    ready: dict[str, Once] = {}
+    missing: dict[str, str] = {}
+    with ExitStack() as stack:
+        for name, make in PROBES.items():
+            try:
+                once = stack.enter_context(make(folder))
+                once()
+            except (ImportError, AttributeError, TypeError, ConfigError) as exc:
+                missing[name] = f"{type(exc).__name__}: {exc}"
+            else:
+                ready[name] = once
+        _say({"tpi": tpi.__file__, "missing": missing})
+        for line in sys.stdin:
+            _say({"seconds": ready[line.strip()]()})
+
+
+def spans(folder: Path) -> None:
+    """Run a worker that keeps its spans, and count."""
+    with _nodes(folder, 1, trace=str(folder / "spans")) as once:
+        once()
+    kept = json.loads((folder / f"spans-{DEVICES - 1}.json").read_text())["traceEvents"]
+    events = [event for event in kept if event["name"] == "allreduce"]
+    steps = {event["args"]["step"] for event in events}
+    _say({"tpi": tpi.__file__, "allreduces": len(events) / len(steps)})
+
+
+def take_part(rank: int, port: int) -> None:
+    """Sum with the others until they are gone."""
+    torch.set_num_threads(1)
+    with _sums(rank, port) as sums:
+        for _ in sums:
+            pass
+
+
+def _say(value: dict[str, object]) -> None:
+    sys.stdout.write(json.dumps(value) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    _forget_installed()
+    if sys.argv[1] == "rank":
+        take_part(int(sys.argv[2]), int(sys.argv[3]))
+    else:
+        {"serve": serve, "spans": spans}[sys.argv[1]](Path(sys.argv[2]))

@@ -1,0 +1,151 @@
+"""When a change is a regression; pure, from numbers to findings.
+
+A counter is what a run counts and must not grow beyond its tolerance. A timing is judged from
+pairs: each round times the base, the head and the base once more (`again`) close together, so that
+a machine that gets slower slows all three. The ratio head to base of every round has a bootstrap
+interval, and so has again to base, which is noise alone (A/A). The head is slower only where its
+whole interval lies above 1 and above whatever the noise reaches. Read `judge_timing` first.
+"""
+
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from results.schema import Spread
+from results.stats import median, spread
+
+Groups = Sequence[Sequence[float]]
+FAILING = ("more", "slower", "new", "gone")
+NO_BASELINE = "no baseline"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One row of the comparison; what cannot be compared has no number on one side.
+
+    Attributes:
+        what: Its name, under which it can be accepted.
+        verdict: "same"; "less" or "faster", which are welcome; "no baseline"; or one of `FAILING`.
+        change: The difference, and how sure it is, for people.
+    """
+
+    what: str
+    base: str
+    head: str
+    change: str
+    verdict: str
+
+    @property
+    def fails(self) -> bool:
+        """Whether this is a regression."""
+        return self.verdict in FAILING
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds of one probe by start of its programs, and by round within each start.
+
+    The three lists have the same form; what stands at the same place was timed in one round.
+    """
+
+    base: list[list[float]]
+    head: list[list[float]]
+    again: list[list[float]]
+
+    def add_start(self) -> None:
+        """What is added from here on is of another start."""
+        for side in (self.base, self.head, self.again):
+            side.append([])
+
+    def add(self, seconds: Mapping[str, float]) -> None:
+        """One pair: what each side took."""
+        self.base[-1].append(seconds["base"])
+        self.head[-1].append(seconds["head"])
+        self.again[-1].append(seconds["again"])
+
+
+def judge_counter(
+    what: str, base: float | None, head: float | None, tolerance: float, why: str = ""
+) -> Finding:
+    """Compare a count: the head's may exceed the base's by this fraction; `why` says why none."""
+    before, after = _number(base), _number(head)
+    if base is None:
+        return Finding(what, before, after, why, NO_BASELINE)
+    if head is None:
+        return Finding(what, before, after, why, "gone")
+    verdict = "same"
+    if head > base * (1 + tolerance):
+        verdict = "more"
+    elif head < base * (1 - tolerance):
+        verdict = "less"
+    allowed = f"{tolerance:.0%} allowed" if tolerance else "exactly"
+    return Finding(what, before, after, f"{_percent(base, head)} ({allowed})", verdict)
+
+
+def judge_names(
+    what: str, base: Iterable[str] | None, head: Iterable[str], why: str = ""
+) -> Finding:
+    """Compare two sets of names: one that is new is named, and fails."""
+    there = set(head)
+    if base is None:
+        return Finding(what, _number(None), str(len(there)), why, NO_BASELINE)
+    before = set(base)
+    new, gone = sorted(there - before), sorted(before - there)
+    words = [
+        f"{word}: {', '.join(names)}" for word, names in (("new", new), ("gone", gone)) if names
+    ]
+    verdict = "new" if new else "less" if gone else "same"
+    return Finding(what, str(len(before)), str(len(there)), "; ".join(words), verdict)
+
+
+def judge_timing(what: str, timing: Timing) -> Finding:
+    """Compare seconds by their ratios, as the module says."""
+    ratio, noise = log_ratio(timing.head, timing.base), log_ratio(timing.again, timing.base)
+    floor = max(abs(noise.low), abs(noise.high))
+    verdict = "same"
+    if ratio.low > floor:
+        verdict = "slower"
+    elif ratio.high < -floor:
+        verdict = "faster"
+    low, middle, high = (_gain(v) for v in (ratio.low, ratio.median, ratio.high))
+    change = f"{middle} ({low} to {high}; noise up to {_gain(floor)})"
+    return Finding(what, _seconds(timing.base), _seconds(timing.head), change, verdict)
+
+
+def log_ratio(above: Groups, below: Groups) -> Spread:
+    """Logarithm of the ratio of two lists of pairs, with its interval.
+
+    The ratio is taken within each pair, for what slows both at once is not what is looked for. A
+    start's number is the median of its pairs, which a few disturbed ones do not move; starts are
+    resampled. Logarithms make twice and half as far from 1.
+    """
+    return spread(
+        [
+            median([math.log(a / b) for a, b in zip(*both, strict=True)])
+            for both in zip(above, below, strict=True)
+        ]
+    )
+
+
+def regressions(findings: Iterable[Finding], accepted: Collection[str]) -> list[Finding]:
+    """What fails and was not accepted by its name."""
+    return [f for f in findings if f.fails and f.what not in accepted]
+
+
+def _gain(log: float) -> str:
+    return f"{math.expm1(log):+.1%}"
+
+
+def _percent(base: float, head: float) -> str:
+    if base == head:
+        return "0"
+    return f"{head / base - 1:+.2%}" if base else f"+{_number(head)}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.10g}"
+
+
+def _seconds(groups: Groups) -> str:
+    values = sorted(value for group in groups for value in group)
+    return f"{1e3 * values[len(values) // 2]:.3g} ms"
