@@ -14,7 +14,7 @@ STAMP := $(VENV)/.installed
 SCALE ?= smoke
 EXHIBITS := table1 table2 table3 table4 table5 table6 table7 table8 \
   figure1 figure3 figure4 figure5 figure6
-.PHONY: help setup llamacpp image doctor demo test test-fast test-docker lint types check bench clean \
+.PHONY: help setup llamacpp image doctor calibrate demo test test-fast test-docker lint types check bench clean \
   paper $(EXHIBITS)
 
 help:  ## list the verbs
@@ -43,6 +43,9 @@ image: setup  ## build the image of emulated devices if its inputs changed (minu
 
 doctor: setup  ## say what this machine can emulate, and what is missing
 	@$(PY) -m testbed.doctor
+
+calibrate: setup  ## measure this machine for the simulator, into weights/ (two minutes)
+	@$(PY) -m harness.calibrate
 
 demo: setup  ## make a small checkpoint, run TPI-LLM on 4 local devices beside Transformers
 	@$(PY) -m harness.demo checkpoints/demo-50m

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from baselines import gguf_layout, stages, transformers_tp
 from harness.config import Config
 from harness.options import LlamacppOptions, PipelineOptions, SystemOptions
+from harness.sim_options import sim_problems
 from harness.systems import SYSTEMS
 from results.schema import RunRecord
 from tpi.config import ModelConfig
@@ -38,17 +39,25 @@ def split_available(
 
 
 def _problems(name: str, options: SystemOptions, config: Config, model: ModelConfig) -> list[str]:
+    if config.testbed.backend == "sim":
+        # Nothing is started, so no package is needed.
+        return sim_problems(name) or _misfits(name, options, config, model)
     system = SYSTEMS[name]
     absent = [package for package in system.packages if find_spec(package) is None]
     advice = f": pip install -e '.[{system.extra}]'" if system.extra else ""
     found = [f"the package {package} is not installed{advice}" for package in absent]
+    return found + _misfits(name, options, config, model)
+
+
+def _misfits(name: str, options: SystemOptions, config: Config, model: ModelConfig) -> list[str]:
+    """What of the model or the devices a system cannot do."""
     if isinstance(options, PipelineOptions):
-        found += stages.problems(model, config.devices, options.shares)
-    elif name == "transformers-tp":
-        found += transformers_tp.problems(model, config.devices, config.dtype)
-    elif isinstance(options, LlamacppOptions):
-        found += gguf_layout.problems(model, options.file_type(config.dtype))
-    return found
+        return stages.problems(model, config.devices, options.shares)
+    if name == "transformers-tp":
+        return transformers_tp.problems(model, config.devices, config.dtype)
+    if isinstance(options, LlamacppOptions):
+        return gguf_layout.problems(model, options.file_type(config.dtype))
+    return []
 
 
 def _rows(problems: Mapping[str, Sequence[str]]) -> list[RunRecord]:

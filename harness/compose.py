@@ -22,14 +22,17 @@ from omegaconf.errors import OmegaConfBaseException
 
 from harness import usage
 from harness.config import Config, config_from, option_names
+from harness.sim_options import refuse_ignored
 from harness.values import nearest
 from tpi.errors import ConfigError
 
 CONF_DIR = Path(__file__).parent.parent / "conf"
 _SWEEP_FLAGS = ("-m", "--multirun")
 _NO_AXIS = "paper"  # plans of many configurations: `paper_plan.py` reads them
-# Options of single ranks; not every testbed names them, so Hydra may have to add them.
+_PATHS = ("path", "dir", "prompt_file", "results_dir", "calibration")
 _OF_RANK = re.compile(r"testbed\.(roster|links)\.r\d+\.\w+")
+# Not every testbed's page names all of these, so Hydra may have to add them.
+_MAY_BE_NEW = re.compile(r"testbed\.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +61,7 @@ def compose(overrides: Sequence[str], conf_dir: Path = CONF_DIR) -> Composed:
     for override in overrides:
         _check(override, conf_dir)
     text, plain = _split_free_text(overrides)
-    raw = _with_hydra([f"++{o}" if _OF_RANK.match(o) else o for o in plain], conf_dir)
+    raw = _with_hydra([f"++{o}" if _MAY_BE_NEW.match(o) else o for o in plain], conf_dir)
     for override in text:
         key, _, value = override.partition("=")
         _put(raw, key, value)
@@ -66,6 +69,8 @@ def compose(overrides: Sequence[str], conf_dir: Path = CONF_DIR) -> Composed:
     # What is left over are the short names (window=...), which are interpolated where they belong.
     config = config_from({k: v for k, v in raw.items() if k in known})
     _refuse_hidden(plain, asdict(config))
+    if config.testbed.backend == "sim":
+        refuse_ignored(overrides)
     return Composed(config, all_systems=_last_value(overrides, "systems") in ("all", "[all]"))
 
 
@@ -134,7 +139,7 @@ def _hint(key: str, known: Sequence[str]) -> str:
 def _is_free_text(override: str) -> bool:
     key = override.partition("=")[0]
     last = key.rpartition(".")[2]
-    return key == "workload.prompt" or last in ("path", "dir", "prompt_file", "results_dir")
+    return key == "workload.prompt" or last in _PATHS
 
 
 def _split_free_text(overrides: Sequence[str]) -> tuple[list[str], list[str]]:

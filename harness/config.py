@@ -139,6 +139,8 @@ class Config:
         profiles, links = self.profiles, self.links
         if self.testbed.backend == "local":
             self._refuse_limits(profiles, links)
+        if self.testbed.backend == "sim" and self.link.faults:
+            raise ConfigError("link.faults: the simulator has none; leave them out")
         for fault in self.link.faults:
             if fault.device >= self.devices:
                 raise ConfigError(

@@ -1,5 +1,6 @@
 """What decides the numbers of one system in one plan; its hash names the run."""
 
+import functools
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -10,9 +11,11 @@ from harness.weights import WeightSet
 from results.environment import DEPENDENCIES, dependency_versions, host_fingerprint
 from results.identity import content_digest
 from testbed.image import image_tag
+from testbed.sim.base import SimRun
 from tpi.config import config_to_json
 
 _ROOT = Path(__file__).parent.parent
+_SIMULATOR = _ROOT / "testbed" / "sim"
 
 
 def decisive(
@@ -70,7 +73,36 @@ def reference_digest() -> str:
 def source_digest(system: str) -> str:
     """Digest of the source that a system's numbers come from."""
     modules = [_ROOT / "baselines" / f"{name}.py" for name in SYSTEMS[system].sources]
-    return content_digest([_ROOT / "tpi", _ROOT / "testbed", *modules])
+    # The simulator has no part in what is measured.
+    return content_digest([_ROOT / "tpi", _ROOT / "testbed", *modules], without=[_SIMULATOR])
+
+
+def simulated_decisive(run: SimRun, calibration_digest: str) -> dict[str, object]:
+    """Everything that decides the numbers of a simulated system: no host is among it."""
+    return {
+        "system": run.system,
+        "options": dict(run.options),
+        "model": config_to_json(run.model),
+        "storage": run.storage,
+        "dtype": run.dtype,
+        "prompt_tokens": run.prompt_tokens,
+        "new_tokens": run.new_tokens,
+        "devices": [asdict(device) for device in run.devices],
+        "testbed": {"backend": "sim", "links": [asdict(link) for link in run.links]},
+        "calibration": calibration_digest,
+        "source": simulator_digest(),
+    }
+
+
+@functools.cache  # a sweep asks for it again and again
+def simulator_digest() -> str:
+    """Digest of the source that simulated numbers come from.
+
+    That of this project's programs belongs to it: the simulator takes shapes, shares, sizes of
+    blocks and memory from them.
+    """
+    sources = [_SIMULATOR, _ROOT / "testbed" / "link.py", _ROOT / "tpi"]
+    return content_digest(sources, without=[_SIMULATOR / "reference.json"])
 
 
 def versions_of(system: str) -> dict[str, str | None]:

@@ -48,7 +48,7 @@ class Jobs:
         self._weights = weights
         self._prompt_ids = prompt_ids
         self._environment = environment
-        self._store = RunStore(_writable(Path(plan.config.results_dir)))
+        self._store = RunStore(writable_folder(Path(plan.config.results_dir)))
         self._jobs = [self._open(system) for system in plan.systems]
 
     def __iter__(self) -> Iterator[Job]:
@@ -172,7 +172,7 @@ def _own_ways(plan: Plan, system: SystemPlan) -> list[str]:
     return notes
 
 
-def _writable(folder: Path) -> Path:
+def writable_folder(folder: Path) -> Path:
     """The folder of records, made if need be; found out before hours are spent on one."""
     with map_errors({OSError: ConfigError}, f"results_dir {folder}"):
         folder.mkdir(parents=True, exist_ok=True)

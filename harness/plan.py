@@ -48,7 +48,7 @@ def make_plan(config: Config, model: ModelConfig, prompt_tokens: int, host: Host
     Raises:
         ConfigError: It cannot be done as asked; the message has the number and what would help.
     """
-    _check_fits_model(config, model, prompt_tokens)
+    check_fits_model(config, model, prompt_tokens)
     synthetic = is_synthetic(config)
     storage = model.dtype if config.weights.dtype == "auto" else config.weights.dtype
     limits, links, dilation = _enforced(config, host)
@@ -145,7 +145,8 @@ def is_synthetic(config: Config) -> bool:
     return synthetic
 
 
-def _check_fits_model(config: Config, model: ModelConfig, prompt_tokens: int) -> None:
+def check_fits_model(config: Config, model: ModelConfig, prompt_tokens: int) -> None:
+    """Refuse more positions than the model has."""
     total = prompt_tokens + config.workload.new_tokens
     if total > model.max_positions:
         raise ConfigError(

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from harness.host import Host
 from harness.plan import two_layer_plan
 from harness.planned import Plan, SystemPlan
-from harness.setting import num_parameters
+from harness.setting import parameters_text
 from results.where import device_words, link_words
 from tpi.units import format_bytes, format_seconds
 
@@ -22,7 +22,7 @@ def describe(plan: Plan, host: Host, to_write: int, pending: list[str]) -> list[
         (
             "model",
             f"{config.model.path or config.model.name}: {model.num_layers} layers,"
-            f" {_millions(num_parameters(model))} parameters, stored in {plan.storage},"
+            f" {parameters_text(model)}, stored in {plan.storage},"
             f" computed in {config.dtype}",
         ),
         ("weights", _weights_text(plan, host, to_write)),
@@ -67,10 +67,6 @@ def _testbed_text(plan: Plan) -> str:
     if plan.dilation.oversubscribed:
         text += f"; oversubscribed: {plan.dilation.oversubscribed}"
     return text
-
-
-def _millions(count: int) -> str:
-    return f"{count / 1e6:.3g} M" if count < 1e9 else f"{count / 1e9:.3g} B"
 
 
 def _weights_text(plan: Plan, host: Host, to_write: int) -> str:

@@ -23,7 +23,8 @@ from harness.values import (
 from testbed.link import LinkSpec
 from tpi.errors import ConfigError
 
-BACKENDS = ("local", "docker")
+BACKENDS = ("local", "docker", "sim")
+REFERENCE_CALIBRATION = "reference"  # the one that comes with the project
 LINK_BACKENDS = ("auto", "netem", "switch", "switch-c", "switch-python")
 FAULTS = ("cut", "delay", "drop", "duplicate")
 FITS = ("decode", "prefill")
@@ -151,6 +152,8 @@ class TestbedChoice:
         oversubscribe: Run although the devices do not fit; the results say so.
         fit: The phase that CPU quotas are right for: `decode` (bound by memory) or `prefill`.
         make_swap: Make a swap file where devices need swap and the host has too little.
+        calibration: Of backend `sim`: what its costs come from, `reference` or a file that
+            `make calibrate` wrote.
         roster: One profile per rank, `r0`, `r1`, ...; empty where all are the `device` axis.
         links: What is different on a rank's link, likewise.
     """
@@ -164,6 +167,7 @@ class TestbedChoice:
     oversubscribe: bool = False
     fit: str = "decode"
     make_swap: bool = False
+    calibration: str = REFERENCE_CALIBRATION
     roster: dict[str, Any] = field(default_factory=dict)
     links: dict[str, Any] = field(default_factory=dict)
 
@@ -178,6 +182,12 @@ class TestbedChoice:
         check_flag("testbed.oversubscribe", self.oversubscribe)
         check_choice("testbed.fit", self.fit, FITS)
         check_flag("testbed.make_swap", self.make_swap)
+        check_text("testbed.calibration", self.calibration)
+        if self.calibration != REFERENCE_CALIBRATION and self.backend != "sim":
+            raise ConfigError(
+                f"testbed.calibration: only testbed.backend=sim has one, got it with"
+                f" testbed.backend={self.backend}"
+            )
         _check_ranks("testbed.roster", self.roster, whole=True)
         self.roster = {
             f"r{i}": _of_rank("roster", i, "device", DeviceProfile, self.roster[f"r{i}"])

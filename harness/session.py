@@ -23,6 +23,9 @@ from harness.plan import make_plan
 from harness.plan_text import describe
 from harness.planned import Plan
 from harness.prompt import prompt_ids
+from harness.sim_plan import SimPlan, calibration_of, make_sim_plan
+from harness.sim_text import describe_simulation
+from harness.simulation import Simulation
 from results.schema import RunRecord
 from results.tables import note_lines, rich_table
 from testbed.base import DeviceError
@@ -53,7 +56,15 @@ class Output(Console):
         raise BrokenPipeError
 
 
-def prepare(composed: Composed) -> Prepared:
+@dataclass(frozen=True, slots=True)
+class PreparedSim:
+    """What will be simulated, and a row for each system that cannot be."""
+
+    plan: SimPlan
+    unavailable: tuple[RunRecord, ...]
+
+
+def prepare(composed: Composed) -> Prepared | PreparedSim:
     """Plan one configuration; nothing is started or written but a probe of the disk.
 
     Raises:
@@ -64,16 +75,21 @@ def prepare(composed: Composed) -> Prepared:
     model = load_preset(name) if path is None else load_config(Path(path))
     config, unavailable = split_available(composed.config, model, is_all=composed.all_systems)
     prompt = prompt_ids(config, model)
+    if config.testbed.backend == "sim":
+        plan = make_sim_plan(config, model, len(prompt), calibration_of(config))
+        return PreparedSim(plan, tuple(unavailable))
     host = probe_host(Path(config.weights.dir), memory_rate=config.testbed.backend == "docker")
     return Prepared(make_plan(config, model, len(prompt), host), host, prompt, tuple(unavailable))
 
 
-def run(prepared: Prepared, console: Console) -> int:
+def run(prepared: Prepared | PreparedSim, console: Console) -> int:
     """Say what will be done, do it, print the table; returns the exit status.
 
     Raises:
         KeyboardInterrupt, TpiError, OSError: After the table of what was measured until then.
     """
+    if isinstance(prepared, PreparedSim):
+        return _simulate(prepared, console)
     plan = prepared.plan
     with contextlib.ExitStack() as stack:
         lock = host_lock(allow_concurrent=plan.config.allow_concurrent)
@@ -89,19 +105,35 @@ def _run(prepared: Prepared, contention: Contention, console: Console) -> int:
     experiment = Experiment(plan, host, prepared.prompt, live, contention=contention)
     if plan.is_emulated and experiment.pending:
         require_docker(plan)
+    lines = describe(plan, host, experiment.to_write, experiment.pending)
+    return _carry_out(experiment, lines, prepared, console)
+
+
+def _simulate(prepared: PreparedSim, console: Console) -> int:
+    simulation = Simulation(prepared.plan, Live(Output(stderr=True, highlight=False)))
+    lines = describe_simulation(prepared.plan, simulation.pending)
+    return _carry_out(simulation, lines, prepared, console)
+
+
+def _carry_out(
+    work: Experiment | Simulation,
+    lines: Sequence[tuple[str, str]],
+    prepared: Prepared | PreparedSim,
+    console: Console,
+) -> int:
     grid = Table.grid(padding=(0, 2))
-    for heading, text in describe(plan, host, experiment.to_write, experiment.pending):
+    for heading, text in lines:
         grid.add_row(heading, Text(text))  # as Text: brackets are no markup
     console.print(grid, "")
-    results_dir = Path(plan.config.results_dir)
+    results_dir = Path(prepared.plan.config.results_dir)
     try:
-        experiment.run()
+        work.run()
     except (KeyboardInterrupt, TpiError, OSError):
         with contextlib.suppress(OSError):  # the first error is the one to tell
-            show([*experiment.records, *prepared.unavailable], results_dir, console)
+            show([*work.records, *prepared.unavailable], results_dir, console)
         raise
-    show([*experiment.records, *prepared.unavailable], results_dir, console)
-    return experiment.exit_status
+    show([*work.records, *prepared.unavailable], results_dir, console)
+    return work.exit_status
 
 
 def require_docker(plan: Plan) -> None:

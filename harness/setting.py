@@ -148,3 +148,9 @@ def setting_of(
 def num_parameters(model: ModelConfig) -> int:
     """Parameters of the whole model, a tied head counted once."""
     return required_hf_bytes(model, "float32") // 4
+
+
+def parameters_text(model: ModelConfig) -> str:
+    """`69 B parameters`."""
+    count = num_parameters(model)
+    return f"{count / 1e6:.3g} M parameters" if count < 1e9 else f"{count / 1e9:.3g} B parameters"

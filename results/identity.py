@@ -18,8 +18,13 @@ _NAME = re.compile(r"(?P<base>.+-[0-9a-f]{16})(?:-(?P<attempt>\d+))?")
 
 def make_run_id(system: str, decisive: Mapping[str, object]) -> str:
     """`SYSTEM-` and 16 hexadecimal digits that change with any value in `decisive`."""
-    canonical = json.dumps(decisive, sort_keys=True, allow_nan=False, separators=(",", ":"))
-    return f"{system}-{hashlib.sha256(canonical.encode()).hexdigest()[:16]}"
+    return f"{system}-{digest_of(decisive)[:16]}"
+
+
+def digest_of(values: Mapping[str, object]) -> str:
+    """SHA-256 over plain values, whatever the order of their names."""
+    canonical = json.dumps(values, sort_keys=True, allow_nan=False, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def split_run_id(run_id: str) -> tuple[str, int] | None:
@@ -30,12 +35,19 @@ def split_run_id(run_id: str) -> tuple[str, int] | None:
     return match["base"], int(match["attempt"] or 1)
 
 
-def content_digest(paths: Sequence[Path]) -> str:
-    """SHA-256 over names and bytes of source files: of a file, or of a folder with all below."""
+def content_digest(paths: Sequence[Path], without: Sequence[Path] = ()) -> str:
+    """SHA-256 over names and bytes of source files: of a file, or of a folder with all below.
+
+    Args:
+        paths: Files and folders.
+        without: Files and folders below those that have no part in what is digested.
+    """
     total = hashlib.sha256()
     for path in paths:
         files = [path] if path.is_file() else _source_files(path)
         for file in files:
+            if any(file.is_relative_to(each) for each in without):
+                continue
             name = file.relative_to(path.parent).as_posix()
             data = hashlib.sha256(file.read_bytes()).hexdigest()
             total.update(f"{name}\0{data}\n".encode())

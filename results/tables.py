@@ -104,17 +104,34 @@ def _testbed(record: RunRecord) -> list[str]:
     testbed = record.config.get("testbed")
     backend = testbed.get("backend") if isinstance(testbed, Mapping) else None
     text = f"testbed {name_of('testbed')} (backend {backend})"
+    text += _simulated_from(record)
     dilation = record.calibration.get("dilation")
     factor = float(dilation["factor"]) if isinstance(dilation, Mapping) else 1.0
     if link := name_of("link"):
         limits, links = _given(record, "limits"), _given(record, "links")
-        text += f", devices {_profiles(record, len(limits)) or name_of('device')}"
+        text += "; " if is_simulated(record) else ", "
+        text += f"devices {_profiles(record, len(limits)) or name_of('device')}"
         text += _in_brackets(device_words(limits, factor))
         text += f", link {link}{_in_brackets(link_words(links, factor) if links else '')}"
     if factor != 1:
         text += f", dilation {factor:g}: every time is what was measured divided by {factor:g}"
     notes = record.environment.get("testbed_notes")
     return [text, *(str(note) for note in notes)] if isinstance(notes, list) else [text]
+
+
+def is_simulated(record: RunRecord) -> bool:
+    """Whether nothing in it was measured."""
+    testbed = record.config.get("testbed")
+    return isinstance(testbed, Mapping) and testbed.get("backend") == "sim"
+
+
+def _simulated_from(record: RunRecord) -> str:
+    if not is_simulated(record):
+        return ""
+    simulator = record.calibration.get("simulator")
+    known = simulator if isinstance(simulator, Mapping) else {}
+    name, host = known.get("name", "unknown"), known.get("host", "unknown")
+    return f": every number is simulated, from the calibration {name} ({host})"
 
 
 def _given(record: RunRecord, what: str) -> list[Mapping[str, object]]:
@@ -185,20 +202,30 @@ def _cells(record: RunRecord) -> tuple[str, ...]:
     metrics = record.metrics
     if metrics is None:
         blank = (_NONE,) * (len(_COLUMNS) - 4)
-        check = format_check(record.check)
+        check = _token_words(record)
         return (_plain(record.system), record.status, _devices(record), *blank, check)
     return (
         _plain(record.system),
         record.status,
         _devices(record),
         format_spread(metrics.ttft_s).split(" (")[0],
-        format_spread(metrics.token_latency_s),
+        _token_latency(record, metrics),
         str(metrics.ttft_s.n),
         _peak(metrics),
         _bytes(metrics.disk_bytes_per_token),
         _bytes(metrics.wire_bytes_per_token),
-        format_check(record.check),
+        _token_words(record),
     )
+
+
+def _token_latency(record: RunRecord, metrics: Metrics) -> str:
+    spread = format_spread(metrics.token_latency_s)
+    # Nothing varies from one simulation to the next, so an interval would mean nothing.
+    return spread.split(" (")[0] if is_simulated(record) else spread
+
+
+def _token_words(record: RunRecord) -> str:
+    return "not computed" if is_simulated(record) else format_check(record.check)
 
 
 def _devices(record: RunRecord) -> str:
@@ -220,7 +247,7 @@ def _notes(record: RunRecord) -> list[str]:
     notes += record.notes
     if shares := _shares(record):
         notes.append(shares)
-    if record.check.passed is not True and record.check.detail:
+    if record.check.passed is not True and record.check.detail and not is_simulated(record):
         notes.append(record.check.detail)
     if record.metrics is not None and (share := format_time_share(record.metrics.time_share)):
         notes.append(f"time: {share}")

@@ -172,6 +172,11 @@ def test_time_left_is_corrected_by_what_has_passed(driver):
     assert left[3] == ("2 min", "2 min")
 
 
+def test_what_is_quick_gets_one_line(driver):
+    driver(todo("a", predicted_s=1.0)).run()
+    assert driver.out.getvalue().splitlines()[2] == "[1/1] a: ok: 1 s a token"
+
+
 def test_what_runs_print_goes_to_the_log(driver, capsys):
     driver(todo("a")).run()
     assert "== a" in driver.log.getvalue()

@@ -1,0 +1,140 @@
+"""Measure this machine for the simulator: `python -m harness.calibrate` (`make calibrate`).
+
+Four parts one after the other, about two minutes together: what computing costs
+(`calibration/kernels.py`), messages, the disk, and real programs. Every figure is the median of
+interleaved repeats. Nothing else should run meanwhile: another harness is not allowed to. Read
+`calibrate`, then `main`.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+
+from rich.console import Console
+
+from harness.calibration.disk import measure_disk
+from harness.calibration.kernels import measure_kernels, of_kind, tables
+from harness.calibration.messages import measure_messages
+from harness.calibration.programs import measure_programs
+from harness.calibration.sizes import Sizes
+from harness.calibration.table import calibration_table
+from harness.live import Live
+from harness.session import WIDTH
+from results.environment import host_environment
+from testbed.hostlock import host_lock
+from testbed.sim.calibration import Calibration, load_calibration, save_calibration
+from tpi.errors import EXIT_INTERRUPTED, EXIT_OK, ConfigError, ResourceError, TpiError, map_errors
+
+DEFAULT_DIR = Path("weights")
+FILE_NAME = "calibration.json"
+
+
+def calibrate(folder: Path, sizes: Sizes, live: Live) -> Calibration:
+    """Measure everything; files are written to `folder`, whose disk is measured, and removed.
+
+    Raises:
+        ResourceError: A program ended early, or the disk is full.
+    """
+    facts = host_environment()
+    cores = int(str(facts["usable_cores"]))
+    with live.waiting(f"computing, on {cores} cores at once"):
+        kernels = measure_kernels(folder, sizes, cores)
+    with live.waiting("messages over loopback"):
+        messages = measure_messages(sizes)
+    with live.waiting(f"the disk of {folder}"):
+        disk = measure_disk(folder, sizes)
+    with live.waiting("programs on small models"):
+        programs = measure_programs(folder, sizes)
+    how = f"{facts['cpu_model']}, {cores} cores at once, {date.today().isoformat()}"
+    return Calibration(
+        host=f"{how}; {disk.note}" if disk.note else how,
+        products=tables(kernels, "products"),
+        linear=tables(kernels, "linear"),
+        attend=tables(kernels, "attend"),
+        cast_bps=of_kind(kernels, "cast"),
+        block_s=programs.block_s,
+        element_s=kernels["element"],
+        step_s=programs.step_s,
+        sum_call_s=max(0.0, programs.sum_s - 2 * (messages.send_s + messages.recv_s)),
+        send_s=messages.send_s,
+        recv_s=messages.recv_s,
+        packet_s=messages.packet_s,
+        sum_bps=kernels["sum"],
+        disk_read_bps=disk.disk_read_bps,
+        disk_request_s=disk.disk_request_s,
+        read_cpu_bps=disk.read_cpu_bps,
+        page_in_bps=kernels["page_in"],
+        hook_s=programs.hook_s,
+        library_layer_s=programs.library_layer_s,
+        library_step_s=programs.library_step_s,
+        swap_bps=disk.swap_bps,
+        start_s=programs.start_s,
+        library_start_s=programs.library_start_s,
+        library_bytes=programs.library_bytes,
+        library_anon_bytes=programs.library_anon_bytes,
+    )
+
+
+def main(argv: Sequence[str] | None = None, sizes: Sizes | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    arguments = _parser().parse_args(argv)
+    out = Path(arguments.out or arguments.dir / FILE_NAME)
+    try:
+        _run(arguments.dir, out, sizes or Sizes())
+    except TpiError as exc:
+        sys.stderr.write(f"calibrate: {' '.join(str(exc).split())}\n")
+        return exc.exit_status
+    except KeyboardInterrupt:
+        sys.stderr.write("calibrate: interrupted; nothing was written\n")
+        return EXIT_INTERRUPTED
+    return EXIT_OK
+
+
+def _run(folder: Path, out: Path, sizes: Sizes) -> None:
+    console = Console(highlight=False)
+    with map_errors({OSError: ConfigError}, f"--dir {folder}"):
+        folder.mkdir(parents=True, exist_ok=True)
+    before, of = _before(out)
+    start_ns = time.monotonic_ns()
+    with host_lock(allow_concurrent=False):
+        found = calibrate(folder, sizes, Live(Console(stderr=True, highlight=False)))
+    # A terminal that is too narrow wraps the lines itself; nothing is cut short.
+    wide = Console(highlight=False, width=max(console.width, WIDTH))
+    wide.print(calibration_table(found, before))
+    with map_errors({OSError: ResourceError}, f"cannot write {out}"):
+        save_calibration(found, out)
+    took_s = (time.monotonic_ns() - start_ns) / 1e9
+    for line in (
+        f"\nmeasured: {found.host}, in {took_s:.0f} s",
+        f"before: {of}",
+        f"written: {out}; python run.py testbed=sim testbed.calibration={out}",
+    ):
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def _before(out: Path) -> tuple[Calibration | None, str]:
+    """What was known before, for comparison: of the file, else the reference."""
+    for path in (out if out.exists() else None, None):
+        try:
+            known = load_calibration(path)
+        except (ConfigError, OSError):  # one of an older program is no reason to stop
+            continue
+        return known, f"{path or 'the reference'} ({known.host})"
+    return None, "nothing"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="calibrate", description="Measure this machine.")
+    parser.add_argument("--out", type=Path, help=f"file to write (default: DIR/{FILE_NAME})")
+    parser.add_argument(
+        "--dir", type=Path, default=DEFAULT_DIR,
+        help="folder on the disk to measure, that of the weights (default: %(default)s)",
+    )  # fmt: skip
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

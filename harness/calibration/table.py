@@ -1,0 +1,88 @@
+"""What was calibrated, beside what was known before: a table for a terminal. Pure."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+
+from rich.table import Table
+from rich.text import Text
+
+from testbed.sim.calibration import Calibration
+from tpi.units import format_bytes, format_seconds
+
+_NONE = "-"
+_TITLES = ("cost", "measured", "before", "change")
+# A change that is worth a look: repeats on a quiet machine stay well below.
+_NOTABLE = 0.2
+
+
+def calibration_table(new: Calibration, old: Calibration | None) -> Table:
+    """A row for every cost; `old` is what the file, or the reference, had.
+
+    Rates by rows stand in one row, as those of one dtype belong together; their change is that of
+    the first, a decoded token's.
+    """
+    table = Table(box=None, padding=(0, 1))
+    table.pad_edge, table.collapse_padding = False, True
+    for title in _TITLES:
+        table.add_column(title, justify="left" if title == "cost" else "right", no_wrap=True)
+    before = rows_of(old) if old is not None else {}
+    for (name, key), figures in rows_of(new).items():
+        known = before.get((name, key))
+        ratio = figures[0][1] / known[0][1] if known and known[0][1] else None
+        is_notable = ratio is not None and abs(ratio - 1) > _NOTABLE
+        table.add_row(
+            Text(_title(name, key, figures)),
+            Text(_words(name, figures)),
+            Text(_words(name, _at_rows_of(figures, known)) if known else _NONE),
+            Text(_change(ratio), style="bold" if is_notable else ""),
+        )
+    return table
+
+
+def rows_of(calibration: Calibration) -> dict[tuple[str, str], tuple[tuple[int, float], ...]]:
+    """(cost, what of it) -> (rows, figure) pairs, one pair where rows do not matter."""
+    found: dict[tuple[str, str], tuple[tuple[int, float], ...]] = {}
+    for name, value in asdict(calibration).items():
+        if name in ("host", "schema"):
+            continue
+        of = value.items() if isinstance(value, Mapping) else [("", value)]
+        for key, figures in of:
+            is_table = isinstance(figures, Sequence)
+            found[name, key] = tuple(figures) if is_table else ((1, figures),)
+    return found
+
+
+def _at_rows_of(
+    figures: Sequence[tuple[int, float]], known: Sequence[tuple[int, float]]
+) -> list[tuple[int, float | None]]:
+    """Of what was known what can be compared, row by row."""
+    if len(figures) == 1:
+        return [*known[:1]]
+    return [(rows, dict(known).get(rows)) for rows, _ in figures]
+
+
+def _title(name: str, key: str, figures: Sequence[tuple[int, float]]) -> str:
+    rows = f" at {', '.join(str(rows) for rows, _ in figures)} rows" if len(figures) > 1 else ""
+    return f"{name} {key}{rows}".strip()
+
+
+def _words(name: str, figures: Sequence[tuple[int, float | None]]) -> str:
+    if len(figures) == 1 and figures[0][1] is not None:
+        return _figure(name, figures[0][1])
+    unit = "GFLOP/s" if name == "attend" else "GB/s"
+    rates = [_NONE if rate is None else f"{rate / 1e9:.3g}" for _, rate in figures]
+    return f"{' '.join(rates)} {unit}"
+
+
+def _figure(name: str, value: float) -> str:
+    if name.endswith("_bytes"):
+        return format_bytes(value)
+    if name.endswith("_s"):
+        return f"{value * 1e9:.3g} ns" if value < 1e-6 else format_seconds(value)
+    return f"{value / 1e9:.3g} {'GFLOP/s' if name == 'attend' else 'GB/s'}"
+
+
+def _change(ratio: float | None) -> str:
+    if ratio is None:
+        return _NONE
+    return f"x{ratio:.3g}" if ratio >= 10 else f"{ratio - 1:+.0%}"

@@ -1,0 +1,50 @@
+"""What a simulated testbed cannot heed: refused where it was asked for, never passed over. Pure.
+
+Options that only say where things lie or how long they may take are let through; what would change
+the numbers of a measured run, and cannot change those of a simulated one, is not.
+"""
+
+from collections.abc import Sequence
+
+from testbed.sim.simulate import SYSTEMS
+from tpi.errors import ConfigError
+
+# Option -> why it has no effect, and what to say instead.
+_IGNORED = {
+    "testbed.dilation": "nothing runs, so nothing is slowed down; times are the devices' own",
+    "testbed.oversubscribe": "simulated devices need not fit this host",
+    "testbed.make_swap": "swap of simulated devices takes nothing of this host; say device.swap",
+    "testbed.time_scale": "nothing waits, so there are no deadlines",
+    "threads": "say device.cores",
+    "device.threads": "say device.cores",
+    "device.disk_write_mb_s": "no simulated system writes to disk",
+    "link.backend": "links are computed",
+    "weights.dir": "no weights are read or written",
+    "weights.seed": "no weights are read or written",
+    "weights.max_bytes": "no weights are read or written, all layers count as distinct",
+    "weights.distinct_layers": "no weights are read or written, all layers count as distinct",
+    "workload.seed": "only the length of the prompt counts; say workload.prompt_tokens",
+    "systems.transformers.threads": "say device.cores",
+}
+
+
+def refuse_ignored(overrides: Sequence[str]) -> None:
+    """Refuse what was said on the command line and has no effect on a simulated testbed.
+
+    Raises:
+        ConfigError: One line that names the option.
+    """
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key in _IGNORED:
+            raise ConfigError(f"{key}: no effect with testbed.backend=sim: {_IGNORED[key]}")
+        if key == "repeats" and value.strip() != "1":
+            raise ConfigError(
+                f"repeats: got {value}, no effect with testbed.backend=sim: the same question"
+                " always has the same answer; leave it out"
+            )
+
+
+def sim_problems(name: str) -> list[str]:
+    """Why a system cannot be simulated; none if it can."""
+    return [] if name in SYSTEMS else ["the simulator has no model of it"]

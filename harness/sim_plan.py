@@ -1,0 +1,118 @@
+"""From a configuration to what the simulator is asked: pure, and free of this host.
+
+A simulated device is worth so many cores of the calibrated host, found as for an emulated one but
+with the calibration's memory rate, so that the answer is the same on every machine. Nothing is
+refused for memory, disk or time, which are the devices' own. Read `make_sim_plan` first.
+"""
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from harness.config import Config
+from harness.dilation import HostRates, host_cores
+from harness.plan import check_fits_model, is_synthetic
+from harness.profiles import REFERENCE_CALIBRATION, DeviceProfile
+from harness.systems import SYSTEMS
+from testbed.limits import DeviceLimits
+from testbed.sim.base import SimDevice, SimRun
+from testbed.sim.calibration import Calibration, load_calibration
+from tpi.config import ModelConfig
+from tpi.errors import ConfigError, map_errors
+
+
+@dataclass(frozen=True, slots=True)
+class SimPlan:
+    """What will be simulated, and from which costs; `runs` in the order of the systems."""
+
+    config: Config
+    model: ModelConfig
+    calibration: Calibration
+    runs: tuple[SimRun, ...]
+
+    @property
+    def storage(self) -> str:
+        """Dtype of the stored weights."""
+        return self.runs[0].storage
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Length of the prompt."""
+        return self.runs[0].prompt_tokens
+
+    @property
+    def calibration_name(self) -> str:
+        """As it was asked for: `reference`, or a file."""
+        return self.config.testbed.calibration
+
+    def forced(self) -> "SimPlan":
+        """The same plan, to be simulated whether or not there is a record."""
+        return replace(self, config=replace(self.config, force=True))
+
+
+def calibration_of(config: Config) -> Calibration:
+    """The calibration that a configuration names.
+
+    Raises:
+        ConfigError: It cannot be read, or is none.
+    """
+    name = config.testbed.calibration
+    with map_errors({ConfigError: ConfigError}, "testbed.calibration"):
+        return load_calibration(None if name == REFERENCE_CALIBRATION else Path(name))
+
+
+def make_sim_plan(
+    config: Config, model: ModelConfig, prompt_tokens: int, calibration: Calibration
+) -> SimPlan:
+    """Plan the simulation of every system of a configuration.
+
+    Raises:
+        ConfigError: It cannot be done as asked.
+    """
+    check_fits_model(config, model, prompt_tokens)
+    is_synthetic(config)  # what it refuses of weights is refused here too
+    storage = model.dtype if config.weights.dtype == "auto" else config.weights.dtype
+    fit = config.testbed.fit
+    devices = tuple(_device(profile, calibration, fit) for profile in config.profiles)
+    links = tuple(config.links)
+    runs = []
+    for name, options in config.systems.items():
+        count = config.devices if SYSTEMS[name].distributed else 1
+        runs.append(
+            SimRun(
+                system=name,
+                options=asdict(options),
+                model=model,
+                storage=storage,
+                dtype=getattr(options, "dtype", None) or config.dtype,
+                prompt_tokens=prompt_tokens,
+                new_tokens=config.workload.new_tokens,
+                devices=devices[:count],
+                links=links[:count],
+            )
+        )
+    return SimPlan(config, model, calibration, tuple(runs))
+
+
+def limits_of(device: SimDevice) -> DeviceLimits:
+    """A simulated device in the words of a record's limits."""
+    rate_bps = device.disk_read_bps
+    return DeviceLimits(
+        cpus=device.cores,
+        memory=device.memory,
+        swap=device.swap,
+        read_bps=None if rate_bps is None else round(rate_bps),
+    )
+
+
+def _device(profile: DeviceProfile, calibration: Calibration, fit: str) -> SimDevice:
+    # A float32 vector reads weights as fast as a core can: the rate that devices are compared by.
+    core_gbps = 1e-9 / calibration.product_s(1, 1, "float32", "float32")
+    cores = host_cores(profile, HostRates(cores=1, core_gbps=core_gbps, read_bps=0.0), fit)
+    rate = profile.disk_read_mb_s
+    return SimDevice(
+        # What nothing limits computes with one thread, as on a real testbed.
+        cores=1.0 if cores is None else cores,
+        memory=profile.memory,
+        swap=profile.swap,
+        disk_read_bps=None if rate is None else rate * 1e6,
+    )

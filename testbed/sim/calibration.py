@@ -1,0 +1,226 @@
+"""What computing, messages, disks and libraries cost on the calibrated host.
+
+`make calibrate` measures a `Calibration` on this machine; `reference.json`, beside this module, is
+the one that is used where nobody has. All rates and seconds are of one core with one thread: a
+device that is worth c cores takes 1/c of every second and c times every rate, but for those of
+its disk. Read `Calibration`, then `product_s`.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tpi.errors import ConfigError
+from tpi.files import parse_json, read_small_file, write_atomic
+
+SCHEMA_VERSION = 1
+_MAX_BYTES = 1 << 20
+_TABLES = ("products", "linear", "attend")
+
+# What a table of rates by rows is: ((rows, rate), ...), rows ascending from 1.
+Rates = tuple[tuple[int, float], ...]
+_Value = TypeVar("_Value")
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Costs on one core of the calibrated host.
+
+    Attributes:
+        host: Processor and how it was measured, for people.
+        products: "STORED->COMPUTED" (`bfloat16->float32`) to a table of (rows, bytes/s): bytes of
+            stored weights that our kernels (`tpi.model.matvec`) multiply with a step of so many
+            rows. Rows 1, 8, 32, 128 and 512 are a good choice; 1 must be there.
+        linear: The same for `torch.nn.functional.linear` by dtype (`float32`): the libraries.
+        attend: By dtype, (queries, FLOP/s) of attention, 4 S T h E of them a layer; queries 1 must
+            be there, one of some hundred should.
+        block_s: One attn or ffn block beside its products, a step of one row: taking it from the
+            window, norm, rotation, cache.
+        element_s: What every more element (rows beyond the first times hidden size) adds to that.
+        step_s: A step beside its blocks and sums: embedding, sampling, bookkeeping.
+        sum_call_s: One allreduce beside its messages: checks, copies, the calls themselves.
+        send_s: Handing one message to the kernel; likewise `recv_s`, waking up and reading one.
+        packet_s: Each IP packet of a message, to who sends and to who receives it.
+        sum_bps: Bytes/s of float32 that are added to a sum as they arrive.
+        disk_read_bps: Bytes/s of the host's disk, past the page cache.
+        disk_request_s: What one block's read takes beside its bytes.
+        read_cpu_bps: Bytes per second of processor time that reading them takes the loader.
+        page_in_bps: Bytes/s of mapped files that come in from the page cache, page by page.
+        cast_bps: "STORED->COMPUTED" to stored bytes/s of mapped, cached weights that become new
+            tensors (Accelerate's hooks); of one dtype it is a copy.
+        hook_s: Accelerate's hooks, a tensor, beside its bytes.
+        library_layer_s: A layer of Transformers beside its products, one row.
+        library_step_s: A pass of Transformers' `generate` beside its layers.
+        swap_bps: Bytes/s that are paged in under swap; the disk's rate bounds it.
+        start_s: From start to `ready` of `tpi node`, without weights.
+        library_start_s: The same of Transformers, with imports.
+        library_bytes: Peak memory of Transformers before any weight.
+        library_anon_bytes: Of it, anonymous.
+    """
+
+    host: str
+    products: Mapping[str, Rates]
+    linear: Mapping[str, Rates]
+    attend: Mapping[str, Rates]
+    cast_bps: Mapping[str, float]
+    block_s: float
+    element_s: float
+    step_s: float
+    sum_call_s: float
+    send_s: float
+    recv_s: float
+    packet_s: float
+    sum_bps: float
+    disk_read_bps: float
+    disk_request_s: float
+    read_cpu_bps: float
+    page_in_bps: float
+    hook_s: float
+    library_layer_s: float
+    library_step_s: float
+    swap_bps: float
+    start_s: float
+    library_start_s: float
+    library_bytes: int
+    library_anon_bytes: int
+    schema: int = field(default=SCHEMA_VERSION)
+
+    def __post_init__(self) -> None:
+        if self.schema != SCHEMA_VERSION:
+            raise _bad("schema", f"{SCHEMA_VERSION}", self.schema)
+        for name in _TABLES:
+            for key, table in getattr(self, name).items():
+                _check_table(f"{name}[{key}]", table)
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if entry.name.endswith("_bps"):
+                for rate in value.values() if isinstance(value, Mapping) else (value,):
+                    _check_number(entry.name, rate, positive=True)
+            elif entry.name.endswith(("_s", "_bytes")):
+                _check_number(entry.name, value)
+
+    def product_s(self, num_bytes: float, rows: int, stored: str, computed: str) -> float:
+        """Seconds that one core multiplies stored weights with a step of so many rows.
+
+        Raises:
+            ConfigError: Nobody has measured these dtypes.
+        """
+        key = f"{stored}->{computed}"
+        return num_bytes * _second_per_unit(_named(self.products, key, "products"), rows)
+
+    def linear_s(self, num_bytes: float, rows: int, dtype: str) -> float:
+        """The same for weights that a library holds in the dtype that it computes in."""
+        return num_bytes * _second_per_unit(_named(self.linear, dtype, "linear"), rows)
+
+    def cast_s(self, num_bytes: float, stored: str, computed: str) -> float:
+        """Seconds that one core makes tensors of mapped, cached weights of so many stored bytes."""
+        return num_bytes / _named(self.cast_bps, f"{stored}->{computed}", "cast_bps")
+
+    def attend_s(self, queries: int, keys: float, width: int, dtype: str) -> float:
+        """Seconds of one layer's attention on one core; `width` is heads times head size."""
+        flops = 4.0 * queries * keys * width
+        return flops * _second_per_unit(_named(self.attend, dtype, "attend"), queries)
+
+
+def _named(table: Mapping[str, _Value], key: str, name: str) -> _Value:
+    if key not in table:
+        known = ", ".join(sorted(table)) or "nothing"
+        raise ConfigError(
+            f"calibration: {name} has no {key}, it has {known}; measure it with `make calibrate`"
+        )
+    return table[key]
+
+
+def _second_per_unit(table: Rates, rows: int) -> float:
+    """Time per byte or operation: it grows linearly with the rows between those measured."""
+    if len(table) == 1:
+        return 1.0 / table[0][1]
+    upper = next((i for i, (at, _) in enumerate(table) if at >= rows), len(table) - 1)
+    (a, rate_a), (b, rate_b) = table[max(upper - 1, 0)], table[max(upper, 1)]
+    part = (rows - a) / (b - a)
+    # A table whose last rates rise would reach 0 somewhere beyond it.
+    return max((1 - part) / rate_a + part / rate_b, min(1 / rate_a, 1 / rate_b))
+
+
+def load_calibration(path: Path | None = None) -> Calibration:
+    """Read a calibration; the reference that comes with the project if none is named.
+
+    Raises:
+        ConfigError: The file cannot be read, or a field is missing, unknown or out of bounds.
+    """
+    if path is None:
+        text = resources.files("testbed.sim").joinpath("reference.json").read_text("utf-8")
+        return decode(json.loads(text), "testbed/sim/reference.json")
+    data = read_small_file(path, _MAX_BYTES, ConfigError)
+    return decode(parse_json(data, str(path), ConfigError), str(path))
+
+
+def save_calibration(calibration: Calibration, path: Path) -> None:
+    """Write a calibration, whole or not at all."""
+    text = json.dumps(asdict(calibration), indent=1, sort_keys=True)
+    write_atomic(path, f"{text}\n".encode())
+
+
+def decode(raw: object, where: str) -> Calibration:
+    """Check what a JSON file holds.
+
+    Raises:
+        ConfigError: As `load_calibration`.
+    """
+    if not isinstance(raw, dict):
+        raise ConfigError(f"calibration {where}: expected a JSON object")
+    known = {entry.name for entry in fields(Calibration)}
+    wrong = sorted(known ^ set(raw))
+    if wrong:
+        raise ConfigError(
+            f"calibration {where}: {wrong[0]} is {'missing' if wrong[0] in known else 'unknown'};"
+            " measure anew with `make calibrate`"
+        )
+    values: dict[str, Any] = {
+        k: _tables(k, v, where) if k in _TABLES else v for k, v in raw.items()
+    }
+    _check_object("cast_bps", values["cast_bps"], where)
+    return Calibration(**values)
+
+
+def _tables(name: str, value: object, where: str) -> dict[str, Rates]:
+    table = _check_object(name, value, where)
+    return {key: _rates(f"{name}[{key}]", pairs, where) for key, pairs in table.items()}
+
+
+def _rates(name: str, pairs: object, where: str) -> Rates:
+    if not isinstance(pairs, list) or not all(isinstance(p, list) and len(p) == 2 for p in pairs):
+        raise ConfigError(f"calibration {where}: {name}: expected a list of [rows, rate]")
+    return tuple((rows, rate) for rows, rate in pairs)
+
+
+def _check_object(name: str, value: object, where: str) -> dict[str, object]:
+    if not isinstance(value, dict):
+        raise ConfigError(f"calibration {where}: {name}: expected an object, got {value!r}")
+    return value
+
+
+def _check_table(name: str, table: Rates) -> None:
+    for rows, rate in table:
+        _check_number(name, rows, positive=True)
+        _check_number(name, rate, positive=True)
+    rows_of = [rows for rows, _ in table]
+    if not table or rows_of != sorted(set(rows_of)) or rows_of[0] != 1:
+        raise _bad(name, "rows that ascend from 1", rows_of)
+
+
+def _check_number(name: str, value: object, *, positive: bool = False) -> None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    number = float(value) if is_number and isinstance(value, int | float) else math.nan
+    if not math.isfinite(number) or number < 0 or (positive and number == 0):
+        raise _bad(name, "a number > 0" if positive else "a number >= 0", value)
+
+
+def _bad(name: str, expected: str, got: object) -> ConfigError:
+    return ConfigError(
+        f"calibration: {name}: expected {expected}, got {got!r}; measure anew with `make calibrate`"
+    )

@@ -1,0 +1,171 @@
+"""Simulated beside measured: `python -m testbed.sim.compare FOLDER ...`.
+
+Each folder is searched for run records (`run.json`) of the Docker testbed; every one that ended
+well is simulated from what it says of itself: model, weights, system, dilation, limits, links. The
+error is simulated / measured - 1. Read `rebuild`.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from testbed.link import LinkSpec
+from testbed.sim.base import SimDevice, SimOutcome, SimRun
+from testbed.sim.calibration import Calibration, load_calibration
+from testbed.sim.simulate import SYSTEMS, simulate
+from tpi.config import load_preset
+from tpi.errors import ConfigError
+from tpi.files import parse_json, read_small_file
+
+_MAX_RECORD_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What is compared, in seconds."""
+
+    ttft_s: float
+    token_latency_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One record."""
+
+    name: str
+    measured: Figures
+    simulated: Figures
+
+    @property
+    def errors(self) -> tuple[float, ...]:
+        """Of TTFT and, where both have one, of the token latency."""
+        pairs = [(self.simulated.ttft_s, self.measured.ttft_s)]
+        if self.simulated.token_latency_s is not None and self.measured.token_latency_s is not None:
+            pairs.append((self.simulated.token_latency_s, self.measured.token_latency_s))
+        return tuple(ours / theirs - 1 for ours, theirs in pairs)
+
+
+def figures_of(outcome: SimOutcome) -> Figures:
+    """TTFT and token latency, as `results/measure.py` takes them of events."""
+    events = [event for _, event in outcome.events]
+    go_ns = next(event.t_ns for event in events if event.name == "request")
+    token_ns = [event.t_ns for event in events if event.name == "token"]
+    gaps = len(token_ns) - 1
+    return Figures(
+        (token_ns[0] - go_ns) / 1e9,
+        (token_ns[-1] - token_ns[0]) / 1e9 / gaps if gaps else None,
+    )
+
+
+def rebuild(record: Mapping[str, Any], where: str) -> SimRun:
+    """What a record of the Docker testbed was a run of.
+
+    Raises:
+        ConfigError: It lacks something, or its model is none of the presets.
+    """
+    try:
+        return _rebuild(record)
+    except (KeyError, TypeError, IndexError) as exc:
+        raise ConfigError(f"record {where}: nothing to simulate it from: {exc!r}") from exc
+
+
+def _rebuild(record: Mapping[str, Any]) -> SimRun:
+    config, calibration = record["config"], record["calibration"]
+    factor = float(calibration["dilation"]["factor"])
+    model = load_preset(config["model"]["name"])
+    storage = config["weights"]["dtype"]
+    links = [LinkSpec(**link).dilated(1 / factor) for link in calibration["links"]]
+    return SimRun(
+        system=record["system"],
+        options=config["systems"][record["system"]],
+        model=model,
+        storage=model.dtype if storage == "auto" else storage,
+        dtype=config["dtype"],
+        prompt_tokens=config["workload"]["prompt_tokens"],
+        new_tokens=config["workload"]["new_tokens"],
+        devices=tuple(_device(each, factor, record) for each in calibration["limits"]),
+        links=tuple(links),
+    )
+
+
+def _device(limits: Mapping[str, Any], factor: float, record: Mapping[str, Any]) -> SimDevice:
+    cpus, read_bps = limits["cpus"], limits["read_bps"]
+    cores = float(record["environment"]["usable_cores"]) if cpus is None else cpus
+    return SimDevice(
+        cores=cores * factor,
+        memory=limits["memory"],
+        swap=limits["swap"],
+        disk_read_bps=None if read_bps is None else read_bps * factor,
+    )
+
+
+def compare(folders: Iterable[Path], calibration: Calibration) -> list[Comparison]:
+    """Simulate every record of the Docker testbed below these folders that ended well.
+
+    Raises:
+        ConfigError: A record that cannot be read or rebuilt.
+    """
+    paths = sorted({path for folder in folders for path in folder.rglob("run.json")})
+    found = [_compare(path, calibration) for path in paths]
+    return [comparison for comparison in found if comparison is not None]
+
+
+def _compare(path: Path, calibration: Calibration) -> Comparison | None:
+    record: Any = parse_json(
+        read_small_file(path, _MAX_RECORD_BYTES, ConfigError), str(path), ConfigError
+    )
+    measured = record.get("metrics") if record.get("status") == "ok" else None
+    is_docker = record.get("config", {}).get("testbed", {}).get("backend") == "docker"
+    if not measured or not is_docker or record["system"] not in SYSTEMS:
+        return None
+    latency = measured["token_latency_s"]
+    return Comparison(
+        f"{path.parent.parent.name}/{path.parent.name}",
+        Figures(measured["ttft_s"]["median"], None if latency is None else latency["median"]),
+        figures_of(simulate(rebuild(record, str(path)), calibration)),
+    )
+
+
+def table(comparisons: Sequence[Comparison]) -> str:
+    """As Markdown, with the median and the worst error below."""
+    lines = [
+        "| run | TTFT s | simulated | error | token s | simulated | error |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for each in comparisons:
+        cells = [each.name, *_cells(each.measured.ttft_s, each.simulated.ttft_s)]
+        cells += _cells(each.measured.token_latency_s, each.simulated.token_latency_s)
+        lines.append(f"| {' | '.join(cells)} |")
+    errors = [abs(error) for each in comparisons for error in each.errors]
+    if errors:
+        lines += ["", f"median error {median(errors):.1%}, worst {max(errors):.1%}"]
+    return "\n".join(lines) + "\n"
+
+
+def _cells(measured: float | None, simulated: float | None) -> list[str]:
+    if measured is None or simulated is None:
+        return ["", "", ""]
+    return [f"{measured:.4g}", f"{simulated:.4g}", f"{simulated / measured - 1:+.1%}"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m testbed.sim.compare", description=__doc__)
+    parser.add_argument("folders", nargs="+", type=Path, help="where run records are")
+    parser.add_argument("--calibration", type=Path, help="JSON file; default: the reference")
+    asked = parser.parse_args(argv)
+    try:
+        found = compare(asked.folders, load_calibration(asked.calibration))
+    except ConfigError as exc:
+        sys.stderr.write(f"{exc}\n")
+        return exc.exit_status
+    sys.stdout.write(table(found) if found else "no run record of the Docker testbed found\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

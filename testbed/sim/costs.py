@@ -1,0 +1,63 @@
+"""What computing and reading take each rank of a run, as whole nanoseconds by rank.
+
+A rank's processor is worth so many cores of the calibrated host; its disk is its own, or the
+calibrated host's where it has no limit. Read `Costs`.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from testbed.sim.base import SimRun
+from testbed.sim.calibration import Calibration
+from testbed.sim.network import Ints, as_ns
+
+_PAGE_BYTES = 4096
+
+
+class Costs:
+    """Seconds of one core made into nanoseconds of each rank."""
+
+    def __init__(self, run: SimRun, calibration: Calibration) -> None:
+        self._run = run
+        self._calibration = calibration
+        self.cores = np.array([device.cores for device in run.devices])
+        limit = calibration.disk_read_bps
+        self.disk_bps = np.array([device.disk_read_bps or limit for device in run.devices])
+
+    def on_cores(self, seconds: float | NDArray[np.float64]) -> Ints:
+        """What so many seconds of one core take each rank."""
+        return as_ns(seconds / self.cores)
+
+    def read(self, num_bytes: NDArray[np.int64]) -> Ints:
+        """What reading a block of so many bytes takes each rank's loader."""
+        calibration = self._calibration
+        by_disk = num_bytes / self.disk_bps
+        by_cpu = num_bytes / calibration.read_cpu_bps / self.cores
+        return as_ns(np.maximum(by_disk, by_cpu) + calibration.disk_request_s)
+
+    def products(self, num_bytes: Sequence[float], rows: int) -> NDArray[np.float64]:
+        """Seconds of one core that each rank's stored weights of so many bytes take."""
+        run = self._run
+        one = self._calibration.product_s(1.0, rows, run.storage, run.dtype)
+        return one * np.array(num_bytes, dtype=np.float64)
+
+    def attend(self, rows: int, start: int, heads: Sequence[int]) -> NDArray[np.float64]:
+        """Seconds of one core of a layer's attention: rows behind `start` cached ones."""
+        keys = start + (rows + 1) / 2  # each row attends to those before it
+        one = self._calibration.attend_s(rows, keys, self._run.model.head_size, self._run.dtype)
+        return one * np.array(heads, dtype=np.float64)
+
+    def block(self, rows: int) -> float:
+        """Seconds of one core of a block beside its products."""
+        more = (rows - 1) * self._run.model.hidden_size
+        return self._calibration.block_s + self._calibration.element_s * more
+
+    def embed(self, rows: int) -> tuple[int, int]:
+        """Bytes that the master reads of the embedding, and nanoseconds that it takes."""
+        run = self._run
+        row_bytes = run.model.hidden_size * (4 if run.storage == "float32" else 2)
+        span = -(-row_bytes // _PAGE_BYTES) * _PAGE_BYTES
+        each_s = span / float(self.disk_bps[0]) + self._calibration.disk_request_s
+        return rows * span, round(rows * each_s * 1e9)

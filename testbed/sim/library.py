@@ -1,0 +1,210 @@
+"""Transformers and Accelerate on one device: what is in memory, and what every pass reads again.
+
+`transformers` keeps all weights in the dtype of the arithmetic. Stored in another dtype they are
+anonymous memory, which swap takes where memory does not do; else they are views of mapped files.
+`accelerate` brings every module's weights in as its forward begins, through the page cache;
+`accelerate-2024` likewise, from files in the dtype of the arithmetic. What a pass goes through in
+order and does not fit in the page cache, or in memory beside swap, is read anew by every pass:
+whatever goes first is what would be needed next. Read `_serve`.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from testbed.sim.base import SimDevice, SimOutcome, SimRun
+from testbed.sim.calibration import Calibration
+from testbed.sim.devices import Tally
+from testbed.sim.node import out_of_memory
+from testbed.sim.story import Mark, Story, tell
+from tpi.config import DTYPE_BYTES, ModelConfig
+from tpi.errors import ConfigError
+
+_LAYER_TENSORS = 9  # seven matrices and two norms
+_PAGED = "paging is taken as strictly least recently used: every pass reads everything again"
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """One library system on one device.
+
+    Attributes:
+        dtype: Of the arithmetic.
+        anon: Anonymous memory at the peak; `steady` while it serves.
+        rss: VmHWM, with what is mapped.
+        cached: Bytes of files that each pass goes through.
+        hooks_s: Of every pass before its products, blocking; on the device's processor.
+        load_bytes: Read before it is ready; `load_s` of processor time for them.
+    """
+
+    dtype: str
+    anon: int
+    steady: int
+    rss: int
+    cached: int
+    hooks_s: float
+    load_bytes: int
+    load_s: float
+
+
+def num_elements(model: ModelConfig) -> tuple[int, int, int]:
+    """Elements of a layer's matrices, of the LM head, and of the whole model."""
+    heads = 2 * model.num_heads + 2 * model.num_kv_heads
+    layer = model.hidden_size * (heads * model.head_size + 3 * model.ffn_size)
+    head = model.vocab_size * model.hidden_size
+    return layer, head, model.num_layers * layer + head * (1 if model.tied_embeddings else 2)
+
+
+def transformers(run: SimRun, calibration: Calibration) -> SimOutcome:
+    """Plain Transformers."""
+    dtype = str(run.options.get("dtype") or run.dtype)
+    total = num_elements(run.model)[2]
+    stored, weights = total * DTYPE_BYTES[run.storage], total * DTYPE_BYTES[dtype]
+    maps = run.options.get("mmap", True) and run.options.get("low_cpu_mem_usage", True)
+    views = bool(maps) and run.storage == dtype
+    copies = 1 if run.options.get("low_cpu_mem_usage", True) else 2
+    base, anon = calibration.library_bytes, calibration.library_anon_bytes
+    plan = _Plan(
+        dtype,
+        anon=anon + (0 if views else copies * weights),
+        steady=anon + (0 if views else weights),
+        rss=base + copies * weights,
+        cached=weights if views else 0,
+        hooks_s=0.0,
+        load_bytes=0 if views else stored,
+        load_s=0.0 if views else calibration.cast_s(stored, run.storage, dtype),
+    )
+    return _serve(run, calibration, plan)
+
+
+def accelerate(run: SimRun, calibration: Calibration) -> SimOutcome:
+    """Accelerate's disk offload as of today: weights come from the checkpoint's own files."""
+    model, dtype = run.model, run.dtype
+    layer, head, total = num_elements(model)
+    stored, weights = total * DTYPE_BYTES[run.storage], total * DTYPE_BYTES[dtype]
+    kept = _kept(run, weights, max(layer, head) * DTYPE_BYTES[dtype])
+    offloaded = round(stored * (1 - kept / weights))
+    casts = run.storage != dtype
+    largest = head * DTYPE_BYTES[dtype]
+    anon = calibration.library_anon_bytes + kept + (2 * largest if casts else 0)
+    moving_s = (
+        calibration.cast_s(offloaded, run.storage, dtype)
+        if casts
+        else offloaded / calibration.page_in_bps
+    )
+    plan = _Plan(
+        dtype, anon=anon, steady=anon,
+        # What is cast leaves its file mapped, page by page.
+        rss=anon + calibration.library_bytes - calibration.library_anon_bytes
+        + (_fitting(run.devices[0], anon, offloaded) if casts else largest // 2),
+        cached=offloaded,
+        hooks_s=moving_s + _tensors(model) * calibration.hook_s * offloaded / stored,
+        load_bytes=round(stored * kept / weights), load_s=kept / 1e9,
+    )  # fmt: skip
+    return _serve(run, calibration, plan)
+
+
+def _kept(run: SimRun, weights: int, largest: int) -> int:
+    """Bytes of weights that stay in memory: all modules but for room for the largest."""
+    limit = run.options.get("max_memory")
+    if limit is None:
+        return 0
+    if not isinstance(limit, int):
+        raise ConfigError(f"accelerate: max_memory: expected bytes or null, got {limit!r}")
+    return weights if limit >= weights + largest else max(0, limit - largest)
+
+
+def accelerate_2024(run: SimRun, calibration: Calibration) -> SimOutcome:
+    """Accelerate as the paper met it: everything is loaded, then written out, then read."""
+    total = num_elements(run.model)[2]
+    stored, weights = total * DTYPE_BYTES[run.storage], total * DTYPE_BYTES[run.dtype]
+    moving_s = calibration.cast_s(weights, run.dtype, run.dtype)
+    anon = calibration.library_anon_bytes
+    largest = num_elements(run.model)[1] * DTYPE_BYTES[run.dtype]
+    plan = _Plan(
+        run.dtype, anon=anon + weights, steady=anon + largest,
+        rss=calibration.library_bytes + weights + stored, cached=weights,
+        hooks_s=moving_s + _tensors(run.model) * calibration.hook_s,
+        load_bytes=stored, load_s=calibration.cast_s(stored, run.storage, run.dtype),
+    )  # fmt: skip
+    return _serve(run, calibration, plan)
+
+
+def _tensors(model: ModelConfig) -> int:
+    return _LAYER_TENSORS * model.num_layers + 3
+
+
+def _fitting(device: SimDevice, anon: int, wanted: int) -> int:
+    """Of bytes of files, those that memory has room for beside what is anonymous."""
+    return wanted if device.memory is None else max(0, min(wanted, device.memory - anon))
+
+
+def _serve(run: SimRun, calibration: Calibration, plan: _Plan) -> SimOutcome:
+    """One start and one request of a warm process."""
+    if run.world_size != 1:
+        raise ConfigError(f"{run.system}: takes one device, got {run.world_size}")
+    device = run.devices[0]
+    rss, anon = (plan.rss,), (plan.anon,)
+    if reason := out_of_memory(run.devices, anon):
+        return SimOutcome((), rss, anon, "oom", reason)
+    disk_bps = device.disk_read_bps or calibration.disk_read_bps
+    start_s = calibration.library_start_s / device.cores
+    ready_s = start_s + plan.load_bytes / disk_bps + plan.load_s / device.cores
+    clock = _Clock(run, calibration, plan, ready_s)
+    first = clock.mark()
+    marks = [clock.step(run.prompt_tokens, 0)]
+    marks += [clock.step(1, run.prompt_tokens + i) for i in range(run.new_tokens - 1)]
+    ready = np.array([round(ready_s * 1e9)])
+    story = Story(ready, int(ready[0]), first, marks, rss)
+    return SimOutcome(tell(story), rss, anon, notes=(_PAGED,) if clock.reads else ())
+
+
+class _Clock:
+    """The passes of one request."""
+
+    def __init__(self, run: SimRun, calibration: Calibration, plan: _Plan, now_s: float) -> None:
+        self._run, self._calibration, self._plan = run, calibration, plan
+        self._now_s, self._compute_s, self._wait_s, self._disk = now_s, 0.0, 0.0, 0
+        device = run.devices[0]
+        self._cores = device.cores
+        disk_bps = device.disk_read_bps or calibration.disk_read_bps
+        fits = _fitting(device, plan.steady, plan.cached) >= plan.cached
+        self.reads = 0 if fits else plan.cached
+        self._read_s = self.reads / disk_bps
+        swaps = device.memory is not None and plan.steady > device.memory
+        swapped = plan.steady if swaps else 0
+        self._swap_s = swapped / min(calibration.swap_bps, disk_bps)
+        self.reads += swapped
+
+    def step(self, rows: int, start: int) -> Mark:
+        """One pass."""
+        hooks_s = self._plan.hooks_s / self._cores
+        # Readahead fetches the next pages while these are copied or multiplied.
+        wait_s = max(hooks_s, self._read_s)
+        compute_s = self._compute(rows, start) + self._swap_s
+        if not self._plan.hooks_s:
+            wait_s, compute_s = 0.0, max(compute_s, self._read_s)
+        self._now_s += wait_s + compute_s
+        self._wait_s += wait_s
+        self._compute_s += compute_s
+        self._disk += self.reads
+        return self.mark()
+
+    def _compute(self, rows: int, start: int) -> float:
+        costs, model, dtype = self._calibration, self._run.model, self._plan.dtype
+        item = DTYPE_BYTES[dtype]
+        layer, head, _ = num_elements(model)
+        width = model.num_heads * model.head_size
+        each_s = costs.linear_s(layer * item, rows, dtype) + costs.library_layer_s
+        each_s += costs.attend_s(rows, start + (rows + 1) / 2, width, dtype)
+        each_s += 2 * costs.element_s * (rows - 1) * model.hidden_size
+        once_s = costs.linear_s(head * item, 1, dtype) + costs.library_step_s
+        return (model.num_layers * each_s + once_s) / self._cores
+
+    def mark(self) -> Mark:
+        """Clock and counters as they are now."""
+        zero = np.zeros(1, dtype=np.int64)
+        seconds = (self._compute_s, 0.0, self._wait_s)
+        compute, allreduce, wait = (np.array([round(x * 1e9)]) for x in seconds)
+        tally = Tally(compute, allreduce, wait, np.array([self._disk]))
+        return Mark(np.array([round(self._now_s * 1e9)]), tally, zero, zero)

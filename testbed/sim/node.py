@@ -1,0 +1,81 @@
+"""The systems that `tpi node` serves, and Galaxy, which is made of its parts: start to end.
+
+All ranks load what stays in memory, fill their windows (in the real run a warm-up request has
+left them so), and serve one request. Read `serve`.
+"""
+
+import numpy as np
+
+from testbed.sim.base import SimDevice, SimOutcome, SimRun
+from testbed.sim.calibration import Calibration
+from testbed.sim.galaxy import GalaxyEngine
+from testbed.sim.shards import MAPPED_BYTES, NodeOptions, RankPlan, plan_ranks
+from testbed.sim.story import Story, tell
+from testbed.sim.tensor_parallel import Engine
+from tpi.units import format_bytes
+
+
+def tpi(run: SimRun, calibration: Calibration) -> SimOutcome:
+    """TPI-LLM."""
+    return _tensor_parallel(run, calibration, NodeOptions.of(run.options))
+
+
+def tpi_resident(run: SimRun, calibration: Calibration) -> SimOutcome:
+    """TPI-LLM without the memory scheduler."""
+    options = NodeOptions.of(run.options, window="all", memory_budget=None)
+    return _tensor_parallel(run, calibration, options)
+
+
+def transformers_window(run: SimRun, calibration: Calibration) -> SimOutcome:
+    """The memory scheduler on one device."""
+    return _tensor_parallel(run, calibration, NodeOptions.of(run.options))
+
+
+def galaxy(run: SimRun, calibration: Calibration) -> SimOutcome:
+    """Tensor and sequence parallelism on rings."""
+    values = dict(run.options)
+    overlap = bool(values.pop("overlap", True))
+    options = NodeOptions.of(values, window="all", memory_budget=None, allreduce="ring")
+    plan, ranks = plan_ranks(run, options)
+    engine = GalaxyEngine(run, calibration, options, ranks, plan, overlap=overlap)
+    return serve(run, calibration, engine, ranks)
+
+
+def _tensor_parallel(run: SimRun, calibration: Calibration, options: NodeOptions) -> SimOutcome:
+    _, ranks = plan_ranks(run, options)
+    return serve(run, calibration, Engine(run, calibration, options, ranks), ranks)
+
+
+def serve(
+    run: SimRun, calibration: Calibration, engine: Engine, ranks: tuple[RankPlan, ...]
+) -> SimOutcome:
+    """One start and one request."""
+    rss = tuple(rank.choice.peak_bytes for rank in ranks)
+    anon = tuple(max(0, peak - MAPPED_BYTES) for peak in rss)
+    if reason := out_of_memory(run.devices, anon):
+        return SimOutcome((), rss, anon, "oom", reason)
+    kept = np.array([_kept_bytes(rank) for rank in ranks], dtype=np.int64)
+    load = engine.costs.read(kept) if kept.any() else kept
+    ready = engine.costs.on_cores(calibration.start_s) + load
+    go = int(ready.max()) + engine.devices.fill(list(engine.blocks()))
+    engine.start_at(go)
+    first = engine.mark()
+    tokens = tuple(engine.request(run.new_tokens))
+    story = Story(ready, go, first, tokens, rss, engine.devices.spans)
+    return SimOutcome(tell(story), rss, anon)
+
+
+def _kept_bytes(rank: RankPlan) -> int:
+    choice = rank.choice
+    return choice.retained_bytes + (choice.arena_bytes if choice.window is None else 0)
+
+
+def out_of_memory(devices: tuple[SimDevice, ...], anon: tuple[int, ...]) -> str:
+    """Which rank needs more than its memory and swap, in words; empty if none does."""
+    for rank, (device, need) in enumerate(zip(devices, anon, strict=True)):
+        if device.memory is not None and need > device.memory + device.swap:
+            return (
+                f"rank {rank} needs {format_bytes(need)}, its limit is"
+                f" {format_bytes(device.memory)} and {format_bytes(device.swap)} of swap"
+            )
+    return ""
