@@ -32,6 +32,7 @@ from tpi.errors import EXIT_INTERRUPTED, EXIT_OK, ResourceError, TpiError
 
 RUNS_DIR = Path("results/paper-runs")
 EXIT_FAILED = 1
+_QUICK_S = 5.0  # what is done so soon gets one line and not two
 _LOG, _RENDERED = "log.txt", "rendered"
 
 
@@ -82,12 +83,13 @@ class Driver:
         for number, at in enumerate(todo, start=1):
             work, outlook = self._works[at], self._outlooks[at]
             left_s = sum(self._outlooks[i].predicted_s for i in todo[number - 1 :])
-            self._line(
-                f"[{number}/{len(todo)}] {work.title} ... {self._about(outlook.predicted_s)},"
-                f" about {self._about(left_s)} left"
-            )
+            what = f"[{number}/{len(todo)}] {work.title}"
+            is_quick = outlook.predicted_s < _QUICK_S
+            if not is_quick:
+                about = self._about(outlook.predicted_s)
+                self._line(f"{what} ... {about}, about {self._about(left_s)} left")
             self._do(at)
-            self._line(f"    {_words(self._outlooks[at])}")
+            self._line(f"{f'{what}:' if is_quick else '   '} {_words(self._outlooks[at])}")
         return self._close()
 
     def dry_run(self) -> int:

@@ -18,8 +18,8 @@ from harness import allreduce_study, session
 from harness.compose import Composed, compose
 from harness.identity import decisive
 from harness.paper_plan import Study
-from harness.planned import Plan
-from harness.session import Prepared
+from harness.session import Prepared, PreparedSim
+from harness.simulation import run_ids
 from harness.weights import check_space, locate
 from results.environment import host_environment
 from results.identity import make_run_id
@@ -36,6 +36,7 @@ STATES = (
     "failed",  # it went wrong, or is asked for in a way that cannot be
 )
 _DONE = ("ok", "oom", "infeasible")
+_SIMULATE_S = 1.0  # most simulations are quicker, and none is predicted
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ class Outlook:
     reason: str = ""
     run_id: str = ""
     predicted_s: float = 0.0
-    prepared: Prepared | None = None
+    prepared: Prepared | PreparedSim | None = None
 
 
 class Work(Protocol):
@@ -122,12 +123,12 @@ class RunWork:
         except RecordError as exc:
             # Nothing older is taken in its place, and a changed record is not ours to remove.
             return Outlook("failed", str(exc), store.latest_id(base_id))
-        if record is None or self._is_to_do(record, prepared.plan):
-            return self._before(prepared, record)
+        if record is None or _is_to_do(record, prepared):
+            return _before(prepared, record)
         if record.status in _DONE:
             return Outlook("done", words_of(record), record.run_id)
         if self.retry:
-            return self._before(_forced(prepared), record)
+            return _before(_forced(prepared), record)
         return Outlook("failed", words_of(record), record.run_id)
 
     def run(self, outlook: Outlook, log: Console) -> None:
@@ -141,27 +142,6 @@ class RunWork:
             more = [f"systems=[{self.system}]", f"results_dir={self.folder}"]
             self._composed = compose([*self.overrides, *more])
         return self._composed
-
-    @staticmethod
-    def _is_to_do(record: RunRecord, plan: Plan) -> bool:
-        if record.status == "infeasible":
-            return bool(plan.runnable)
-        return not record.is_finished(plan.config.repeats)
-
-    @staticmethod
-    def _before(prepared: Prepared, record: RunRecord | None) -> Outlook:
-        """What stands in the way of a run, or how long it will take."""
-        plan = prepared.plan
-        reason, run_id = (words_of(record), record.run_id) if record else ("", "")
-        if not plan.runnable:  # it is written down as infeasible, which takes no time
-            return Outlook("todo", plan.systems[0].refusal or "", run_id, 0.0, prepared)
-        try:
-            check_space(plan, locate(plan), prepared.host.free_disk)
-            if plan.is_emulated:
-                session.require_docker(plan)
-        except TpiError as exc:
-            return Outlook("refused", str(exc), run_id)
-        return Outlook("todo", reason, run_id, plan.predicted_s, prepared)
 
 
 @dataclass
@@ -219,8 +199,11 @@ def works_of(
     return [*runs.values(), *(StudyWork(study, folder) for study in studies)]
 
 
-def run_name(prepared: Prepared) -> str:
+def run_name(prepared: Prepared | PreparedSim) -> str:
     """What the runs of a plan with one system are called, without starting anything."""
+    if isinstance(prepared, PreparedSim):
+        (name,) = run_ids(prepared.plan).values()
+        return name
     plan = prepared.plan
     (system,) = plan.systems
     environment = host_environment(Path(plan.config.weights.dir))
@@ -228,7 +211,34 @@ def run_name(prepared: Prepared) -> str:
     return make_run_id(system.name, decides)
 
 
-def _forced(prepared: Prepared) -> Prepared:
+def _is_to_do(record: RunRecord, prepared: Prepared | PreparedSim) -> bool:
+    if isinstance(prepared, PreparedSim):
+        return not record.is_finished(1)
+    if record.status == "infeasible":
+        return bool(prepared.plan.runnable)
+    return not record.is_finished(prepared.plan.config.repeats)
+
+
+def _before(prepared: Prepared | PreparedSim, record: RunRecord | None) -> Outlook:
+    """What stands in the way of a run, or how long it will take."""
+    reason, run_id = (words_of(record), record.run_id) if record else ("", "")
+    if isinstance(prepared, PreparedSim):
+        return Outlook("todo", reason, run_id, _SIMULATE_S, prepared)
+    plan = prepared.plan
+    if not plan.runnable:  # it is written down as infeasible, which takes no time
+        return Outlook("todo", plan.systems[0].refusal or "", run_id, 0.0, prepared)
+    try:
+        check_space(plan, locate(plan), prepared.host.free_disk)
+        if plan.is_emulated:
+            session.require_docker(plan)
+    except TpiError as exc:
+        return Outlook("refused", str(exc), run_id)
+    return Outlook("todo", reason, run_id, plan.predicted_s, prepared)
+
+
+def _forced(prepared: Prepared | PreparedSim) -> Prepared | PreparedSim:
+    if isinstance(prepared, PreparedSim):
+        return replace(prepared, plan=prepared.plan.forced())
     config = replace(prepared.plan.config, force=True)
     return replace(prepared, plan=replace(prepared.plan, config=config))
 

@@ -61,20 +61,26 @@ def todo(name, after=OK, predicted_s=60.0, **more):
     return FakeWork(name, Outlook("todo", predicted_s=predicted_s), after, **more)
 
 
-@pytest.fixture
-def driver(tmp_path):
-    """Makes a driver; what it says is in `out`, what runs say in `log`."""
+class Setup:
+    """Makes drivers; what the last one says is in `out`, what its runs say in `log`."""
 
-    def make(*works, alone=lambda: None, clock=None):
-        now = clock or [0.0]
+    def __init__(self, folder):
+        self.folder = folder
+        self.out, self.log = io.StringIO(), io.StringIO()
+
+    def __call__(self, *works, alone=lambda: None):
+        now = [0.0]
         for work in works:
             work.clock = now
-        index = PaperIndex(tmp_path, "smoke", [e for work in works for e in work.entries])
-        make.out, make.log = io.StringIO(), io.StringIO()
-        consoles = [Console(file=f, width=120) for f in (make.out, make.log)]
-        return Driver(works, index, *consoles, clock=lambda: now[0], alone=alone)
+        index = PaperIndex(self.folder, "smoke", [e for work in works for e in work.entries])
+        self.out, self.log = io.StringIO(), io.StringIO()
+        out, log = (Console(file=f, width=120) for f in (self.out, self.log))
+        return Driver(works, index, out, log, clock=lambda: now[0], alone=alone)
 
-    return make
+
+@pytest.fixture
+def driver(tmp_path):
+    return Setup(tmp_path)
 
 
 def in_index(tmp_path):
@@ -158,12 +164,17 @@ def test_a_device_that_fails_is_one_failure(driver):
 
 def test_time_left_is_corrected_by_what_has_passed(driver):
     works = [todo(name, takes_s=180.0) for name in "abcd"]
-    driver(*works, clock=[0.0]).run()
+    driver(*works).run()
     left = re.findall(r"\.\.\. (.*), about (.*) left", driver.out.getvalue())
     # 60 s were predicted each; a minute of belief in that is worn down by what is seen.
     assert left[0] == ("60 s", "4 min")
     assert left[1] == ("2 min", "6 min")
     assert left[3] == ("2 min", "2 min")
+
+
+def test_what_is_quick_gets_one_line(driver):
+    driver(todo("a", predicted_s=1.0)).run()
+    assert driver.out.getvalue().splitlines()[2] == "[1/1] a: ok: 1 s a token"
 
 
 def test_what_runs_print_goes_to_the_log(driver, capsys):
