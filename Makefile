@@ -9,8 +9,12 @@ TORCH_ARGS ?=
 TORCH ?= torch==2.13.0
 STAMP := $(VENV)/.installed
 
+# Of `make trace`: which repeat of the run, and the file to write.
+REPEAT ?= 0
+OUT ?= trace.json
+
 .DEFAULT_GOAL := help
-.PHONY: help setup llamacpp image doctor demo test test-fast test-docker lint types check bench clean
+.PHONY: help setup llamacpp image doctor demo trace test test-fast test-docker lint types check bench clean
 
 help:  ## list the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -43,6 +47,10 @@ demo: setup  ## make a small checkpoint, run TPI-LLM on 4 local devices beside T
 	@$(PY) -m harness.demo checkpoints/demo-50m
 	@$(PY) run.py model=folder model.path=checkpoints/demo-50m devices=4 \
 	  'systems=[tpi,transformers]' 'workload.prompt=Small devices together'
+
+trace: setup  ## a traced run's spans for ui.perfetto.dev: make trace RUN=results/runs/ID [OUT=FILE]
+	@test -n "$(RUN)" || { echo "say which run: make trace RUN=results/runs/ID, of one with trace=true"; exit 2; }
+	@$(PY) -m results.trace_file "$(RUN)" --repeat "$(REPEAT)" --out "$(OUT)"
 
 test: setup  ## every test that needs no network, root or Docker (minutes)
 	@$(PY) -m pytest -q -m "not docker and not bench"

@@ -7,7 +7,6 @@ gloo counts nothing. `CollectiveClock` times the functions through which Transfo
 import os
 import socket
 import struct
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +15,8 @@ from typing import Any
 import torch.distributed as dist
 from torch.distributed import _functional_collectives as functional
 
+from tpi.trace import Tracer
+
 # struct tcp_info of linux/tcp.h: 64-bit tcpi_bytes_sent and tcpi_bytes_retrans (since 4.19).
 _SENT_AND_AGAIN = struct.Struct("=QQ")
 _SENT_OFFSET = 200
@@ -23,11 +24,15 @@ _TCP_INFO_BYTES = 256
 
 
 class CollectiveClock:
-    """Adds up the seconds of this process in collectives, waiting for slower ranks included."""
+    """Adds up the seconds of this process in collectives, waiting for slower ranks included.
+
+    Attributes:
+        tracer: Gets "allreduce".
+    """
 
     def __init__(self) -> None:
-        self.seconds = 0.0
-        self._depth = 0
+        self.tracer = Tracer()
+        self._inside = False
         # `all_reduce` after each row-wise layer; the rest where DTensors are put together.
         for module, names in (
             (dist, ("all_reduce",)),
@@ -38,16 +43,21 @@ class CollectiveClock:
 
     def _timed(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*args: Any, **kwargs: Any) -> Any:
-            start = time.perf_counter()
-            self._depth += 1
-            try:
+            if self._inside:  # one inside another counts once
                 return call(*args, **kwargs)
+            self._inside = True
+            try:
+                with self.tracer.span("allreduce"):
+                    return call(*args, **kwargs)
             finally:
-                self._depth -= 1
-                if self._depth == 0:  # one inside another counts once
-                    self.seconds += time.perf_counter() - start
+                self._inside = False
 
         return timed
+
+    @property
+    def seconds(self) -> float:
+        """The sum so far."""
+        return self.tracer.seconds("allreduce")
 
 
 def sent_bytes() -> int | None:

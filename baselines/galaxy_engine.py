@@ -153,7 +153,8 @@ class _Prefill:
         return self._ring.scatter(width, self._tiles, Place(self._info.step, layer, op), make)
 
     def _computing(self, op: Op, layer: int) -> AbstractContextManager[None]:
-        return self._parts.tracer.span("compute", kind=op.name.lower(), layer=layer)
+        kind = "attn" if op in (Op.ATTN, Op.ATTN_INPUT) else "ffn"
+        return self._parts.tracer.span("compute", kind, layer)
 
     def _last(self, residual_ND: torch.Tensor) -> torch.Tensor:
         """Bring the last position to the master."""

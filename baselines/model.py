@@ -1,8 +1,9 @@
 """What a baseline's model is: how it makes tokens, and what it may know of its own costs.
 
-Every baseline has a `Model`. One that knows what it spent is `Costed`; one that is shared by
-several ranks is `Shared`: its master announces each request, its workers follow. `Snapshot` is
-what kernel and model counted up to a moment; the difference of two makes a request's counters.
+Every baseline has a `Model`. One that knows what it spent is `Costed`, and when, `Traced`; one that
+is shared by several ranks is `Shared`: its master announces each request, its workers follow.
+`Snapshot` is what kernel and model counted up to a moment; the difference of two makes a request's
+counters.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 from tpi.errors import ConfigError
 from tpi.procfs import own_number
 from tpi.spec import Request
+from tpi.trace import Tracer
 
 
 class Model(Protocol):
@@ -47,6 +49,15 @@ class Costed(Protocol):
 
     def spent(self) -> Spent:
         """The sums so far."""
+
+
+@runtime_checkable
+class Traced(Protocol):
+    """A model that can tell when it waited; any other computes all the time."""
+
+    @property
+    def tracer(self) -> Tracer:
+        """Gets "wait_weights" and "allreduce"."""
 
 
 @runtime_checkable

@@ -1,13 +1,13 @@
 """What the two Accelerate baselines share: offloaded weights, and how long each layer waits.
 
 Accelerate brings the weights of a module in before its forward pass and drops them after it, by
-hooks; `HookClock` times these. Its reads go through the page cache, by memory maps: what the hooks
-convert or copy they read themselves, but weights that stay views of a file come in during the
-multiplication, where nobody can tell reading from computing.
+hooks; `HookClock` times these, as spans of the block that the module belongs to. Its reads go
+through the page cache, by memory maps: what the hooks convert or copy they read themselves, but
+weights that stay views of a file come in during the multiplication, where nobody can tell reading
+from computing.
 """
 
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +18,9 @@ from accelerate.hooks import AlignDevicesHook, SequentialHook
 
 from baselines.huggingface import Generator
 from baselines.model import Spent
+from baselines.spans import block_of
 from tpi.errors import ResourceError, map_errors
+from tpi.trace import Tracer
 
 OffloadFolder = tempfile.TemporaryDirectory[str]
 
@@ -27,24 +29,26 @@ _FITS = "nothing is offloaded: max_memory holds the whole model and room for its
 
 
 class HookClock:
-    """Adds up the seconds that a model's offloading hooks take."""
+    """Adds up the seconds that a model's offloading hooks take: `wait_weights` of its tracer."""
 
     def __init__(self, model: Any) -> None:
-        self.seconds = 0.0
+        self.tracer = Tracer()
         self.num_hooks = 0
-        for module in model.modules():
+        for name, module in model.named_modules():
             for hook in _offloading(getattr(module, "_hf_hook", None)):
-                hook.pre_forward = self._timed(hook.pre_forward)
-                hook.post_forward = self._timed(hook.post_forward)
+                hook.pre_forward = self._timed(hook.pre_forward, block_of(name))
+                hook.post_forward = self._timed(hook.post_forward, block_of(name))
                 self.num_hooks += 1
 
-    def _timed(self, call: Callable[..., Any]) -> Callable[..., Any]:
+    @property
+    def seconds(self) -> float:
+        """The sum so far."""
+        return self.tracer.seconds("wait_weights")
+
+    def _timed(self, call: Callable[..., Any], block: tuple[str, int]) -> Callable[..., Any]:
         def timed(*args: Any, **kwargs: Any) -> Any:
-            start = time.perf_counter()
-            try:
+            with self.tracer.span("wait_weights", *block):
                 return call(*args, **kwargs)
-            finally:
-                self.seconds += time.perf_counter() - start
 
         return timed
 
@@ -63,6 +67,7 @@ class OffloadedModel(Generator):
 
     def __init__(self, model: Any, folder: OffloadFolder, *notes: str) -> None:
         self._clock = HookClock(model)
+        self.tracer = self._clock.tracer
         self._folder = folder
         super().__init__(
             model,

@@ -17,7 +17,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from baselines.model import Model, Shared, Snapshot
+from baselines.model import Model, Shared, Snapshot, Traced
+from baselines.spans import request_spans
 from tpi.errors import EXIT_INTERRUPTED, EXIT_OK, ConfigError, TpiError
 from tpi.events import CommandReader, EventWriter
 from tpi.lease import out_of_memory_named
@@ -25,6 +26,7 @@ from tpi.log import setup_logging
 from tpi.procfs import peak_rss_bytes
 from tpi.ranks import MASTER_RANK
 from tpi.spec import NodeSpec, Request, load_spec
+from tpi.trace import Tracer, rows_of
 
 log = logging.getLogger(__name__)
 
@@ -115,12 +117,14 @@ def _serve(spec: NodeSpec, load: Load, events: EventWriter) -> None:
     commands = CommandReader(on_lease_lost=lease.lost).start()
     with lease.busy():
         model = load(spec)
+    if spec.keep_spans and isinstance(model, Traced):
+        model.tracer.keep = True
     is_master = spec.rank == MASTER_RANK
     with model if isinstance(model, AbstractContextManager) else nullcontext():
         events.emit("ready", verify_s=0.0, **model.facts)
         for request, go_ns in _asked(spec, commands) if is_master else _followed(spec, model):
             with lease.busy():
-                _serve_request(spec.rank, request, go_ns, model, events)
+                _serve_request(spec, request, go_ns, model, events)
             # Idle before `end`: whoever reads that may close our input at once, and we end well.
             events.emit("end", id=request.id)
 
@@ -150,13 +154,14 @@ class _Progress:
 
     last_ns: int
     marks: list[Snapshot] = field(default_factory=list)
+    token_ns: list[int] = field(default_factory=list)
 
 
 def _serve_request(
-    rank: int, request: Request, go_ns: int, model: Model, events: EventWriter
+    spec: NodeSpec, request: Request, go_ns: int, model: Model, events: EventWriter
 ) -> None:
     progress = _Progress(go_ns, [Snapshot.of(model)])
-    is_master = rank == MASTER_RANK
+    is_master = spec.rank == MASTER_RANK
     if is_master:
         events.emit("request", t_ns=go_ns, id=request.id)
         if isinstance(model, Shared):
@@ -164,6 +169,7 @@ def _serve_request(
 
     def on_token(token: int) -> None:
         progress.last_ns = time.monotonic_ns()
+        progress.token_ns.append(progress.last_ns)
         if is_master:
             events.emit("token", t_ns=progress.last_ns, id=request.id, token=token)
         if len(progress.marks) == 1:
@@ -177,7 +183,7 @@ def _serve_request(
     events.emit(
         "counters",
         id=request.id,
-        rank=rank,
+        rank=spec.rank,
         steps=request.new_tokens,
         **last.since(first),
         **last.since(progress.marks[-1], "_decode"),
@@ -186,3 +192,22 @@ def _serve_request(
         wait_weights_s=wait_s,
         rss_hwm=peak_rss_bytes(),
     )
+    if spec.keep_spans:
+        _write_spans(spec.rank, request, go_ns, progress.token_ns, model, events)
+
+
+def _write_spans(
+    rank: int,
+    request: Request,
+    go_ns: int,
+    token_ns: Sequence[int],
+    model: Model,
+    events: EventWriter,
+) -> None:
+    tracer = model.tracer if isinstance(model, Traced) else Tracer()
+    cut, seen = tracer.is_full, tracer.take()
+    if cut:  # of what came later nothing is known
+        token_ns = [at_ns for at_ns in token_ns if at_ns <= seen[-1].end_ns]
+    spans = request_spans(seen, go_ns, token_ns)
+    if not request.warmup:
+        events.spans(request.id, rank, rows_of(spans), cut=cut)

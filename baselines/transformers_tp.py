@@ -47,6 +47,7 @@ class TensorParallelModel:
         self._model = model
         self._group = group
         self._clock = clock
+        self.tracer = clock.tracer
         self.facts: Mapping[str, Any] = {**model.facts, "notes": [_NOTE]}
         self.announce = group.announce
         self.follow = group.follow

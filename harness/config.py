@@ -124,6 +124,7 @@ class Config:
     max_minutes: float = 30.0
     results_dir: str = "results/runs"
     force: bool = False
+    trace: bool = False
     allow_concurrent: bool = False
 
     def __post_init__(self) -> None:
@@ -135,6 +136,7 @@ class Config:
         self.max_minutes = check_number("max_minutes", self.max_minutes, low=0.01, high=1e6)
         check_text("results_dir", self.results_dir)
         check_flag("force", self.force)
+        check_flag("trace", self.trace)
         check_flag("allow_concurrent", self.allow_concurrent)
         profiles, links = self.profiles, self.links
         if self.testbed.backend == "local":

@@ -1,9 +1,10 @@
 """What a system's output must hold, checked line by line as it comes. Pure: no clock, no process.
 
-A program speaks in events (`tpi/events.py`): `ready` once; then, for the request that was asked
-for and no other, `request` (rank 0), as many tokens as asked (rank 0), `counters`, `end`; stamps
-never go back. So its output is bounded too: nothing may come twice. Whoever breaks this is not
-timed: no number that such a program gives means anything. Read `Contract.take` first.
+A program speaks in events (`tpi/events.py`): `ready` once; then, for the request that was asked for
+and no other, `request` (rank 0), as many tokens as asked (rank 0), `counters`, `spans` if they are
+wanted, `end`; stamps never go back. So its output is bounded too: nothing may come twice. Whoever
+breaks this is not timed: no number that such a program gives means anything. Read `Contract.take`
+first.
 """
 
 from collections import Counter
@@ -16,6 +17,8 @@ from tpi.spec import Request
 
 # All events of a rank are kept, so their size is bounded: generous for notes, small per token.
 _MAX_BYTES, _MAX_BYTES_PER_TOKEN = 1 << 20, 1 << 10
+# And per rank for the spans of one request: `tpi.trace.MAX_SPANS` of them take a third of it.
+_MAX_SPAN_BYTES = 48 << 20
 _MASTERS = ("request", "token")
 
 
@@ -28,9 +31,11 @@ class ContractError(TpiError):
 class Contract:
     """Takes every line of every rank, and knows what has been said so far."""
 
-    def __init__(self, requests: Sequence[Request]) -> None:
+    def __init__(self, requests: Sequence[Request], *, keep_spans: bool = False) -> None:
         self._new_tokens = {request.id: request.new_tokens for request in requests}
+        self._traced = {r.id for r in requests if keep_spans and not r.warmup}
         self._max_bytes = _MAX_BYTES + _MAX_BYTES_PER_TOKEN * sum(self._new_tokens.values())
+        self._max_bytes += _MAX_SPAN_BYTES * len(self._traced)
         self._request_id = ""
         self._said: Counter[tuple[int, str, str]] = Counter()
         self._num_bytes: Counter[int] = Counter()
@@ -82,8 +87,10 @@ class Contract:
             raise EventError(f"a {name} from a worker")
         if name == "token" and not self.count(rank, "request", request_id):
             raise EventError(f"request {request_id}: a token before its `request`")
-        if name == "counters" and event.number("rank") != rank:
-            raise EventError(f"counters of rank {event.number('rank')}")
+        if name in ("counters", "spans") and event.number("rank") != rank:
+            raise EventError(f"{name} of rank {event.number('rank')}")
+        if name == "spans" and request_id not in self._traced:
+            raise EventError(f"spans of request {request_id!r}, which nobody asked for")
         # An error may be stamped by a thread that stood aside; it ends the program anyway.
         if event.t_ns < self._last_ns.get(rank, 0) and name != "error":
             raise EventError(f"times go backwards, {name} is earlier than what came before it")
@@ -98,7 +105,7 @@ class Contract:
         name, request_id = event.name, event.request_id
         found = self.count(rank, name, request_id) + 1
         asked = self._new_tokens[request_id] if name == "token" else 1
-        if found > asked:
+        if found > asked and name != "spans":
             text = f"more than the {asked} {name} events" if name == "token" else f"a second {name}"
             raise EventError(f"{text} of request {request_id}" if request_id else text)
         if name == "end":

@@ -85,12 +85,17 @@ class Conversation:
     """One repeat's; `inbox` is where all of its programs are heard."""
 
     def __init__(
-        self, requests: Sequence[Request], deadlines: Deadlines, watch: Watch | None = None
+        self,
+        requests: Sequence[Request],
+        deadlines: Deadlines,
+        watch: Watch | None = None,
+        *,
+        keep_spans: bool = False,
     ) -> None:
         self._requests = requests
         self._deadlines = deadlines
         self._watch = watch
-        self._contract = Contract(requests)
+        self._contract = Contract(requests, keep_spans=keep_spans)
         self._processes: list[Process] = []
         self.inbox: Inbox = make_inbox()
         self.events: list[RankEvent] = []

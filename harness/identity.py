@@ -39,6 +39,8 @@ def decisive(
         "host": host_fingerprint(environment),
         "versions": versions_of(system.name),
         "source": source_digest(system.name),
+        # Only where it is on: keeping spans takes memory. Without it ids are what they were.
+        **({"trace": True} if plan.config.trace else {}),
     }
 
 

@@ -50,6 +50,7 @@ def make_launch(
         dtype=getattr(options, "dtype", None) or config.dtype,
         threads=plan.threads_of(system),
         time_scale=config.testbed.time_scale * plan.dilation.factor,
+        keep_spans=config.trace,
         options=_spec_options(plan, system),
         # Predictions are of this host's time, and the launch multiplies by its time_scale.
         deadlines=Deadlines(

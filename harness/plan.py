@@ -242,6 +242,7 @@ def two_layer_plan(plan: Plan) -> Plan:
         model=ModelChoice(f"{name}-two-layers"),
         workload=replace(plan.config.workload, new_tokens=new_tokens),
         repeats=1,
+        trace=False,  # of a check nobody looks at the spans
     )
     return replace(
         plan,

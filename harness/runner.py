@@ -31,6 +31,7 @@ class Launch:
     dtype: str = "float32"
     threads: tuple[int, ...] = ()  # by rank; 1 where nothing is said
     time_scale: float = 1.0
+    keep_spans: bool = False
     options: Mapping[str, object] = field(default_factory=dict)
     deadlines: Deadlines = field(default_factory=Deadlines)
 
@@ -64,7 +65,8 @@ def run_repeat(launch: Launch, testbed: Testbed, watch: Watch | None = None) -> 
         before = testbed.prove("before")
         if before.problems:  # nothing that is measured now would count
             return _unproved(devices, before)
-        talk = Conversation(launch.requests, launch.deadlines.scaled(launch.time_scale), watch)
+        deadlines = launch.deadlines.scaled(launch.time_scale)
+        talk = Conversation(launch.requests, deadlines, watch, keep_spans=launch.keep_spans)
         for device, spec in zip(devices, make_specs(launch, devices), strict=True):
             argv = [device.python, *launch.program]
             talk.join(device.run(argv, talk.inbox, spec_to_json(spec)))
@@ -119,6 +121,7 @@ def make_specs(launch: Launch, devices: Sequence[Device]) -> list[NodeSpec]:
             max_tokens=launch.max_tokens,
             requests=launch.requests if rank == MASTER_RANK else hidden,
             time_scale=launch.time_scale,
+            keep_spans=launch.keep_spans,
             options=launch.options,
         )
         for rank, device in enumerate(devices)

@@ -60,27 +60,27 @@ SYSTEMS: Mapping[str, System] = {
     "transformers": System(
         TransformersOptions,
         _baseline("transformers"),
-        ("transformers", "program", "model", "huggingface"),
+        ("transformers", "program", "model", "spans", "huggingface"),
         _HF,
     ),
     "transformers-window": System(WindowOptions, _NODE),
     "transformers-tp": System(
         TransformersTpOptions,
         _baseline("transformers_tp"),
-        ("transformers_tp", "collectives", "gloo", "program", "model", "huggingface"),
+        ("transformers_tp", "collectives", "gloo", "program", "model", "spans", "huggingface"),
         _HF,
         distributed=True,
     ),
     "accelerate": System(
         AccelerateOptions,
         _baseline("accelerate"),
-        ("accelerate", "offload", "program", "model", "huggingface"),
+        ("accelerate", "offload", "program", "model", "spans", "huggingface"),
         (*_HF, "accelerate"),
     ),
     "accelerate-2024": System(
         Accelerate2024Options,
         _baseline("accelerate_2024"),
-        ("accelerate_2024", "offload", "program", "model", "huggingface"),
+        ("accelerate_2024", "offload", "program", "model", "spans", "huggingface"),
         (*_HF, "accelerate"),
     ),
     "galaxy": System(
@@ -99,7 +99,7 @@ SYSTEMS: Mapping[str, System] = {
         LlamacppOptions,
         _baseline("llamacpp"),
         (
-            *("llamacpp", "llama_library", "program", "model"),
+            *("llamacpp", "llama_library", "program", "model", "spans"),
             *("gguf_file", "gguf_header", "gguf_layout", "gguf_quantize"),
         ),
         ("llama_cpp", "gguf"),

@@ -38,6 +38,7 @@ _ABOUT = {
     "max_minutes": "to fit, repeats are cut to 1, then new tokens to 3",
     "results_dir": "where records lie",
     "force": "true measures again what is there",
+    "trace": "true keeps spans of computing, allreduce, loading; make trace",
     "model.path": "a checkpoint in Hugging Face form, with model=folder",
     "workload.prompt": "text; needs a tokenizer in the model's folder",
     "workload.prompt_file": "the same, from a file",

@@ -29,7 +29,7 @@ from results.schema import (
     Spread,
 )
 from tpi.errors import ConfigError, map_errors
-from tpi.events import EventError, parse_event
+from tpi.events import EventError, check_event
 from tpi.spec import Fields, is_int
 
 _DIGEST = "record_sha256"
@@ -231,7 +231,7 @@ def _event(line: bytes) -> RankEvent:
     body = {"event": fields.take_str("event"), "t_ns": fields.take("t_ns", "a time", _is_count)}
     body |= fields.take("fields", "an object", _is_object)
     fields.finish()
-    return RankEvent(rank, parse_event(json.dumps(body)))
+    return RankEvent(rank, check_event(body))
 
 
 def _load(data: bytes, where: str) -> dict[str, Any]:

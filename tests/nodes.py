@@ -101,11 +101,13 @@ class Nodes:
         if event is not None:
             self._heard[name].append(event)
 
-    def wait_for(self, event: str, ranks: Iterable[object], timeout_s: float = 30) -> None:
+    def wait_for(
+        self, event: str, ranks: Iterable[object], timeout_s: float = 30, times: int = 1
+    ) -> None:
         """Until each of these has sent the event; an error of any of them fails the test."""
         deadline = time.monotonic() + timeout_s
         for name in ranks:
-            while not any(e["event"] == event for e in self._heard[name]):
+            while len(self.events(name, event)) < times:
                 errors = [e for e in self._heard[name] if e["event"] == "error"]
                 assert not errors, errors
                 self._pump(deadline)

@@ -52,6 +52,13 @@ def test_defaults_are_the_documented_ones():
     assert (config.workload.prompt_tokens, config.workload.new_tokens) == (32, 32)
     assert config.weights.max_bytes == 16 << 30
     assert config.results_dir == "results/runs"
+    assert config.trace is False
+
+
+def test_trace_is_true_or_false():
+    assert compose(["trace=true"]).config.trace is True
+    with pytest.raises(ConfigError, match=r"^trace: "):
+        compose(["trace=maybe"])
 
 
 def test_short_names_reach_the_systems():

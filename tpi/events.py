@@ -7,11 +7,14 @@ processes and containers of a host):
     {"event": "request", "id": "r0"}                  stamped when `go r0` was read (rank 0)
     {"event": "token", "id": "r0", "token": 123}      stamped when the id was known (rank 0)
     {"event": "counters", "id": "r0", "rank": 0, ...numbers}             every rank
+    {"event": "spans", "id": "r0", "rank": 0, "spans": [...]}            every rank, if asked for
     {"event": "end", "id": "r0"}                                         every rank
     {"event": "error", "code": "peer_lost", "message": "..."}            then exit
 
-`EventWriter` and `CommandReader` are the program's side, `parse_event` the harness's. Standard
-input is the lease: when it closes, whoever started the program is gone and it must end.
+A request has as many `spans` events as its spans need (`spans.py`); the last one says `"cut": true`
+if there were more than are kept. `EventWriter` and `CommandReader` are the program's side,
+`parse_event` the harness's. Standard input is the lease: when it closes, whoever started the
+program is gone and it must end.
 """
 
 import json
@@ -20,11 +23,12 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Self
 
 from tpi.errors import ConfigError, TpiError
+from tpi.spans import Row, are_rows, rows_by_line
 
 MAX_LINE_BYTES: Final = 64 << 10
 _MAX_COMMAND_BYTES: Final = 256
@@ -33,6 +37,7 @@ _EVENTS: Final[dict[str, tuple[str, ...]]] = {
     "request": ("id",),
     "token": ("id", "token"),
     "counters": ("id", "rank"),
+    "spans": ("id", "rank"),
     "end": ("id",),
     "error": ("code", "message"),
 }
@@ -103,6 +108,13 @@ class EventWriter:
         code = error.code if isinstance(error, TpiError) else "internal"
         text = str(error) if isinstance(error, TpiError) else f"{type(error).__name__}: {error}"
         self.emit("error", code=code, message=text[: MAX_LINE_BYTES // 8])
+
+    def spans(self, request_id: str, rank: int, rows: Iterable[Row], *, cut: bool = False) -> None:
+        """Write `spans` events of these rows; `cut` says that there were more."""
+        for some in rows_by_line(rows):
+            self.emit("spans", id=request_id, rank=rank, spans=some)
+        if cut:
+            self.emit("spans", id=request_id, rank=rank, spans=[], cut=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,12 +200,24 @@ def parse_event(line: bytes | str) -> Event:
         raw = json.loads(line)
     except (ValueError, RecursionError) as exc:
         raise EventError(f"not an event: {_shown(line)}") from exc
-    name = raw.pop("event", None) if isinstance(raw, dict) else None
-    if not isinstance(name, str) or name not in _EVENTS:
-        raise EventError(f"not an event: {_shown(line)}")
+    return check_event(raw)
+
+
+def check_event(raw: object) -> Event:
+    """Make an event of a decoded line.
+
+    Raises:
+        EventError: Unknown, or a field is missing or of the wrong type.
+    """
+    name = raw.get("event") if isinstance(raw, dict) else None
+    if not isinstance(raw, dict) or not isinstance(name, str) or name not in _EVENTS:
+        raise EventError(f"not an event: {_shown(repr(raw))}")
     for key in ("t_ns", *_EVENTS[name]):
         _check_field(name, key, raw.get(key))
-    return Event(name, int(raw.pop("t_ns")), raw)
+    if name == "spans" and not are_rows(raw.get("spans")):
+        raise EventError(f"event spans: not a list of spans: {_shown(repr(raw.get('spans')))}")
+    fields = {key: value for key, value in raw.items() if key not in ("event", "t_ns")}
+    return Event(name, raw["t_ns"], fields)
 
 
 def _check_field(name: str, key: str, value: object) -> None:

@@ -153,7 +153,7 @@ def _say(events: EventWriter, error: Exception, status: int) -> int:
 def _serve(spec: NodeSpec, setup: Setup, events: EventWriter) -> None:
     options = setup.options
     rss_before_weights = peak_rss_bytes()
-    tracer = Tracer(keep=options.trace is not None)
+    tracer = Tracer(keep=spec.keep_spans or options.trace is not None)
     lease = Lease(_LEASE_GRACE_S * spec.time_scale)
     commands = CommandReader(on_lease_lost=lease.lost).start()
     try:

@@ -16,7 +16,7 @@ from tpi.procfs import peak_rss_bytes
 from tpi.ranks import Ranks
 from tpi.sampling import Sampler
 from tpi.spec import NodeSpec, Request, SystemOptions
-from tpi.trace import Tracer
+from tpi.trace import Tracer, rows_of
 
 # While there is no request, how often the master looks after its peers.
 _WATCH_INTERVAL_S = 0.2
@@ -154,5 +154,14 @@ class Session:
             wait_weights_s=(last.wait_ns - first.wait_ns) / 1e9,
             rss_hwm=peak_rss_bytes(),
         )
+        if self._spec.keep_spans:
+            self._write_spans(request)
         self._events.emit("end", id=request.id)
         self._snapshots.clear()
+
+    def _write_spans(self, request: Request) -> None:
+        """Write out the spans since the last request; those of a warm-up are forgotten."""
+        cut = self._tracer.is_full
+        spans = self._tracer.take()
+        if not request.warmup:
+            self._events.spans(request.id, self._spec.rank, rows_of(spans), cut=cut)

@@ -57,6 +57,7 @@ class NodeSpec:
         dtype: What the arithmetic is done in; storage is the folder's affair.
         time_scale: Every deadline is multiplied by it.
         max_tokens: Largest prompt + new tokens of any sequence.
+        keep_spans: Whether every span of a request that is no warm-up is written out at its end.
     """
 
     system: str
@@ -72,6 +73,7 @@ class NodeSpec:
     requests: tuple[Request, ...]
     time_scale: float = 1.0
     max_batch: int = 1
+    keep_spans: bool = False
     options: Mapping[str, object] = field(default_factory=dict)
 
     def request(self, request_id: str) -> Request:
@@ -96,7 +98,7 @@ class SystemOptions:
         memory_budget: Bytes this device may use, from which the planner picks what to retain.
         prefill_chunk: Most prompt tokens in one step.
         trust_network: Allow addresses other than loopback without encryption.
-        trace: File that gets every span, or None.
+        trace: File that gets every span, or None; not with `keep_spans`.
         temperature: 0 is greedy; else logits are divided by it and a token is drawn.
         top_k: Draw among the k most likely tokens only; 0 is all.
         top_p: Draw among the fewest tokens whose probabilities reach this sum.
@@ -215,6 +217,7 @@ def parse_spec(raw: object, where: str = "spec") -> NodeSpec:
         ),
         time_scale=float(fields.take("time_scale", "a number > 0", _is_positive, 1.0)),
         max_batch=fields.take_int("max_batch", 1, 1),
+        keep_spans=fields.take_bool("keep_spans", False),
         options=fields.take("options", "a JSON object", lambda v: isinstance(v, Mapping), {}),
     )
     fields.finish()
@@ -233,6 +236,7 @@ def spec_to_json(spec: NodeSpec) -> dict[str, object]:
         "time_scale": spec.time_scale,
         "max_batch": spec.max_batch,
         "max_tokens": spec.max_tokens,
+        "keep_spans": spec.keep_spans,
         "requests": [_request_to_json(r) for r in spec.requests],
         "options": dict(spec.options),
     }
@@ -276,6 +280,8 @@ def system_options(spec: NodeSpec) -> SystemOptions:
         stop_ids=tuple(fields.take("stop_ids", "a list of token ids", _are_ids, [])),
     )
     fields.finish()
+    if options.trace is not None and spec.keep_spans:
+        raise ConfigError("spec options: trace and keep_spans exclude each other: give one")
     return options
 
 

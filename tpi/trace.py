@@ -1,54 +1,145 @@
 """Where the time goes: named spans, summed always and kept one by one when asked.
 
 `Tracer` is passed to whoever has something to time. Summing costs two clock reads a span; keeping
-the single spans (for a timeline) is off unless `keep` is set.
+the single spans (for a timeline) is off unless `keep` is set, and costs about 210 bytes a span,
+which count as the program's memory. Several threads may use one tracer as long as each has names
+of its own: a sum is not safe between two threads, the list of spans is.
 """
 
 import json
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
+
+from tpi.spans import Row
+
+# So many are kept at most: 42 MB on a device. A step of an 80-layer model makes some 800.
+MAX_SPANS = 200_000
+# What the sums are called here, and in a `spans` event; the rest is only summed.
+_ROW_NAMES = {
+    "compute": "compute",
+    "allreduce": "allreduce",
+    "load_block": "load",
+    "wait_weights": "wait",
+}
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
-    """One finished span; times from CLOCK_MONOTONIC, in nanoseconds."""
+class Span(NamedTuple):
+    """One finished span; times from CLOCK_MONOTONIC.
+
+    Attributes:
+        kind: Of the block that it belongs to, and `layer` its index; empty if to none.
+        step: Which pass it belongs to; negative where nobody said.
+    """
 
     name: str
     start_ns: int
     end_ns: int
-    args: dict[str, int | str]
+    kind: str = ""
+    layer: int = 0
+    step: int = -1
+
+    @property
+    def label(self) -> str:
+        """The block: `attn.3`; empty if it is of none."""
+        return f"{self.kind}.{self.layer}" if self.kind else ""
 
 
 @dataclass
 class Tracer:
-    """Sums seconds by span name; keeps the spans too when `keep` is true."""
+    """Sums seconds by span name; keeps the spans too when `keep` is true.
+
+    Attributes:
+        is_full: Whether spans were not kept because there were `MAX_SPANS` already.
+    """
 
     keep: bool = False
     totals_ns: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
     spans: list[Span] = field(default_factory=list)
+    is_full: bool = False
 
     @contextmanager
-    def span(self, name: str, **args: int | str) -> Iterator[None]:
+    def span(self, name: str, kind: str = "", layer: int = 0) -> Iterator[None]:
         """Time the body under `name`; a body that raises is counted too."""
         start_ns = time.monotonic_ns()
         try:
             yield
         finally:
-            self.add(name, start_ns, time.monotonic_ns(), **args)
+            self.add(name, start_ns, time.monotonic_ns(), kind, layer)
 
-    def add(self, name: str, start_ns: int, end_ns: int, **args: int | str) -> None:
+    def add(
+        self,
+        name: str,
+        start_ns: int,
+        end_ns: int,
+        kind: str = "",
+        layer: int = 0,
+        step: int = -1,
+    ) -> None:
         """Record a span that was timed by the caller (cheaper in inner loops)."""
         self.totals_ns[name] += end_ns - start_ns
         if self.keep:
-            self.spans.append(Span(name, start_ns, end_ns, args))
+            self._keep(Span(name, start_ns, end_ns, kind, layer, step))
+
+    def _keep(self, span: Span) -> None:
+        if len(self.spans) < MAX_SPANS:
+            self.spans.append(span)
+        else:
+            self.is_full = True
 
     def seconds(self, name: str) -> float:
         """Total seconds under `name` so far."""
         return self.totals_ns[name] / 1e9
+
+    def take(self) -> list[Span]:
+        """Hand over the spans kept so far and forget them; another thread may add meanwhile."""
+        taken = self.spans[:]
+        del self.spans[: len(taken)]
+        self.is_full = False
+        return taken
+
+
+def rows_of(spans: Iterable[Span]) -> Iterator[Row]:
+    """What a `spans` event says of them."""
+    for span in spans:
+        if name := _ROW_NAMES.get(span.name):
+            yield name, span.start_ns, span.end_ns, span.label
+
+
+class Bar(NamedTuple):
+    """What a timeline shows of a span; times in microseconds, `args` when it is clicked on."""
+
+    kind: str
+    name: str
+    start_us: float
+    end_us: float
+    args: Mapping[str, object] = MappingProxyType({})
+
+
+def chrome_events(pid: int, process: str, bars: Iterable[Bar]) -> list[dict[str, object]]:
+    """One process of a Chrome/Perfetto trace, with a thread for each kind of span."""
+    threads: dict[str, int] = {}
+    events: list[dict[str, object]] = []
+    for bar in bars:
+        tid = threads.setdefault(bar.kind, len(threads))
+        events.append(
+            {
+                "name": bar.name, "cat": bar.kind, "ph": "X", "pid": pid, "tid": tid,
+                "ts": bar.start_us, "dur": bar.end_us - bar.start_us, "args": {**bar.args},
+            }
+        )  # fmt: skip
+    named = [_name("process_name", pid, 0, process)]
+    named += [_name("thread_name", pid, tid, kind) for kind, tid in threads.items()]
+    return [*named, *events]
+
+
+def _name(what: str, pid: int, tid: int, name: str) -> dict[str, object]:
+    return {"name": what, "ph": "M", "pid": pid, "tid": tid, "args": {"name": name}}
 
 
 def write_trace(tracer: Tracer, path: Path, rank: int) -> None:
@@ -56,12 +147,9 @@ def write_trace(tracer: Tracer, path: Path, rank: int) -> None:
 
     Units: microseconds of CLOCK_MONOTONIC.
     """
-    events = [
-        {
-            "name": span.name, "ph": "X", "pid": rank, "tid": span.name,
-            "ts": span.start_ns / 1e3, "dur": (span.end_ns - span.start_ns) / 1e3,
-            "args": span.args,
-        }
-        for span in tracer.spans
-    ]  # fmt: skip
+    bars = (
+        Bar(s.name, s.name, s.start_ns / 1e3, s.end_ns / 1e3, {"block": s.label, "step": s.step})
+        for s in tracer.spans
+    )
+    events = chrome_events(rank, f"rank {rank}", bars)
     path.write_text(json.dumps({"traceEvents": events}), encoding="utf-8")

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import textwrap
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,15 @@ def test_requests_are_served_in_the_order_of_their_commands(tmp_path):
     assert counters.fields["compute_s"] == (tokens[-1] - begun[-1]) / 1e9
     assert counters.fields["allreduce_s"] == counters.fields["wait_weights_s"] == 0
     assert events[0].fields["notes"] == ["none"]
+
+
+def test_spans_of_the_measured_request_are_written_if_asked_for(tmp_path):
+    events = obey(start(tmp_path, keep_spans=True), "go w\ngo m\n")
+    (spans,) = [e for e in events if e.name == "spans"]
+    assert (spans.request_id, events[-1].name, events[-2]) == ("m", "end", spans)
+    go, *tokens = [e.t_ns for e in events if e.request_id == "m" and e.name in ("request", "token")]
+    expected = [["compute", a, b, ""] for a, b in pairwise([go, *tokens]) if a < b]
+    assert spans.fields["spans"] == expected
 
 
 def test_input_that_closes_while_idle_ends_it_well(tmp_path):

@@ -225,6 +225,53 @@ def test_all_that_a_rank_says_is_bounded_in_bytes():
         contract.take(0, line)
 
 
+SPANS = said("spans", TOKEN_NS[-1], id="r0", rank=0, spans=[["compute", 1, 2, "attn.0"]])
+
+
+def take_with_spans(*more, keep_spans=True):
+    """A whole request with these things said before its end."""
+    contract = Contract((WARMUP, MEASURED), keep_spans=keep_spans)
+    contract.asked("r0")
+    spoken = request_of(0, "r0", TOKEN_NS, (0, 1, 2, 3, 4))
+    spoken[-1:-1] = more
+    for item in spoken:
+        fields = {k: v for k, v in item.items() if k != "at_ns"}
+        contract.take(0, json.dumps({**fields, "t_ns": item["at_ns"]}).encode())
+    return contract
+
+
+def test_spans_come_in_as_many_events_as_they_need():
+    assert take_with_spans(SPANS, SPANS, SPANS).count(0, "spans", "r0") == 3
+
+
+@pytest.mark.parametrize(
+    ("item", "keep_spans", "reason"),
+    [
+        (SPANS, False, "rank 0: spans of request 'r0', which nobody asked for"),
+        ({**SPANS, "rank": 1}, True, "rank 0: spans of rank 1"),
+        ({**SPANS, "spans": [["embed", 1, 2, ""]]}, True, "rank 0: event spans: not a list of"),
+        ({**SPANS, "id": "warmup"}, True, "rank 0: spans of request 'warmup', which is not run"),
+    ],
+)
+def test_spans_that_break_the_contract_are_named(item, keep_spans, reason):
+    with pytest.raises(ContractError) as caught:
+        take_with_spans(item, keep_spans=keep_spans)
+    assert str(caught.value).startswith(reason)
+
+
+def test_spans_are_bounded_in_bytes_too():
+    contract = Contract((MEASURED,), keep_spans=True)
+    contract.asked("r0")
+    contract.take(0, b'{"event": "request", "t_ns": 0, "id": "r0"}')
+    spare = b"x" * 65_000
+    line = b'{"event": "spans", "t_ns": 0, "id": "r0", "rank": 0, "spans": [], "x": "%s"}' % spare
+    # 1 MiB, 1 KiB for each of 5 tokens, and 48 MiB hold 790 such lines.
+    for _ in range(51_385_344 // len(line)):
+        contract.take(0, line)
+    with pytest.raises(ContractError, match="rank 0: more than 51385344 bytes"):
+        contract.take(0, line)
+
+
 MISDEEDS = [
     ({"misdeed": "few"}, "crashed"),
     ({"misdeed": "many"}, "crashed"),

@@ -111,6 +111,7 @@ def test_one_more_system_or_another_folder_of_records_voids_nothing(tmp_path):
         {"devices": 3},
         {"dtype": "bfloat16"},
         {"device": {"threads": 2}},
+        {"trace": True},
     ],
     ids=str,
 )

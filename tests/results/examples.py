@@ -1,5 +1,6 @@
 """Repeats and records to test with: two ranks, three tokens, round numbers."""
 
+from dataclasses import replace
 from typing import Any
 
 from results.schema import PeakMemory, RankEvent, Repeat
@@ -58,3 +59,19 @@ def make_repeat(index: int = 0, gap_ms: int = 100, status: str = "ok", **changes
         "facts": {"load_1m": 0.5},
     }
     return Repeat(**(values | changes))
+
+
+def spans(rank: int, rows: list[list[Any]], request_id: str = "m", **more: Any) -> RankEvent:
+    """A `spans` event; times of the rows are milliseconds since the request of `make_repeat`."""
+    stamped = [
+        [name, round((4_000 + start) * MS), round((4_000 + end) * MS), label]
+        for name, start, end, label in rows
+    ]
+    fields = {"id": request_id, "rank": rank, "spans": stamped, **more}
+    return RankEvent(rank, Event("spans", 5_000 * MS, fields))
+
+
+def make_traced(*said: RankEvent, **changes: Any) -> Repeat:
+    """`make_repeat` with these events more."""
+    repeat = make_repeat(**changes)
+    return replace(repeat, events=(*repeat.events, *said))

@@ -115,7 +115,7 @@ class AllReduce:
             run(call, count)
             if self._ranks.is_master and not _finite(flat):
                 raise self._bad_sum(call, count, run in _PLACE_IS_RANK)
-            self._tracer.add("allreduce", start_ns, time.monotonic_ns(), step=step, layer=layer)
+            self._tracer.add("allreduce", start_ns, time.monotonic_ns(), _KINDS[op], layer, step)
 
     def _bad_sum(self, call: Call, count: int, place_is_rank: bool) -> NumericsError:
         """Every rank checks what it sends; this is for one that does not, or for an overflow."""
@@ -139,6 +139,8 @@ def _runner(algorithm: str, ranks: Ranks) -> Callable[[Call, int], None]:
     return runs[algorithm]
 
 
+# The kind of block that a sum belongs to.
+_KINDS = {op: op.name.lower().removesuffix("_input") for op in Op}
 # Where the master's inbox holds the whole vector of one worker after another.
 _PLACE_IS_RANK = (algorithms.star, algorithms.star_reduce, algorithms.exchange)
 

@@ -141,7 +141,8 @@ class Llama:
                 (part_BV,) = self._kernels.project(x_BD, weights, "weight")
                 logits_BV[:, row : row + part_BV.shape[1]] = part_BV
                 row += part_BV.shape[1]
-            self._tracer.add("compute", begin_ns, time.monotonic_ns(), kind="head", layer=tile)
+                end_ns = time.monotonic_ns()
+            self._tracer.add("compute", begin_ns, end_ns, "head", tile)
         return logits_BV
 
     def begin_step(self, batch: int, length: int, start: int) -> Angles:
@@ -182,7 +183,8 @@ class Llama:
             q_BShE, k_BSKE = apply_rope(q_BShE, *angles), apply_rope(k_BSKE, *angles)
             attn_Nh = self.attend(q_BShE, k_BSKE, v_BSKE, layer, start)
             partial_ND = self.project_out(attn_Nh, weights, "o")
-        self._tracer.add("compute", begin_ns, time.monotonic_ns(), kind="attn", layer=layer)
+            end_ns = time.monotonic_ns()
+        self._tracer.add("compute", begin_ns, end_ns, "attn", layer)
         return partial_ND.view_as(hidden_BSD)
 
     def _ffn(self, hidden_BSD: torch.Tensor, layer: int, blocks: BlockSource) -> torch.Tensor:
@@ -192,7 +194,8 @@ class Llama:
             begin_ns = time.monotonic_ns()
             gate_Nf = self.gate_up(self._normed(hidden_BSD, weights), weights)
             partial_ND = self.project_out(gate_Nf, weights, "down")
-        self._tracer.add("compute", begin_ns, time.monotonic_ns(), kind="ffn", layer=layer)
+            end_ns = time.monotonic_ns()
+        self._tracer.add("compute", begin_ns, end_ns, "ffn", layer)
         return partial_ND.view_as(hidden_BSD)
 
     # --- the steps of a block --------------------------------------------------------------

@@ -149,7 +149,7 @@ class Window:
         try:
             while (position := self._slots.next_to_load()) is not None:
                 entry = self._streamed[position % len(self._streamed)]
-                with self._tracer.span("load_block", block=entry.path.name):
+                with self._tracer.span("load_block", entry.id.kind, entry.id.index):
                     self._reader.read(entry, self._view(position))
                 self._slots.set_loaded(position)
         except TpiError as exc:
@@ -186,12 +186,12 @@ class Window:
         position = self._taken
         if self._thread is None:
             raise WeightsError("the window is not open")
+        entry = self._streamed[position % len(self._streamed)]
         if not self._slots.is_loaded(position):
-            with self._tracer.span("wait_weights"):
+            with self._tracer.span("wait_weights", entry.id.kind, entry.id.index):
                 while not self._slots.wait_loaded(position, _CHECK_INTERVAL_S):
                     if self._on_wait is not None:
                         self._on_wait(self._reader.bytes_read)
-        entry = self._streamed[position % len(self._streamed)]
         self.streamed_bytes += entry.num_bytes
         return tensor_views(entry, self._view(position))
 

@@ -1,0 +1,99 @@
+"""Which blocks a rank has in memory when: the window of a traced repeat over time. Pure.
+
+A streamed block is there from the moment its load begins, since its space is taken then, until its
+computation has ended; a retained one always. Blocks that the window held when the request began are
+there from the start. Read `window_history` first.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from results.schema import Repeat
+from results.spans import RankSpan, spans_of
+from tpi.ranks import MASTER_RANK
+
+Step = tuple[float, tuple[str, ...]]
+
+
+@dataclass(slots=True)
+class _Block:
+    """The spans of one block, in order."""
+
+    loads: list[RankSpan] = field(default_factory=list)
+    computes: list[RankSpan] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stay:
+    """One time in memory; None is the beginning, or the end, of what is known."""
+
+    label: str
+    start_s: float | None
+    end_s: float | None
+
+
+def window_history(repeat: Repeat, rank: int = MASTER_RANK) -> list[Step]:
+    """What is resident after each change, oldest first: (seconds since the request, labels).
+
+    Empty if the repeat was not traced, or if the rank streams nothing and so has no window.
+    """
+    spans = [span for span in spans_of(repeat) if span.rank == rank and span.label]
+    blocks: defaultdict[str, _Block] = defaultdict(_Block)
+    for span in spans:
+        if span.name == "load":
+            blocks[span.label].loads.append(span)
+        elif span.name == "compute":
+            blocks[span.label].computes.append(span)
+    if not any(block.loads for block in blocks.values()):
+        return []
+    unloaded = sum(not block.loads for block in blocks.values())
+    all_kept = unloaded <= _num_retained(repeat, rank)
+    first = next((s.label for s in spans if s.name == "compute"), "")
+    passes = [span.start_s for span in blocks[first].computes] if first else []
+    stays = [s for label, b in blocks.items() for s in _stays(label, b, passes, all_kept)]
+    return _steps(stays)
+
+
+def _stays(label: str, block: _Block, passes: Sequence[float], all_kept: bool) -> Iterator[_Stay]:
+    """When a block comes and goes; `passes` are the times at which a pass begins.
+
+    A block that is never loaded is a retained one if it is computed again, or if all are retained.
+    """
+    if not block.loads and (all_kept or len(block.computes) > 1):
+        yield _Stay(label, None, None)
+        return
+    loads, computes = block.loads, block.computes
+    if computes and (not loads or computes[0].end_s < loads[0].end_s):
+        yield _Stay(label, None, computes[0].end_s)
+    for number, load in enumerate(loads):
+        next_s = loads[number + 1].start_s if number + 1 < len(loads) else float("inf")
+        ends = [c.end_s for c in computes if load.end_s <= c.start_s < next_s]
+        # A pass without logits skips the head: what was loaded of it goes when the next begins.
+        ends = ends[-1:] or [p for p in passes if load.end_s <= p < next_s][:1]
+        yield _Stay(label, load.start_s, ends[0] if ends else None)
+
+
+def _steps(stays: Sequence[_Stay]) -> list[Step]:
+    known = [stay.start_s for stay in stays if stay.start_s is not None]
+    begin_s = min([0.0, *known])
+    changes: defaultdict[float, list[tuple[bool, str]]] = defaultdict(list)
+    for stay in stays:
+        changes[begin_s if stay.start_s is None else stay.start_s].append((True, stay.label))
+        if stay.end_s is not None:
+            changes[stay.end_s].append((False, stay.label))
+    resident: list[str] = []
+    steps = []
+    for t_s in sorted(changes):
+        for comes, label in sorted(changes[t_s]):  # what goes makes room for what comes
+            if comes:
+                resident.append(label)
+            else:
+                resident.remove(label)
+        steps.append((t_s, tuple(resident)))
+    return steps
+
+
+def _num_retained(repeat: Repeat, rank: int) -> int:
+    ready = (e.event for e in repeat.events if e.rank == rank and e.event.name == "ready")
+    return sum(int(event.number("retained")) for event in ready)
