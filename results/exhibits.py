@@ -27,8 +27,8 @@ BAR_CAPTION = (
     " dotted: computed; outline: the paper. A word stands where there is no value."
 )
 _TRACE_CAPTION = (
-    "From the spans of one traced repeat. Filled: measured; pale: measured on dilated devices;"
-    " hatched: simulated."
+    "From the spans of one traced repeat of each run, master first. Filled: measured; pale:"
+    " measured on dilated devices; hatched: simulated. Loading stands below what else goes on."
 )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from results.book import Book
 from results.cells import Cell
-from results.grid import source_label
+from results.filling import source_of
 from results.marks import plain
 from results.tables import where_lines
 
@@ -36,7 +36,7 @@ class Footnotes:
         for cell in book.exhibit(exhibit):
             # The reason of a word stays beside it; a doubt of the paper's may be all cells'.
             if not cell.word or cell.evidence == "reported":
-                parts.setdefault(source_label(cell), []).append(_parts(book, cell))
+                parts.setdefault(source_of(cell).label, []).append(_parts(book, cell))
         shared = {}
         for label, found in parts.items():
             common = tuple(part for part in found[0] if all(part in each for each in found))
@@ -54,7 +54,7 @@ class Footnotes:
         return [f"{label}: {_SEPARATOR.join(parts)}" for label, parts in self.shared.items()]
 
     def _numbers(self, cell: Cell) -> Iterator[int]:
-        shared = self.shared.get(source_label(cell), ())
+        shared = self.shared.get(source_of(cell).label, ())
         for text in _parts(self.book, cell):
             if text in shared:
                 continue

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from results.book import Book
 from results.cells import Cell, Place
 from results.exhibits import FIRST, LAYOUTS, METRIC_LABELS, Layout, label_of
-
-_NO_FORMULA = "no formula gives it"
+from results.filling import MEASURED, REPORTED, Filling, Source, source_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,21 +55,6 @@ class Section:
                     yield from cells
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class _Source:
-    """Where a line's cells come from; the order is that of the lines."""
-
-    rank: int
-    label: str
-
-
-_REPORTED, _MEASURED, _SIMULATED = (
-    _Source(0, "paper"),
-    _Source(1, "measured"),
-    _Source(2, "simulated"),
-)
-
-
 def sections_of(book: Book, exhibit: str) -> tuple[Section, ...]:
     """All sections of an exhibit, every place filled."""
     layout = LAYOUTS[exhibit]
@@ -99,80 +83,38 @@ def _section(
     columns: Sequence[Column],
     cells: Sequence[Cell],
 ) -> Section:
-    layout = LAYOUTS[exhibit]
-    wanted = {_key(layout, Place(exhibit, "", c.name, c.metric))[1:] for c in columns}
-    mine = [cell for cell in cells if _key(layout, cell.place)[1:] in wanted]
-    at: dict[tuple[str, ...], list[Cell]] = {}
-    for cell in mine:
-        at.setdefault((_source_of(cell).label, *_key(layout, cell.place)), []).append(cell)
+    layout, wanted = LAYOUTS[exhibit], {(column.name, column.metric) for column in columns}
+    names = {metric for _, metric in wanted}
+    mine = [
+        cell
+        for cell in cells
+        if cell.place.metric in names
+        and (layout.joins_columns or (cell.place.column, cell.place.metric) in wanted)
+    ]
+    filling, sources = Filling.of(layout, cells), _sources(layout, mine)
     groups = []
     for row in rows:
         places = [Place(exhibit, row, column.name, column.metric) for column in columns]
-        lines = []
-        for source in _sources(layout, mine):
-            found = [at.get((source.label, *_key(layout, place)), []) for place in places]
-            lines.append(_line(source, places, found, _label(source, mine)))
+        lines = (
+            Line(_label(source, mine), tuple(filling.at(source, place) for place in places))
+            for source in sources
+        )
         groups.append(Group(row, tuple(lines)))
     heading = ", ".join(METRIC_LABELS.get(choice[0], choice[0]) for choice in choices)
     return Section(heading[:1].upper() + heading[1:], tuple(columns), tuple(groups))
 
 
-def _sources(layout: Layout, cells: Iterable[Cell]) -> list[_Source]:
-    found = {_source_of(cell) for cell in cells} | {_REPORTED}
-    if layout.is_run and not any(source.rank == _MEASURED.rank for source in found):
-        found.add(_MEASURED)
+def _sources(layout: Layout, cells: Iterable[Cell]) -> list[Source]:
+    found = {source_of(cell) for cell in cells} | {REPORTED}
+    if layout.is_run and not any(source.rank == MEASURED.rank for source in found):
+        found.add(MEASURED)
     return sorted(found)
 
 
-def _source_of(cell: Cell) -> _Source:
-    if cell.evidence == "reported":
-        return _REPORTED
-    if cell.evidence == "computed":
-        return _Source(3, f"computed, {cell.source}" if cell.source else "computed")
-    # What could not be simulated stands where the simulated number would.
-    is_simulated = cell.evidence == "simulated" or cell.backend == "sim"
-    source = _SIMULATED if is_simulated else _MEASURED
-    return _Source(source.rank, f"{source.label}, {cell.source}") if cell.source else source
-
-
-def source_label(cell: Cell) -> str:
-    """The name of the line that a cell stands in, without scale."""
-    return _source_of(cell).label
-
-
-def _key(layout: Layout, place: Place) -> tuple[str, ...]:
-    """What two cells at the same place share."""
-    return (place.row, place.metric, "" if layout.joins_columns else place.column)
-
-
-def _label(source: _Source, cells: Iterable[Cell]) -> str:
+def _label(source: Source, cells: Iterable[Cell]) -> str:
     """A line's name, with the scale of what was run."""
-    if source.rank not in (_MEASURED.rank, _SIMULATED.rank):
-        return source.label
-    mine = (cell for cell in cells if _source_of(cell) == source)
-    scales = dict.fromkeys(cell.scale for cell in mine if cell.scale)
-    return ", ".join([source.label, *scales])
-
-
-def _line(
-    source: _Source, places: Sequence[Place], found: Sequence[Sequence[Cell]], label: str
-) -> Line:
-    cells = zip(found, places, strict=True)
-    return Line(label, tuple(_said(at) or (_missing(source, place),) for at, place in cells))
-
-
-def _said(cells: Sequence[Cell]) -> tuple[Cell, ...]:
-    """Without `not run` where another run says more."""
-    return tuple(cell for cell in cells if cell.word != "not run") or tuple(cells)
-
-
-def _missing(source: _Source, place: Place) -> Cell:
-    if source == _REPORTED:
-        return Cell(place, "reported", word="not found")
-    for run in (_MEASURED, _SIMULATED):
-        if source.rank == run.rank:
-            return Cell(place, run.label, word="not run")
-    return Cell(place, "computed", word="not found", detail=_NO_FORMULA)
+    scales = (cell.scale for cell in cells if cell.scale and source_of(cell) == source)
+    return ", ".join([source.label, *(dict.fromkeys(scales) if source.is_run else ())])
 
 
 def _columns(

@@ -54,7 +54,7 @@ def kind_of(cell: Cell) -> str:
     """The kind of evidence that it is drawn as."""
     if cell.word in _NO_RESULTS or cell.evidence == "infeasible":
         return "absent"
-    if cell.word and cell.evidence == "computed":
+    if cell.word == "not found" and cell.evidence != "reported":
         return "absent"
     return "dilated" if cell.evidence == "measured" and cell.dilation != 1 else cell.evidence
 

@@ -34,7 +34,8 @@ def _body(book: Book, exhibit: str) -> Iterator[str]:
     for section in sections_of(book, exhibit):
         yield from (f"{section.heading} (scale {book.scale})", "") if section.heading else ()
         yield from (*aligned(_grid(section, notes, exhibit)), "")
-    yield from (*(f"- {line}" for line in markdown_legend()), "")
+    if LAYOUTS[exhibit].has_table:
+        yield from (*(f"- {line}" for line in markdown_legend()), "")
     yield from (f"{number}. {_escaped(text)}" for number, text in enumerate(notes.texts, 1))
     yield ""
     yield from (f"- {_escaped(line)}" for line in (*notes.shared_lines(), *below(book, exhibit)))

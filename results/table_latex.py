@@ -85,6 +85,7 @@ def _ascii(char: str) -> str:
 
 def _tabular(section: Section, notes: Footnotes) -> str:
     lines = [
+        *([rf"{escape(section.heading)}\par\smallskip"] if section.heading else []),
         rf"\begin{{tabular}}{{ll{'l' * len(section.columns)}}}",
         r"\toprule",
         " & ".join(["", "source", *(escape(c.title) for c in section.columns)]) + r" \\",

@@ -15,7 +15,7 @@ from results.figures.bars import draw_bars
 from results.figures.shares import draw_shares
 from results.figures.style import COLUMN, GREY, new_figure
 from results.figures.timeline import draw_timeline
-from results.figures.traced import traced_runs
+from results.figures.traced import Traced, traced_runs
 from results.figures.window import draw_window
 from results.marks import SMOKE, SMOKE_LEGEND
 from results.window_history import window_history
@@ -33,12 +33,17 @@ def _footer(book: Book) -> str:
 
 
 def _timeline(book: Book, exhibit: str) -> Figure:
-    runs = list(traced_runs(book, exhibit))
+    rows = LAYOUTS[exhibit].rows
+    runs = sorted(_measured_first(book, exhibit), key=lambda run: [run.row != row for row in rows])
     return draw_timeline(runs) if runs else _nothing(book, exhibit)
 
 
+def _measured_first(book: Book, exhibit: str) -> list[Traced]:
+    return sorted(traced_runs(book, exhibit), key=lambda run: run.kind == "simulated")
+
+
 def _window(book: Book, exhibit: str) -> Figure:
-    for run in traced_runs(book, exhibit):
+    for run in _measured_first(book, exhibit):
         if steps := window_history(run.repeat):
             return draw_window(steps, run.kind, run.words)
     return _nothing(book, exhibit)

@@ -1,7 +1,8 @@
 """Figure 1a: what every device does at what time, computing or communicating, system by system.
 
-A panel is one traced run, a row in it one device. A long run has more spans than a page can show:
-the panel then ends early, and says so. Read `draw_timeline` first.
+A panel is one traced run, a row in it one device; loading goes on beside the rest and is the thin
+strip below it. A long run has more spans than a page can show: the panel then ends early, and says
+so. Read `draw_timeline` first.
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from results.exhibits import label_of
 from results.figures.style import (
     ACTIVITY_COLOURS,
     ACTIVITY_LABELS,
+    PALETTE,
     WIDE,
     colour_patches,
     new_figure,
@@ -23,8 +25,14 @@ from results.figures.traced import Traced
 from results.spans import RankSpan
 
 MAX_SPANS = 400  # of one device: about as many as seven inches can tell apart
-_NAMES = tuple(name for name in ACTIVITY_COLOURS if name != "other")
-_HEIGHT = 0.8
+# Top and height in a device's row, whose middle is 0.
+_ROW, _BELOW = (-0.4, 0.64), (0.27, 0.13)
+_STRIPS = {"compute": _ROW, "allreduce": _ROW, "wait": _ROW, "load": _BELOW}
+_ACTIVITIES = {"compute": "compute", "allreduce": "allreduce", "wait": "wait_weights"}
+_COLOURS = {name: ACTIVITY_COLOURS[activity] for name, activity in _ACTIVITIES.items()}
+_COLOURS["load"] = PALETTE[2]
+_LABELS = {name: ACTIVITY_LABELS[activity] for name, activity in _ACTIVITIES.items()}
+_LABELS["load"] = "loading weights"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +46,7 @@ class Cut:
 
 def cut(spans: Sequence[RankSpan]) -> Cut:
     """The first spans of the request, so many that they can be told apart."""
-    drawn = sorted((s for s in spans if s.name in _NAMES), key=lambda span: span.start_s)
+    drawn = sorted((s for s in spans if s.name in _STRIPS), key=lambda span: span.start_s)
     ends = []
     for rank in {span.rank for span in drawn}:
         mine = [span for span in drawn if span.rank == rank]
@@ -59,22 +67,22 @@ def draw_timeline(runs: Sequence[Traced]) -> Figure:
     grid[-1, 0].set_xlabel("time since the request (s)")
     grid[-1, 0].set_xlim(0, max(piece.end_s for piece in cuts) or 1.0)
     names = {span.name for piece in cuts for span in piece.spans}
-    colours = {ACTIVITY_LABELS[n]: ACTIVITY_COLOURS[n] for n in _NAMES if n in names}
-    figure.legend(handles=colour_patches(colours), loc="outside upper center", ncols=len(_NAMES))
+    colours = {_LABELS[name]: _COLOURS[name] for name in _STRIPS if name in names}
+    figure.legend(handles=colour_patches(colours), loc="outside upper center", ncols=len(_STRIPS))
     return figure
 
 
 def _draw(axes: Axes, run: Traced, piece: Cut) -> None:
     for rank in sorted({span.rank for span in piece.spans}):
-        for name in _NAMES:
+        for name, (top, height) in _STRIPS.items():
             bars = [
                 (span.start_s, min(span.end_s, piece.end_s) - span.start_s)
                 for span in piece.spans
                 if span.rank == rank and span.name == name
             ]
             if bars:
-                style = trace_style(run.kind, ACTIVITY_COLOURS[name])
-                axes.broken_barh(bars, (rank - _HEIGHT / 2, _HEIGHT), **style)
+                style = trace_style(run.kind, _COLOURS[name])
+                axes.broken_barh(bars, (rank + top, height), **style)
     count = max((span.rank for span in piece.spans), default=0) + 1
     axes.set_yticks(range(count), [f"device {rank}" for rank in range(count)])
     axes.set_ylim(count - 0.5, -0.5)

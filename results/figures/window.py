@@ -1,7 +1,8 @@
 """Figure 4: which blocks are in memory at what time, from the trace of a real run.
 
-A row is one block, a bar the time from its loading to its release; the line above counts them. The
-first blocks of the request are drawn, enough to see the window move. Read `draw_window` first.
+A row is one block, a bar the time from its loading to its release; the line above counts them,
+retained ones among them, whose bars would only fill the page. The first blocks of the request are
+drawn, enough to see the window move. Read `draw_window` first.
 """
 
 from collections.abc import Sequence
@@ -44,8 +45,10 @@ def stays_of(steps: Sequence[Step]) -> list[Stay]:
 
 def draw_window(steps: Sequence[Step], kind: str, title: str) -> Figure:
     """Draw the first stays as bars and, above them, how many blocks are resident."""
-    stays = stays_of(steps)[:MAX_STAYS]
-    start_s = stays[0].start_s
+    found = stays_of(steps)
+    retained = [stay for stay in found if stay.start_s == steps[0][0] and stay.end_s is None]
+    stays = [stay for stay in found if stay not in retained][:MAX_STAYS] or found[:MAX_STAYS]
+    start_s = steps[0][0]
     known = [stay.end_s for stay in stays if stay.end_s is not None]
     end_s = max([*known, stays[-1].start_s])
     figure = new_figure(COLUMN, 0.9 + 0.13 * len(stays) + 0.7)
@@ -53,7 +56,8 @@ def draw_window(steps: Sequence[Step], kind: str, title: str) -> Figure:
     _draw_count(count, steps, end_s)
     _draw_stays(bars, stays, end_s, kind)
     bars.set_xlim(start_s, end_s)
-    count.set_title(title, loc="left")
+    words = f"; retained blocks: {len(retained)}" if retained else ""
+    count.set_title(title + words, loc="left")
     return figure
 
 

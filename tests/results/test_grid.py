@@ -127,3 +127,25 @@ def test_labels_for_people():
     assert label_of("off/4") == "off, 4 dev"
     assert label_of("tpi", "figure1b") == "tensor parallel"
     assert label_of("something") == "something"
+
+
+def test_run_without_a_number_has_its_word_at_every_metric():
+    made = cell("figure1b tpi run ttft_s", word="unusable", scale="small", detail="changed")
+    shown = [c for c in shown_cells(book(made), "figure1b") if c.place.row == "tpi"]
+    ours = [c for c in shown if c.evidence == "measured"]
+    assert {c.word for c in ours} == {"unusable"}
+    assert {c.place.metric for c in ours} == {
+        "allreduce_share",
+        "compute_share",
+        "wait_weights_share",
+    }
+
+
+def test_metric_that_a_good_run_lacks_is_not_called_not_run():
+    made = cell("table1 llama2-3b on ttft_s", value=1.0, scale="small")
+    (shown,) = [
+        c
+        for c in shown_cells(book(made), "table1")
+        if str(c.place) == "table1 llama2-3b on token_latency_s" and c.evidence == "measured"
+    ]
+    assert (shown.word, shown.detail) == ("not found", "the run does not say")

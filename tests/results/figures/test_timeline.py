@@ -58,3 +58,15 @@ def test_cut_is_said_in_the_title():
     with house_style():
         figure = draw_timeline([traced(count=MAX_SPANS)])
     assert figure.axes[0].get_title(loc="left").endswith("its first 3 s")
+
+
+def test_loading_is_a_strip_beside_what_else_goes_on():
+    load = RankSpan(0, "load", "ffn.0", 0.0, 0.02)
+    wait = RankSpan(0, "wait", "ffn.0", 0.045, 0.05)
+    run = Traced("tpi", "measured", "", make_repeat(), (*spans(3, ranks=1), load, wait))
+    with house_style():
+        figure = draw_timeline([run])
+    labels = {t.get_text() for legend in figure.legends for t in legend.get_texts()}
+    assert labels >= {"loading weights", "waiting for weights"}
+    bottoms = {c.get_paths()[0].get_extents().y0 for c in figure.axes[0].collections}
+    assert len(bottoms) == 2

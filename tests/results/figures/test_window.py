@@ -35,3 +35,12 @@ def test_long_trace_is_drawn_as_far_as_it_can_be_read():
     with house_style():
         _, below = draw_window(steps, "measured", "").axes
     assert len(bars(below)) == MAX_STAYS
+
+
+def test_retained_blocks_are_counted_and_leave_the_page_to_those_that_move():
+    steps = [(t_s, ("embed", *moving)) for t_s, moving in STEPS]
+    with house_style():
+        count, below = draw_window(steps, "measured", "small").axes
+    assert [y for _, y in points(count.lines[0])] == [2, 3, 2, 3]
+    assert "embed" not in [t.get_text() for t in below.get_yticklabels()]
+    assert count.get_title(loc="left") == "small; retained blocks: 1"
