@@ -1,9 +1,9 @@
 import pytest
-from results.spans import RankSpan
 
 from results.figures.style import house_style
 from results.figures.timeline import MAX_SPANS, cut, draw_timeline
 from results.figures.traced import Traced
+from results.spans import RankSpan
 from tests.results.examples import make_repeat
 from tests.results.figures.looks import right_end
 
