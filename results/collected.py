@@ -1,4 +1,4 @@
-"""The whole book of one folder: what the paper reports, what is computed, what was run.
+"""The whole book of one folder: what the paper reports, what is computed or predicted, what was run.
 
 `render.py`, the report and the claims all open the same book, so that a number is the same
 wherever it stands. Read `open_book` first.
@@ -10,6 +10,7 @@ from results.allreduce_cells import allreduce_cells
 from results.book import Book, read_book
 from results.computed import computed_cells
 from results.index import read_index
+from results.published_times import published_time_cells
 from results.reported import reported_cells
 
 
@@ -20,7 +21,7 @@ def open_book(folder: Path) -> Book:
         RecordError: The index cannot be read.
         ConfigError: A file of the paper's values does not fit.
     """
-    others = [*reported_cells(), *computed_cells()]
+    others = [*reported_cells(), *computed_cells(), *published_time_cells()]
     there = {(cell.place, cell.evidence, cell.source) for cell in others}
     studied = allreduce_cells(folder, read_index(folder).scale)
     others += [c for c in studied if (c.place, c.evidence, c.source) not in there]
