@@ -4,7 +4,7 @@ from results.claim_list import CLAIMS
 from results.claims import judge, judge_claims, main, markdown
 from results.reported import reported_cells
 from results.verdicts import NOT_REPRODUCED, REPRODUCED, UNDECIDED
-from tests.results.books import book, cell
+from tests.results.claim_books import book, cell
 from tests.results.test_evidence import stored
 
 OOM = next(claim for claim in CLAIMS if claim.name == "accelerate-oom")

@@ -8,7 +8,7 @@ from results.claims_memory import (
     saves_memory,
 )
 from results.verdicts import NOT_REPRODUCED, REPRODUCED, UNDECIDED
-from tests.results.books import GIB, cell, view
+from tests.results.claim_books import GIB, cell, view
 from tpi.config import load_preset
 from tpi.planner import published_peak_bytes
 

@@ -8,7 +8,7 @@ from results.claims_network import (
 )
 from results.evidence import PUBLISHED, REPORTED, SIMULATED
 from results.verdicts import NOT_REPRODUCED, REPRODUCED, UNDECIDED
-from tests.results.books import cell, view
+from tests.results.claim_books import cell, view
 from tpi.allreduce_cost import ours_allreduce_s
 
 

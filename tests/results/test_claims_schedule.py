@@ -5,7 +5,7 @@ from results.evidence import MEASURED, REPORTED, SIMULATED, View
 from results.index import Entry
 from results.schema import Check, RunRecord
 from results.verdicts import NOT_REPRODUCED, REPRODUCED, UNDECIDED
-from tests.results.books import book, cell, view
+from tests.results.claim_books import book, cell, view
 
 ROWS = ("llama2-3b",)
 

@@ -2,7 +2,7 @@ import pytest
 
 from results.claims_speed import below, falls_over, hardly_falls, scheduler_cost
 from results.verdicts import NOT_REPRODUCED, REPRODUCED, UNDECIDED
-from tests.results.books import cell, view
+from tests.results.claim_books import cell, view
 
 ROW = "table3 llama2-3b"
 

@@ -6,7 +6,7 @@ from results.evidence import MEASURED, OURS, REPORTED, SIMULATED, View, stand_in
 from results.index import Entry, Index, write_index
 from results.schema import Check, RunRecord
 from results.store import RunStore
-from tests.results.books import book, cell, view
+from tests.results.claim_books import book, cell, known, view
 from tests.results.examples import make_repeat
 
 TPI = Place("table3", "llama2-3b", "tpi", "token_latency_s")
@@ -16,7 +16,8 @@ OTHER = Place("table3", "llama2-3b", "accelerate", "token_latency_s")
 def test_a_view_sees_one_kind_alone():
     cells = (cell(str(TPI), 1, "reported"), cell(str(TPI), 2), cell(str(TPI), 3, "simulated"))
     values = [
-        View(book(*cells), kind).value(TPI).median for kind in (REPORTED, MEASURED, SIMULATED)
+        known(View(book(*cells), kind).value(TPI)).median
+        for kind in (REPORTED, MEASURED, SIMULATED)
     ]
     assert values == [1, 2, 3]
 
@@ -39,18 +40,18 @@ def test_a_tiny_model_in_the_papers_place_is_no_answer():
 def test_a_simulated_run_of_the_true_model_counts_at_smoke_scale():
     true = cell(str(TPI), 1, "simulated", scale="smoke", run_id="tpi-1")
     record = RunRecord("tpi-1", "tpi", "ok", config={"model": {"name": "llama2-3b"}})
-    assert View(book(true, records={"tpi-1": record}), SIMULATED).value(TPI).median == 1
+    assert known(View(book(true, records={"tpi-1": record}), SIMULATED).value(TPI)).median == 1
 
 
 def test_times_of_plain_processes_are_no_answer_and_their_memory_is():
     assert "plain processes" in view(cell(str(TPI), 1, backend="local")).look(TPI).reason
     memory = "table2 llama2-3b on/2 peak_memory_bytes"
-    assert view(cell(memory, 1, backend="local")).value(Place(*memory.split())).median == 1
+    assert known(view(cell(memory, 1, backend="local")).value(Place(*memory.split()))).median == 1
 
 
 def test_a_ratio_without_repeats_is_as_wide_as_both_intervals_allow():
     seen = view(cell(str(TPI), 2, low=1, high=3, n=3), cell(str(OTHER), 10, low=8, high=12, n=2))
-    ratio = seen.ratio(TPI, OTHER)
+    ratio = known(seen.ratio(TPI, OTHER))
     assert (ratio.median, ratio.low, ratio.high, ratio.n) == (0.2, 1 / 12, 3 / 8, 2)
 
 
@@ -68,7 +69,7 @@ def test_computed_kinds_are_told_apart_by_their_source():
         cell(memory, 1, "computed", source="ours"),
         cell(memory, 2, "computed", source="as published"),
     )
-    assert View(book(*cells), OURS).value(Place(*memory.split())).median == 1
+    assert known(View(book(*cells), OURS).value(Place(*memory.split()))).median == 1
 
 
 def stored(folder, gaps_ms):
@@ -88,7 +89,7 @@ def stored(folder, gaps_ms):
 
 def test_a_ratio_of_two_runs_is_bootstrapped_from_their_repeats(tmp_path):
     seen = View(stored(tmp_path, {"tpi": 100, "accelerate": 1000}), MEASURED)
-    ratio = seen.ratio(TPI, OTHER)
+    ratio = known(seen.ratio(TPI, OTHER))
     assert ratio.median == pytest.approx(101 / 1001)
     assert 100 / 1002 <= ratio.low < ratio.high <= 102 / 1000
     assert ratio.n == 3
@@ -96,6 +97,6 @@ def test_a_ratio_of_two_runs_is_bootstrapped_from_their_repeats(tmp_path):
 
 def test_a_share_has_the_interval_of_its_repeats(tmp_path):
     seen = View(stored(tmp_path, {"tpi": 100}), MEASURED)
-    share = seen.value(Place("table3", "llama2-3b", "tpi", "wait_weights_share"))
+    share = known(seen.value(Place("table3", "llama2-3b", "tpi", "wait_weights_share")))
     assert share.n == 3
     assert share.low < share.median < share.high

@@ -4,6 +4,7 @@ import pytest
 
 from results.schema import RankEvent, RunRecord
 from results.stalls import layer_times, predict, predict_run
+from tests.results.claim_books import known
 from tests.results.examples import make_repeat
 from tpi.config import load_preset
 from tpi.events import Event
@@ -20,7 +21,7 @@ def record(**calibration):
 
 
 def test_layer_times_are_those_of_a_mean_device():
-    times = layer_times(TINY, [make_repeat()], 1e6)  # three steps of two ranks
+    times = known(layer_times(TINY, [make_repeat()], 1e6))  # three steps of two ranks
     layers, sizes = TINY.num_layers, dict.fromkeys(("attn", "ffn"), 0)
     for block, size in block_bytes(TINY, make_shard_plan(TINY, 2), 1, TINY.dtype):
         if block.kind in sizes and block.index == 0:
@@ -32,7 +33,7 @@ def test_layer_times_are_those_of_a_mean_device():
 
 
 def test_layer_times_are_undilated():
-    plain, dilated = (layer_times(TINY, [make_repeat(dilation=d)], 1e6) for d in (1.0, 4.0))
+    plain, dilated = (known(layer_times(TINY, [make_repeat(dilation=d)], 1e6)) for d in (1.0, 4.0))
     assert dilated.allreduce_s == pytest.approx(plain.allreduce_s / 4)
     assert dilated.ffn_load_s == plain.ffn_load_s
 
@@ -63,7 +64,7 @@ def test_retention_names_the_fewest_resident_blocks_that_do():
 
 def test_predict_run_needs_a_rate_of_the_disk():
     limits = [{"read_bps": 1e6}, {"read_bps": 2e6}]
-    found = predict_run(record(limits=limits, dilation={"factor": 2.0}), [make_repeat()])
-    assert found.times.ffn_load_s == layer_times(TINY, [make_repeat()], 2e6).ffn_load_s
+    found = known(predict_run(record(limits=limits, dilation={"factor": 2.0}), [make_repeat()]))
+    assert found.times.ffn_load_s == known(layer_times(TINY, [make_repeat()], 2e6)).ffn_load_s
     assert predict_run(record(), [make_repeat()]) is None
     assert predict_run(record(limits=[{"read_bps": None}]), [make_repeat()]) is None

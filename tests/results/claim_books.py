@@ -25,3 +25,9 @@ def book(*cells: Cell, **changes) -> Book:
 
 def view(*cells: Cell, kind=MEASURED) -> View:
     return View(book(*cells), kind)
+
+
+def known(value):
+    """A value that must be there."""
+    assert value is not None
+    return value
