@@ -7,10 +7,12 @@ PY := $(VENV)/bin/python
 # PyTorch's CPU index: make setup TORCH_ARGS="--index-url URL"
 TORCH_ARGS ?=
 TORCH ?= torch==2.13.0
+# Size of the paper's runs: smoke, small or full.
+SCALE ?= smoke
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup llamacpp image doctor demo test test-fast test-docker lint types check bench clean
+.PHONY: help setup llamacpp image doctor demo test test-fast test-docker lint types check bench report clean
 
 help:  ## list the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -64,6 +66,10 @@ check: lint types test  ## all of CI
 
 bench: setup  ## timings, each a ratio taken in one run (minutes)
 	@$(PY) -m pytest tests/benchmarks -q -m bench -s --timeout 1800
+
+report: setup  ## claims, tables and figures as one HTML file: make report SCALE=smoke
+	@$(PY) -m results.report results/paper-runs/$(SCALE) \
+	  --out results/paper-runs/$(SCALE)/report.html
 
 clean:  ## remove caches; never records, weights or the environment
 	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks build *.egg-info

@@ -58,7 +58,7 @@ def test_a_ratio_without_repeats_is_as_wide_as_both_intervals_allow():
 def test_backends_are_not_mixed_in_a_ratio():
     memory = [f"table1 llama2-3b {column} peak_memory_bytes" for column in ("on", "off")]
     seen = view(cell(memory[0], 1, backend="local"), cell(memory[1], 2, backend="docker"))
-    places = [Place(*each.split()) for each in memory]
+    places = (Place(*memory[0].split()), Place(*memory[1].split()))
     assert seen.ratio(*places) is None
     assert seen.why_no_ratio(*places) == "measured on different backends"
 
