@@ -81,7 +81,7 @@ def _below(name: str, system: str, exhibit: str, rows: Sequence[str], bound: flo
     )
 
 
-def _falls(name: str, exhibit: str, what: str) -> Claim:
+def _falls(name: str, exhibit: str, what: str, note: str = "") -> Claim:
     rows = _OVER[exhibit]
     return Claim(
         name=name,
@@ -90,6 +90,7 @@ def _falls(name: str, exhibit: str, what: str) -> Claim:
         rule=f"From {', '.join(rows)} each step takes at least 5 % off (the bound is ours).",
         places=tuple(latency(exhibit, row) for row in rows),
         decide=partial(falls_over, exhibit=exhibit, rows=rows, bound=0.05),
+        note=note,
     )
 
 
@@ -191,14 +192,20 @@ CLAIMS = (
         sentence="Communication is 2 % of the time of model parallelism and 70 % of that of tensor"
         " parallelism.",
         source="section 2, Figure 1b",
-        rule="It is at most 5 % of the one and at least 50 % of the other (the bounds are ours).",
+        rule="It is at most 5 % of the one and at least 50 % of the other (the bounds are ours)."
+        " Of a pipeline it is the time in which no device computes.",
         places=tuple(
-            Place("figure1b", row, "run", "allreduce_share") for row in ("pipeline", "tpi")
+            Place("figure1b", row, "run", f"{what}_share")
+            for row, what in (("pipeline", "compute"), ("tpi", "allreduce"))
         ),
         decide=partial(shares_of_time, most=0.05, least=0.5),
     ),
     _falls("falls-with-devices", "figure5a", "the number of devices"),
-    _falls("falls-with-cores", "figure5b", "the cores of a device"),
+    _falls(
+        "falls-with-cores", "figure5b", "the cores of a device",
+        "Decoding is bound by the rate at which all cores together read memory"
+        " (`device.mem_gbps`): cores beyond those that reach it change nothing here.",
+    ),
     Claim(
         name="hardly-with-bandwidth",
         sentence="Token latency of Llama 2-70B hardly falls with bandwidth.",

@@ -3,7 +3,7 @@
 Every rule takes a `View` of one kind of evidence and gives a `Finding`. Read `loads_hide` first.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from results.cells import Place
 from results.claims_speed import across, repeats
@@ -33,6 +33,7 @@ PAPER_TIMES = LayerTimes(
     attn_s=0.011, ffn_s=0.017, allreduce_s=0.014, attn_load_s=0.018, ffn_load_s=0.030
 )
 _PAPER_MODEL, _PAPER_WINDOW = "llama2-7b", 4
+FIGURE1_DEVICES = 4
 _COLUMNS = {REPORTED: "communication"}  # the paper's; a run's is `run`
 
 
@@ -90,21 +91,54 @@ def _papers_example() -> Item:
 
 
 def shares_of_time(view: View, most: float, least: float) -> Finding:
-    """Whether communication is at most a share of model parallelism, at least one of tensor's."""
-    column = _COLUMNS.get(view.kind, "run")
-    rules = (("pipeline", at_most, most), ("tpi", at_least, least))
-    items = []
-    for row, rule, bound in rules:
-        place = Place("figure1b", row, column, "allreduce_share")
-        label = {"pipeline": "model parallelism", "tpi": "tensor parallelism"}[row]
-        value = view.value(place)
-        if value is None:
-            items.append(Item(label, UNDECIDED, reason=view.look(place).reason))
-            continue
-        verdict = rule(value, bound)
-        figure = f"communication {in_percent(value)}{repeats(value)}"
-        items.append(Item(label, verdict, figure, across(verdict, percent(bound))))
-    return joined(items)
+    """Whether communication is at most a share of model parallelism, at least one of tensor's.
+
+    One device of a pipeline computes at a time, so that what none of them computes in is
+    communication; a device's own share would count the others' computing as waiting.
+    """
+    tensor = share_place("tpi", "allreduce_share", view)
+    if view.kind == REPORTED:
+        pipeline = share_place("pipeline", "allreduce_share", view)
+        value = view.value(pipeline)
+    else:
+        pipeline = share_place("pipeline", "compute_share", view)
+        value = _outside(view.value(pipeline), FIGURE1_DEVICES)
+    return joined(
+        [
+            _share(view, "model parallelism", pipeline, value, at_most, most),
+            _share(view, "tensor parallelism", tensor, view.value(tensor), at_least, least),
+        ]
+    )
+
+
+def share_place(row: str, metric: str, view: View) -> Place:
+    """Where a share of figure 1b stands: the paper's and a run's column differ."""
+    return Place("figure1b", row, _COLUMNS.get(view.kind, "run"), metric)
+
+
+def _outside(value: Spread | None, devices: int) -> Spread | None:
+    """Of a mean device's share, the share in which no device does it, one at a time."""
+    if value is None:
+        return None
+    low, median, high = (
+        max(0.0, 1 - devices * share) for share in (value.high, value.median, value.low)
+    )
+    return Spread(median, low, high, value.n)
+
+
+def _share(
+    view: View,
+    label: str,
+    place: Place,
+    value: Spread | None,
+    rule: Callable[[Spread, float], str],
+    bound: float,
+) -> Item:
+    if value is None:
+        return Item(label, UNDECIDED, reason=view.look(place).reason)
+    verdict = rule(value, bound)
+    figure = f"communication {in_percent(value)}{repeats(value)}"
+    return Item(label, verdict, figure, across(verdict, percent(bound)))
 
 
 def same_tokens(view: View) -> Finding:

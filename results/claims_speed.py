@@ -54,7 +54,7 @@ def below(view: View, exhibit: str, rows: Sequence[str], column: str, bound: flo
 
 def _below(view: View, ours: Place, column: str, bound: float) -> Item:
     theirs = Place(ours.exhibit, ours.row, column, ours.metric)
-    label = f"{label_of(ours.row)}, {METRIC_LABELS[ours.metric]}"
+    label = f"{METRIC_LABELS[ours.metric]} of {label_of(ours.row)}"
     if view.look(theirs).is_oom:
         return Item(label, reason=f"no ratio: {label_of(column)} ran out of memory")
     if view.look(ours).is_oom:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from results.book import Book
 from results.cells import METRICS, Cell, Place
+from results.footnotes import relative
 from results.measure import measure
 from results.schema import RepeatMetrics, RunRecord, Spread
 from results.stats import ratio_of_means, spread_of_means
@@ -83,7 +84,8 @@ class View:
         )
         if reason := _no_answer(self.book, cell):
             return Seen(None, reason)
-        word = f"{cell.word}: {cell.detail}" if cell.detail else cell.word
+        detail = relative(self.book, cell.detail)
+        word = f"{cell.word}: {detail}" if detail else cell.word
         return Seen(cell, "" if cell.value is not None else word)
 
     def rows(self, exhibit: str) -> list[str]:
@@ -183,7 +185,8 @@ def _no_answer(book: Book, cell: Cell) -> str:
 def _interval(cell: Cell, value: float) -> Spread:
     low = value if cell.low is None else cell.low
     high = value if cell.high is None else cell.high
-    return Spread(value, low, high, cell.n)
+    # A simulator's answer is always the same, so that its repeats say nothing.
+    return Spread(value, low, high, cell.n if cell.evidence == "measured" else 0)
 
 
 def _quotient(above: Spread, below: Spread) -> Spread:

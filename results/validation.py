@@ -42,9 +42,9 @@ class Floor:
 
 
 def pairs_of(book: Book) -> list[Pair]:
-    """Every pair, place by place; each run behind it once for each metric."""
+    """Every pair by its place; each run behind it once for each metric."""
     found: dict[tuple[str, ...], Pair] = {}
-    for place in book.cells:
+    for place in sorted(book.cells):
         if place.metric in PAIRED:
             for pair in _pairs_at(book, place):
                 runs = pair.simulated.run_id, pair.measured.run_id

@@ -45,16 +45,27 @@ def test_the_papers_example_decides_nothing():
 
 
 @pytest.mark.parametrize(
-    ("pipeline", "tensor", "verdict"),
-    [(0.02, 0.7, REPRODUCED), (0.3, 0.7, NOT_REPRODUCED), (0.02, None, UNDECIDED)],
+    ("computing", "tensor", "verdict"),
+    [
+        (0.245, 0.7, REPRODUCED),  # four devices: in 2 % of the time none computes
+        (0.15, 0.7, NOT_REPRODUCED),
+        (0.245, 0.3, NOT_REPRODUCED),
+        (0.245, None, UNDECIDED),
+        (None, 0.7, UNDECIDED),
+    ],
 )
-def test_shares_of_time(pipeline, tensor, verdict):
-    cells = [
-        cell(f"figure1b {row} run allreduce_share", share)
-        for row, share in (("pipeline", pipeline), ("tpi", tensor))
-        if share is not None
-    ]
+def test_shares_of_time(computing, tensor, verdict):
+    given = {"pipeline run compute_share": computing, "tpi run allreduce_share": tensor}
+    cells = [cell(f"figure1b {name}", v) for name, v in given.items() if v is not None]
     assert shares_of_time(view(*cells), 0.05, 0.5).verdict == verdict
+
+
+def test_shares_of_time_are_undecided_across_a_bound():
+    cells = [
+        cell("figure1b pipeline run compute_share", 0.24, low=0.235, high=0.245, n=3),
+        cell("figure1b tpi run allreduce_share", 0.7),
+    ]
+    assert shares_of_time(view(*cells), 0.05, 0.5).verdict == UNDECIDED
 
 
 def test_the_papers_shares_stand_in_a_column_of_their_own():

@@ -45,7 +45,7 @@ def test_below_is_undecided_where_the_interval_holds_the_bound():
 def test_below_is_undecided_where_a_model_was_not_run():
     found = judged(*rates(1, 10), rows=("llama2-3b", "llama2-7b"))
     assert found.verdict == UNDECIDED
-    assert "tpi not run, accelerate not run (Llama 2-7B" in found.reason
+    assert "tpi not run, accelerate not run (TTFT of Llama 2-7B" in found.reason
 
 
 def test_a_model_that_the_other_cannot_run_does_not_count():
