@@ -18,8 +18,8 @@ OUT ?= trace.json
 SCALE ?= smoke
 EXHIBITS := table1 table2 table3 table4 table5 table6 table7 table8 \
   figure1 figure3 figure4 figure5 figure6
-.PHONY: help setup llamacpp image doctor calibrate demo trace test test-fast test-docker lint types check bench bench-all clean \
-  paper $(EXHIBITS)
+.PHONY: help setup llamacpp image doctor calibrate demo trace test test-fast test-docker lint types \
+  check bench bench-all paper report render clean $(EXHIBITS)
 
 help:  ## list the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -92,6 +92,13 @@ paper: setup  ## run and render the paper's tables and figures; one alone: make 
 
 $(EXHIBITS): setup
 	@$(PY) -m harness.paper --scale $(SCALE) --only $@
+
+report: setup  ## claims, tables and figures as one HTML file: make report SCALE=smoke
+	@$(PY) -m results.report results/paper-runs/$(SCALE) \
+	  --out results/paper-runs/$(SCALE)/report.html
+
+render: setup  ## draw the paper's tables and figures again from what was run
+	@$(PY) -m results.render results/paper-runs/$(SCALE)
 
 clean:  ## remove caches; never records, timings, weights or the environment
 	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

@@ -1,0 +1,117 @@
+"""Verdicts on the paper's claims, from a book alone: `python -m results.claims FOLDER`.
+
+Every kind of evidence is judged by itself: what the paper reports, what was measured, simulated,
+computed. A claim's verdict is that of the measurements where they decide, else the simulator's,
+marked as such, else `undecided` with what is missing. The claims stand in `claim_list.py`. Read
+`judge` first.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from results.book import Book
+from results.claim_list import CLAIMS, Claim
+from results.collected import open_book
+from results.evidence import MEASURED, REPORTED, SIMULATED, views
+from results.verdicts import UNDECIDED, Finding
+from tpi.errors import EXIT_OK, TpiError
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """A claim and its verdict.
+
+    Attributes:
+        verdict: One of `VERDICTS`.
+        basis: The kind of evidence it rests on; empty where it is undecided.
+        reason: Why it is undecided.
+        findings: By kind of evidence, those that say anything.
+    """
+
+    claim: Claim
+    verdict: str
+    basis: str
+    reason: str
+    findings: Mapping[str, Finding]
+
+    @property
+    def words(self) -> str:
+        """`reproduced (simulated)`: the verdict, and on what it rests unless it was measured."""
+        return f"{self.verdict} ({self.basis})" if self.basis == SIMULATED.name else self.verdict
+
+
+def judge_claims(book: Book) -> list[Judgement]:
+    """A judgement of every claim, in the order of `CLAIMS`."""
+    return [judge(book, claim) for claim in CLAIMS]
+
+
+def judge(book: Book, claim: Claim) -> Judgement:
+    """Judge one claim by every kind of evidence, and choose the verdict."""
+    found = {view.kind.name: claim.decide(view) for view in views(book)}
+    shown = {
+        name: finding
+        for name, finding in found.items()
+        if finding.has_numbers or name in (MEASURED.name, SIMULATED.name)
+    }
+    for kind in (MEASURED, SIMULATED):
+        if found[kind.name].verdict != UNDECIDED:
+            return Judgement(claim, found[kind.name].verdict, kind.name, "", shown)
+    reason = "; ".join(f"{k.name}: {found[k.name].reason}" for k in (MEASURED, SIMULATED))
+    return Judgement(claim, UNDECIDED, "", reason, shown)
+
+
+def markdown(judgements: Sequence[Judgement]) -> str:
+    """All judgements: a table of verdicts, then each claim with its rule and its numbers."""
+    lines = ["### Claims", "", "| claim | verdict | the paper's own numbers |", "|---|---|---|"]
+    for each in judgements:
+        own = each.findings.get(REPORTED.name)
+        own_words = own.verdict if own else "none"
+        lines.append(f"| {_cell(each.claim.sentence)} | {each.words} | {own_words} |")
+    return "\n".join([*lines, *(line for each in judgements for line in _section(each))]) + "\n"
+
+
+def _section(each: Judgement) -> Iterator[str]:
+    claim = each.claim
+    yield from ("", f"#### {claim.name}: {each.words}", "")
+    yield from (f"{claim.sentence} ({claim.source}; in our words)", "", f"Rule: {claim.rule}", "")
+    if claim.note:
+        yield from (f"Note: {claim.note}", "")
+    if each.reason:
+        yield from (f"Undecided: {each.reason}", "")
+    for name, finding in each.findings.items():
+        reason = f": {finding.reason}" if not finding.has_numbers else ""
+        yield f"- {name}: {finding.verdict}{reason}"
+        if finding.has_numbers:
+            yield from (f"  - {_marked(item.verdict)}{item}" for item in finding.items)
+
+
+def _marked(verdict: str) -> str:
+    return f"[{verdict}] " if verdict else ""
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "/")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m results.claims",
+        description="Judge the paper's claims by the run records of one folder.",
+    )
+    parser.add_argument("folder", type=Path, help="with index.json and the run records")
+    args = parser.parse_args(argv)
+    try:
+        text = markdown(judge_claims(open_book(args.folder)))
+    except TpiError as exc:
+        sys.stderr.write(f"error: {exc}\n")
+        return exc.exit_status
+    sys.stdout.write(text)
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

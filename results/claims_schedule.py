@@ -1,0 +1,167 @@
+"""Rules of the claims about what a device does: loads that hide, shares of time, the same tokens.
+
+Every rule takes a `View` of one kind of evidence and gives a `Finding`. Read `loads_hide` first.
+"""
+
+from collections.abc import Callable, Sequence
+
+from results.cells import Place
+from results.claims_speed import across, repeats
+from results.evidence import MEASURED, REPORTED, View, model_of
+from results.exhibits import label_of
+from results.schema import RunRecord, Spread
+from results.stalls import predict, predict_run
+from results.store import RunStore
+from results.verdicts import (
+    NOT_REPRODUCED,
+    REPRODUCED,
+    UNDECIDED,
+    Finding,
+    Item,
+    at_least,
+    at_most,
+    in_percent,
+    in_times,
+    joined,
+    percent,
+)
+from tpi.config import load_preset
+from tpi.planner import LayerTimes
+
+# Section 3.3: Llama 2-7B on four laptops, a quarter each, window 4.
+PAPER_TIMES = LayerTimes(
+    attn_s=0.011, ffn_s=0.017, allreduce_s=0.014, attn_load_s=0.018, ffn_load_s=0.030
+)
+_PAPER_MODEL, _PAPER_WINDOW = "llama2-7b", 4
+FIGURE1_DEVICES = 4
+_COLUMNS = {REPORTED: "communication"}  # the paper's; a run's is `run`
+
+
+def loads_hide(view: View, rows: Sequence[str], bound: float) -> Finding:
+    """Whether devices wait for weights at most `bound` of the time, the scheduler on.
+
+    The paper gives no such share: of it, whether latency is at most `bound` above that without
+    the scheduler, which is what hidden loads would mean.
+    """
+    if view.kind == REPORTED:
+        return joined([*(_costs_nothing(view, row, bound) for row in rows), _papers_example()])
+    return joined([_waits(view, row, bound) for row in rows])
+
+
+def waiting_place(row: str) -> Place:
+    """Where the share of the time that is spent waiting for weights stands."""
+    return Place("table1", row, "on", "wait_weights_share")
+
+
+def _waits(view: View, row: str, bound: float) -> Item:
+    value = view.value(waiting_place(row))
+    if value is None:
+        return Item(label_of(row), UNDECIDED, reason=view.look(waiting_place(row)).reason)
+    verdict = at_most(value, bound)
+    figure = f"waits {in_percent(value)} of the time{repeats(value)}"
+    if predicted := _prediction(view, row):
+        figure += f"; {predicted}"
+    return Item(label_of(row), verdict, figure, across(verdict, percent(bound)))
+
+
+def _prediction(view: View, row: str) -> str:
+    cell = view.look(waiting_place(row)).cell
+    record = view.book.records.get(cell.run_id) if cell is not None else None
+    if record is None:
+        return ""
+    return str(predict_run(record, RunStore(view.book.folder).repeats(record)) or "")
+
+
+def _costs_nothing(view: View, row: str, bound: float) -> Item:
+    on, off = (Place("table1", row, column, "token_latency_s") for column in ("on", "off"))
+    if view.look(off).is_oom:
+        return Item(label_of(row), reason="does not fit without the scheduler")
+    ratio = view.ratio(on, off)
+    if ratio is None:
+        return Item(label_of(row), UNDECIDED, reason=view.why_no_ratio(on, off))
+    figure = f"{in_times(ratio)} the latency without the scheduler"
+    return Item(label_of(row), at_most(ratio, 1 + bound), figure)
+
+
+def _papers_example() -> Item:
+    """The paper's own times meet its conditions; it decides nothing, since no run is behind it."""
+    layers = load_preset(_PAPER_MODEL).num_layers
+    figure = f"by its times: {predict(PAPER_TIMES, layers, _PAPER_WINDOW)}"
+    return Item(f"section 3.3, {label_of(_PAPER_MODEL)}, window {_PAPER_WINDOW}", figure=figure)
+
+
+def shares_of_time(view: View, most: float, least: float) -> Finding:
+    """Whether communication is at most a share of model parallelism, at least one of tensor's.
+
+    One device of a pipeline computes at a time, so that what none of them computes in is
+    communication; a device's own share would count the others' computing as waiting.
+    """
+    tensor = share_place("tpi", "allreduce_share", view)
+    if view.kind == REPORTED:
+        pipeline = share_place("pipeline", "allreduce_share", view)
+        value = view.value(pipeline)
+    else:
+        pipeline = share_place("pipeline", "compute_share", view)
+        value = _outside(view.value(pipeline), FIGURE1_DEVICES)
+    return joined(
+        [
+            _share(view, "model parallelism", pipeline, value, at_most, most),
+            _share(view, "tensor parallelism", tensor, view.value(tensor), at_least, least),
+        ]
+    )
+
+
+def share_place(row: str, metric: str, view: View) -> Place:
+    """Where a share of figure 1b stands: the paper's and a run's column differ."""
+    return Place("figure1b", row, _COLUMNS.get(view.kind, "run"), metric)
+
+
+def _outside(value: Spread | None, devices: int) -> Spread | None:
+    """Of a mean device's share, the share in which no device does it, one at a time."""
+    if value is None:
+        return None
+    low, median, high = (
+        max(0.0, 1 - devices * share) for share in (value.high, value.median, value.low)
+    )
+    return Spread(median, low, high, value.n)
+
+
+def _share(
+    view: View,
+    label: str,
+    place: Place,
+    value: Spread | None,
+    rule: Callable[[Spread, float], str],
+    bound: float,
+) -> Item:
+    if value is None:
+        return Item(label, UNDECIDED, reason=view.look(place).reason)
+    verdict = rule(value, bound)
+    figure = f"communication {in_percent(value)}{repeats(value)}"
+    return Item(label, verdict, figure, across(verdict, percent(bound)))
+
+
+def same_tokens(view: View) -> Finding:
+    """Whether every run of TPI-LLM gave the tokens of the reference, whatever its size."""
+    if view.kind != MEASURED:
+        return joined([Item("tokens", UNDECIDED, reason="no token was computed")])
+    ids = dict.fromkeys(entry.run_id for entry in view.book.entries if entry.system == "tpi")
+    records = [view.book.records[run_id] for run_id in ids if run_id in view.book.records]
+    items = [_tokens(record) for record in records if record.check.kind != "none"]
+    return joined(items or [Item("tokens", UNDECIDED, reason="no run with a check of its tokens")])
+
+
+def _tokens(record: RunRecord) -> Item:
+    check = record.check
+    label = f"{model_of(record) or record.system}, {record.run_id}"
+    if check.passed is None:
+        return Item(label, UNDECIDED, reason=check.detail or "the check gave no verdict")
+    agreement = check.agreement
+    figure = f"check {check.kind}"
+    if agreement is not None:
+        figure += f", {in_percent(Spread(agreement, agreement, agreement, 1))} of the tokens agree"
+    if not check.passed:
+        return Item(label, NOT_REPRODUCED, figure, check.detail)
+    if check.kind.endswith("bounded"):
+        return Item(label, "", figure, "16-bit tokens cannot be compared for equality")
+    return Item(label, REPRODUCED, figure)

@@ -1,0 +1,128 @@
+"""How far numbers can be trusted: simulated beside measured, and a run beside itself. Pure.
+
+A pair is one place that was both simulated and measured, of the same model. The noise floor of a
+run is the ratio of the two halves of its repeats, or of a run and the one before it in the same
+configuration: what differs there is nothing but noise. Read `pairs_of`, then `noise_floors`.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from results.book import Book
+from results.cells import METRICS, Cell, Place
+from results.evidence import stand_in
+from results.identity import split_run_id
+from results.measure import measure
+from results.schema import RunRecord, Spread
+from results.stats import median, ratio_of_means
+from results.store import RunStore
+
+PAIRED = ("ttft_s", "token_latency_s", "peak_memory_bytes")
+MIN_REPEATS = 4  # two halves of two
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One place, simulated and measured."""
+
+    place: Place
+    simulated: Cell
+    measured: Cell
+    error: float
+
+
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """A run's noise floor; `ratio` is None where it is not known, and `reason` says why."""
+
+    record: RunRecord
+    what: str
+    ratio: Spread | None
+    reason: str = ""
+
+
+def pairs_of(book: Book) -> list[Pair]:
+    """Every pair by its place; each run behind it once for each metric."""
+    found: dict[tuple[str, ...], Pair] = {}
+    for place in sorted(book.cells):
+        if place.metric in PAIRED:
+            for pair in _pairs_at(book, place):
+                runs = pair.simulated.run_id, pair.measured.run_id
+                # One run may stand in several exhibits.
+                key = (*(runs if all(runs) else (str(place),)), place.metric)
+                found.setdefault(key, pair)
+    return list(found.values())
+
+
+def _pairs_at(book: Book, place: Place) -> Iterator[Pair]:
+    for measured in _with_values(book, place, "measured"):
+        if METRICS[place.metric] == "s" and measured.backend == "local":
+            continue  # no limit of a device held, and the simulator's do
+        for simulated in _with_values(book, place, "simulated"):
+            if simulated.value is not None and measured.value:
+                yield Pair(place, simulated, measured, simulated.value / measured.value - 1)
+
+
+def _with_values(book: Book, place: Place, evidence: str) -> list[Cell]:
+    cells = book.of(place, evidence)
+    return [cell for cell in cells if cell.value is not None and not stand_in(book, cell)]
+
+
+def median_error(pairs: Sequence[Pair]) -> float:
+    """Median of the errors' sizes, of at least one pair."""
+    return median([abs(pair.error) for pair in pairs])
+
+
+def worst_pair(pairs: Sequence[Pair]) -> Pair:
+    """The pair with the largest error, of at least one."""
+    return max(pairs, key=lambda pair: abs(pair.error))
+
+
+def noise_floors(book: Book) -> list[Floor]:
+    """Token latency of every measured run with a timing, beside itself.
+
+    Raises:
+        RecordError: A samples file changed since the book was read.
+    """
+    measured = {
+        cell.run_id
+        for cells in book.cells.values()
+        for cell in cells
+        if cell.evidence == "measured"
+    }
+    floors = []
+    for run_id, record in book.records.items():
+        if run_id in measured and record.metrics is not None:
+            floors += [_halves(book, record), *_attempts(book, record)]
+    return floors
+
+
+def _halves(book: Book, record: RunRecord) -> Floor:
+    gaps = _gaps(book, record)
+    what = "first half of its repeats over the second"
+    if len(gaps) < MIN_REPEATS:
+        reason = f"not known: at least {MIN_REPEATS} repeats are needed, there are {len(gaps)}"
+        return Floor(record, what, None, reason)
+    middle = len(gaps) // 2
+    return Floor(record, what, ratio_of_means(gaps[:middle], gaps[middle:]))
+
+
+def _attempts(book: Book, record: RunRecord) -> Iterator[Floor]:
+    """Beside the run before it in the same configuration, if it was measured again."""
+    split = split_run_id(record.run_id)
+    if split is None or split[1] == 1:
+        return
+    base, attempt = split
+    before = base if attempt == 2 else f"{base}-{attempt - 1}"
+    store = RunStore(book.folder)
+    if not store.folder(before).is_dir():
+        return
+    earlier = _gaps(book, store.read(before))
+    if earlier and (gaps := _gaps(book, record)):
+        yield Floor(record, f"run over {before}", ratio_of_means(gaps, earlier))
+
+
+def _gaps(book: Book, record: RunRecord) -> list[tuple[float, ...]]:
+    repeats = RunStore(book.folder).repeats(record)
+    gaps = [measure(repeat).gaps_s for repeat in repeats if repeat.status == "ok"]
+    return [each for each in gaps if each]

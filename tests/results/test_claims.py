@@ -1,0 +1,93 @@
+import pytest
+
+from results.claim_list import CLAIMS
+from results.claims import judge, judge_claims, main, markdown
+from results.reported import reported_cells
+from results.verdicts import NOT_REPRODUCED, REPRODUCED, UNDECIDED
+from tests.results.claim_books import book, cell
+from tests.results.test_evidence import stored
+
+OOM = next(claim for claim in CLAIMS if claim.name == "accelerate-oom")
+WHERE = str(OOM.places[0])
+
+
+def test_names_are_unique_and_every_claim_says_what_decides():
+    assert len({claim.name for claim in CLAIMS}) == len(CLAIMS)
+    for claim in CLAIMS:
+        assert claim.sentence
+        assert claim.source
+        assert claim.rule
+        assert claim.places or claim.name == "same-tokens"
+
+
+def test_an_empty_book_leaves_every_claim_undecided_with_a_reason():
+    for each in judge_claims(book()):
+        assert (each.verdict, each.basis) == (UNDECIDED, "")
+        assert each.reason.startswith("measured: ")
+        assert "; simulated: " in each.reason
+
+
+def test_measurements_come_before_the_simulator_and_are_not_mixed_with_it():
+    found = judge(book(cell(WHERE, 20), cell(WHERE, "oom", "simulated")), OOM)
+    assert (found.verdict, found.basis, found.words) == (
+        NOT_REPRODUCED, "measured", NOT_REPRODUCED,
+    )  # fmt: skip
+    assert found.findings["simulated"].verdict == REPRODUCED
+
+
+def test_the_simulator_decides_where_nothing_was_measured_and_says_so():
+    found = judge(book(cell(WHERE, "oom", "simulated")), OOM)
+    assert (found.verdict, found.basis) == (REPRODUCED, "simulated")
+    assert found.words == "reproduced (simulated)"
+
+
+def test_what_the_paper_reports_is_judged_and_decides_nothing():
+    found = judge(book(cell(WHERE, "oom", "reported")), OOM)
+    assert found.verdict == UNDECIDED
+    assert found.findings["reported"].verdict == REPRODUCED
+
+
+@pytest.mark.parametrize(
+    ("name", "verdict"),
+    [
+        ("below-accelerate", NOT_REPRODUCED),  # 8B: 70 and 74 %
+        ("below-transformers", NOT_REPRODUCED),  # 8B: 88 %
+        ("memory-70b", REPRODUCED),
+        ("memory-flat", REPRODUCED),
+        ("memory-proposition-5", NOT_REPRODUCED),
+        ("latency-bounds", REPRODUCED),
+        ("loads-hide", NOT_REPRODUCED),
+        ("scheduler-costs", REPRODUCED),
+        ("accelerate-oom", REPRODUCED),
+        ("shares-of-time", REPRODUCED),
+    ],
+)
+def test_the_papers_own_numbers(name, verdict):
+    (claim,) = (claim for claim in CLAIMS if claim.name == name)
+    assert judge(book(*reported_cells()), claim).findings["reported"].verdict == verdict
+
+
+@pytest.mark.parametrize("name", ["below-galaxy", "star-first", "falls-with-devices"])
+def test_the_paper_gives_no_numbers_for_some(name):
+    (claim,) = (claim for claim in CLAIMS if claim.name == name)
+    assert "reported" not in judge(book(*reported_cells()), claim).findings
+
+
+def test_markdown_has_every_claim_with_its_rule_and_its_reason():
+    judgements = judge_claims(book(cell(WHERE, 20)))
+    text = markdown(judgements)
+    for each in judgements:
+        assert f"#### {each.claim.name}: {each.words}" in text
+        assert each.claim.rule in text
+        assert each.reason in text
+
+
+def test_command_judges_a_folder(tmp_path, capsys):
+    stored(tmp_path, {"tpi": 100, "accelerate": 1000})
+    assert main([str(tmp_path)]) == 0
+    assert "89.9 % " in capsys.readouterr().out
+
+
+def test_command_refuses_a_folder_without_an_index_in_one_line(tmp_path, capsys):
+    assert main([str(tmp_path)]) != 0
+    assert capsys.readouterr().err.count("\n") == 1
