@@ -1,4 +1,4 @@
-"""The whole book of one folder: what the paper reports, what is computed or predicted, what was run.
+"""The whole book of one folder: what the paper reports, what is computed, predicted or run.
 
 `render.py`, the report and the claims all open the same book, so that a number is the same
 wherever it stands. Read `open_book` first.

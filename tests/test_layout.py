@@ -23,6 +23,7 @@ TORCH_FREE = (
     "tpi.comm.wire", "harness.config", "harness.plan", "results.schema", "results.tables", "run",
     "results.reported", "results.computed", "results.published_times", "results.render",
     "results.claims", "results.report",
+    "testbed.sim.simulate", "testbed.sim.calibration", "testbed.sim.compare",
 )  # fmt: skip
 BANNED_MODULES = {"pickle", "cPickle", "marshal", "shelve", "dill", "joblib", "cloudpickle"}
 BANNED_CALLS = {"eval", "exec", "compile", "__import__"}
