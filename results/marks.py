@@ -63,8 +63,8 @@ def show(cell: Cell) -> Shown:
     """A cell in words, its kind beside them."""
     text = cell.word or (plain(cell.text) if cell.value is None else value_text(cell))
     kind = kind_of(cell)
-    # What is not there is of no size; what is computed or reported is of the paper's.
-    is_smoke = cell.scale == SMOKE and kind in ("measured", "dilated", "simulated")
+    # Only what really ran there is of another size; all else is of the paper's.
+    is_smoke = cell.scale == SMOKE and kind in ("measured", "dilated")
     return Shown(kind, text, cell.dilation, is_smoke)
 
 

@@ -36,7 +36,7 @@ ACTIVITY_LABELS = {
     "other": "other",
 }
 GREY = "#555555"
-_HATCHES = {"as published": "....", "ours": "ooo"}
+_HATCHES = {"as published": "....", "ours": "xx"}
 PLAIN_NUMBERS = StrMethodFormatter("{x:g}")  # 0.1, 1, 10 and no powers on a logarithmic axis
 WIDE, COLUMN = 7.0, 3.5  # inches: across a page, across a column
 _RC: dict[Any, Any] = {

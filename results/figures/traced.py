@@ -58,4 +58,5 @@ def _kind(record: RunRecord) -> str:
 
 def _words(book: Book, record: RunRecord, kind: str) -> str:
     words = [kind if kind != "dilated" else f"measured, dilation {dilation_of(record):g}"]
-    return ", ".join([*words, book.scale, *(["a tiny model"] if book.scale == "smoke" else [])])
+    is_tiny = book.scale == "smoke" and kind != "simulated"
+    return ", ".join([*words, book.scale, *(["a tiny model"] if is_tiny else [])])

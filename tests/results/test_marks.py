@@ -15,7 +15,7 @@ MEMORY = "table1 llama2-3b on peak_memory_bytes"
         (cell(TTFT, value=1.45, dilation=8.0), "1.45 s ᵈ⁸"),
         (cell(TTFT, value=1.45, dilation=2.5), "1.45 s ᵈ²·⁵"),
         (cell(TTFT, value=1.45, scale="smoke"), "**1.45 s** smoke"),
-        (cell(TTFT, "simulated", value=1.45, scale="smoke"), "*~1.45 s* smoke"),
+        (cell(TTFT, "simulated", value=1.45, scale="smoke"), "*~1.45 s*"),
         (cell(TTFT, "simulated", value=1.45, scale="full"), "*~1.45 s*"),
         (cell(MEMORY, "computed", value=1.5 * GIB), "= 1.5 GiB"),
         (cell(MEMORY, "reported", value=137.7 * GIB), "[137.7 GiB]"),
