@@ -1,6 +1,7 @@
 """Calibrations, devices and runs that the tests of the simulator share."""
 
 from dataclasses import replace
+from typing import Any
 
 from testbed.link import LinkSpec
 from testbed.sim.base import SimDevice, SimRun
@@ -13,11 +14,11 @@ _ENDLESS = 1e30
 def free_calibration(**changes) -> Calibration:
     """Nothing takes any time but what `changes` says."""
     real = load_calibration()
-    zero = {
+    zero: dict[str, Any] = {
         name: 0.0 for name in Calibration.__dataclass_fields__
         if name.endswith("_s")
     }  # fmt: skip
-    endless = {
+    endless: dict[str, Any] = {
         name: _ENDLESS for name in Calibration.__dataclass_fields__
         if name.endswith("_bps") and name != "cast_bps"
     }  # fmt: skip

@@ -67,7 +67,7 @@ def test_small_payloads_take_the_delays(algorithm):
     assert got == pytest.approx(traversals * 0.01, abs=1e-8)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     st.sampled_from(ALGORITHMS), st.integers(2, 9), st.integers(16, 20_000),
     st.floats(0, 0.05), st.floats(1e6, 1e9), st.floats(1, 4),
@@ -87,7 +87,7 @@ def test_more_delay_more_payload_less_rate_never_take_less(
     assert time_s(algorithm, size, count, delay_s, rate_bps, recv_s=1e-5) >= plain
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     st.sampled_from(ALGORITHMS), st.integers(2, 6),
     st.lists(st.integers(0, 3), min_size=6, max_size=6),

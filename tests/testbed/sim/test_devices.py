@@ -24,7 +24,7 @@ def run_cycle(devices, times):
         devices.now += after
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(BLOCKS, st.integers(1, 4))
 def test_the_window_is_that_of_the_planner(times, window):
     streamed = sum(load is not None for *_, load in times)

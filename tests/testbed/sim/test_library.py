@@ -97,7 +97,7 @@ def test_accelerate_keeps_what_it_may_and_moves_the_rest():
     times = [
         figures_of(
             simulate(run_one("accelerate", SimDevice(1.0), options={"max_memory": n}), calibration)
-        ).token_latency_s
+        ).ttft_s
         for n in (None, most // 2, most)
     ]
     assert times[0] > times[1] > times[2] == 0

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from testbed.link import LinkSpec, gather_s, one_way_s, serialise_s, wire_bytes
@@ -16,6 +16,7 @@ def network(*links, **costs):
     return Network(links, [1.0] * len(links), free_calibration(**costs))
 
 
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 100), st.integers(0, 20)), min_size=1), st.integers(0, 50))
 def test_drain_is_a_queue(customers, free):
     expected, ends = free, []
