@@ -30,6 +30,7 @@ from tpi.errors import EXIT_INTERRUPTED, EXIT_OK, ConfigError, ResourceError, Tp
 
 DEFAULT_DIR = Path("weights")
 FILE_NAME = "calibration.json"
+_QUIET_LOAD = 0.5  # runnable processes a core, mean of the last minute
 
 
 def calibrate(folder: Path, sizes: Sizes, live: Live) -> Calibration:
@@ -48,9 +49,16 @@ def calibrate(folder: Path, sizes: Sizes, live: Live) -> Calibration:
         disk = measure_disk(folder, sizes)
     with live.waiting("programs on small models"):
         programs = measure_programs(folder, sizes)
-    how = f"{facts['cpu_model']}, {cores} cores at once, {date.today().isoformat()}"
     return Calibration(
-        host=f"{how}; {disk.note}" if disk.note else how,
+        host="; ".join(
+            words
+            for words in (
+                f"{facts['cpu_model']}, {cores} cores at once, {date.today().isoformat()}",
+                busy_words(facts["load_1m"], cores),
+                disk.note,
+            )
+            if words
+        ),
         products=tables(kernels, "products"),
         linear=tables(kernels, "linear"),
         attend=tables(kernels, "attend"),
@@ -76,6 +84,13 @@ def calibrate(folder: Path, sizes: Sizes, live: Live) -> Calibration:
         library_bytes=programs.library_bytes,
         library_anon_bytes=programs.library_anon_bytes,
     )
+
+
+def busy_words(load: object, cores: int) -> str:
+    """What to say of a machine that had other things to do before; empty where it had not."""
+    if not isinstance(load, float) or load <= _QUIET_LOAD * cores:
+        return ""
+    return f"busy with other work (load {load:.3g}), so it looks slower than it is"
 
 
 def main(argv: Sequence[str] | None = None, sizes: Sizes | None = None) -> int:

@@ -21,7 +21,8 @@ TORCH_FREE = (
     "tpi.errors", "tpi.ranks", "tpi.trace", "tpi.config", "tpi.spec", "tpi.events", "tpi.cli",
     "tpi.weights.shard", "tpi.weights.blockfile", "tpi.planner", "tpi.plan_report",
     "tpi.comm.wire", "harness.config", "harness.plan", "results.schema", "results.tables", "run",
-    "testbed.sim.simulate", "harness.simulation", "harness.calibrate",
+    "testbed.sim.simulate", "testbed.sim.calibration", "testbed.sim.compare",
+    "harness.simulation", "harness.calibrate",
 )  # fmt: skip
 BANNED_MODULES = {"pickle", "cPickle", "marshal", "shelve", "dill", "joblib", "cloudpickle"}
 BANNED_CALLS = {"eval", "exec", "compile", "__import__"}

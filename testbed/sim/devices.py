@@ -98,7 +98,7 @@ class Devices:
         ranks = slice(None) if block.ranks is None else block.ranks
         streams = len(block.streamed) > 0
         slot = self._take(block) if streams else None
-        start = self.now[ranks]
+        start = self.now[ranks].copy()
         end = start + compute[ranks]
         self.now[ranks] = end
         self.tally.compute[ranks] += compute[ranks]

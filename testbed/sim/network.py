@@ -4,7 +4,7 @@ All times are whole nanoseconds, so that a situation that comes again is the sam
 A message is cut into packets that wait, first come first served, at the sender's up-link and the
 receiver's down-link; both stay busy from one message to the next. What a processor does for a
 message (`send_s`, `recv_s`, `packet_s` of the calibration) it does one after another. Read
-`Network.gather`; `drain` is what all of it rests on.
+`Network.gather`; `drain` and `merge` are what it rests on.
 """
 
 from collections.abc import Sequence
@@ -31,6 +31,45 @@ def drain(at: Ints, service: Ints | int, free: Ints | int) -> Ints:
     begin = np.maximum.accumulate(begin, axis=-1)
     free_at = free if isinstance(free, int) else np.expand_dims(free, -1)
     return np.asarray(np.maximum(begin, free_at) + spent, dtype=np.int64)
+
+
+def merge(first: Ints, last: Ints, whole: Ints, final: Ints, free: Ints) -> tuple[Ints, Ints]:
+    """When a down-link is through with messages whose packets come to it mixed.
+
+    The packets of a message come evenly between the first and the last. Along the last axis.
+
+    Args:
+        first: When its first packet is there.
+        last: When its last packet is there.
+        whole: What all its packets take the link.
+        final: What the last of them takes.
+        free: From when on the link is free.
+
+    Returns:
+        When each is through, in that order, and which message that is.
+    """
+    count = first.shape[-1]
+    # Rounding must not depend on how late it is.
+    base = np.minimum(first.min(axis=-1, keepdims=True), free[..., None])
+    span = last - first
+    steady = np.where(span > 0, whole - final, 0)
+    rate = steady / np.maximum(span, 1)
+    at = np.concatenate((first, last), axis=-1) - base
+    order = np.argsort(at, axis=-1, kind="stable")
+    at = np.take_along_axis(at, order, axis=-1)
+    change = np.take_along_axis(np.concatenate((rate, -rate), axis=-1), order, axis=-1)
+    jumps = np.concatenate((np.zeros_like(whole), whole - steady), axis=-1)
+    jump = np.take_along_axis(jumps, order, axis=-1)
+    # Work that has come before each of these moments, and after it.
+    flow = np.cumsum(change, axis=-1)[..., :-1] * np.diff(at, axis=-1)
+    before = np.concatenate((np.zeros_like(base, dtype=np.float64), np.cumsum(flow, axis=-1)), -1)
+    before += np.cumsum(jump, axis=-1) - jump
+    busy = np.maximum.accumulate(at - before, axis=-1)
+    through = before + jump + np.maximum(busy, free[..., None] - base)
+    ends = order >= count
+    shape = first.shape
+    here = np.rint(through[ends].reshape(shape)).astype(np.int64) + base
+    return here, order[ends].reshape(shape) - count
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,13 +179,16 @@ class Network:
         to the kernel, the target's to when it is through with the last.
         """
         sent = now[sources] + message.send[sources]
-        whole, down = message.whole[sources], int(message.whole[target])
         begin = np.maximum(self.up[sources], sent)
-        self.up[sources] = end = begin + whole
+        self.up[sources] = end = begin + message.whole[sources]
         path = self.delay[sources] + self.delay[target]
-        # The down-link begins with the first packet, and ends after the last.
-        at = np.maximum(begin + message.first[sources], end + int(message.last[target]) - down)
-        here = drain(np.sort(at + path), down, int(self.down[target]))
+        here, _ = merge(
+            begin + message.first[sources] + path,
+            end + path,
+            np.full(len(sources), message.whole[target]),
+            np.full(len(sources), message.last[target]),
+            self.down[target],
+        )
         self.down[target] = here[-1]
         work = int(message.recv[target]) + adds * int(message.add[target])
         now[sources] = sent

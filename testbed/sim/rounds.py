@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from testbed.sim.network import Frames, Ints, Network, drain
+from testbed.sim.network import Frames, Ints, Network, drain, merge
 from tpi.comm.wire import HEADER_BYTES as FRAME_BYTES
 
 
@@ -158,12 +158,13 @@ def swap(network: Network, now: Ints, payload: NDArray[np.int64], *, adds: bool)
     now[:] = handed[:, -1]
     first = end - whole + network.link_ns(sent.first, rows)
     path = network.delay[rows] + network.delay[peers]
-    down = network.link_ns(sent.whole, peers) * goes
-    at = np.maximum(first, end + network.link_ns(sent.last, peers) - down) + path
-    work = (network.recv_ns(sent, peers) + adds * network.add_ns(sent, peers)) * goes
+    down, final = network.link_ns(sent.whole, peers), network.link_ns(sent.last, peers)
+    work = network.recv_ns(sent, peers) + adds * network.add_ns(sent, peers)
     # What nobody sends is there from the beginning, and takes nothing.
-    at = np.where(goes, at, network.down.min())
-    _receive(network, now, *(_by_target(x, peers) for x in (at, down, work)))
+    early = network.down.min()
+    first, last = (np.where(goes, at + path, early) for at in (first, end))
+    values = (first, last, down * goes, final * goes, work * goes)
+    _receive(network, now, *(_by_target(value, peers) for value in values))
     network.messages += goes.sum(axis=1)
     network.num_bytes += (goes * (sent.payload + FRAME_BYTES)).sum(axis=1)
 
@@ -176,9 +177,9 @@ def _by_target(values: Ints, peers: Ints) -> Ints:
     return np.take_along_axis(square.T, peers, axis=1)
 
 
-def _receive(network: Network, now: Ints, at: Ints, down: Ints, work: Ints) -> None:
-    order = np.argsort(at, axis=1, kind="stable")
-    down, work = (np.take_along_axis(x, order, axis=1) for x in (down, work))
-    here = drain(np.take_along_axis(at, order, axis=1), down, network.down)
+def _receive(
+    network: Network, now: Ints, first: Ints, last: Ints, down: Ints, final: Ints, work: Ints
+) -> None:
+    here, which = merge(first, last, down, final, network.down)
     network.down = here[:, -1].copy()
-    now[:] = drain(here, work, now)[:, -1]
+    now[:] = drain(here, np.take_along_axis(work, which, axis=1), now)[:, -1]

@@ -34,7 +34,7 @@ def test_this_machine_is_measured_and_written_down(tmp_path, capsys, monkeypatch
     assert 0.01 < found.start_s < 60
     assert found.library_bytes > 1 << 20
     out = capsys.readouterr().out
-    assert "products float32->float32 at 1, 8 rows" in out
+    assert "products float32->float32 at 1 8" in out
     assert str(path) in out
     assert [p.name for p in folder.iterdir()] == ["calibration.json"]
 

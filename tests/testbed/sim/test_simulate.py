@@ -1,0 +1,137 @@
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+
+from results.measure import measure
+from results.schema import PeakMemory, RankEvent, Repeat
+from testbed.link import LinkSpec
+from testbed.sim.base import SimDevice
+from testbed.sim.calibration import load_calibration
+from testbed.sim.compare import figures_of
+from testbed.sim.simulate import SYSTEMS, simulate
+from tests.testbed.sim.sims import make_run
+from tpi.config import load_preset
+from tpi.errors import ConfigError
+
+ONE = ("transformers", "transformers-window", "accelerate", "accelerate-2024")
+
+
+def outcome_of(system, **changes):
+    return simulate(make_run(system, size=1 if system in ONE else 4, **changes), load_calibration())
+
+
+def repeat_of(outcome, world_size):
+    events = tuple(RankEvent(rank, event) for rank, event in outcome.events)
+    peaks = PeakMemory(rss_hwm=outcome.rss_hwm, anon_peak=outcome.anon_peak)
+    return Repeat(0, "r0", "ok", "", (0,) * world_size, peaks, events)
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_every_system_says_what_a_real_run_says(system):
+    outcome = outcome_of(system)
+    size = len(outcome.rss_hwm)
+    metrics = measure(repeat_of(outcome, size))
+    found = figures_of(outcome)
+    assert metrics.ttft_s == pytest.approx(found.ttft_s)
+    assert metrics.token_latency_s == pytest.approx(found.token_latency_s)
+    assert len(metrics.gaps_s) == 3
+    assert metrics.load_s > 0
+    assert metrics.peak_memory.rss_hwm == outcome.rss_hwm
+    assert sum(metrics.time_share.values()) == pytest.approx(1, abs=0.02)
+    stamps = [event.t_ns for _, event in outcome.events]
+    assert stamps == sorted(stamps)
+    ends = [rank for rank, event in outcome.events if event.name == "end"]
+    assert sorted(ends) == list(range(size))
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_the_same_run_gives_the_same_answer(system):
+    assert outcome_of(system) == outcome_of(system)
+
+
+@pytest.mark.parametrize("system", ["tpi", "galaxy", "pipeline"])
+def test_spans_lie_within_the_request_and_add_up(system):
+    outcome = outcome_of(system, keep_spans=True, prompt_tokens=16)
+    go = next(e.t_ns for _, e in outcome.events if e.name == "request")
+    counters = {r: e for r, e in outcome.events if e.name == "counters"}
+    for rank in range(4):
+        events = [e for r, e in outcome.events if r == rank and e.name == "spans"]
+        spans = [span for event in events for span in event.fields["spans"]]
+        assert all(len(event.fields["spans"]) <= 500 for event in events)
+        assert {name for name, *_ in spans} <= {"compute", "allreduce", "load", "wait"}
+        assert all(end > max(start, go) for _, start, end, _ in spans)
+        for name, counter in (("compute", "compute_s"), ("wait", "wait_weights_s")):
+            total = sum(end - start for each, start, end, _ in spans if each == name)
+            assert total / 1e9 == pytest.approx(counters[rank].number(counter), abs=1e-6)
+        computing = sorted((s, e) for name, s, e, _ in spans if name in ("compute", "wait"))
+        assert all(a_end <= b_start for (_, a_end), (b_start, _) in pairwise(computing))
+
+
+def test_without_keep_spans_there_are_none():
+    assert not [e for _, e in outcome_of("tpi").events if e.name == "spans"]
+
+
+@pytest.mark.parametrize("system", ["transformers-tp", "llamacpp", "gpt"])
+def test_what_is_not_simulated_is_refused_with_what_is(system):
+    with pytest.raises(ConfigError, match=f"{system} is not simulated; choose among tpi, tpi-res"):
+        outcome_of(system)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"links": (LinkSpec(),)}, "4 devices and 1 links"),
+        ({"new_tokens": 0}, "expected at least 1 each"),
+        ({"devices": (SimDevice(0.0),) * 4}, "rank 0: cores and disk must be > 0"),
+    ],
+)
+def test_a_run_that_makes_no_sense_is_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        simulate(replace(make_run(), **changes), load_calibration())
+
+
+def test_one_token_has_no_latency():
+    assert figures_of(outcome_of("tpi", new_tokens=1)).token_latency_s is None
+
+
+def test_a_rank_over_its_limit_is_oom_with_the_numbers():
+    device = SimDevice(1.0, memory=100 << 20)
+    outcome = simulate(make_run(device=device), load_calibration())
+    assert outcome.status == "oom"
+    assert "rank 0 needs" in outcome.reason
+    assert "100 MiB" in outcome.reason
+
+
+def large(size, algorithm, new_tokens):
+    return replace(
+        make_run("tpi", size=size, device=SimDevice(1.66, 8 << 30, 0, 700e6)),
+        options={"window": 2, "allreduce": algorithm},
+        model=load_preset("llama2-70b"), storage="bfloat16", new_tokens=new_tokens,
+        links=(LinkSpec(0.002, 300e6),) * size,
+    )  # fmt: skip
+
+
+def test_eight_devices_of_70b_take_no_time():
+    begin = time.process_time()
+    simulate(large(8, "star", 32), load_calibration())
+    assert time.process_time() - begin < 1.5
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("algorithm", ["star", "tree", "ring"])
+def test_256_devices_take_under_a_minute_and_a_gibibyte(algorithm):
+    code = (
+        "import resource, time\n"
+        "from tests.testbed.sim.test_simulate import large, simulate, load_calibration\n"
+        f"simulate(large(256, {algorithm!r}, 20), load_calibration())\n"
+        "print(time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    seconds, kib = map(float, done.stdout.split())
+    assert seconds < 60
+    assert kib < 1 << 20
