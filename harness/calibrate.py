@@ -7,9 +7,10 @@ interleaved repeats. Nothing else should run meanwhile: another harness is not a
 """
 
 import argparse
+import contextlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import date
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from harness.calibration.table import calibration_table
 from harness.live import Live
 from harness.session import WIDTH
 from results.environment import host_environment
+from testbed.base import DeviceError
 from testbed.hostlock import host_lock
 from testbed.sim.calibration import Calibration, load_calibration, save_calibration
 from tpi.errors import EXIT_INTERRUPTED, EXIT_OK, ConfigError, ResourceError, TpiError, map_errors
@@ -114,7 +116,7 @@ def _run(folder: Path, out: Path, sizes: Sizes) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     before, of = _before(out)
     start_ns = time.monotonic_ns()
-    with host_lock(allow_concurrent=False):
+    with _alone():
         found = calibrate(folder, sizes, Live(Console(stderr=True, highlight=False)))
     # A terminal that is too narrow wraps the lines itself; nothing is cut short.
     wide = Console(highlight=False, width=max(console.width, WIDTH))
@@ -128,6 +130,22 @@ def _run(folder: Path, out: Path, sizes: Sizes) -> None:
         f"written: {out}; python run.py testbed=sim testbed.calibration={out}",
     ):
         console.print(line, markup=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Be the only harness on this host.
+
+    Raises:
+        DeviceError: There is another.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(host_lock(allow_concurrent=False))
+        except DeviceError as exc:
+            # What a run is then advised to do would spoil every figure here.
+            raise DeviceError(str(exc).partition(", or give ")[0]) from exc
+        yield
 
 
 def _before(out: Path) -> tuple[Calibration | None, str]:

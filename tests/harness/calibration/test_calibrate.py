@@ -45,6 +45,7 @@ def test_beside_another_harness_it_is_refused_in_one_line(tmp_path, capsys):
     assert status != EXIT_OK
     error = capsys.readouterr().err
     assert error.startswith("calibrate: another harness runs on this host")
+    assert error.rstrip().endswith("wait for its end")
     assert error.count("\n") == 1
     assert not (tmp_path / "weights" / "calibration.json").exists()
 
