@@ -7,9 +7,10 @@ interleaved repeats. Nothing else should run meanwhile: another harness is not a
 """
 
 import argparse
+import contextlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import date
 from pathlib import Path
 
@@ -24,12 +25,14 @@ from harness.calibration.table import calibration_table
 from harness.live import Live
 from harness.session import WIDTH
 from results.environment import host_environment
+from testbed.base import DeviceError
 from testbed.hostlock import host_lock
 from testbed.sim.calibration import Calibration, load_calibration, save_calibration
 from tpi.errors import EXIT_INTERRUPTED, EXIT_OK, ConfigError, ResourceError, TpiError, map_errors
 
 DEFAULT_DIR = Path("weights")
 FILE_NAME = "calibration.json"
+_QUIET_LOAD = 0.5  # runnable processes a core, mean of the last minute
 
 
 def calibrate(folder: Path, sizes: Sizes, live: Live) -> Calibration:
@@ -48,9 +51,16 @@ def calibrate(folder: Path, sizes: Sizes, live: Live) -> Calibration:
         disk = measure_disk(folder, sizes)
     with live.waiting("programs on small models"):
         programs = measure_programs(folder, sizes)
-    how = f"{facts['cpu_model']}, {cores} cores at once, {date.today().isoformat()}"
     return Calibration(
-        host=f"{how}; {disk.note}" if disk.note else how,
+        host="; ".join(
+            words
+            for words in (
+                f"{facts['cpu_model']}, {cores} cores at once, {date.today().isoformat()}",
+                busy_words(facts["load_1m"], cores),
+                disk.note,
+            )
+            if words
+        ),
         products=tables(kernels, "products"),
         linear=tables(kernels, "linear"),
         attend=tables(kernels, "attend"),
@@ -78,6 +88,13 @@ def calibrate(folder: Path, sizes: Sizes, live: Live) -> Calibration:
     )
 
 
+def busy_words(load: object, cores: int) -> str:
+    """What to say of a machine that had other things to do before; empty where it had not."""
+    if not isinstance(load, float) or load <= _QUIET_LOAD * cores:
+        return ""
+    return f"busy with other work (load {load:.3g}), so it looks slower than it is"
+
+
 def main(argv: Sequence[str] | None = None, sizes: Sizes | None = None) -> int:
     """Run the command line; returns the exit status."""
     arguments = _parser().parse_args(argv)
@@ -99,7 +116,7 @@ def _run(folder: Path, out: Path, sizes: Sizes) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     before, of = _before(out)
     start_ns = time.monotonic_ns()
-    with host_lock(allow_concurrent=False):
+    with _alone():
         found = calibrate(folder, sizes, Live(Console(stderr=True, highlight=False)))
     # A terminal that is too narrow wraps the lines itself; nothing is cut short.
     wide = Console(highlight=False, width=max(console.width, WIDTH))
@@ -113,6 +130,22 @@ def _run(folder: Path, out: Path, sizes: Sizes) -> None:
         f"written: {out}; python run.py testbed=sim testbed.calibration={out}",
     ):
         console.print(line, markup=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Be the only harness on this host.
+
+    Raises:
+        DeviceError: There is another.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(host_lock(allow_concurrent=False))
+        except DeviceError as exc:
+            # What a run is then advised to do would spoil every figure here.
+            raise DeviceError(str(exc).partition(", or give ")[0]) from exc
+        yield
 
 
 def _before(out: Path) -> tuple[Calibration | None, str]:

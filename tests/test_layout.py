@@ -24,6 +24,7 @@ TORCH_FREE = (
     "results.reported", "results.computed", "results.published_times", "results.render",
     "results.claims", "results.report",
     "testbed.sim.simulate", "testbed.sim.calibration", "testbed.sim.compare",
+    "harness.simulation", "harness.calibrate",
 )  # fmt: skip
 BANNED_MODULES = {"pickle", "cPickle", "marshal", "shelve", "dill", "joblib", "cloudpickle"}
 BANNED_CALLS = {"eval", "exec", "compile", "__import__"}

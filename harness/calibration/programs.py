@@ -5,13 +5,14 @@ it is the cost of a layer, the rest that of a step. Two devices beside one show 
 Read `measure_programs`, then `costs_from`.
 """
 
+import itertools
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from harness.calibration.sizes import Sizes
+from harness.calibration.sizes import Rounds, Sizes
 from harness.launching import MEASURED_ID, PROGRAMS, WARMUP_ID
 from harness.runner import Launch, run_repeat
 from harness.systems import SYSTEMS
@@ -63,9 +64,7 @@ class ProgramCosts:
     hook_s: float
 
 
-def measure_programs(
-    folder: Path, sizes: Sizes, say: Callable[[str], None] | None = None
-) -> ProgramCosts:
+def measure_programs(folder: Path, sizes: Sizes) -> ProgramCosts:
     """Serve every case on both models, in turns.
 
     Raises:
@@ -76,14 +75,10 @@ def measure_programs(
         work = Path(name).absolute()
         for layers in sizes.layers:
             _write_weights(work, layers)
-        for round_ in range(sizes.program_rounds):
-            for case in CASES:
-                for layers in sizes.layers:
-                    if say is not None:
-                        say(f"round {round_ + 1}: {case[0]} on {case[1]}, {layers} layers")
-                    found.setdefault((case, layers), []).append(
-                        _serve(work, case, layers, sizes.new_tokens)
-                    )
+        for _ in Rounds(sizes.program_rounds, sizes.part_s):
+            for case, layers in itertools.product(CASES, sizes.layers):
+                served = _serve(work, case, layers, sizes.new_tokens)
+                found.setdefault((case, layers), []).append(served)
     return costs_from({case: _joined(found, case, sizes.layers) for case in CASES})
 
 

@@ -1,5 +1,7 @@
 """How much `make calibrate` measures: enough for a steady figure, and small for tests."""
 
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 MIB = 1 << 20
@@ -22,10 +24,11 @@ class Sizes:
         layers: Of the two models that real programs serve.
         new_tokens: Of each request to them.
         program_rounds: How often each program is started.
+        part_s: After which no further round of a part is begun; the first always is.
     """
 
     rounds: int = 5
-    rows: tuple[int, ...] = (1, 8, 32, 128, 512)
+    rows: tuple[int, ...] = (1, 2, 8, 32, 128, 512)
     matrix: tuple[int, int] = (2048, 4096)
     weight_bytes: int = 128 * MIB
     task_s: float = 0.1
@@ -36,6 +39,25 @@ class Sizes:
     layers: tuple[int, int] = (4, 36)
     new_tokens: int = 24
     program_rounds: int = 2
+    part_s: float = 40.0
+
+
+@dataclass(frozen=True, slots=True)
+class Rounds:
+    """Numbers of rounds: at most `most`, and none begun after `part_s`.
+
+    So a busy machine gives fewer repeats, and not a longer wait.
+    """
+
+    most: int
+    part_s: float
+
+    def __iter__(self) -> Iterator[int]:
+        start_s = time.monotonic()
+        for number in range(self.most):
+            if number and time.monotonic() - start_s > self.part_s:
+                return
+            yield number
 
 
 TINY = Sizes(

@@ -62,7 +62,7 @@ def _at_rows_of(
 
 
 def _title(name: str, key: str, figures: Sequence[tuple[int, float]]) -> str:
-    rows = f" at {', '.join(str(rows) for rows, _ in figures)} rows" if len(figures) > 1 else ""
+    rows = f" at {' '.join(str(rows) for rows, _ in figures)}" if len(figures) > 1 else ""
     return f"{name} {key}{rows}".strip()
 
 
@@ -70,8 +70,13 @@ def _words(name: str, figures: Sequence[tuple[int, float | None]]) -> str:
     if len(figures) == 1 and figures[0][1] is not None:
         return _figure(name, figures[0][1])
     unit = "GFLOP/s" if name == "attend" else "GB/s"
-    rates = [_NONE if rate is None else f"{rate / 1e9:.3g}" for _, rate in figures]
+    rates = [_NONE if rate is None else _short(rate / 1e9) for _, rate in figures]
     return f"{' '.join(rates)} {unit}"
+
+
+def _short(value: float) -> str:
+    """Two digits: several of them stand in one column."""
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def _figure(name: str, value: float) -> str:

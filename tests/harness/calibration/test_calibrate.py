@@ -34,7 +34,7 @@ def test_this_machine_is_measured_and_written_down(tmp_path, capsys, monkeypatch
     assert 0.01 < found.start_s < 60
     assert found.library_bytes > 1 << 20
     out = capsys.readouterr().out
-    assert "products float32->float32 at 1, 8 rows" in out
+    assert "products float32->float32 at 1 8" in out
     assert str(path) in out
     assert [p.name for p in folder.iterdir()] == ["calibration.json"]
 
@@ -45,6 +45,7 @@ def test_beside_another_harness_it_is_refused_in_one_line(tmp_path, capsys):
     assert status != EXIT_OK
     error = capsys.readouterr().err
     assert error.startswith("calibrate: another harness runs on this host")
+    assert error.rstrip().endswith("wait for its end")
     assert error.count("\n") == 1
     assert not (tmp_path / "weights" / "calibration.json").exists()
 

@@ -5,8 +5,9 @@ from dataclasses import replace
 
 from rich.console import Console
 
+from harness.calibrate import busy_words
 from harness.calibration.kernels import of_kind, tables, task_names
-from harness.calibration.sizes import TINY, Sizes
+from harness.calibration.sizes import TINY, Rounds, Sizes
 from harness.calibration.table import calibration_table, rows_of
 from tests.harness.simulated import CALIBRATION
 
@@ -27,7 +28,7 @@ def test_figures_have_units_and_changes():
     rates = {"float32->float32": ((1, 12e9), (8, 6e9))}
     new = replace(CALIBRATION, products=rates, send_s=40e-6, element_s=2e-9, recv_s=1e-3)
     lines = text(new, CALIBRATION)
-    assert "products float32->float32 at 1, 8 rows 12 6 GB/s 10 - GB/s +20%" in lines
+    assert "products float32->float32 at 1 8 12 6 GB/s 10 - GB/s +20%" in lines
     assert "send_s 40 µs 10 µs +300%" in lines
     assert "recv_s 1 ms 10 µs x100" in lines
     assert "element_s 2 ns 1 ns +100%" in lines
@@ -55,3 +56,14 @@ def test_tasks_become_tables_by_dtype_and_rows():
     assert set(tables(figures, "linear")) == {"float32", "bfloat16"}
     assert tables(figures, "attend")["float32"][0][0] == 1
     assert set(of_kind(figures, "cast")) == set(products)
+
+
+def test_no_round_is_begun_late():
+    assert list(Rounds(3, part_s=60)) == [0, 1, 2]
+    assert list(Rounds(3, part_s=0)) == [0]  # the first always is
+
+
+def test_a_busy_machine_is_called_so():
+    assert busy_words(0.9, cores=2) == ""
+    assert "load 12.5" in busy_words(12.5, cores=2)
+    assert busy_words(None, cores=2) == ""

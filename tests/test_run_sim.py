@@ -1,0 +1,89 @@
+"""`run.py` on a simulated testbed, from the command line: quick, light, and alone."""
+
+import subprocess
+import sys
+
+import pytest
+
+from harness.compose import CONF_DIR
+from results.store import RunStore
+
+ROOT = CONF_DIR.parent
+MOST_CPU_S = 3.0
+# What would take seconds to import, or has no business in a simulation.
+BANNED = ("torch", "transformers", "accelerate", "docker")
+CODE = f"""
+import resource, sys, run
+status = run.main(sys.argv[1:])
+bad = [name for name in {BANNED!r} if name in sys.modules]
+usage = resource.getrusage(resource.RUSAGE_SELF)
+taken_s = usage.ru_utime + usage.ru_stime
+print(f"CPU {{taken_s:.2f}} s, {{usage.ru_maxrss >> 10}} MiB", file=sys.stderr)
+if bad: sys.exit(f"imports {{bad}}")
+if taken_s > {MOST_CPU_S}: sys.exit(f"took {{taken_s:.2f}} s of CPU")
+if usage.ru_maxrss > 1 << 20: sys.exit(f"took {{usage.ru_maxrss}} KiB")
+sys.exit(status)
+"""
+
+
+def simulate(tmp_path, *args):
+    words = [f"results_dir={tmp_path}/runs", "testbed=sim", *args]
+    return subprocess.run(
+        [sys.executable, "-c", CODE, *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60)
+def test_a_70b_model_on_8_devices_is_answered_at_once(tmp_path):
+    done = simulate(tmp_path, "model=llama2-70b", "devices=8", "systems=[tpi,accelerate]")
+    assert done.returncode == 0, done.stderr
+    assert "every number is simulated, from the calibration reference" in done.stdout
+    assert "not computed" in done.stdout
+    tpi, accelerate = sorted(RunStore(tmp_path / "runs").scan()[0], key=lambda r: r.system)[::-1]
+    assert (tpi.status, accelerate.status) == ("ok", "ok")
+    assert tpi.metrics is not None
+    assert len(tpi.metrics.peak_memory.rss_hwm) == 8
+    # Arithmetic: of 128 GiB of weights window 2 keeps next to nothing.
+    assert 120 << 30 < (tpi.metrics.disk_bytes_per_token or 0) < 130 << 30
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60)
+def test_256_devices_take_no_longer(tmp_path):
+    done = simulate(
+        tmp_path, "model=llama2-70b", "devices=256", "systems=[tpi]", "workload.new_tokens=20"
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60)
+def test_a_sweep_is_as_quick(tmp_path):
+    done = simulate(tmp_path, "-m", "devices=2,4,8", "link.delay_ms=1,4", "systems=[tpi]")
+    assert done.returncode == 0, done.stderr
+    assert len(RunStore(tmp_path / "runs").scan()[0]) == 6
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60)
+def test_devices_that_are_too_small_are_a_result(tmp_path):
+    args = ["model=llama2-70b", "devices=8", "systems=[transformers]"]
+    done = simulate(tmp_path, *args)
+    assert done.returncode == 0, done.stderr
+    assert "oom" in done.stdout
+    assert "its limit is 8 GiB and 4 GiB of swap" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60)
+def test_what_is_wrong_is_one_line(tmp_path):
+    done = simulate(tmp_path, "testbed.calibration=/no/such.json")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[0].startswith("run.py: testbed.calibration: /no/such.json")
+    assert not (tmp_path / "runs").exists()
