@@ -25,7 +25,7 @@ from tpi.errors import ConfigError
 
 STARTS, ROUNDS = 5, 6
 _ORDERS = tuple(itertools.permutations(("base", "head", "again")))
-_READY_S, _ANSWER_S, _END_S = 240.0, 120.0, 10.0
+_READY_S, _ANSWER_S, _END_S, _HURRY_S = 240.0, 120.0, 10.0, 1.0
 _MOST_ROUNDS = probe.MOST_REQUESTS - 1  # one request warms up
 
 
@@ -107,7 +107,8 @@ class Server:
         self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         try:
-            self._process.communicate(timeout=_END_S)  # closes its input
+            # Closes its input; who is interrupted or has failed does not wait for its last answer.
+            self._process.communicate(timeout=_END_S if exc is None else _HURRY_S)
         except subprocess.TimeoutExpired:
             pass
         finally:
