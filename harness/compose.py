@@ -6,6 +6,7 @@ named twice. Free text (prompts, paths) is taken out first and put back afterwar
 quotes, `=` and `${` mean something to Hydra. Read `compose` first.
 """
 
+import functools
 import itertools
 import re
 from collections.abc import Mapping, Sequence
@@ -84,6 +85,7 @@ def groups(conf_dir: Path = CONF_DIR) -> dict[str, tuple[str, ...]]:
     }
 
 
+@functools.cache  # asked for every override of every configuration
 def short_names(conf_dir: Path = CONF_DIR) -> tuple[str, ...]:
     """Names at the top of `config.yaml`: the short way to write an option."""
     return tuple(str(k) for k in OmegaConf.load(conf_dir / "config.yaml") if k != "defaults")
