@@ -93,6 +93,7 @@ def simulated_decisive(run: SimRun, calibration_digest: str) -> dict[str, object
         "testbed": {"backend": "sim", "links": [asdict(link) for link in run.links]},
         "calibration": calibration_digest,
         "source": simulator_digest(),
+        **({"trace": True} if run.keep_spans else {}),
     }
 
 

@@ -227,11 +227,9 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _render(folder: Path, exhibits: Sequence[str]) -> Sequence[Path]:
-    # matplotlib takes a second
-    from results.render import render_folder  # type: ignore[import-not-found,import-untyped,unused-ignore]
+    from results.render import render_folder  # matplotlib takes a second
 
-    rendered: Sequence[Path] = render_folder(folder, folder / _RENDERED, exhibits)
-    return rendered
+    return render_folder(folder, folder / _RENDERED, exhibits)
 
 
 def _parser() -> argparse.ArgumentParser:

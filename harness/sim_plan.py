@@ -88,6 +88,7 @@ def make_sim_plan(
                 new_tokens=config.workload.new_tokens,
                 devices=devices[:count],
                 links=links[:count],
+                keep_spans=config.trace,
             )
         )
     return SimPlan(config, model, calibration, tuple(runs))

@@ -5,7 +5,6 @@ from collections import Counter, defaultdict
 import pytest
 
 from harness.compose import CONF_DIR, compose
-from harness.config import option_names
 from harness.paper_plan import PAPER_DIR, exhibit_words, exhibits_of, read_plan
 from results.cells import EXHIBITS, SCALES, Place
 from tpi.config import preset_names
@@ -87,13 +86,8 @@ def test_full_measures_every_place():
         assert (exhibit, row, column, not simulated) in seen
 
 
-def as_of_now(overrides):
-    """Overrides without `trace`, as long as there is no such option."""
-    return [o for o in overrides if o != "trace=true" or "trace" in option_names()]
-
-
 def check_composes(systems, overrides):
-    composed = compose([*as_of_now(overrides), f"systems=[{','.join(systems)}]"])
+    composed = compose([*overrides, f"systems=[{','.join(systems)}]"])
     assert list(composed.config.systems) == systems
     assert composed.config.repeats in (1, 3, 5)
 
