@@ -62,12 +62,22 @@ def serve(
     first = engine.mark()
     tokens = tuple(engine.request(run.new_tokens))
     story = Story(ready, go, first, tokens, rss, engine.devices.spans)
-    return SimOutcome(tell(story), rss, anon)
+    return SimOutcome(tell(story), rss, anon, notes=notes_of(run, anon))
 
 
 def _kept_bytes(rank: RankPlan) -> int:
     choice = rank.choice
     return choice.retained_bytes + (choice.arena_bytes if choice.window is None else 0)
+
+
+def notes_of(run: SimRun, anon: tuple[int, ...]) -> tuple[str, ...]:
+    """What the model leaves out of this run, in words."""
+    found = []
+    if any(link.loss_frac for link in run.links):
+        found.append("packet loss is not simulated: nothing is sent twice")
+    if any(d.memory is not None and n > d.memory for d, n in zip(run.devices, anon, strict=True)):
+        found.append("a rank needs swap: the time that paging takes is not simulated")
+    return tuple(found)
 
 
 def out_of_memory(devices: tuple[SimDevice, ...], anon: tuple[int, ...]) -> str:

@@ -17,7 +17,7 @@ from testbed.sim.calibration import Calibration
 from testbed.sim.costs import Costs
 from testbed.sim.devices import Block, Devices
 from testbed.sim.network import Network
-from testbed.sim.node import out_of_memory
+from testbed.sim.node import notes_of, out_of_memory
 from testbed.sim.shards import MAPPED_BYTES, NodeOptions
 from testbed.sim.story import Mark, Story, tell
 from tpi.errors import ConfigError
@@ -161,7 +161,7 @@ def pipeline(run: SimRun, calibration: Calibration) -> SimOutcome:
     first = engine.mark()
     tokens = tuple(engine.request(run.new_tokens))
     story = Story(ready, go, first, tokens, rss, engine.devices.spans)
-    return SimOutcome(tell(story), rss, anon)
+    return SimOutcome(tell(story), rss, anon, notes=notes_of(run, anon))
 
 
 def _peak(run: SimRun, engine: PipelineEngine, rank: int, shape: StepShape) -> int:

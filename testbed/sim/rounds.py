@@ -147,7 +147,7 @@ def swap(network: Network, now: Ints, payload: NDArray[np.int64], *, adds: bool)
     size = network.size
     ranks = np.arange(size)
     # Row r: its peers in order.
-    peers = np.array([[p for p in range(size) if p != r] for r in range(size)])
+    peers = np.arange(size - 1) + (np.arange(size - 1) >= ranks[:, None])
     rows = np.broadcast_to(ranks[:, None], peers.shape)
     sent = Frames.of(payload[rows, peers])
     goes = sent.payload > 0

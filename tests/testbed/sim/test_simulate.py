@@ -106,6 +106,15 @@ def test_a_rank_over_its_limit_is_oom_with_the_numbers():
     assert "100 MiB" in outcome.reason
 
 
+@pytest.mark.parametrize("system", ["tpi", "pipeline"])
+def test_what_is_left_out_is_said(system):
+    assert outcome_of(system).notes == ()
+    lossy = outcome_of(system, links=(LinkSpec(0.001, 1e8, 0.01),) * 4)
+    assert "packet loss is not simulated" in lossy.notes[0]
+    swapping = outcome_of(system, device=SimDevice(1.0, memory=100 << 20, swap=8 << 30))
+    assert "a rank needs swap" in swapping.notes[0]
+
+
 def large(size, algorithm, new_tokens):
     return replace(
         make_run("tpi", size=size, device=SimDevice(1.66, 8 << 30, 0, 700e6)),
