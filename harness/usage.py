@@ -19,6 +19,7 @@ Measure systems that serve one language model on several devices, and print the 
   python run.py model=tiny devices=4 systems=all
   python run.py model=llama2-70b devices=8
   python run.py model=llama2-3b devices=8 testbed=klonet      containers with limits and links
+  python run.py model=llama2-70b devices=8 testbed=sim        simulated: answers at once, no weights
   python run.py model=folder model.path=DIR devices=4 'workload.prompt=Hello, world'
 
 Before anything starts it prints what it will write, read and need, and about how long it takes. A
