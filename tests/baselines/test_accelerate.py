@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,22 @@ def test_time_in_the_hooks_is_told():
         model.generate(PROMPT_IDS, 2, lambda token: None)
         assert 0 < model.spent().wait_weights_s < 5
         assert model.spent().wire_bytes == model.spent().messages == 0
+
+
+def test_every_wait_of_a_block_is_kept_if_asked_for():
+    with accelerate.load(make_spec(shared_checkpoint("mha"))) as model:
+        model.tracer.keep = True
+        model.generate(PROMPT_IDS, 2, lambda token: None)
+        spans = model.tracer.take()
+        total_s = sum(span.end_ns - span.start_ns for span in spans) / 1e9
+        assert total_s == pytest.approx(model.spent().wait_weights_s)
+    # Every module's weights come in and go out once a token.
+    assert len(spans) == 2 * 2 * model.facts["offloaded_modules"]
+    assert all(before.end_ns <= after.start_ns for before, after in pairwise(spans))
+    # The rotary angles belong to no block.
+    assert list(dict.fromkeys(span.label for span in spans if span.label)) == [
+        "embed.0", *(f"{kind}.{layer}" for layer in range(3) for kind in ("attn", "ffn")), "head.0",
+    ]  # fmt: skip
 
 
 def test_full_load_writes_every_tensor_to_the_working_directory(tmp_path):
