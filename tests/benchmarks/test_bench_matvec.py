@@ -1,6 +1,6 @@
 """GB/s of weights of every candidate kernel, beside the memory's own read rate.
 
-`make bench` prints the tables that the choices in `tpi/model/matvec.py` rest on. Read rate and
+`make bench-all` prints the tables that the choices in `tpi/model/matvec.py` rest on. Read rate and
 kernels are taken in turns within one run, so that a busy machine slows all alike.
 """
 
