@@ -27,6 +27,7 @@ from harness.session import WIDTH
 from results.environment import host_environment
 from testbed.base import DeviceError
 from testbed.hostlock import host_lock
+from testbed.hostprobe import core_read_gbps
 from testbed.sim.calibration import Calibration, load_calibration, save_calibration
 from tpi.errors import EXIT_INTERRUPTED, EXIT_OK, ConfigError, ResourceError, TpiError, map_errors
 
@@ -43,6 +44,8 @@ def calibrate(folder: Path, sizes: Sizes, live: Live) -> Calibration:
     """
     facts = host_environment()
     cores = int(str(facts["usable_cores"]))
+    with live.waiting("memory"):
+        core_gbps = core_read_gbps()
     with live.waiting(f"computing, on {cores} cores at once"):
         kernels = measure_kernels(folder, sizes, cores)
     with live.waiting("messages over loopback"):
@@ -61,6 +64,7 @@ def calibrate(folder: Path, sizes: Sizes, live: Live) -> Calibration:
             )
             if words
         ),
+        core_read_bps=1e9 * core_gbps,
         products=tables(kernels, "products"),
         linear=tables(kernels, "linear"),
         attend=tables(kernels, "attend"),

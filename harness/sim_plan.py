@@ -106,9 +106,8 @@ def limits_of(device: SimDevice) -> DeviceLimits:
 
 
 def _device(profile: DeviceProfile, calibration: Calibration, fit: str) -> SimDevice:
-    # A float32 vector reads weights as fast as a core can: the rate that devices are compared by.
-    core_gbps = 1e-9 / calibration.product_s(1, 1, "float32", "float32")
-    cores = host_cores(profile, HostRates(cores=1, core_gbps=core_gbps, read_bps=0.0), fit)
+    host = HostRates(cores=1, core_gbps=calibration.core_read_bps / 1e9, read_bps=0.0)
+    cores = host_cores(profile, host, fit)
     rate = profile.disk_read_mb_s
     return SimDevice(
         # What nothing limits computes with one thread, as on a real testbed.

@@ -72,7 +72,7 @@ _REASONS: tuple[tuple[Callable[[Place], bool], str], ...] = (
     ),
     (
         lambda p: p.metric == "ttft_s",
-        "first tokens on laptops take up to 3.4 times a later one; one pass from an empty window"
+        "first tokens on laptops take up to 3.4 times a later one, one pass from an empty window"
         " explains 1.1, and the paper does not say what else they include",
     ),
     (

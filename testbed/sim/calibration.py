@@ -32,6 +32,8 @@ class Calibration:
 
     Attributes:
         host: Processor and how it was measured, for people.
+        core_read_bps: What a core reads of memory while all do (`testbed/hostprobe.py`): a device
+            with so much memory rate is worth one core, here as where it is emulated.
         products: "STORED->COMPUTED" (`bfloat16->float32`) to a table of (rows, bytes/s): bytes of
             stored weights that our kernels (`tpi.model.matvec`) multiply with a step of so many
             rows. Rows 1, 8, 32, 128 and 512 are a good choice; 1 must be there.
@@ -63,6 +65,7 @@ class Calibration:
     """
 
     host: str
+    core_read_bps: float
     products: Mapping[str, Rates]
     linear: Mapping[str, Rates]
     attend: Mapping[str, Rates]

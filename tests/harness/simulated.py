@@ -15,6 +15,7 @@ MIB = 1 << 20
 # Round numbers: a core multiplies 10 GB/s of float32.
 CALIBRATION = Calibration(
     host="a round host, 2026-01-01",
+    core_read_bps=10e9,
     products={"float32->float32": ((1, 10e9),), "bfloat16->float32": ((1, 8e9),)},
     linear={"float32": ((1, 10e9),)},
     attend={"float32": ((1, 1e10),)},
