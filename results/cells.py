@@ -13,7 +13,7 @@ from tpi.errors import ConfigError
 EVIDENCE = (
     "measured",  # from a run record of real programs; `scale` and `dilation` say of what
     "simulated",  # from a run record of the simulator
-    "computed",  # from the model's shape and a formula alone
+    "computed",  # by a formula or a replay alone: nothing was run
     "reported",  # what the paper says
     "infeasible",  # cannot be had on the machine at hand; `detail` has the numbers
 )

@@ -20,7 +20,7 @@ LEGEND = {
     "measured": "measured here",
     "dilated": "measured on devices and links slowed k times, times divided by k",
     "simulated": "predicted by the simulator",
-    "computed": "computed from the model's shape",
+    "computed": "computed by a formula or a replay, nothing was run",
     "reported": "reported by the paper",
     "absent": "why there is no number",
 }

@@ -185,7 +185,7 @@ def published_time_cells() -> tuple[Cell, ...]:
         for place, seconds in result.predicted.items():
             detail = reason(place, seconds / reported[place] - 1)
             detail = "fitted on this cell" if place in result.chosen else detail
-            cells.append(Cell(place, "simulated", seconds, source=SOURCE, detail=detail))
+            cells.append(Cell(place, "computed", seconds, source=SOURCE, detail=detail))
     return tuple(cells)
 
 

@@ -57,19 +57,37 @@ def cut(spans: Sequence[RankSpan]) -> Cut:
 
 
 def draw_timeline(runs: Sequence[Traced]) -> Figure:
-    """Draw one panel a run, all on the same time axis."""
-    cuts = [cut(run.spans) for run in runs]
+    """Draw one panel a run; those of one kind of evidence end at the same time."""
+    cuts = _ending_together(runs, [cut(run.spans) for run in runs])
     ranks = [max((span.rank for span in run.spans), default=0) + 1 for run in runs]
-    figure = new_figure(WIDE, 0.9 + sum(0.5 + 0.16 * count for count in ranks))
-    grid = figure.subplots(len(runs), 1, squeeze=False, sharex=True, height_ratios=ranks)
+    figure = new_figure(WIDE, 0.9 + sum(0.65 + 0.16 * count for count in ranks))
+    grid = figure.subplots(len(runs), 1, squeeze=False, height_ratios=ranks)
     for axes, run, piece in zip(grid[:, 0], runs, cuts, strict=True):
         _draw(axes, run, piece)
+        axes.set_xlim(0, piece.end_s or 1.0)
     grid[-1, 0].set_xlabel("time since the request (s)")
-    grid[-1, 0].set_xlim(0, max(piece.end_s for piece in cuts) or 1.0)
     names = {span.name for piece in cuts for span in piece.spans}
     colours = {_LABELS[name]: _COLOURS[name] for name in _STRIPS if name in names}
     figure.legend(handles=colour_patches(colours), loc="outside upper center", ncols=len(_STRIPS))
     return figure
+
+
+def _ending_together(runs: Sequence[Traced], cuts: Sequence[Cut]) -> list[Cut]:
+    """Cut again where another run of the same kind is cut, so that the two can be compared."""
+    ends: dict[str, float] = {}
+    for run, piece in zip(runs, cuts, strict=True):
+        if piece.is_cut:
+            ends[run.kind] = min(piece.end_s, ends.get(run.kind, piece.end_s))
+    for kind in {run.kind for run in runs} - ends.keys():  # nothing is cut: up to the longest
+        ends[kind] = max(p.end_s for r, p in zip(runs, cuts, strict=True) if r.kind == kind)
+    return [
+        Cut(
+            tuple(span for span in piece.spans if span.start_s < ends[run.kind]),
+            ends[run.kind],
+            piece.is_cut or piece.end_s > ends[run.kind],
+        )
+        for run, piece in zip(runs, cuts, strict=True)
+    ]
 
 
 def _draw(axes: Axes, run: Traced, piece: Cut) -> None:

@@ -55,7 +55,7 @@ def test_other_choices_exchange_one_cell_of_the_same_kind():
 
 def test_every_predicted_cell_says_what_it_is():
     cells = published_time_cells()
-    assert {c.evidence for c in cells} == {"simulated"}
+    assert {c.evidence for c in cells} == {"computed"}
     assert {c.source for c in cells} == {"as published"}
     fitted = {c.place for c in cells if c.detail == "fitted on this cell"}
     assert fitted == {*KLONET.chosen, *LAPTOPS.chosen}

@@ -70,3 +70,12 @@ def test_loading_is_a_strip_beside_what_else_goes_on():
     assert labels >= {"loading weights", "waiting for weights"}
     bottoms = {c.get_paths()[0].get_extents().y0 for c in figure.axes[0].collections}
     assert len(bottoms) == 2
+
+
+def test_runs_of_one_kind_end_together_and_others_on_their_own():
+    runs = [traced(count=MAX_SPANS), traced("pipeline", count=1000), traced("tpi", "simulated")]
+    with house_style():
+        figure = draw_timeline(runs)
+    ends = [axes.get_xlim()[1] for axes in figure.axes]
+    assert ends == [pytest.approx(3), pytest.approx(3), pytest.approx(0.045)]
+    assert figure.axes[1].get_title(loc="left").endswith("its first 3 s")
