@@ -33,6 +33,7 @@ class Book:
         entries: As the index lists them.
         problems: One line a record or file that cannot be used.
         folder: Where index and records lie.
+        sources: By program, the version of its text when runs were last looked at.
     """
 
     scale: str
@@ -41,6 +42,7 @@ class Book:
     entries: tuple[Entry, ...] = ()
     problems: tuple[str, ...] = ()
     folder: Path = Path()
+    sources: Mapping[str, str] = field(default_factory=dict)
 
     def of(self, place: Place, evidence: str | None = None) -> tuple[Cell, ...]:
         """The cells of a place, of one kind of evidence if that is given."""
@@ -76,6 +78,7 @@ def read_book(folder: Path, others: Iterable[Cell] = ()) -> Book:
         entries=index.entries,
         problems=tuple(problems.values()),
         folder=folder,
+        sources=index.sources,
     )
 
 
@@ -87,6 +90,10 @@ def _read_records(store: RunStore, index: Index) -> tuple[dict[str, RunRecord], 
             records[run_id] = store.read(run_id)
         except RecordError as exc:
             problems[run_id] = str(exc)
+    for entry in index.entries:
+        record = records.get(entry.run_id)
+        if record is not None and (problem := mismatch_of(entry, record)):
+            problems[_key(entry)] = problem
     return records, problems
 
 
@@ -94,16 +101,34 @@ def _run_cells(
     index: Index, records: Mapping[str, RunRecord], problems: Mapping[str, str]
 ) -> Iterator[Cell]:
     for entry in index.entries:
-        record = records.get(entry.run_id)
-        if record is not None:
+        record, problem = records.get(entry.run_id), problems.get(entry.run_id, "")
+        problem = problem or problems.get(_key(entry), "")
+        if record is not None and not problem:
             yield from cells_of(entry, record, index.scale)
             continue
-        word, evidence, detail = "not run", "measured", ""
-        if entry.run_id in problems:
-            word, detail = "unusable", problems[entry.run_id]
+        backend = "sim" if entry.is_simulated else ""
+        word, evidence, detail = "not run", "simulated" if backend else "measured", ""
+        if problem:
+            word, detail = "unusable", problem
+        elif entry.failure:
+            word, detail = "failed", entry.failure
         elif entry.refusal:
             word, evidence, detail = "infeasible", "infeasible", entry.refusal
-        yield from _absent(entry, word, evidence, index.scale, detail=detail)
+        yield from _absent(entry, word, evidence, index.scale, backend, detail=detail)
+
+
+def mismatch_of(entry: Entry, record: RunRecord) -> str:
+    """Why a record cannot be the run of an entry; empty if it can."""
+    if record.system == entry.system:
+        return ""
+    return (
+        f"index: {_key(entry)}: record {record.run_id} is of {record.system}, expected"
+        f" {entry.system}"
+    )
+
+
+def _key(entry: Entry) -> str:
+    return f"{entry.exhibit} {entry.row} {entry.column} of {entry.program}"
 
 
 def cells_of(entry: Entry, record: RunRecord, scale: str) -> Iterator[Cell]:

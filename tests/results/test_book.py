@@ -81,6 +81,37 @@ def test_every_cell_without_a_number_has_its_word(tmp_path):
     assert "257 GiB" in cells["refused"].detail
 
 
+def test_a_failure_is_not_called_infeasible(tmp_path):
+    write_index(tmp_path, Index("small", (entry(failure="OSError: No space left"),)))
+    [cell] = read_book(tmp_path).of(PLACE)
+    assert (cell.word, cell.evidence, cell.detail) == (
+        "failed", "measured", "OSError: No space left",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", [{}, {"refusal": "no"}, {"failure": "no"}, "unusable"])
+def test_what_was_to_be_simulated_is_never_filed_as_measured(tmp_path, changes):
+    sim = Entry("table1", "llama2-3b", "on", "tpi", ("testbed=klonet", "testbed.backend=sim"))
+    if changes == "unusable":
+        changes = {"run_id": make_run_id("tpi", {})}  # there is none
+    write_index(tmp_path, Index("small", (replace(sim, **changes),)))
+    [cell] = read_book(tmp_path).of(PLACE)
+    assert cell.backend == "sim"
+    assert cell.evidence == ("infeasible" if "refusal" in changes else "simulated")
+
+
+def test_a_record_of_another_system_is_refused_by_name(tmp_path):
+    record = make_run(tmp_path)
+    wrong = replace(entry(record), system="galaxy", row="yi-34b")
+    write_index(tmp_path, Index("small", (entry(record), wrong)))
+    book = read_book(tmp_path)
+    assert book.of(PLACE)[0].word == ""
+    [cell] = book.of(replace(PLACE, row="yi-34b"))
+    [problem] = book.problems
+    assert (cell.word, cell.detail) == ("unusable", problem)
+    assert f"{record.run_id} is of tpi, expected galaxy" in problem
+
+
 def _change_a_byte(path):
     data = path.read_bytes()
     path.write_bytes(data.replace(b'"median": 0.1', b'"median": 0.2', 1))
