@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from results.book import Book
 from results.cells import METRICS, Cell, Place
 from results.evidence import stand_in
+from results.footnotes import relative
 from results.identity import split_run_id
 from results.measure import measure
-from results.schema import RunRecord, Spread
+from results.schema import RecordError, RunRecord, Spread
 from results.stats import median, ratio_of_means
 from results.store import RunStore
 
@@ -81,8 +82,7 @@ def worst_pair(pairs: Sequence[Pair]) -> Pair:
 def noise_floors(book: Book) -> list[Floor]:
     """Token latency of every measured run with a timing, beside itself.
 
-    Raises:
-        RecordError: A samples file changed since the book was read.
+    One whose samples cannot be used, or those of the run before it, is not known and says why.
     """
     measured = {
         cell.run_id
@@ -98,8 +98,11 @@ def noise_floors(book: Book) -> list[Floor]:
 
 
 def _halves(book: Book, record: RunRecord) -> Floor:
-    gaps = _gaps(book, record)
     what = "first half of its repeats over the second"
+    try:
+        gaps = _gaps(book, record)
+    except RecordError as exc:  # changed since the book was read
+        return _not_known(book, record, what, exc)
     if len(gaps) < MIN_REPEATS:
         reason = f"not known: at least {MIN_REPEATS} repeats are needed, there are {len(gaps)}"
         return Floor(record, what, None, reason)
@@ -117,9 +120,18 @@ def _attempts(book: Book, record: RunRecord) -> Iterator[Floor]:
     store = RunStore(book.folder)
     if not store.folder(before).is_dir():
         return
-    earlier = _gaps(book, store.read(before))
-    if earlier and (gaps := _gaps(book, record)):
-        yield Floor(record, f"run over {before}", ratio_of_means(gaps, earlier))
+    what = f"run over {before}"
+    try:
+        earlier, gaps = _gaps(book, store.read(before)), _gaps(book, record)
+    except RecordError as exc:
+        yield _not_known(book, record, what, exc)
+        return
+    if earlier and gaps:
+        yield Floor(record, what, ratio_of_means(gaps, earlier))
+
+
+def _not_known(book: Book, record: RunRecord, what: str, exc: RecordError) -> Floor:
+    return Floor(record, what, None, f"not known: {relative(book, str(exc))}")
 
 
 def _gaps(book: Book, record: RunRecord) -> list[tuple[float, ...]]:

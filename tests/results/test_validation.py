@@ -82,6 +82,20 @@ def test_a_run_that_was_measured_again_is_compared_with_the_one_before(tmp_path)
     assert known(again.ratio).median == 1
 
 
+def test_samples_that_changed_make_a_floor_unknown_and_nothing_else(tmp_path):
+    base = "tpi-00000000000000aa"
+    noise = noisy(tmp_path, 4, (base, f"{base}-2"))
+    path = tmp_path / base / "samples-000.jsonl"
+    path.write_bytes(path.read_bytes()[:-1])
+    halves, again = noise_floors(noise)
+    assert halves.ratio is not None
+    assert again.ratio is None
+    assert again.reason.startswith(f"not known: samples {base}/samples-000.jsonl: changed")
+    path = tmp_path / f"{base}-2" / "samples-000.jsonl"
+    path.write_bytes(path.read_bytes()[:-1])  # since the book was read
+    assert [floor.ratio for floor in noise_floors(noise)] == [None, None]
+
+
 def test_simulated_runs_have_no_noise(tmp_path):
     assert len(noise_floors(stored(tmp_path, {"tpi": 100}))) == 1
     assert noise_floors(book()) == []
