@@ -2,13 +2,16 @@
 
 The study writes `allreduce.json` beside the run records: one point an algorithm, payload and delay
 from device to core. The paper's topology has two links on that way, so the row, the latency of one
-link in ms, is half the delay. `source` is the payload. Read `allreduce_cells` first.
+link in ms, is half the delay. `source` is the payload. The file has a digest of its own figures, so
+that a changed one is no result; files of an older form have none. Read `allreduce_cells` first.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from results.cells import Cell, Place
+from results.identity import digest_of
+from results.index import StudyEntry
 from results.schema import RecordError
 from tpi.errors import ConfigError, map_errors
 from tpi.files import parse_json, read_small_file
@@ -16,6 +19,7 @@ from tpi.spec import Fields
 from tpi.units import format_bytes
 
 STUDY_FILE = "allreduce.json"
+_DIGEST = "study_sha256"
 _SCHEMA = 1
 _LINKS_TO_CORE = 2  # device, gateway, core
 _ALGORITHMS = ("star", "tree", "ring")
@@ -26,34 +30,60 @@ OURS, HOPS = "ours", "published: hops"
 _OF_STUDY = "as the study computed it for its own network, headers counted"
 
 
-def allreduce_cells(folder: Path, scale: str) -> tuple[Cell, ...]:
+def allreduce_cells(
+    folder: Path, scale: str, studies: Sequence[StudyEntry] = ()
+) -> tuple[Cell, ...]:
     """The study's cells of figure 3, measured and computed; none if there was no study.
 
-    A file that cannot be used gives one cell `unusable` an algorithm, which says why.
+    A file that cannot be used gives one cell `unusable` an algorithm, which says why; so does one
+    that is missing, where the index has a reason for that.
     """
     path = folder / STUDY_FILE
-    if not path.exists():
-        return ()
-    try:
-        return read_study(path, scale)
-    except RecordError as exc:
-        places = [Place("figure3", "0", algorithm, "allreduce_s") for algorithm in _ALGORITHMS]
-        return tuple(
-            Cell(place, "measured", word="unusable", scale=scale, detail=str(exc))
-            for place in places
-        )
+    if path.exists():
+        try:
+            return read_study(path, scale)
+        except RecordError as exc:
+            return _absent("unusable", str(exc), scale)
+    for each in studies:
+        if each.exhibit == "figure3" and (each.failure or each.refusal):
+            word = "failed" if each.failure else "infeasible"
+            return _absent(word, each.failure or each.refusal, scale)
+    return ()
+
+
+def _absent(word: str, detail: str, scale: str) -> tuple[Cell, ...]:
+    places = [Place("figure3", "0", algorithm, "allreduce_s") for algorithm in _ALGORITHMS]
+    return tuple(Cell(p, "measured", word=word, scale=scale, detail=detail) for p in places)
+
+
+def read_body(path: Path) -> Mapping[str, object]:
+    """What a study's file holds, its digest checked if it has one.
+
+    Raises:
+        RecordError: It is half written, changed, or of another schema.
+    """
+    where = f"study {path}"
+    raw = parse_json(read_small_file(path, _MAX_BYTES, RecordError), where, RecordError)
+    if not isinstance(raw, Mapping) or raw.get("schema") != _SCHEMA:
+        raise RecordError(f"{where}: not a study of schema {_SCHEMA}; measure it again")
+    if _DIGEST in raw and raw != signed(raw):
+        raise RecordError(f"{where}: was changed after it was written; measure it again")
+    return raw
+
+
+def signed(body: Mapping[str, object]) -> dict[str, object]:
+    """A body with its digest, as it is kept."""
+    bare = {name: value for name, value in body.items() if name != _DIGEST}
+    return {**bare, _DIGEST: digest_of(bare)}
 
 
 def read_study(path: Path, scale: str) -> tuple[Cell, ...]:
     """Every point of a study as a cell.
 
     Raises:
-        RecordError: It is half written, of another schema, or a field does not fit.
+        RecordError: It is half written, changed, of another schema, or a field does not fit.
     """
-    where = f"study {path}"
-    raw = parse_json(read_small_file(path, _MAX_BYTES, RecordError), where, RecordError)
-    if not isinstance(raw, Mapping) or raw.get("schema") != _SCHEMA:
-        raise RecordError(f"{where}: not a study of schema {_SCHEMA}; measure it again")
+    where, raw = f"study {path}", read_body(path)
     with map_errors({ConfigError: RecordError}, where):
         fields = Fields(raw, STUDY_FILE)
         dilation = fields.take("dilation", "a factor >= 1", _is_factor)

@@ -4,6 +4,7 @@
 wherever it stands. Read `open_book` first.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from results.allreduce_cells import allreduce_cells
@@ -23,6 +24,9 @@ def open_book(folder: Path) -> Book:
     """
     others = [*reported_cells(), *computed_cells(), *published_time_cells()]
     there = {(cell.place, cell.evidence, cell.source) for cell in others}
-    studied = allreduce_cells(folder, read_index(folder).scale)
+    index = read_index(folder)
+    studied = allreduce_cells(folder, index.scale, index.studies)
     others += [c for c in studied if (c.place, c.evidence, c.source) not in there]
-    return read_book(folder, others)
+    book = read_book(folder, others)
+    problems = dict.fromkeys(c.detail for c in studied if c.word == "unusable")
+    return replace(book, problems=(*book.problems, *problems))

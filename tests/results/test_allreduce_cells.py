@@ -3,7 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from results.allreduce_cells import STUDY_FILE, allreduce_cells, read_study
+from results.allreduce_cells import STUDY_FILE, allreduce_cells, read_study, signed
+from results.collected import open_book
+from results.index import Index, StudyEntry, write_index
 from results.schema import RecordError
 
 PUBLISHED = Path(__file__).parents[2] / "results" / "published" / "allreduce.json"
@@ -71,3 +73,33 @@ def test_half_written_study_is_cells_that_say_so(tmp_path):
     assert [c.place.column for c in cells] == ["star", "tree", "ring"]
     assert {c.word for c in cells} == {"unusable"}
     assert all("not JSON" in c.detail for c in cells)
+
+
+def test_a_changed_figure_is_a_problem_of_the_book(tmp_path):
+    path = study(tmp_path, POINT)
+    path.write_text(json.dumps(signed(json.loads(path.read_text()))))
+    write_index(tmp_path, Index("small"))
+    assert open_book(tmp_path).problems == ()
+    path.write_text(path.read_text().replace("0.0085", "9.0085"))
+    [problem] = open_book(tmp_path).problems
+    assert f"{STUDY_FILE}: was changed after it was written" in problem
+    path.write_bytes(path.read_bytes()[:50])
+    [problem] = open_book(tmp_path).problems
+    assert "not JSON" in problem
+
+
+@pytest.mark.parametrize(
+    ("words", "word"), [({"refusal": "no Docker"}, "infeasible"), ({"failure": "died"}, "failed")]
+)
+def test_figure_3_says_why_there_is_no_study(tmp_path, words, word):
+    write_index(tmp_path, Index("small", (), (StudyEntry("allreduce", "figure3", **words),)))
+    measured = [c for c in open_book(tmp_path).exhibit("figure3") if c.evidence == "measured"]
+    assert {(c.word, c.detail) for c in measured} == {(word, *words.values())}
+    study(tmp_path, POINT)
+    cells = open_book(tmp_path).exhibit("figure3")
+    assert not any(c.word for c in cells if c.evidence == "measured")
+
+
+def test_published_study_has_a_digest():
+    raw = json.loads(PUBLISHED.read_text())
+    assert raw == signed(raw)
