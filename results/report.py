@@ -17,6 +17,7 @@ from results.markup import Html, page, tag
 from results.report_claims import claims_section
 from results.report_exhibits import draw_all, figures_section, legend, tables_section
 from results.report_runs import environment_section, problems_section, rerun_section
+from results.report_sources import sources_section
 from results.report_style import STYLE
 from results.report_trust import (
     calibration_section,
@@ -37,6 +38,7 @@ _CONTENTS = {
     "calibration": "Calibration",
     "validity": "Links and CPUs",
     "noise": "Noise floor",
+    "sources": "Source versions",
     "environment": "Environment",
     "rerun": "Run it again",
 }
@@ -59,7 +61,7 @@ def write_report(book: Book, path: Path, figures_dir: Path | None = None) -> Non
     Raises:
         ResourceError: The disk is full or cannot be written.
         ReportError: Figures could not be drawn or read; the rest is written.
-        RecordError: A samples file changed since the book was read.
+        RecordError: A samples file that a claim needs changed since the book was read.
     """
     images, failures = draw_all(book, figures_dir)
     text = report_html(book, images, failures)
@@ -90,6 +92,7 @@ def report_html(book: Book, images: dict[str, bytes], failures: Sequence[str] = 
         calibration_section(book),
         validity_section(book),
         noise_section(book),
+        sources_section(book),
         environment_section(book),
         rerun_section(book),
     )

@@ -6,8 +6,9 @@ Read `rerun_section` first.
 import json
 import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-from results.book import Book
+from results.book import Book, mismatch_of
 from results.exhibits import label_of, title_of
 from results.index import Entry
 from results.markup import Html, counted, folded, joined, listed, section, table, tag
@@ -80,34 +81,46 @@ def _reruns(book: Book, exhibit: str) -> Html:
             label_of(entry.column),
             _state(book, entry),
             tag("code", entry.run_id),
-            tag("code", command_of(entry)),
+            tag("code", command_of(entry, book.folder)),
         )
         for entry in entries
     ]
     head = ("row", "column", "state", "record", "command")
     all_of_it = f"make {exhibit.rstrip('abc')} SCALE={book.scale}"
+    again = "; with what is unusable or failed: "
     return joined(
         [
             tag("h3", title_of(exhibit)),
-            tag("p", "All that is missing of it: ", tag("code", all_of_it)),
+            tag(
+                "p",
+                "All that is missing of it: ",
+                tag("code", all_of_it),
+                again,
+                tag("code", f"{all_of_it} RETRY=1"),
+            ),
             table(head, rows),
         ]
     )
 
 
-def command_of(entry: Entry) -> str:
-    """What runs one cell alone, as a shell takes it."""
-    return shlex.join(["python", "run.py", *entry.overrides, f"systems=[{entry.system}]"])
+def command_of(entry: Entry, folder: Path) -> str:
+    """What runs one cell alone, as a shell takes it, with its record beside the others."""
+    more = [f"systems=[{entry.system}]", f"results_dir={folder}"]
+    return shlex.join(["python", "run.py", *entry.overrides, *more])
 
 
 def _state(book: Book, entry: Entry) -> str:
     record = book.records.get(entry.run_id)
+    if record is not None and mismatch_of(entry, record):
+        return "unusable"
     if record is not None:
         return (
             f"{record.status}, {counted(record.num_ok, 'repeat')}"
             if record.samples
             else record.status
         )
+    if entry.failure:
+        return f"failed: {entry.failure}"
     if entry.refusal:
         return f"refused: {entry.refusal}"
     return "unusable" if entry.run_id else "not run"

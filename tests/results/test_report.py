@@ -1,5 +1,7 @@
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
@@ -10,7 +12,8 @@ from results.exhibits import title_of
 from results.index import Entry
 from results.report import ReportError, main, report_html, write_report
 from results.report_exhibits import FIGURES
-from results.report_runs import command_of
+from results.report_runs import command_of, rerun_section
+from results.report_sources import sources_section
 from results.report_trust import flattened
 from results.reported import reported_cells
 from results.schema import RunRecord
@@ -126,13 +129,16 @@ def test_sections_show_what_the_book_has():
     assert "round trip" in text
     assert "version of torch" in text
     assert "make table1 SCALE=small" in text
+    assert "make table1 SCALE=small RETRY=1" in text
+    assert "1 source version among the records." in text
     assert "bad &lt;script" in text
 
 
 def test_the_command_of_a_cell_is_quoted_for_a_shell():
     entry = Entry("table1", "a", "on", "tpi", ("workload.prompt=What's new?", "devices=8"))
-    assert command_of(entry) == (
+    assert command_of(entry, Path("my runs/small")) == (
         """python run.py 'workload.prompt=What'"'"'s new?' devices=8 'systems=[tpi]'"""
+        " 'results_dir=my runs/small'"
     )
 
 
@@ -171,3 +177,27 @@ def test_command_writes_a_report_with_figures_drawn_anew(tmp_path, capsys):
 def test_command_refuses_a_folder_without_an_index_in_one_line(tmp_path, capsys):
     assert main([str(tmp_path)]) != 0
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_records_of_older_source_are_named():
+    entries = [
+        Entry("table1", row, "on", "tpi", (), run_id, source=source)
+        for row, run_id, source in (("a", "tpi-1", "old"), ("b", "tpi-2", "new"), ("c", "x", ""))
+    ]
+    sources = {"tpi": "new"}
+    text = str(sources_section(replace(book(entries=tuple(entries)), sources=sources)))
+    assert "2 source versions among the records." in text
+    assert "old (older)</td><td>tpi-1</td>" in text
+    assert "new (present)</td><td>tpi-2</td>" in text
+    assert "does not say which version 1 cell" in text
+    only_old = replace(book(entries=(entries[0],)), sources=sources)
+    assert "2 source versions" in str(sources_section(only_old))
+
+
+def test_a_failure_and_a_foreign_record_are_named_in_the_runs():
+    failed = Entry("table1", "a", "on", "tpi", (), failure="boom")
+    foreign = Entry("table1", "b", "on", "galaxy", (), "tpi-1")
+    records = {"tpi-1": RunRecord("tpi-1", "tpi", "ok")}
+    text = str(rerun_section(book(entries=(failed, foreign), records=records)))
+    assert "<td>failed: boom</td>" in text
+    assert "<td>unusable</td>" in text
