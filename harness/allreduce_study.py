@@ -6,7 +6,8 @@ The paper's Figure 3 and Proposition 2: star, tree and ring on N containers join
 `--delays` (device to core, one way), for payloads of `--bytes`. All ranks start a round at the same
 moment of the host's clock; its latency ends when the last rank has the sum. Containers' CPU is not
 limited, and with `--dilation` k links are k times slower and times divided by k, so that what the
-ranks' own processing adds counts 1/k. Read `measure` first.
+ranks' own processing adds counts 1/k. With `--out` the file is written after every delay, and what
+it has of the same study is not measured again (`--fresh` does). Read `measure` first.
 """
 
 import argparse
@@ -18,19 +19,18 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.table import Table
 
+from harness.allreduce_file import ALGORITHMS, Asked, Point
 from harness.emulation import open_testbed
 from harness.profiles import LINK_BACKENDS
 from harness.scratch import scratch_folder
 from harness.values import check_choice, check_count, check_number
-from results.environment import host_environment
 from testbed.base import Device, DeviceError, Inbox, Process, make_inbox
 from testbed.hostlock import host_lock
 from testbed.janitor import janitor
@@ -39,56 +39,11 @@ from testbed.limits import DeviceLimits
 from testbed.link import LinkSpec, wire_bytes
 from tpi.allreduce_cost import ours_allreduce_s, published_link_latency_s
 from tpi.errors import EXIT_INTERRUPTED, ConfigError, TpiError
-from tpi.files import write_atomic
 
-ALGORITHMS = ("star", "tree", "ring")
-_SCHEMA = 1
 _HOPS_TO_CORE = 2  # of the paper's topology: device, gateway, core
 _START_S, _LEAD_S, _ANSWER_S = 180.0, 0.05, 60.0
 _DELAY_S, _DEVICE_CPU_S = 5.0, 3.0  # links and containers, and importing torch on each
 _WARMUP_ROUNDS = 3  # the window of every connection grows to the payload
-
-
-@dataclass(frozen=True, slots=True)
-class Point:
-    """One latency, undilated, beside what it should be.
-
-    Attributes:
-        delay_ms: One way, device to core.
-        median_s: Over rounds; `low_s` and `high_s` are the quartiles.
-        bound_s: Delays and payloads with their headers, the ports they share counted.
-        published_s: The paper's: hops alone (Propositions 1 and 2).
-    """
-
-    algorithm: str
-    delay_ms: float
-    num_bytes: int
-    world_size: int
-    median_s: float
-    low_s: float
-    high_s: float
-    rounds: int
-    bound_s: float
-    published_s: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """As it is kept."""
-        return asdict(self)
-
-
-def read_points(path: Path) -> list[Point]:
-    """What a study wrote.
-
-    Raises:
-        ConfigError: It cannot be read, or is not such a file.
-    """
-    try:
-        kept = json.loads(path.read_bytes())
-        if kept["schema"] != _SCHEMA:
-            raise ConfigError(f"{path}: schema {kept['schema']}, this version reads {_SCHEMA}")
-        return [Point(**point) for point in kept["points"]]
-    except (OSError, ValueError, KeyError, TypeError) as exc:
-        raise ConfigError(f"{path}: not a study of allreduce: {exc!r}") from exc
 
 
 def expected_s(
@@ -177,32 +132,43 @@ def _hear(inbox: Inbox, count: int, timeout_s: float) -> list[Mapping[str, Any]]
 
 
 def study(arguments: argparse.Namespace, console: Console) -> list[Point]:
-    """Measure every delay, algorithm and payload."""
-    points = []
+    """Measure every delay that the file does not have yet, and keep it after each."""
+    asked, out = _asked(arguments), arguments.out
+    found = {} if out is None or arguments.fresh else asked.to_go_on_from(out)
+    for number, delay_ms in enumerate(asked.delays, start=1):
+        if delay_ms in found:
+            continue
+        found[delay_ms] = measure_delay(arguments, delay_ms)
+        if out is not None:
+            asked.keep(out, _in_order(asked, found))
+        console.print(f"{delay_ms:g} ms measured, {number} of {len(asked.delays)} delays")
+    return _in_order(asked, found)
+
+
+def _in_order(asked: Asked, found: Mapping[float, Sequence[Point]]) -> list[Point]:
+    return [point for delay_ms in asked.delays for point in found.get(delay_ms, ())]
+
+
+def measure_delay(arguments: argparse.Namespace, delay_ms: float) -> list[Point]:
+    """Measure every algorithm and payload on links of one delay."""
     cells = list(product(ALGORITHMS, arguments.bytes))
-    total = len(cells) * len(arguments.delays)
-    for delay_ms in arguments.delays:
-        link = LinkSpec(delay_ms / 1e3, arguments.rate_mbps * 1e6, 0.0, 16 << 20)
-        dilated = link.dilated(arguments.dilation)
-        with (
-            scratch_folder(Path(arguments.work_dir).absolute()) as folder,
-            open_testbed(
-                folder,
-                [DeviceLimits(threads=1)] * arguments.devices,
-                [dilated] * arguments.devices,
-                mounts=(),
-                link_backend=arguments.backend,
-                dilation=arguments.dilation,
-            ) as testbed,
-        ):
-            devices = testbed.up(arguments.devices)
-            longest = expected_s("ring", arguments.devices, max(arguments.bytes), dilated)[0]
-            for cell, seen in measure(
-                devices, cells, arguments.rounds, 3 * longest, arguments.dilation
-            ):
-                points.append(_point(cell, delay_ms, link, seen, arguments))
-        console.print(f"{delay_ms:g} ms measured, {len(points)} of {total} latencies")
-    return points
+    link = LinkSpec(delay_ms / 1e3, arguments.rate_mbps * 1e6, 0.0, 16 << 20)
+    dilated = link.dilated(arguments.dilation)
+    with (
+        scratch_folder(Path(arguments.work_dir).absolute()) as folder,
+        open_testbed(
+            folder,
+            [DeviceLimits(threads=1)] * arguments.devices,
+            [dilated] * arguments.devices,
+            mounts=(),
+            link_backend=arguments.backend,
+            dilation=arguments.dilation,
+        ) as testbed,
+    ):
+        devices = testbed.up(arguments.devices)
+        longest = expected_s("ring", arguments.devices, max(arguments.bytes), dilated)[0]
+        seen = measure(devices, cells, arguments.rounds, 3 * longest, arguments.dilation)
+        return [_point(cell, delay_ms, link, latencies, arguments) for cell, latencies in seen]
 
 
 def _point(
@@ -270,7 +236,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"allreduce_study: {exc}\n")
         return DeviceError.exit_status
     except KeyboardInterrupt:
-        sys.stderr.write("allreduce_study: interrupted, nothing was kept\n")
+        sys.stderr.write("allreduce_study: interrupted; with --out the same command goes on\n")
         return EXIT_INTERRUPTED
     return 0
 
@@ -285,8 +251,6 @@ def carry_out(argv: Sequence[str], console: Console) -> None:
     with host_lock(allow_concurrent=False), janitor(RunLabel.mine("all")):
         points = study(arguments, console)
     show(points, console)
-    if arguments.out is not None:
-        _keep(arguments, points)
 
 
 def is_kept(argv: Sequence[str], path: Path) -> bool:
@@ -295,17 +259,18 @@ def is_kept(argv: Sequence[str], path: Path) -> bool:
     Raises:
         ConfigError: They cannot be used, or the file is there and is no study.
     """
-    arguments = _parsed(argv)
-    if not path.exists():
-        return False
-    asked = {
-        (algorithm, num_bytes, delay_ms, arguments.devices, arguments.rounds)
-        for algorithm, num_bytes, delay_ms in product(ALGORITHMS, arguments.bytes, arguments.delays)
-    }
-    found = {
-        (p.algorithm, p.num_bytes, p.delay_ms, p.world_size, p.rounds) for p in read_points(path)
-    }
-    return asked <= found
+    return _asked(_parsed(argv)).is_kept(path)
+
+
+def _asked(arguments: argparse.Namespace) -> Asked:
+    return Asked(
+        devices=arguments.devices,
+        delays=tuple(arguments.delays),
+        bytes=tuple(arguments.bytes),
+        rounds=arguments.rounds,
+        rate_mbps=arguments.rate_mbps,
+        dilation=arguments.dilation,
+    )
 
 
 def predicted_s(argv: Sequence[str]) -> float:
@@ -326,8 +291,16 @@ def predicted_s(argv: Sequence[str]) -> float:
     return seconds
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong as any other mistake: plans have such arguments in them."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise ConfigError instead of ending the program."""
+        raise ConfigError(f"{message}; see --help")
+
+
 def _parsed(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m harness.allreduce_study")
+    parser = _Parser(prog="python -m harness.allreduce_study")
     parser.add_argument("--devices", type=int, default=8)
     parser.add_argument("--delays", type=_numbers, default=[0, 1, 2, 4, 6, 8, 10],
                         help="ms, device to core, one way")  # fmt: skip
@@ -338,6 +311,7 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--work-dir", default="weights")
     parser.add_argument("--out", type=Path, help="where the figures are kept, as JSON")
+    parser.add_argument("--fresh", action="store_true", help="measure again what the file has")
     arguments = parser.parse_args(argv)
     _check(arguments)
     return arguments
@@ -363,17 +337,6 @@ def _check(arguments: argparse.Namespace) -> None:
         if arguments.out.is_dir():
             raise ConfigError(f"--out: {arguments.out} is a folder, expected a file")
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-
-
-def _keep(arguments: argparse.Namespace, points: Sequence[Point]) -> None:
-    kept = {
-        "schema": _SCHEMA,
-        "dilation": arguments.dilation,
-        "rate_mbps": arguments.rate_mbps,
-        "environment": host_environment(),
-        "points": [point.to_dict() for point in points],
-    }
-    write_atomic(arguments.out, json.dumps(kept, indent=1).encode())
 
 
 def _numbers(text: str) -> list[float]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from harness import allreduce_study as study
+from harness.allreduce_file import read_points
 from results.store import RunStore
 from results.tables import markdown
 
@@ -36,7 +37,7 @@ def test_table_is_what_its_records_give(name, text):
 
 @pytest.mark.parametrize(("name", "text"), STUDIES, ids=[name for name, _ in STUDIES])
 def test_study_is_what_its_figures_give(name, text):
-    assert text.strip() == study.markdown(study.read_points(PUBLISHED / name))
+    assert text.strip() == study.markdown(read_points(PUBLISHED / name))
 
 
 def test_warning_about_workers_stands():

@@ -1,10 +1,12 @@
 """The study's expected latencies, its table, and figures read back."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
-from harness.allreduce_study import Point, expected_s, main, markdown, read_points
+from harness.allreduce_file import Asked, Point, read_points
+from harness.allreduce_study import expected_s, main, markdown
 from testbed.link import LinkSpec
 from tpi.errors import TpiError
 
@@ -49,6 +51,28 @@ def test_points_read_back(tmp_path):
     assert read_points(path) == points()
 
 
+ASKED = Asked(8, (0.0, 2.0), (4, 32768), 15, 300, 8)
+
+
+def test_a_changed_figure_is_no_study(tmp_path):
+    path = tmp_path / "study.json"
+    ASKED.keep(path, points())
+    assert read_points(path) == points()
+    path.write_text(path.read_text().replace('"median_s": 0.0125', '"median_s": 0.0025', 1))
+    with pytest.raises(TpiError, match=r"study\.json: was changed after it was written"):
+        read_points(path)
+
+
+def test_a_study_of_another_host_is_not_gone_on_with(tmp_path, monkeypatch):
+    path = tmp_path / "study.json"
+    some = [replace(p, delay_ms=0.0) for p in points() if p.delay_ms == 0]
+    ring = [replace(p, algorithm="ring") for p in some if p.algorithm == "star"]
+    ASKED.keep(path, [*some, *ring, points()[-1]])
+    assert list(ASKED.to_go_on_from(path)) == [0.0]  # of the other not all is there
+    monkeypatch.setattr("harness.allreduce_file.host_fingerprint", lambda facts: str(id(facts)))
+    assert ASKED.to_go_on_from(path) == {}
+
+
 @pytest.mark.parametrize(
     "text", ["{", "[]", '{"schema": 2, "points": []}', '{"schema": 1, "points": [{}]}']
 )
@@ -87,6 +111,5 @@ def test_what_cannot_be_measured_is_refused_before_anything_starts(argument, wor
 
 @pytest.mark.parametrize("argument", ["--delays=", "--delays=a", "--bytes=x"])
 def test_what_is_no_number_is_refused_by_name(argument, capsys):
-    with pytest.raises(SystemExit):
-        main([argument])
+    assert main([argument]) == 2
     assert "expected numbers as in" in capsys.readouterr().err

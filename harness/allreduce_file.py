@@ -1,0 +1,144 @@
+"""The file of an allreduce study: its points, how they were measured, and a digest of them.
+
+It is written after every delay, so that a study that was interrupted goes on. What is there serves
+a study that asks for the same network, payloads and rounds. Read `Asked` first.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from results.allreduce_cells import read_body, signed
+from results.environment import host_environment, host_fingerprint
+from results.schema import RecordError
+from tpi.errors import ConfigError
+from tpi.files import write_atomic
+
+ALGORITHMS = ("star", "tree", "ring")
+_SCHEMA = 1
+Key = tuple[str, float, int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One latency, undilated, beside what it should be.
+
+    Attributes:
+        delay_ms: One way, device to core.
+        median_s: Over rounds; `low_s` and `high_s` are the quartiles.
+        bound_s: Delays and payloads with their headers, the ports they share counted.
+        published_s: The paper's: hops alone (Propositions 1 and 2).
+    """
+
+    algorithm: str
+    delay_ms: float
+    num_bytes: int
+    world_size: int
+    median_s: float
+    low_s: float
+    high_s: float
+    rounds: int
+    bound_s: float
+    published_s: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it is kept."""
+        return asdict(self)
+
+    @property
+    def key(self) -> Key:
+        """What it is the latency of."""
+        return self.algorithm, self.delay_ms, self.num_bytes, self.world_size, self.rounds
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Everything that decides the figures of a study."""
+
+    devices: int
+    delays: tuple[float, ...]
+    bytes: tuple[int, ...]
+    rounds: int
+    rate_mbps: float
+    dilation: float
+
+    def keys(self, delay_ms: float) -> Iterator[Key]:
+        """Every latency that is asked for at one delay."""
+        for algorithm, num_bytes in product(ALGORITHMS, self.bytes):
+            yield algorithm, delay_ms, num_bytes, self.devices, self.rounds
+
+    def is_kept(self, path: Path) -> bool:
+        """Whether a file has all of it.
+
+        Raises:
+            ConfigError: The file is there and is no study.
+        """
+        if not path.exists():
+            return False
+        found = {point.key for point in self._same(path)}
+        return all(found.issuperset(self.keys(delay_ms)) for delay_ms in self.delays)
+
+    def to_go_on_from(self, path: Path) -> dict[float, list[Point]]:
+        """By delay, what is measured already: whole delays alone, on this host.
+
+        Raises:
+            ConfigError: The file is there and is no study.
+        """
+        if not path.exists():
+            return {}
+        environment = read_study(path).get("environment")
+        here = host_fingerprint(host_environment())
+        if not isinstance(environment, Mapping) or host_fingerprint(environment) != here:
+            return {}
+        points = {point.key: point for point in self._same(path)}
+        return {
+            delay_ms: [points[key] for key in self.keys(delay_ms)]
+            for delay_ms in self.delays
+            if points.keys() >= set(self.keys(delay_ms))
+        }
+
+    def keep(self, path: Path, points: Sequence[Point]) -> None:
+        """Write what is measured until now, whole or not at all.
+
+        Raises:
+            OSError: The disk is full or cannot be written.
+        """
+        body = {
+            "schema": _SCHEMA,
+            "dilation": self.dilation,
+            "rate_mbps": self.rate_mbps,
+            "environment": host_environment(),
+            "points": [point.to_dict() for point in points],
+        }
+        write_atomic(path, json.dumps(signed(body), indent=1).encode())
+
+    def _same(self, path: Path) -> list[Point]:
+        """The points of a file if they were measured on the network that is asked for."""
+        kept, asked = read_study(path), (self.dilation, self.rate_mbps)
+        return read_points(path) if (kept.get("dilation"), kept.get("rate_mbps")) == asked else []
+
+
+def read_points(path: Path) -> list[Point]:
+    """What a study wrote.
+
+    Raises:
+        ConfigError: It cannot be read, was changed, or is not such a file.
+    """
+    points = read_study(path).get("points")
+    try:
+        if not isinstance(points, list):
+            raise TypeError("no list of points")
+        return [Point(**point) for point in points]
+    except TypeError as exc:
+        raise ConfigError(f"{path}: not a study of allreduce: {exc}") from exc
+
+
+def read_study(path: Path) -> Mapping[str, object]:
+    """The whole file; raises as `read_points`."""
+    try:
+        return read_body(path)
+    except RecordError as exc:
+        raise ConfigError(f"{path}: not a study of allreduce: {exc}") from exc
