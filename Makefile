@@ -16,6 +16,9 @@ OUT ?= trace.json
 .DEFAULT_GOAL := help
 # How much of the paper to run: smoke (minutes), small (hours), full (the paper's own sizes).
 SCALE ?= smoke
+# RETRY=1 also runs again what crashed, gave wrong tokens or left a record that cannot be used.
+RETRY ?=
+PAPER = $(PY) -m harness.paper --scale $(SCALE) $(if $(filter-out 0,$(RETRY)),--retry)
 EXHIBITS := table1 table2 table3 table4 table5 table6 table7 table8 \
   figure1 figure3 figure4 figure5 figure6
 .PHONY: help setup llamacpp image doctor calibrate demo trace test test-fast test-docker lint types \
@@ -88,10 +91,10 @@ bench-all: setup  ## every timing, each a ratio taken in one run (long)
 	@$(PY) -m pytest tests/benchmarks -q -m bench -s --timeout 1800
 
 paper: setup  ## run and render the paper's tables and figures; one alone: make table1 SCALE=small
-	@$(PY) -m harness.paper --scale $(SCALE)
+	@$(PAPER)
 
 $(EXHIBITS): setup
-	@$(PY) -m harness.paper --scale $(SCALE) --only $@
+	@$(PAPER) --only $@
 
 report: setup  ## claims, tables and figures as one HTML file: make report SCALE=smoke
 	@$(PY) -m results.report results/paper-runs/$(SCALE) \

@@ -2,47 +2,139 @@
 
 It starts from what the last pass left, so that running one table keeps what stands behind the
 others, and is written whole after every change. Entries that `conf/paper` no longer has fall out.
+Only the holder of `folder_lock` may have one: two would write over each other's entries.
 """
 
 import contextlib
-from collections.abc import Iterable
-from dataclasses import replace
+import fcntl
+import functools
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from results.index import Entry, Index, read_index, write_index
+from harness.identity import simulator_digest, source_digest
+from harness.paper_plan import Study
+from results.index import INDEX_FILE, Entry, Index, StudyEntry, read_index, write_index
 from results.schema import RecordError
-from tpi.errors import ConfigError
+from testbed.base import DeviceError
+from tpi.errors import ConfigError, ResourceError, map_errors
+
+_LOCK = ".lock"
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What stands behind entries: a record, or why there is none; all empty before a run."""
+
+    run_id: str = ""
+    refusal: str = ""
+    failure: str = ""
 
 
 class PaperIndex:
-    """`index.json` in a folder, for the entries of a plan."""
+    """`index.json` in a folder, for the entries of a plan.
+
+    Attributes:
+        problem: Why the one that is there cannot be used; it is made anew then.
+    """
 
     def __init__(self, folder: Path, scale: str, entries: Iterable[Entry]) -> None:
         self._folder, self._scale = folder, scale
         self._entries = {_key(entry): entry for entry in entries}
-        with contextlib.suppress(RecordError):  # none yet, or a broken one, which is made anew
-            old = read_index(folder)
-            if old.scale != scale:
-                raise ConfigError(
-                    f"--dir: {folder} holds the scale {old.scale}, not {scale}; give another folder"
-                )
-            self._entries |= {_key(e): e for e in old.entries if _key(e) in self._entries}
+        self._studies: dict[str, StudyEntry] = {}
+        self.problem = ""
+        if not (folder / INDEX_FILE).exists():
+            if any(folder.glob("*/run.json")):
+                self.problem = f"{folder / INDEX_FILE}: missing beside run records"
+            return
+        try:
+            self._take(read_index(folder))
+        except RecordError as exc:
+            self.problem = str(exc)
+
+    def _take(self, old: Index) -> None:
+        if old.scale != self._scale:
+            raise ConfigError(
+                f"--dir: {self._folder} holds the scale {old.scale}, not {self._scale}; give"
+                " another folder"
+            )
+        self._entries |= {_key(e): e for e in old.entries if _key(e) in self._entries}
+        self._studies = {study.name: study for study in old.studies}
+
+    @property
+    def scale(self) -> str:
+        """Of all entries."""
+        return self._scale
 
     @property
     def index(self) -> Index:
         """As it will be written."""
-        return Index(self._scale, tuple(self._entries.values()))
+        sources = {entry.program: _source(entry) for entry in self._entries.values()}
+        entries, studies = tuple(self._entries.values()), tuple(self._studies.values())
+        return Index(self._scale, entries, studies, sources)
 
-    def note(self, entries: Iterable[Entry], *, run_id: str, refusal: str) -> None:
+    def note(self, entries: Iterable[Entry], standing: Standing) -> None:
         """Say what stands behind some entries."""
         for entry in entries:
-            one_line = " ".join(refusal.split())
-            self._entries[_key(entry)] = replace(entry, run_id=run_id, refusal=one_line)
+            self._entries[_key(entry)] = replace(
+                entry,
+                run_id=standing.run_id,
+                refusal=_one_line(standing.refusal),
+                failure=_one_line(standing.failure),
+                source=_source(entry) if standing.run_id else "",
+            )
+
+    def note_study(self, study: Study, standing: Standing) -> None:
+        """Say why a study has given nothing, if it has not."""
+        words = _one_line(standing.refusal), _one_line(standing.failure)
+        self._studies[study.name] = StudyEntry(study.name, study.exhibit, *words)
 
     def write(self) -> None:
         """Write it, whole or not at all."""
         write_index(self._folder, self.index)
 
 
+@contextlib.contextmanager
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Be the only one who runs what a folder needs; the kernel frees it however we end.
+
+    Raises:
+        DeviceError: Somebody else does.
+        ResourceError: The folder cannot be written.
+    """
+    path = folder / _LOCK
+    with map_errors({OSError: ResourceError}, f"cannot write {path}"):
+        folder.mkdir(parents=True, exist_ok=True)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    try:
+        _lock(fd, folder)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _lock(fd: int, folder: Path) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise DeviceError(
+            f"{folder}: another `make paper` works there; wait for its end, or give --dir"
+        ) from None
+
+
 def _key(entry: Entry) -> Entry:
-    return replace(entry, run_id="", refusal="")
+    return replace(entry, run_id="", refusal="", failure="", source="")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _source(entry: Entry) -> str:
+    return (simulator_digest() if entry.is_simulated else _measured_source(entry.system))[:12]
+
+
+@functools.cache  # it is asked for after every run
+def _measured_source(system: str) -> str:
+    return source_digest(system)

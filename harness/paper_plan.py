@@ -25,6 +25,7 @@ from pathlib import Path
 
 import yaml
 
+from harness import allreduce_study
 from harness.systems import SYSTEMS
 from harness.values import nearest
 from results.cells import EXHIBITS, SCALES
@@ -145,6 +146,8 @@ def _studies(section: Mapping[str, object], where: str) -> Iterator[Study]:
         if name not in STUDIES:
             raise ConfigError(f"{where}: studies: unknown {name!r}{nearest(name, STUDIES)}")
         texts = _texts(arguments, f"{where}: studies: {name}")
+        with map_errors({ConfigError: ConfigError}, f"{where}: studies: {name}"):
+            allreduce_study.predicted_s(texts)
         yield Study(name, STUDIES[name], tuple(texts))
 
 

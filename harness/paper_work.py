@@ -3,8 +3,8 @@
 `look` says whether it is done, what stands in its way, or how long it will take, and starts
 nothing; `run` does it. A record that is `ok` or `oom` is done, and one that is `infeasible` as long
 as its plan is refused; `invalid` and `interrupted` are run again. `crashed`, `timeout` and
-`wrong_output` are results that fail the whole: they are run again when asked to. Read `Work` and
-`RunWork.look` first.
+`wrong_output` are results that fail the whole, as does a record that cannot be used: they are run
+again when asked to. Read `Work` and `RunWork.look` first.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ from results.identity import make_run_id
 from results.index import Entry
 from results.schema import RecordError, RunRecord
 from results.store import RunStore
-from tpi.errors import TpiError
+from tpi.errors import ConfigError, TpiError
 from tpi.units import format_bytes, format_seconds
 
 STATES = (
@@ -48,6 +48,7 @@ class Outlook:
         reason: Why it is refused or failed; of what is done, its figures.
         run_id: Of its record, where there is one.
         predicted_s: Of what is to do.
+        kind: Of what is done: `measured`, `simulated`, `oom` or `infeasible`.
     """
 
     state: str
@@ -55,6 +56,7 @@ class Outlook:
     run_id: str = ""
     predicted_s: float = 0.0
     prepared: Prepared | PreparedSim | None = None
+    kind: str = ""
 
 
 class Work(Protocol):
@@ -71,6 +73,10 @@ class Work(Protocol):
     @property
     def exhibits(self) -> frozenset[str]:
         """The tables and figures that need it."""
+
+    @property
+    def study(self) -> Study | None:
+        """The study that it is, if it is no run."""
 
     def look(self) -> Outlook:
         """Say how it stands; nothing is started or written."""
@@ -92,6 +98,7 @@ class RunWork:
     folder: Path
     retry: bool = False
     entries: list[Entry] = field(default_factory=list)
+    study: None = None
     _composed: Composed | None = None
 
     @property
@@ -121,14 +128,17 @@ class RunWork:
         try:
             record = store.latest(base_id)
         except RecordError as exc:
-            # Nothing older is taken in its place, and a changed record is not ours to remove.
-            return Outlook("failed", str(exc), store.latest_id(base_id))
+            # Nothing older is taken in its place, and a changed record is not ours to remove: a
+            # retry measures anew beside it.
+            unusable = Outlook("failed", str(exc), store.latest_id(base_id))
+            return _before(_forced(prepared), unusable) if self.retry else unusable
+        seen = Outlook("todo", words_of(record), record.run_id) if record else Outlook("todo")
         if record is None or _is_to_do(record, prepared):
-            return _before(prepared, record)
+            return _before(prepared, seen)
         if record.status in _DONE:
-            return Outlook("done", words_of(record), record.run_id)
+            return replace(seen, state="done", kind=_kind(record, prepared))
         if self.retry:
-            return _before(_forced(prepared), record)
+            return _before(_forced(prepared), seen)
         return Outlook("failed", words_of(record), record.run_id)
 
     def run(self, outlook: Outlook, log: Console) -> None:
@@ -150,6 +160,7 @@ class StudyWork:
 
     study: Study
     folder: Path
+    retry: bool = False
     entries: tuple[Entry, ...] = ()
 
     @property
@@ -171,7 +182,11 @@ class StudyWork:
         """As `Work` says."""
         try:
             if allreduce_study.is_kept(self.study.arguments, self.path):
-                return Outlook("done", str(self.path))
+                return Outlook("done", str(self.path), kind="measured")
+        except TpiError as exc:
+            if not self.retry:
+                return Outlook("failed", str(exc))
+        try:
             predicted_s = allreduce_study.predicted_s(self.study.arguments)
         except TpiError as exc:
             return Outlook("failed", str(exc))
@@ -184,7 +199,16 @@ class StudyWork:
     def run(self, outlook: Outlook, log: Console) -> None:
         """As `Work` says."""
         del outlook
-        allreduce_study.carry_out([*self.study.arguments, f"--out={self.path}"], log)
+        fresh = ["--fresh"] if self.retry and not self._is_readable() else []
+        self.retry = False  # once
+        allreduce_study.carry_out([*self.study.arguments, f"--out={self.path}", *fresh], log)
+
+    def _is_readable(self) -> bool:
+        try:
+            allreduce_study.is_kept(self.study.arguments, self.path)
+        except ConfigError:
+            return False
+        return True
 
 
 def works_of(
@@ -196,7 +220,7 @@ def works_of(
         key = (entry.system, entry.overrides)
         work = runs.setdefault(key, RunWork(*key, folder=folder, retry=retry))
         work.entries.append(entry)
-    return [*runs.values(), *(StudyWork(study, folder) for study in studies)]
+    return [*runs.values(), *(StudyWork(study, folder, retry) for study in studies)]
 
 
 def run_name(prepared: Prepared | PreparedSim) -> str:
@@ -211,6 +235,12 @@ def run_name(prepared: Prepared | PreparedSim) -> str:
     return make_run_id(system.name, decides)
 
 
+def _kind(record: RunRecord, prepared: Prepared | PreparedSim) -> str:
+    if record.status != "ok":
+        return record.status
+    return "simulated" if isinstance(prepared, PreparedSim) else "measured"
+
+
 def _is_to_do(record: RunRecord, prepared: Prepared | PreparedSim) -> bool:
     if isinstance(prepared, PreparedSim):
         return not record.is_finished(1)
@@ -219,9 +249,9 @@ def _is_to_do(record: RunRecord, prepared: Prepared | PreparedSim) -> bool:
     return not record.is_finished(prepared.plan.config.repeats)
 
 
-def _before(prepared: Prepared | PreparedSim, record: RunRecord | None) -> Outlook:
-    """What stands in the way of a run, or how long it will take."""
-    reason, run_id = (words_of(record), record.run_id) if record else ("", "")
+def _before(prepared: Prepared | PreparedSim, seen: Outlook) -> Outlook:
+    """What stands in the way of a run, or how long it will take; `seen` is what there is of it."""
+    reason, run_id = seen.reason, seen.run_id
     if isinstance(prepared, PreparedSim):
         return Outlook("todo", reason, run_id, _SIMULATE_S, prepared)
     plan = prepared.plan

@@ -3,20 +3,21 @@
 import io
 import re
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from rich.console import Console
 
 from harness import paper
-from harness.paper import Driver
-from harness.paper_index import PaperIndex
+from harness.paper_driver import Driver
+from harness.paper_index import PaperIndex, Standing, folder_lock
+from harness.paper_plan import Study
 from harness.paper_work import Outlook
 from results.index import INDEX_FILE, Entry, Index, read_index, write_index
 from testbed.base import DeviceError
 from tpi.errors import ConfigError, WeightsError
 
-OK = Outlook("done", "ok: 1 s a token", "tpi-1")
+OK = Outlook("done", "ok: 1 s a token", "tpi-0000000000000001", kind="measured")
 
 
 def entry(row, exhibit="table1", column="on"):
@@ -35,6 +36,7 @@ class FakeWork:
     runs: int = 0
     clock: list[float] = field(default_factory=lambda: [0.0])
     exhibit: str = "table1"
+    study: Study | None = None
 
     @property
     def entries(self):
@@ -68,14 +70,16 @@ class Setup:
         self.folder = folder
         self.out, self.log = io.StringIO(), io.StringIO()
 
-    def __call__(self, *works, alone=lambda: None):
+    def __call__(self, *works, alone=lambda: None, others=()):
         now = [0.0]
         for work in works:
             work.clock = now
-        index = PaperIndex(self.folder, "smoke", [e for work in works for e in work.entries])
+        index = PaperIndex(
+            self.folder, "smoke", [e for work in (*works, *others) for e in work.entries]
+        )
         self.out, self.log = io.StringIO(), io.StringIO()
         out, log = (Console(file=f, width=120) for f in (self.out, self.log))
-        return Driver(works, index, out, log, clock=lambda: now[0], alone=alone)
+        return Driver(works, index, out, log, clock=lambda: now[0], alone=alone, others=others)
 
 
 @pytest.fixture
@@ -84,14 +88,18 @@ def driver(tmp_path):
 
 
 def in_index(tmp_path):
-    return {e.row: (e.run_id, e.refusal) for e in read_index(tmp_path).entries}
+    return {e.row: (e.run_id, e.refusal or e.failure) for e in read_index(tmp_path).entries}
 
 
 def test_only_what_is_to_do_is_run(tmp_path, driver):
     works = [todo("a"), FakeWork("b", OK), FakeWork("c", Outlook("refused", "no Docker"))]
     assert driver(*works).run() == 0
     assert [work.runs for work in works] == [1, 0, 0]
-    assert in_index(tmp_path) == {"a": ("tpi-1", ""), "b": ("tpi-1", ""), "c": ("", "no Docker")}
+    assert in_index(tmp_path) == {
+        "a": ("tpi-0000000000000001", ""),
+        "b": ("tpi-0000000000000001", ""),
+        "c": ("", "no Docker"),
+    }
     out = driver.out.getvalue()
     assert "done 1, refused 1, failed 0, to do 1: about 60 s" in out
     assert "[1/1] a ... 60 s, about 60 s left" in out
@@ -100,33 +108,85 @@ def test_only_what_is_to_do_is_run(tmp_path, driver):
 
 
 def test_a_failure_keeps_going_and_makes_the_status(tmp_path, driver):
-    failed = Outlook("failed", "crashed: it fell over", "tpi-9")
+    failed = Outlook("failed", "crashed: it fell over", "tpi-0000000000000009")
     works = [
         todo("a", after=failed),
         todo("b", after=Outlook("todo"), raises=WeightsError("rank-0: truncated")),
-        todo("c", after=Outlook("todo", "invalid: a link was slow", "tpi-7")),
+        todo("c", after=Outlook("todo", "invalid: a link was slow", "tpi-0000000000000007")),
         todo("d", after=Outlook("todo")),
         todo("e"),
     ]
     assert driver(*works).run() == 1
     assert all(work.runs == 1 for work in works)
     assert in_index(tmp_path) == {
-        "a": ("tpi-9", ""),  # its record says how it ended
+        "a": ("tpi-0000000000000009", ""),  # its record says how it ended
         "b": ("", "rank-0: truncated"),
-        "c": ("tpi-7", ""),
+        "c": ("tpi-0000000000000007", ""),
         "d": ("", "it left no record"),
-        "e": ("tpi-1", ""),
+        "e": ("tpi-0000000000000001", ""),
     }
     last = driver.out.getvalue().splitlines()[-5:]
-    assert last[0] == "failed: a: crashed: it fell over"
-    assert last[1] == "failed: b: rank-0: truncated"
-    assert last[-1] == "done 1, refused 0, failed 4"
+    again = "; again: make table1 SCALE=smoke RETRY=1"
+    assert last[0] == f"failed: a: crashed: it fell over{again}"
+    assert last[1] == f"failed: b: rank-0: truncated{again}"
+    assert last[-1] == "5 runs: measured 1, simulated 0, oom 0, infeasible 0, refused 0, failed 4"
+    failures = {e.row: (e.refusal, e.failure) for e in read_index(tmp_path).entries}
+    assert failures["b"] == ("", "rank-0: truncated")
+
+
+def test_a_defect_in_one_run_is_one_failure_and_its_traceback_is_kept(tmp_path, driver):
+    class Blind(FakeWork):
+        def look(self):
+            raise AttributeError("no such thing")
+
+    works = [
+        todo("a", after=Outlook("todo"), raises=ValueError("boom")), Blind("b", OK), todo("c"),
+    ]  # fmt: skip
+    assert driver(*works).run() == 1
+    assert works[2].runs == 1
+    assert in_index(tmp_path) == {
+        "a": ("", "ValueError: boom; see log.txt"),
+        "b": ("", "AttributeError: no such thing; see log.txt"),
+        "c": (OK.run_id, ""),
+    }
+    assert "Traceback" in driver.log.getvalue()
+    assert 'raise AttributeError("no such thing")' in driver.log.getvalue()
+
+
+def test_the_end_counts_kinds(driver):
+    works = [
+        FakeWork("a", replace(OK, kind="simulated")), FakeWork("b", replace(OK, kind="oom")),
+        FakeWork("c", Outlook("refused", "no Docker")),
+    ]  # fmt: skip
+    driver(*works).run()
+    last = driver.out.getvalue().splitlines()[-1]
+    assert last == "3 runs: measured 0, simulated 1, oom 1, infeasible 0, refused 1, failed 0"
+
+
+def test_the_words_of_a_study_stand_in_the_index(tmp_path, driver):
+    study = Study("allreduce", "figure3", ())
+    work = FakeWork("s", Outlook("refused", "no Docker"), exhibit="figure3", study=study)
+    driver(work).run()
+    (kept,) = read_index(tmp_path).studies
+    assert (kept.name, kept.exhibit, kept.refusal, kept.failure) == (
+        "allreduce", "figure3", "no Docker", "",
+    )  # fmt: skip
+    work.outlook = replace(OK, run_id="")
+    driver(work).run()
+    assert read_index(tmp_path).studies[0].refusal == ""
+
+
+def test_an_entry_has_the_version_of_its_source(tmp_path, driver):
+    driver(todo("a"), FakeWork("b", Outlook("refused", "no Docker"))).run()
+    index = read_index(tmp_path)
+    assert [e.source for e in index.entries] == [index.sources["tpi"], ""]
+    assert len(index.sources["tpi"]) == 12
 
 
 def test_a_record_beside_an_error_is_what_counts(tmp_path, driver):
     work = todo("a", raises=WeightsError("late"))
     assert driver(work).run() == 0
-    assert in_index(tmp_path)["a"] == ("tpi-1", "")
+    assert in_index(tmp_path)["a"] == ("tpi-0000000000000001", "")
 
 
 def test_what_is_asked_for_wrongly_fails_the_whole(tmp_path, driver):
@@ -137,12 +197,16 @@ def test_what_is_asked_for_wrongly_fails_the_whole(tmp_path, driver):
 
 
 def test_an_interrupt_keeps_the_index_and_the_rest_for_later(tmp_path, driver):
-    half = Outlook("todo", "interrupted", "tpi-3", 60.0)
+    half = Outlook("todo", "interrupted", "tpi-0000000000000003", 60.0)
     works = [todo("a"), todo("b", after=half, raises=KeyboardInterrupt()), todo("c")]
     with pytest.raises(KeyboardInterrupt):
         driver(*works).run()
     assert works[2].runs == 0
-    assert in_index(tmp_path) == {"a": ("tpi-1", ""), "b": ("tpi-3", ""), "c": ("", "")}
+    assert in_index(tmp_path) == {
+        "a": ("tpi-0000000000000001", ""),
+        "b": ("tpi-0000000000000003", ""),
+        "c": ("", ""),
+    }
 
 
 def test_another_harness_stops_the_whole(tmp_path, driver):
@@ -198,14 +262,17 @@ def test_dry_run_says_everything_and_starts_nothing(tmp_path, driver):
 
 def test_one_table_keeps_what_stands_behind_the_others(tmp_path):
     others = [entry("a", "table2"), entry("old", "table2")]
-    stale = Entry("table1", "b", "on", "tpi", ("model=other",), "tpi-5")
-    kept = [Entry(**{**_fields(e), "run_id": "tpi-4"}) for e in others]
+    stale = Entry("table1", "b", "on", "tpi", ("model=other",), "tpi-0000000000000005")
+    kept = [Entry(**{**_fields(e), "run_id": "tpi-0000000000000004"}) for e in others]
     write_index(tmp_path, Index("smoke", (*kept, stale)))
     index = PaperIndex(tmp_path, "smoke", [entry("a", "table2"), entry("b")])
-    index.note([entry("b")], run_id="tpi-6", refusal="")
+    index.note([entry("b")], Standing("tpi-0000000000000006"))
     index.write()
     found = {(e.exhibit, e.row): e.run_id for e in read_index(tmp_path).entries}
-    assert found == {("table2", "a"): "tpi-4", ("table1", "b"): "tpi-6"}
+    assert found == {
+        ("table2", "a"): "tpi-0000000000000004",
+        ("table1", "b"): "tpi-0000000000000006",
+    }
 
 
 def _fields(e):
@@ -218,10 +285,33 @@ def test_a_folder_of_another_scale_is_refused(tmp_path):
         PaperIndex(tmp_path, "smoke", [])
 
 
-def test_a_broken_index_is_made_anew(tmp_path):
+def test_a_broken_index_is_made_anew_from_all_work(tmp_path, driver):
     (tmp_path / INDEX_FILE).write_text('{"schema_version": 1, "sca')
-    PaperIndex(tmp_path, "smoke", [entry("a")]).write()
-    assert in_index(tmp_path) == {"a": ("", "")}
+    other = FakeWork("b", OK, exhibit="table2")
+    assert driver(todo("a"), others=[other]).run() == 0
+    assert in_index(tmp_path) == {"a": (OK.run_id, ""), "b": (OK.run_id, "")}
+    first = driver.out.getvalue().splitlines()[0]
+    assert "not JSON" in first
+    assert first.endswith("; making it anew from the records")
+
+
+def test_an_index_that_is_gone_is_made_anew_too(tmp_path, driver):
+    (tmp_path / OK.run_id).mkdir()
+    (tmp_path / OK.run_id / "run.json").touch()
+    driver(todo("a"), others=[FakeWork("b", OK)]).run()
+    assert in_index(tmp_path)["b"] == (OK.run_id, "")
+    driver(todo("a"), others=[FakeWork("b", Outlook("todo"))]).run()
+    assert in_index(tmp_path)["b"] == (OK.run_id, "")  # a good one is believed
+
+
+def test_two_drivers_do_not_work_in_one_folder(tmp_path, works, rendered, capsys):
+    with folder_lock(tmp_path):
+        assert paper.main(["--dir", str(tmp_path)]) != 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "another `make paper` works there" in line
+    assert not any(work.runs for work in works)
+    assert paper.main(["--dir", str(tmp_path)]) == 0
+    assert len(rendered) == 1
 
 
 @pytest.fixture
@@ -249,7 +339,11 @@ def test_command_line_runs_one_table_and_renders_it(tmp_path, works, rendered, c
     assert paper.main(["--only", "table1", "--dir", str(tmp_path / "new")]) == 0
     assert [work.runs for work in works] == [1, 0]
     assert rendered == [(tmp_path / "new", ["table1"])]
-    assert "table1.md" in capsys.readouterr().out
+    last = capsys.readouterr().out.splitlines()[-2:]
+    assert last == [
+        f"1 files in {tmp_path / 'new' / 'rendered'}",
+        f"next: python -m results.report {tmp_path / 'new'}",
+    ]
     assert "inside llama2-3b" in (tmp_path / "new" / "log.txt").read_text()
 
 
@@ -264,8 +358,19 @@ def test_command_line_ends_on_an_interrupt(tmp_path, works, rendered, capsys):
     assert paper.main(["--dir", str(tmp_path)]) == 130
     assert rendered == []
     assert capsys.readouterr().err == (
-        "paper: interrupted; the same command goes on where it stopped\n"
+        "paper: interrupted; the same command goes on where it stopped, and what there is so far"
+        f" is drawn by: python -m results.render {tmp_path}\n"
     )
+
+
+def test_commands_are_those_of_the_makefile_where_it_has_them(tmp_path, monkeypatch, works,
+                                                              rendered, capsys):  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    works[0].after = Outlook("failed", "crashed: x", "tpi-0000000000000009")
+    assert paper.main(["--only", "table1", "--scale", "small"]) == 1
+    out = capsys.readouterr().out
+    assert "crashed: x; again: make table1 SCALE=small RETRY=1" in out
+    assert out.endswith("next: make report SCALE=small\n")
 
 
 def test_mistakes_on_the_command_line_are_one_line(tmp_path, capsys):

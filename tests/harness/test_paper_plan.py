@@ -199,3 +199,16 @@ def test_an_unknown_study_is_refused(tmp_path):
     (tmp_path / "figure3.yaml").write_text("smoke:\n  studies: {allredcue: []}\n")
     with pytest.raises(ConfigError, match="did you mean allreduce"):
         read_plan("smoke", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [("[--delay]", "--delay"), ("[--rounds=0]", "--rounds: got 0"), ("[--rouns=5]", "--rouns=5")],
+)
+def test_mistakes_in_the_arguments_of_a_study_are_named(tmp_path, arguments, words):
+    path = tmp_path / "figure3.yaml"
+    path.write_text(f"smoke:\n  studies: {{allreduce: {arguments}}}\n")
+    with pytest.raises(ConfigError) as error:
+        read_plan("small", tmp_path)
+    assert str(error.value).startswith(f"{path}: smoke: studies: allreduce: ")
+    assert words in str(error.value)

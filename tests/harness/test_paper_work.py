@@ -128,9 +128,33 @@ def test_a_changed_record_is_named_and_not_run_over(tmp_path, work):
     done = finish(work())
     path = tmp_path / "runs" / done.run_id / "samples-000.jsonl"
     path.write_bytes(path.read_bytes()[:-2])
-    outlook = work(retry=True).look()
+    outlook = work().look()
     assert (outlook.state, outlook.run_id) == ("failed", done.run_id)
     assert "changed after it was written" in outlook.reason
+
+
+@pytest.mark.usefixtures("fake")
+def test_a_record_that_cannot_be_used_is_measured_anew_by_a_retry(tmp_path, work):
+    done = finish(work())
+    path = tmp_path / "runs" / done.run_id / "run.json"
+    path.write_bytes(path.read_bytes()[:200])
+    spoilt = path.read_bytes()
+    again = finish(work(retry=True))
+    assert (again.state, again.run_id) == ("done", f"{done.run_id}-2")
+    assert path.read_bytes() == spoilt
+    assert work().look() == again
+
+
+def test_a_simulation_that_cannot_be_used_is_done_anew_by_a_retry(tmp_path):
+    overrides = ("model=tiny", "testbed=klonet", "testbed.backend=sim", "repeats=1",
+                 "devices=2", "workload.new_tokens=3")  # fmt: skip
+    entry = Entry("table1", "llama2-3b", "on", "tpi", overrides)
+    done = finish(RunWork("tpi", overrides, tmp_path, False, [entry]))
+    path = tmp_path / done.run_id / "run.json"
+    path.write_bytes(path.read_bytes().replace(b'"ttft_s"', b'"ttft_S"', 1))
+    assert RunWork("tpi", overrides, tmp_path, False, [entry]).look().state == "failed"
+    again = finish(RunWork("tpi", overrides, tmp_path, True, [entry]))
+    assert (again.run_id, again.kind) == (f"{done.run_id}-2", "simulated")
 
 
 @pytest.mark.usefixtures("fake")
@@ -214,15 +238,13 @@ def study(tmp_path, monkeypatch):
     """A study whose devices answer at once."""
     monkeypatch.setattr(session, "require_emulation", lambda _: None)
 
-    def measure(arguments, console):
-        del console
+    def measure(arguments, delay):
         return [
             allreduce_study.Point(name, delay, 4, 2, 0.1, 0.1, 0.1, arguments.rounds, 0.1, 0.1)
-            for delay in arguments.delays
             for name in allreduce_study.ALGORITHMS
         ]
 
-    monkeypatch.setattr(allreduce_study, "study", measure)
+    monkeypatch.setattr(allreduce_study, "measure_delay", measure)
     return lambda *more: StudyWork(Study("allreduce", "figure3", (*ARGUMENTS, *more)), tmp_path)
 
 
@@ -235,6 +257,8 @@ def test_a_study_is_done_once(tmp_path, study):
     assert study().look().state == "done"
     assert study("--rounds=3").look().state == "todo"
     assert study("--delays=1").look().state == "done"
+    for other in ("--rate-mbps=100", "--dilation=2", "--bytes=8", "--devices=3", "--delays=1,3"):
+        assert study(other).look().state == "todo", other
 
 
 def test_a_study_without_docker_is_refused(study, monkeypatch):
@@ -251,12 +275,37 @@ def test_a_study_of_nonsense_has_failed(tmp_path, study):
     outlook = study().look()
     assert outlook.state == "failed"
     assert "not a study of allreduce" in outlook.reason
+    retried = StudyWork(study().study, tmp_path, retry=True)
+    retried.run(retried.look(), log())
+    assert retried.look().state == study().look().state == "done"
 
 
 def test_an_error_of_a_study_is_raised(study, monkeypatch):
     def fail(*_):
         raise WeightsError("no")
 
-    monkeypatch.setattr(allreduce_study, "study", fail)
+    monkeypatch.setattr(allreduce_study, "measure_delay", fail)
     with pytest.raises(WeightsError):
         study().run(study().look(), log())
+
+
+def test_a_study_that_was_interrupted_goes_on_after_its_last_delay(study, monkeypatch):
+    whole, measured = allreduce_study.measure_delay, []
+
+    def interrupted(arguments, delay):
+        if delay == 2:
+            raise KeyboardInterrupt
+        return whole(arguments, delay)
+
+    def counted(arguments, delay):
+        measured.append(delay)
+        return whole(arguments, delay)
+
+    monkeypatch.setattr(allreduce_study, "measure_delay", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        study().run(study().look(), log())
+    assert study("--delays=1").look().state == "done"
+    monkeypatch.setattr(allreduce_study, "measure_delay", counted)
+    study().run(study().look(), log())
+    assert measured == [2]
+    assert study().look().state == "done"
