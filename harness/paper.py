@@ -27,6 +27,7 @@ from harness.paper_work import Work, works_of
 from harness.session import WIDTH, Output
 from harness.signals import PoliteSignals, ignore_signals
 from results.cells import EXHIBITS, SCALES
+from results.markup import counted
 from tpi.errors import EXIT_INTERRUPTED, ResourceError, TpiError
 
 RUNS_DIR = Path("results/paper-runs")
@@ -64,7 +65,10 @@ def _run(arguments: argparse.Namespace) -> int:
     with folder_lock(folder):
         status = _run_all(arguments, plan, wanted, console)
         paths = _render(folder, [e for e in EXHIBITS if e in wanted])
-    lines = [f"{len(paths)} files in {folder / _RENDERED}", f"next: {_report_command(arguments)}"]
+    lines = [
+        f"{counted(len(paths), 'file')} in {folder / _RENDERED}",
+        f"next: {_report_command(arguments)}",
+    ]
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)
     return status

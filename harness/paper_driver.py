@@ -15,6 +15,7 @@ from rich.console import Console
 from harness.paper_index import PaperIndex, Standing
 from harness.paper_time import TimeLeft, time_words
 from harness.paper_work import Outlook, Work
+from results.markup import counted
 from testbed.base import DeviceError
 from testbed.hostlock import host_lock
 from tpi.errors import EXIT_OK, TpiError
@@ -103,7 +104,7 @@ class Driver:
         return EXIT_FAILED if self._numbers("failed") else EXIT_OK
 
     def _look_at_all(self) -> None:
-        self._line(f"looking at {len(self._works)} runs ...")
+        self._line(f"looking at {counted(len(self._works), 'run')} ...")
         self._outlooks = [self._look(work) for work in self._works]
         for work, outlook in zip(self._works, self._outlooks, strict=True):
             self._note(work, outlook)
@@ -194,7 +195,7 @@ class Driver:
                 self._line(f"{state}: {work.title}: {reason}{more}")
         kinds = Counter(each.kind or each.state for each in self._outlooks)
         counts = ", ".join(f"{kind} {kinds[kind]}" for kind in _KINDS)
-        self._line(f"{len(self._works)} runs: {counts}")
+        self._line(f"{counted(len(self._works), 'run')}: {counts}")
         return EXIT_FAILED if self._numbers("failed") else EXIT_OK
 
     def _numbers(self, state: str) -> list[int]:

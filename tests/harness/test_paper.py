@@ -2,6 +2,7 @@
 
 import io
 import re
+import subprocess
 import sys
 from dataclasses import dataclass, field, replace
 
@@ -341,7 +342,7 @@ def test_command_line_runs_one_table_and_renders_it(tmp_path, works, rendered, c
     assert rendered == [(tmp_path / "new", ["table1"])]
     last = capsys.readouterr().out.splitlines()[-2:]
     assert last == [
-        f"1 files in {tmp_path / 'new' / 'rendered'}",
+        f"1 file in {tmp_path / 'new' / 'rendered'}",
         f"next: python -m results.report {tmp_path / 'new'}",
     ]
     assert "inside llama2-3b" in (tmp_path / "new" / "log.txt").read_text()
@@ -377,3 +378,13 @@ def test_mistakes_on_the_command_line_are_one_line(tmp_path, capsys):
     assert paper.main(["--only", "tabel1", "--dir", str(tmp_path / "x")]) == 2
     assert capsys.readouterr().err == ("paper: exhibit: unknown 'tabel1'; did you mean table1?\n")
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(("retry", "words"), [("1", ["--retry"]), ("", []), ("0", [])])
+def test_makefile_passes_a_retry_on(request, retry, words):
+    command = ["make", "-n", "-o", "setup", "table1", "SCALE=small", f"RETRY={retry}"]
+    said = subprocess.run(
+        command, cwd=request.config.rootpath, capture_output=True, text=True, check=True
+    )
+    last = said.stdout.splitlines()[-1].split()
+    assert last[1:] == ["-m", "harness.paper", "--scale", "small", *words, "--only", "table1"]

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from harness import allreduce_study, launching, session
+from harness.allreduce_file import ALGORITHMS, Point
 from harness.host import Host
 from harness.paper_plan import Study
 from harness.paper_work import RunWork, StudyWork, works_of
@@ -240,8 +241,8 @@ def study(tmp_path, monkeypatch):
 
     def measure(arguments, delay):
         return [
-            allreduce_study.Point(name, delay, 4, 2, 0.1, 0.1, 0.1, arguments.rounds, 0.1, 0.1)
-            for name in allreduce_study.ALGORITHMS
+            Point(name, delay, 4, 2, 0.1, 0.1, 0.1, arguments.rounds, 0.1, 0.1)
+            for name in ALGORITHMS
         ]
 
     monkeypatch.setattr(allreduce_study, "measure_delay", measure)
