@@ -10,6 +10,7 @@ from results.allreduce_cells import allreduce_cells
 from results.book import Book, read_book
 from results.computed import computed_cells
 from results.index import read_index
+from results.pipeline_shares import of_pipelines
 from results.published_times import published_time_cells
 from results.reported import reported_cells
 
@@ -25,4 +26,4 @@ def open_book(folder: Path) -> Book:
     there = {(cell.place, cell.evidence, cell.source) for cell in others}
     studied = allreduce_cells(folder, read_index(folder).scale)
     others += [c for c in studied if (c.place, c.evidence, c.source) not in there]
-    return read_book(folder, others)
+    return of_pipelines(read_book(folder, others))

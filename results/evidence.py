@@ -12,6 +12,7 @@ from results.book import Book
 from results.cells import METRICS, Cell, Place
 from results.footnotes import relative
 from results.measure import measure
+from results.pipeline_shares import devices_of, is_pipeline, pipeline_shares
 from results.schema import RepeatMetrics, RunRecord, Spread
 from results.stats import ratio_of_means, spread_of_means
 from results.store import RunStore
@@ -159,18 +160,23 @@ def samples_of(book: Book, cell: Cell) -> Groups | None:
     if record is None or cell.evidence != "measured" or not record.num_ok:
         return None
     good = [r for r in RunStore(book.folder).repeats(record) if r.status == "ok"]
-    groups = [_values(cell.place.metric, measure(repeat)) for repeat in good]
+    devices = devices_of(record) if is_pipeline(cell.place) else None
+    groups = [_values(cell.place.metric, measure(repeat), devices) for repeat in good]
     return groups if all(groups) else None
 
 
-def _values(metric: str, repeat: RepeatMetrics) -> list[float]:
+def _values(metric: str, repeat: RepeatMetrics, pipeline: int | None) -> list[float]:
+    """What one repeat says of a metric; `pipeline` is the devices of one."""
     if metric == "token_latency_s":
         return list(repeat.gaps_s)
     if metric == "first_token_s":
         return [repeat.load_s + repeat.ttft_s]
     if metric == "ttft_s":
         return [repeat.ttft_s]
-    share = repeat.time_share.get(metric.removesuffix("_share"))
+    shares = repeat.time_share
+    if pipeline is not None and "compute" in shares:
+        shares = pipeline_shares(shares, pipeline)
+    share = shares.get(metric.removesuffix("_share"))
     return [] if share is None or not metric.endswith("_share") else [share]
 
 

@@ -110,7 +110,8 @@ LAYOUTS = {
         ("share",),
         (_SHARES,),
         joins_columns=True,
-        caption=BAR_CAPTION,
+        caption=f"{BAR_CAPTION} In model parallelism one device computes at a time: computation is"
+        " that of all devices together, communication the time in which none computes.",
     ),
     "figure1c": Layout(
         "peak memory per device over devices, Llama 3.1-8B",
