@@ -87,7 +87,7 @@ def latency_bounds(view: View) -> Finding:
     rows = dict.fromkeys([KLONET_MS, *view.rows("figure3")])
     items = [_payload(view, row, decides=row == KLONET_MS) for row in rows]
     shown = [item for item in items if item.figure or item.verdict]
-    return joined([*shown, _crossing()])
+    return joined([*shown, *([_crossing()] if view.kind == OURS else [])])
 
 
 def _reported_bound() -> Item:

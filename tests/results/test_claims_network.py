@@ -6,16 +6,20 @@ from results.claims_network import (
     ratio_of_links,
     star_is_first,
 )
-from results.evidence import PUBLISHED, REPORTED, SIMULATED
+from results.evidence import MEASURED, OURS, PUBLISHED, REPORTED, SIMULATED
 from results.verdicts import NOT_REPRODUCED, REPRODUCED, UNDECIDED
 from tests.results.claim_books import cell, view
 from tpi.allreduce_cost import ours_allreduce_s
+
+EIGHT = "8 devices; median of 50 rounds and their quartiles"
 
 
 def points(star_ms, tree_ms, ring_ms, row="1", **changes):
     times_ms = {"star": star_ms, "tree": tree_ms, "ring": ring_ms}
     return [
-        cell(f"figure3 {row} {name} allreduce_s", ms / 1e3, source="4 bytes", **changes)
+        cell(
+            f"figure3 {row} {name} allreduce_s", ms / 1e3, source="4 bytes", detail=EIGHT, **changes
+        )
         for name, ms in times_ms.items()
         if ms is not None
     ]
@@ -68,7 +72,7 @@ def test_below_1_ms_a_link_other_costs_hide_the_ratio_and_nothing_is_judged():
 
 def payloads(small_ms, large_ms, row="1", **changes):
     return [
-        cell(f"figure3 {row} star allreduce_s", ms / 1e3, source=source, **changes)
+        cell(f"figure3 {row} star allreduce_s", ms / 1e3, source=source, detail=EIGHT, **changes)
         for source, ms in (("4 bytes", small_ms), ("32 KiB", large_ms))
     ]
 
@@ -87,6 +91,18 @@ def test_latency_bounds_is_undecided_across_one_half_or_without_the_papers_laten
     found = latency_bounds(view(*payloads(80, 90, row="10")))
     assert found.verdict == UNDECIDED
     assert any("10 ms a link: payload" in str(item) for item in found.items)
+
+
+@pytest.mark.parametrize(("kind", "shown"), [(MEASURED, False), (SIMULATED, False), (OURS, True)])
+def test_the_computed_crossing_stands_under_what_is_computed_alone(kind, shown):
+    small, large = ("ours", "ours: 32 KiB") if kind == OURS else ("4 bytes", "32 KiB")
+    evidence = "computed" if kind == OURS else kind.evidence
+    cells = [
+        cell("figure3 1 star allreduce_s", value, evidence, source=source, detail=EIGHT)
+        for value, source in ((0.008, small), (0.012, large))
+    ]
+    items = latency_bounds(view(*cells, kind=kind)).items
+    assert any("crossing" in item.label for item in items) == shown
 
 
 def test_the_paper_itself_holds_by_its_own_time_of_the_data():
