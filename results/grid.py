@@ -112,9 +112,11 @@ def _sources(layout: Layout, cells: Iterable[Cell]) -> list[Source]:
 
 
 def _label(source: Source, cells: Iterable[Cell]) -> str:
-    """A line's name, with the scale of what was run."""
+    """A line's name, with the scale of what was measured: what is simulated is of full size."""
     scales = (cell.scale for cell in cells if cell.scale and source_of(cell) == source)
-    return ", ".join([source.label, *(dict.fromkeys(scales) if source.is_run else ())])
+    return ", ".join(
+        [source.label, *(dict.fromkeys(scales) if source.rank == MEASURED.rank else ())]
+    )
 
 
 def _columns(

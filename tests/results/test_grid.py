@@ -44,7 +44,7 @@ def test_lines_of_a_row_are_the_paper_then_measured_simulated_and_each_computati
     assert [line.label for line in times.groups[0].lines] == [
         "paper",
         "measured, small",
-        "simulated, small",
+        "simulated",
     ]
     assert [line.label for line in memory.groups[0].lines] == [
         "paper",
@@ -79,7 +79,7 @@ def test_what_could_not_be_simulated_stands_in_the_line_of_the_simulator():
     (line,) = [
         line
         for line in sections_of(book(made), "table1")[0].groups[0].lines
-        if line.label == "simulated, full"
+        if line.label == "simulated"
     ]
     assert line.cells[2] == (made,)
 
