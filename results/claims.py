@@ -9,14 +9,14 @@ marked as such, else `undecided` with what is missing. The claims stand in `clai
 import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from results.book import Book
 from results.claim_list import CLAIMS, Claim
 from results.collected import open_book
-from results.evidence import MEASURED, REPORTED, SIMULATED, views
-from results.verdicts import UNDECIDED, Finding
+from results.evidence import MEASURED, REPORTED, SIMULATED, View, views
+from results.verdicts import REPRODUCED, UNDECIDED, Finding
 from tpi.errors import EXIT_OK, TpiError
 
 
@@ -50,7 +50,7 @@ def judge_claims(book: Book) -> list[Judgement]:
 
 def judge(book: Book, claim: Claim) -> Judgement:
     """Judge one claim by every kind of evidence, and choose the verdict."""
-    found = {view.kind.name: claim.decide(view) for view in views(book)}
+    found = {view.kind.name: _decided(view, claim) for view in views(book)}
     shown = {
         name: finding
         for name, finding in found.items()
@@ -61,6 +61,20 @@ def judge(book: Book, claim: Claim) -> Judgement:
             return Judgement(claim, found[kind.name].verdict, kind.name, "", shown)
     reason = "; ".join(f"{k.name}: {found[k.name].reason}" for k in (MEASURED, SIMULATED))
     return Judgement(claim, UNDECIDED, "", reason, shown)
+
+
+def _decided(view: View, claim: Claim) -> Finding:
+    """What a rule finds; of runs, nothing is reproduced while a place of the claim has none."""
+    finding = claim.decide(view)
+    if view.kind not in (MEASURED, SIMULATED):
+        return finding
+    there = sum(seen.has_value or seen.is_oom for seen in map(view.look, claim.places))
+    if not 0 < there < len(claim.places):
+        return finding
+    coverage = f"of {len(claim.places)} places {there} are there"
+    if finding.verdict == REPRODUCED:
+        return replace(finding, verdict=UNDECIDED, reason=coverage, coverage=coverage)
+    return replace(finding, coverage=coverage)
 
 
 def markdown(judgements: Sequence[Judgement]) -> str:
@@ -83,7 +97,8 @@ def _section(each: Judgement) -> Iterator[str]:
         yield from (f"Undecided: {each.reason}", "")
     for name, finding in each.findings.items():
         reason = f": {finding.reason}" if not finding.has_numbers else ""
-        yield f"- {name}: {finding.verdict}{reason}"
+        coverage = f" ({finding.coverage})" if finding.coverage else ""
+        yield f"- {name}: {finding.verdict}{coverage}{reason}"
         if finding.has_numbers:
             yield from (f"  - {_marked(item.verdict)}{item}" for item in finding.items)
 

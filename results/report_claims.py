@@ -74,7 +74,8 @@ def _claim(each: Judgement) -> Html:
 
 
 def _finding(name: str, finding: Finding) -> Html:
-    title = joined([tag("b", name), ": ", badge(finding.verdict)])
+    coverage = f" {finding.coverage}" if finding.coverage else ""
+    title = joined([tag("b", name), ": ", badge(finding.verdict), coverage])
     if not finding.has_numbers:
         return tag("p", title, f" {finding.reason}")
     return joined([tag("p", title), listed(_item(item) for item in finding.items)])

@@ -2,12 +2,19 @@ import pytest
 
 from results.claim_list import CLAIMS
 from results.claims import judge, judge_claims, main, markdown
+from results.claims_network import LINKS_MS
 from results.reported import reported_cells
 from results.verdicts import NOT_REPRODUCED, REPRODUCED, UNDECIDED
 from tests.results.claim_books import book, cell
 from tests.results.test_evidence import stored
 
-OOM = next(claim for claim in CLAIMS if claim.name == "accelerate-oom")
+
+def named(name):
+    (claim,) = (claim for claim in CLAIMS if claim.name == name)
+    return claim
+
+
+OOM = named("accelerate-oom")
 WHERE = str(OOM.places[0])
 
 
@@ -41,6 +48,36 @@ def test_the_simulator_decides_where_nothing_was_measured_and_says_so():
     assert found.words == "reproduced (simulated)"
 
 
+def links(*latencies_ms):
+    """Every algorithm's time at some link latencies, as the paper has them."""
+    return [
+        cell(f"figure3 {row} {name} allreduce_s", links * int(row) / 1e3, source="4 bytes",
+             detail="8 devices")
+        for row in latencies_ms
+        for name, links in (("star", 8), ("tree", 16), ("ring", 56))
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["star-first", "links-8-16-56"])
+def test_a_part_of_the_places_proves_nothing_and_is_counted(name):
+    whole, part = (judge(book(*links(*rows)), named(name)) for rows in (LINKS_MS, ("1", "2")))
+    assert (whole.verdict, part.verdict) == (REPRODUCED, UNDECIDED)
+    assert whole.findings["measured"].coverage == ""
+    assert part.findings["measured"].coverage == "of 18 places 6 are there"
+    assert "measured: undecided (of 18 places 6 are there)" in markdown([part])
+
+
+def test_one_table_of_two_is_a_part_of_the_memory_claim():
+    peaks = {"off": 34.9, "on": 3.1, "off/8": 34.9, "on/8": 3.1}
+    cells = [
+        cell(f"table{1 + ('/' in column)} llama2-70b {column} peak_memory_bytes", peak * 2**30)
+        for column, peak in peaks.items()
+    ]
+    claim = named("memory-70b")
+    assert judge(book(*cells), claim).verdict == REPRODUCED
+    assert judge(book(*cells[:2]), claim).verdict == UNDECIDED
+
+
 def test_what_the_paper_reports_is_judged_and_decides_nothing():
     found = judge(book(cell(WHERE, "oom", "reported")), OOM)
     assert found.verdict == UNDECIDED
@@ -63,8 +100,7 @@ def test_what_the_paper_reports_is_judged_and_decides_nothing():
     ],
 )
 def test_the_papers_own_numbers(name, verdict):
-    (claim,) = (claim for claim in CLAIMS if claim.name == name)
-    assert judge(book(*reported_cells()), claim).findings["reported"].verdict == verdict
+    assert judge(book(*reported_cells()), named(name)).findings["reported"].verdict == verdict
 
 
 @pytest.mark.parametrize("name", ["below-galaxy", "star-first", "falls-with-devices"])
