@@ -4,6 +4,7 @@ Every rule takes a `View` of one kind of evidence and gives a `Finding`. Read `l
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from results.cells import Place
 from results.claims_speed import across, repeats
@@ -68,7 +69,8 @@ def _prediction(view: View, row: str) -> str:
     record = view.book.records.get(cell.run_id) if cell is not None else None
     if record is None:
         return ""
-    return str(predict_run(record, RunStore(view.book.folder).repeats(record)) or "")
+    found = predict_run(record, RunStore(view.book.folder).repeats(record))
+    return f"no prediction: {found}" if isinstance(found, str) else str(found)
 
 
 def _costs_nothing(view: View, row: str, bound: float) -> Item:
@@ -129,8 +131,12 @@ def same_tokens(view: View) -> Finding:
         return joined([Item("tokens", UNDECIDED, reason="no token was computed")])
     ids = dict.fromkeys(entry.run_id for entry in view.book.entries if entry.system == "tpi")
     records = [view.book.records[run_id] for run_id in ids if run_id in view.book.records]
-    items = [_tokens(record) for record in records if record.check.kind != "none"]
-    return joined(items or [Item("tokens", UNDECIDED, reason="no run with a check of its tokens")])
+    checked = [record for record in records if record.check.kind != "none"]
+    if not checked:
+        return joined([Item("tokens", UNDECIDED, reason="no run with a check of its tokens")])
+    items = [_tokens(record) for record in checked]
+    models = {model_of(record) for record, item in zip(checked, items, strict=True) if item.verdict}
+    return replace(joined(items), subject=", ".join(sorted(models - {""})))
 
 
 def _tokens(record: RunRecord) -> Item:
@@ -144,6 +150,8 @@ def _tokens(record: RunRecord) -> Item:
         figure += f", {in_percent(Spread(agreement, agreement, agreement, 1))} of the tokens agree"
     if not check.passed:
         return Item(label, NOT_REPRODUCED, figure, check.detail)
+    if check.kind.startswith("two_layer"):
+        return Item(label, "", figure, "two layers of the shape only")
     if check.kind.endswith("bounded"):
         return Item(label, "", figure, "16-bit tokens cannot be compared for equality")
     return Item(label, REPRODUCED, figure)

@@ -5,7 +5,7 @@ Read `claims_section` first.
 
 from collections.abc import Iterator, Sequence
 
-from results.claims import Judgement
+from results.claims import Judgement, basis_of_all
 from results.evidence import REPORTED, SIMULATED
 from results.markup import Html, counted, folded, html, joined, listed, section, table, tag
 from results.verdicts import VERDICTS, Finding, Item
@@ -28,6 +28,7 @@ def claims_section(judgements: Sequence[Judgement]) -> Html:
         "claims",
         "Verdicts",
         tag("p", f"{len(judgements)} claims: {total}."),
+        tag("p", basis_of_all(judgements)),
         tag("p", _HOW, cls="dim"),
         table(head, rows),
         *(_claim(each) for each in judgements),

@@ -3,7 +3,10 @@ import pytest
 from results.claim_list import CLAIMS
 from results.claims import judge, judge_claims, main, markdown
 from results.claims_network import LINKS_MS
+from results.index import Entry
+from results.report_claims import claims_section
 from results.reported import reported_cells
+from results.schema import Check, RunRecord
 from results.verdicts import NOT_REPRODUCED, REPRODUCED, UNDECIDED
 from tests.results.claim_books import book, cell
 from tests.results.test_evidence import stored
@@ -127,3 +130,22 @@ def test_command_judges_a_folder(tmp_path, capsys):
 def test_command_refuses_a_folder_without_an_index_in_one_line(tmp_path, capsys):
     assert main([str(tmp_path)]) != 0
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_verdict_says_which_models_its_tokens_are_of():
+    record = RunRecord(
+        "tpi-1", "tpi", "ok", check=Check("exact", True, 1.0), config={"model": {"name": "tiny"}}
+    )
+    entry = Entry("table1", "llama2-3b", "on", "tpi", (), "tpi-1")
+    found = judge(book(records={"tpi-1": record}, entries=(entry,)), named("same-tokens"))
+    assert found.words == "reproduced (tiny)"
+
+
+def test_what_all_verdicts_rest_on_stands_first(tmp_path):
+    made = stored(tmp_path, {"tpi": 100, "accelerate": 1000})
+    text = markdown(judge_claims(made))
+    (said,) = [line for line in text.splitlines()[:5] if line.startswith("Of ")]
+    assert said.startswith(f"Of {len(CLAIMS)} verdicts 2 rest on measured runs, 0 on simulated")
+    assert said.endswith("Models of the measured runs: llama2-3b.")
+    assert said in str(claims_section(judge_claims(made)))
+    assert "none: nothing was measured" in markdown(judge_claims(book()))

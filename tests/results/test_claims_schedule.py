@@ -83,6 +83,8 @@ def test_the_papers_shares_stand_in_a_column_of_their_own():
         (Check("exact", passed=False, agreement=0.5, first_difference=3), NOT_REPRODUCED),
         (Check("exact", detail="the reference broke"), UNDECIDED),
         (Check("bounded", passed=True, agreement=0.9), UNDECIDED),
+        (Check("two_layer", passed=True, agreement=1.0), UNDECIDED),
+        (Check("two_layer", passed=False, agreement=0.5), NOT_REPRODUCED),
         (Check(), UNDECIDED),
     ],
 )
@@ -92,3 +94,17 @@ def test_same_tokens_by_the_check_of_each_run(check, verdict):
     seen = View(book(records={"tpi-1": record}, entries=(entry,)), MEASURED)
     assert same_tokens(seen).verdict == verdict
     assert same_tokens(View(seen.book, SIMULATED)).verdict == UNDECIDED
+
+
+def test_a_check_of_two_layers_decides_nothing_beside_a_whole_one():
+    records = {
+        name: RunRecord(name, "tpi", "ok", check=Check(kind, True, 1.0), config=config)
+        for name, kind, config in (
+            ("tpi-1", "exact", {"model": {"name": "tiny"}}),
+            ("tpi-2", "two_layer", {"model": {"name": "llama2-70b"}}),
+        )
+    }
+    entries = tuple(Entry("table1", "llama2-3b", "on", "tpi", (), name) for name in records)
+    found = same_tokens(View(book(records=records, entries=entries), MEASURED))
+    assert (found.verdict, found.subject) == (REPRODUCED, "tiny")
+    assert "two layers of the shape only" in str(found.items[1])
