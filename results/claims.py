@@ -92,6 +92,8 @@ def judge(book: Book, claim: Claim) -> Judgement:
 
 def _decided(view: View, claim: Claim) -> Finding:
     """What a rule finds; of runs, nothing is reproduced while a place of the claim has none."""
+    if view.kind == REPORTED and claim.paper_is_of:
+        return Finding(UNDECIDED, reason=f"its numbers are of {claim.paper_is_of}")
     finding = claim.decide(view)
     if view.kind not in (MEASURED, SIMULATED):
         return finding
@@ -127,6 +129,8 @@ def _section(each: Judgement) -> Iterator[str]:
     yield from (f"{claim.sentence} ({claim.source}; in our words)", "", f"Rule: {claim.rule}", "")
     if claim.note:
         yield from (f"Note: {claim.note}", "")
+    if claim.paper_is_of:
+        yield from (f"The paper's own numbers are of {claim.paper_is_of}.", "")
     if each.reason:
         yield from (f"Undecided: {each.reason}", "")
     for name, finding in each.findings.items():

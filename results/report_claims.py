@@ -59,13 +59,14 @@ def _own(each: Judgement) -> Html:
 
 
 def _claim(each: Judgement) -> Html:
-    claim = each.claim
+    claim, other = each.claim, each.claim.paper_is_of
     return tag(
         "div",
         tag("h3", claim.sentence, " ", verdict_of(each)),
         tag("p", f"Source: {claim.source}; in our words.", cls="dim"),
         tag("p", tag("b", "Rule: "), claim.rule),
         *([tag("p", tag("b", "Note: "), claim.note)] if claim.note else []),
+        *([tag("p", f"The paper's own numbers are of {other}.")] if other else []),
         *([tag("p", tag("b", "Undecided: "), each.reason)] if each.reason else []),
         *(_finding(name, finding) for name, finding in each.findings.items()),
         *_places(each),

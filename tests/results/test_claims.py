@@ -81,8 +81,16 @@ def test_one_table_of_two_is_a_part_of_the_memory_claim():
     assert judge(book(*cells[:2]), claim).verdict == UNDECIDED
 
 
+@pytest.mark.parametrize("name", ["accelerate-oom", "below-accelerate"])
+def test_what_the_paper_reports_of_an_older_version_does_not_judge_todays(name):
+    found = judge(book(*reported_cells()), named(name))
+    assert "reported" not in found.findings
+    assert "numbers are of an older version of Accelerate" in markdown([found])
+
+
 def test_what_the_paper_reports_is_judged_and_decides_nothing():
-    found = judge(book(cell(WHERE, "oom", "reported")), OOM)
+    claim = named("accelerate-2024-oom")
+    found = judge(book(cell(str(claim.places[0]), "oom", "reported")), claim)
     assert found.verdict == UNDECIDED
     assert found.findings["reported"].verdict == REPRODUCED
 
@@ -90,7 +98,7 @@ def test_what_the_paper_reports_is_judged_and_decides_nothing():
 @pytest.mark.parametrize(
     ("name", "verdict"),
     [
-        ("below-accelerate", NOT_REPRODUCED),  # 8B: 70 and 74 %
+        ("below-accelerate-2024", NOT_REPRODUCED),  # 8B: 70 and 74 %
         ("below-transformers", NOT_REPRODUCED),  # 8B: 88 %
         ("memory-70b", REPRODUCED),
         ("memory-flat", REPRODUCED),
@@ -98,7 +106,7 @@ def test_what_the_paper_reports_is_judged_and_decides_nothing():
         ("latency-bounds", REPRODUCED),
         ("loads-hide", NOT_REPRODUCED),
         ("scheduler-costs", REPRODUCED),
-        ("accelerate-oom", REPRODUCED),
+        ("accelerate-2024-oom", REPRODUCED),
         ("shares-of-time", REPRODUCED),
     ],
 )

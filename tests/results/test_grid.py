@@ -64,6 +64,18 @@ def test_ours_is_compared_with_the_time_to_first_token_that_the_paper_has():
     assert [c.value for c in shown] == [24.0, 5.0]
 
 
+def test_systems_that_load_first_have_both_times_to_first_token():
+    first, _ = sections_of(book(), "table3")
+    titles = [column.title for column in first.columns]
+    assert titles == [
+        "Transformers: TTFT", "Transformers: TTFT with loading", "Accelerate",
+        "Accelerate 2024: TTFT", "Accelerate 2024: TTFT with loading", "Transformers + window",
+        "TPI-LLM",
+    ]  # fmt: skip
+    metrics = [c.metric for c in sections_of(book(), "figure6")[0].columns if c.name == "mp"]
+    assert metrics == ["ttft_s", "first_token_s", "token_latency_s"]
+
+
 def test_not_run_gives_way_to_another_run_of_the_same_place():
     place = "table1 llama2-3b on ttft_s"
     shown = shown_cells(
