@@ -129,7 +129,7 @@ def _oom(name: str, column: str, words: str, other: str = "") -> Claim:
 
 CLAIMS = (
     _below(
-        "below-accelerate", "Accelerate, today's version", "table3", LAPTOP_MODELS, 0.8, _OLDER
+        "below-accelerate", "today's Accelerate", "table3", LAPTOP_MODELS, 0.8, _OLDER
     ),
     _below(
         "below-accelerate-2024",

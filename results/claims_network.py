@@ -4,6 +4,8 @@ The cells are those of figure 3: rows are milliseconds of one link, of which the
 any two devices. Every rule takes a `View` of one kind of evidence. Read `latency_bounds` first.
 """
 
+from collections.abc import Sequence
+
 from results.cells import Place
 from results.evidence import MEASURED, OURS, PUBLISHED, REPORTED, View
 from results.schema import Spread
@@ -103,7 +105,7 @@ def _payload(view: View, row: str, *, decides: bool) -> Item:
     place = allreduce_place(row, "star")
     small, large = (view.value(place, _SOURCES[view.kind, size]) for size in (SMALL, LARGE))
     if small is None or large is None:
-        reason = f"needs a star of 4 bytes and one of 32 KiB: {_missing(view, row)}"
+        reason = f"needs a star of 4 bytes and one of 32 KiB: {_missing(view, row, ('star',))}"
         return Item(label, UNDECIDED if decides else "", reason=reason)
     share = Spread(
         1 - small.median / large.median, 1 - small.high / large.low, 1 - small.low / large.high,
@@ -159,9 +161,9 @@ def _value(view: View, row: str, name: str) -> Spread | None:
     return view.value(allreduce_place(row, name), _SOURCES.get((view.kind, SMALL), ""))
 
 
-def _missing(view: View, row: str) -> str:
+def _missing(view: View, row: str, names: Sequence[str] = ("star", *RATIOS)) -> str:
     source = _SOURCES.get((view.kind, SMALL), "")
-    seen = {name: view.look(allreduce_place(row, name), source) for name in ("star", *RATIOS)}
+    seen = {name: view.look(allreduce_place(row, name), source) for name in names}
     reasons = [f"{name} {s.reason}" for name, s in seen.items() if not s.has_value]
     return ", ".join(reasons) or "32 KiB not run"
 

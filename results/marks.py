@@ -149,7 +149,7 @@ def _rate(value: float) -> str:
 
 
 def _share(value: float) -> str:
-    return f"{100 * value:.0f} %"
+    return f"{100 * value:.3g} %"
 
 
 _FORMATS: Mapping[str, Callable[[float], str]] = {

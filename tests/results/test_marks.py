@@ -67,6 +67,7 @@ def test_legend_explains_every_mark_and_stand_ins():
     [
         ("ttft_s", 0.0123, "12.3 ms"),
         ("allreduce_share", 0.02, "2 %"),
+        ("allreduce_share", 0.00403, "0.403 %"),
         ("rate_bps", 510e6, "510 Mbit/s"),
         ("count", 8192.0, "8,192"),
         ("count", 6.74e9, "6.74 bn"),

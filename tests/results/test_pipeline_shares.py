@@ -78,7 +78,7 @@ def test_figure_table_csv_and_claim_say_the_same(tmp_path):
     values = [r["value"] for r in rows if r["run_id"] and r["metric"] == "allreduce_share"]
     assert [float(value) for value in values] == [pytest.approx(share)]
     text = figure_markdown(made, "figure1b")
-    assert f"**{100 * share:.0f} %**" in text
+    assert f"**{100 * share:.3g} %**" in text
     assert "computation is that of all 2 devices" in text
     (claim,) = (each for each in CLAIMS if each.name == "shares-of-time")
     (item, _) = judge(made, claim).findings["measured"].items
