@@ -9,14 +9,14 @@ marked as such, else `undecided` with what is missing. The claims stand in `clai
 import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from results.book import Book
+from results.book import Book, backend_of
 from results.claim_list import CLAIMS, Claim
 from results.collected import open_book
-from results.evidence import MEASURED, REPORTED, SIMULATED, views
-from results.verdicts import UNDECIDED, Finding
+from results.evidence import MEASURED, REPORTED, SIMULATED, View, model_of, views
+from results.verdicts import REPRODUCED, UNDECIDED, Finding
 from tpi.errors import EXIT_OK, TpiError
 
 
@@ -29,6 +29,7 @@ class Judgement:
         basis: The kind of evidence it rests on; empty where it is undecided.
         reason: Why it is undecided.
         findings: By kind of evidence, those that say anything.
+        models: That the measured runs of the book are of.
     """
 
     claim: Claim
@@ -36,21 +37,47 @@ class Judgement:
     basis: str
     reason: str
     findings: Mapping[str, Finding]
+    models: tuple[str, ...] = ()
 
     @property
     def words(self) -> str:
-        """`reproduced (simulated)`: the verdict, and on what it rests unless it was measured."""
-        return f"{self.verdict} ({self.basis})" if self.basis == SIMULATED.name else self.verdict
+        """`reproduced (simulated)`, `reproduced (tiny)`: the verdict and on what it rests."""
+        subject = self.findings[self.basis].subject if self.basis else ""
+        said = [self.basis] if self.basis == SIMULATED.name else []
+        said += [subject] if subject else []
+        return f"{self.verdict} ({', '.join(said)})" if said else self.verdict
 
 
 def judge_claims(book: Book) -> list[Judgement]:
     """A judgement of every claim, in the order of `CLAIMS`."""
-    return [judge(book, claim) for claim in CLAIMS]
+    models = measured_models(book)
+    return [replace(judge(book, claim), models=models) for claim in CLAIMS]
+
+
+def measured_models(book: Book) -> tuple[str, ...]:
+    """The models of the runs that were measured and have a timing, each once."""
+    runs = (r for r in book.records.values() if r.metrics and backend_of(r) != "sim")
+    return tuple(sorted({model_of(record) or "not named" for record in runs}))
+
+
+def basis_of_all(judgements: Sequence[Judgement]) -> str:
+    """One line: how many verdicts rest on what, and what the measured runs are of."""
+    counts = {kind.name: 0 for kind in (MEASURED, SIMULATED)}
+    for each in judgements:
+        if each.basis:
+            counts[each.basis] += 1
+    undecided = len(judgements) - sum(counts.values())
+    names = ", ".join(judgements[0].models if judgements else ()) or "none: nothing was measured"
+    return (
+        f"Of {len(judgements)} verdicts {counts[MEASURED.name]} rest on measured runs,"
+        f" {counts[SIMULATED.name]} on simulated ones; {undecided} claims are undecided. Models of"
+        f" the measured runs: {names}."
+    )
 
 
 def judge(book: Book, claim: Claim) -> Judgement:
     """Judge one claim by every kind of evidence, and choose the verdict."""
-    found = {view.kind.name: claim.decide(view) for view in views(book)}
+    found = {view.kind.name: _decided(view, claim) for view in views(book)}
     shown = {
         name: finding
         for name, finding in found.items()
@@ -63,9 +90,32 @@ def judge(book: Book, claim: Claim) -> Judgement:
     return Judgement(claim, UNDECIDED, "", reason, shown)
 
 
+def _decided(view: View, claim: Claim) -> Finding:
+    """What a rule finds; of runs, nothing is reproduced while a place of the claim has none."""
+    if view.kind == REPORTED and claim.paper_is_of:
+        return Finding(UNDECIDED, reason=f"its numbers are of {claim.paper_is_of}")
+    finding = claim.decide(view)
+    if view.kind not in (MEASURED, SIMULATED):
+        return finding
+    there = sum(seen.has_value or seen.is_oom for seen in map(view.look, claim.places))
+    if not 0 < there < len(claim.places):
+        return finding
+    coverage = f"of {len(claim.places)} places {there} are there"
+    if finding.verdict == REPRODUCED:
+        return replace(finding, verdict=UNDECIDED, reason=coverage, coverage=coverage)
+    return replace(finding, coverage=coverage)
+
+
 def markdown(judgements: Sequence[Judgement]) -> str:
     """All judgements: a table of verdicts, then each claim with its rule and its numbers."""
-    lines = ["### Claims", "", "| claim | verdict | the paper's own numbers |", "|---|---|---|"]
+    lines = [
+        "### Claims",
+        "",
+        basis_of_all(judgements),
+        "",
+        "| claim | verdict | the paper's own numbers |",
+        "|---|---|---|",
+    ]
     for each in judgements:
         own = each.findings.get(REPORTED.name)
         own_words = own.verdict if own else "none"
@@ -79,11 +129,14 @@ def _section(each: Judgement) -> Iterator[str]:
     yield from (f"{claim.sentence} ({claim.source}; in our words)", "", f"Rule: {claim.rule}", "")
     if claim.note:
         yield from (f"Note: {claim.note}", "")
+    if claim.paper_is_of:
+        yield from (f"The paper's own numbers are of {claim.paper_is_of}.", "")
     if each.reason:
         yield from (f"Undecided: {each.reason}", "")
     for name, finding in each.findings.items():
         reason = f": {finding.reason}" if not finding.has_numbers else ""
-        yield f"- {name}: {finding.verdict}{reason}"
+        coverage = f" ({finding.coverage})" if finding.coverage else ""
+        yield f"- {name}: {finding.verdict}{coverage}{reason}"
         if finding.has_numbers:
             yield from (f"  - {_marked(item.verdict)}{item}" for item in finding.items)
 

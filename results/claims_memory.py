@@ -29,8 +29,6 @@ from tpi.units import format_bytes
 DEVICES = (2, 4, 6, 8)
 WINDOWS = {"table2": 2, "table6": 4}
 _METRIC = "peak_memory_bytes"
-# Fewer cells or one model alone would fit any factor.
-_MIN_FITTED, _MIN_MODELS = 4, 2
 
 
 def memory_place(exhibit: str, row: str, column: str) -> Place:
@@ -49,6 +47,8 @@ def saves_memory(view: View, row: str, bound: float, most_bytes: float) -> Findi
 
 def _saving(view: View, label: str, on: Place, off: Place, bound: float) -> Item:
     ratio = view.ratio(on, off)
+    if view.look(on).is_oom:
+        return Item(label, NOT_REPRODUCED, "out of memory with the scheduler")
     if ratio is None:
         return Item(label, UNDECIDED, reason=view.why_no_ratio(on, off))
     saved = Spread(1 - ratio.median, 1 - ratio.high, 1 - ratio.low, ratio.n)
@@ -57,19 +57,19 @@ def _saving(view: View, label: str, on: Place, off: Place, bound: float) -> Item
 
 
 def _one_of(items: Sequence[Item]) -> list[Item]:
-    """Without what is not there, if another table has it: both are the same setting."""
-    if any(item.verdict != UNDECIDED for item in items):
-        return [item for item in items if item.verdict != UNDECIDED]
-    return list(items)
+    """Without what has no number, if another table has it: both are the same setting."""
+    return [item for item in items if item.figure] or list(items)
 
 
 def _peak(view: View, row: str, most_bytes: float) -> Item:
     label = "peak with the scheduler"
     places = memory_place("table1", row, "on"), memory_place("table2", row, "on/8")
-    found = [(place, value) for place in places if (value := view.value(place))]
+    found = [(value.median, place, value) for place in places if (value := view.value(place))]
+    if any(view.look(place).is_oom for place in places):
+        return Item(label, NOT_REPRODUCED, "out of memory")
     if not found:
         return Item(label, UNDECIDED, reason=view.why_no_ratio(*places))
-    place, value = found[0]
+    _, place, value = max(found)
     return Item(label, at_most(value, most_bytes), _bytes(view, place))
 
 
@@ -81,27 +81,33 @@ def flat_over_devices(view: View, rows: Sequence[str], bound: float) -> Finding:
 def _flatness(view: View, row: str, bound: float) -> Item:
     places = {n: memory_place("table2", row, f"on/{n}") for n in DEVICES}
     values = {n: value for n, place in places.items() if (value := view.value(place))}
-    ends = (DEVICES[0], DEVICES[-1])
-    if not all(end in values for end in ends):
-        reason = view.why_no_ratio(*(places[end] for end in ends))
-        return Item(label_of(row), UNDECIDED, reason=reason)
+    missing = view.why_no_ratio(*places.values()) if len(values) < len(places) else ""
+    if not values:
+        return Item(label_of(row), UNDECIDED, reason=missing)
     peaks = [value.median for value in values.values()]
     rise = max(peaks) / min(peaks) - 1
     shown = ", ".join(format_bytes(peak) for peak in peaks)
     over = ", ".join(str(n) for n in values)
     figure = f"{percent(rise)} apart: {shown} over {over} devices"
-    return Item(label_of(row), at_most(Spread(rise, rise, rise, 1), bound), figure)
+    verdict = _unless_missing(at_most(Spread(rise, rise, rise, 1), bound), missing)
+    return Item(label_of(row), verdict, figure, missing)
+
+
+def _unless_missing(verdict: str, missing: str) -> str:
+    """One disproof suffices; what holds for a part alone is undecided."""
+    return UNDECIDED if missing and verdict == REPRODUCED else verdict
 
 
 def follows_proposition_5(view: View, bound: float) -> Finding:
     """Whether one gamma fits every cell of Tables 2 and 6, none more than `bound` away."""
     gammas = {exhibit: _gammas(view, exhibit) for exhibit in WINDOWS}
+    count = len(MODELS) * len(DEVICES)
     items = [
-        _fit(f"Table {exhibit[-1]} (window {window})", gammas[exhibit], bound)
+        _fit(f"Table {exhibit[-1]} (window {window})", gammas[exhibit], count, bound)
         for exhibit, window in WINDOWS.items()
     ]
     both = [pair for found in gammas.values() for pair in found]
-    return joined([*items, _fit("both tables, one gamma", both, bound)])
+    return joined([*items, _fit("both tables, one gamma", both, 2 * count, bound)])
 
 
 def _gammas(view: View, exhibit: str) -> list[tuple[str, float]]:
@@ -118,14 +124,11 @@ def _gammas(view: View, exhibit: str) -> list[tuple[str, float]]:
     return found
 
 
-def _fit(label: str, gammas: Sequence[tuple[str, float]], bound: float) -> Item:
-    models = {model for model, _ in gammas}
-    if len(gammas) < _MIN_FITTED or len(models) < _MIN_MODELS:
-        reason = (
-            f"needs {_MIN_FITTED} cells of {_MIN_MODELS} models, "
-            f"there are {len(gammas)} of {len(models)}"
-        )
-        return Item(label, UNDECIDED, reason=reason)
+def _fit(label: str, gammas: Sequence[tuple[str, float]], count: int, bound: float) -> Item:
+    """One factor for all cells that are there, of `count`: more cells never fit better."""
+    missing = f"of {count} cells {len(gammas)} are there" if len(gammas) < count else ""
+    if not gammas:
+        return Item(label, UNDECIDED, reason=missing)
     low, high = min(gammas, key=lambda g: g[1]), max(gammas, key=lambda g: g[1])
     # The factor whose worst cell is nearest: as far from the smallest as from the largest.
     gamma = math.sqrt(low[1] * high[1])
@@ -134,7 +137,8 @@ def _fit(label: str, gammas: Sequence[tuple[str, float]], bound: float) -> Item:
         f"gamma {low[1]:.2f} ({label_of(low[0])}) to {high[1]:.2f} ({label_of(high[0])}) over "
         f"{len(gammas)} cells; the best one, {gamma:.2f}, is {percent(worst)} off at its worst"
     )
-    return Item(label, at_most(Spread(worst, worst, worst, 1), bound), figure)
+    verdict = _unless_missing(at_most(Spread(worst, worst, worst, 1), bound), missing)
+    return Item(label, verdict, figure, missing)
 
 
 def runs_out_of_memory(view: View, place: Place) -> Finding:

@@ -4,6 +4,8 @@ The cells are those of figure 3: rows are milliseconds of one link, of which the
 any two devices. Every rule takes a `View` of one kind of evidence. Read `latency_bounds` first.
 """
 
+from collections.abc import Sequence
+
 from results.cells import Place
 from results.evidence import MEASURED, OURS, PUBLISHED, REPORTED, View
 from results.schema import Spread
@@ -25,6 +27,7 @@ from tpi.units import format_seconds
 HOPS, DEVICES, RATE_BPS = 4, 8, 300e6  # Klonet, sections 4 and A.7
 SMALL, LARGE = 4, 32 << 10  # bytes: figure 3, and the hidden state of a 70B model in float32
 KLONET_MS = "1"
+LINKS_MS = ("1", "2", "4", "6", "8", "10")  # of figure 3, 0 left out
 RATIOS = {"tree": 2.0, "ring": 7.0}  # 16 and 56 links to the star's 8
 # What `source` says of a payload, by kind of evidence.
 _SOURCES = {
@@ -43,7 +46,7 @@ def allreduce_place(row: str, algorithm: str) -> Place:
 
 def star_is_first(view: View) -> Finding:
     """Whether star < tree < ring at every link latency above 0, for the small payload."""
-    return joined([_ordered(view, row) for row in _rows(view)] or _nothing(view))
+    return joined([_ordered(view, row) for row in _rows(view)])
 
 
 def _ordered(view: View, row: str) -> Item:
@@ -61,8 +64,7 @@ def _ordered(view: View, row: str) -> Item:
 def ratio_of_links(view: View, tolerance: float) -> Finding:
     """Whether tree and ring take 2 and 7 times as long as the star, from 1 ms a link on."""
     rows = [row for row in _rows(view) if float(row) >= float(KLONET_MS)]
-    items = [_to_star(view, row, name, tolerance) for row in rows for name in RATIOS]
-    return joined(items or _nothing(view))
+    return joined([_to_star(view, row, name, tolerance) for row in rows for name in RATIOS])
 
 
 def _to_star(view: View, row: str, algorithm: str, tolerance: float) -> Item:
@@ -87,7 +89,7 @@ def latency_bounds(view: View) -> Finding:
     rows = dict.fromkeys([KLONET_MS, *view.rows("figure3")])
     items = [_payload(view, row, decides=row == KLONET_MS) for row in rows]
     shown = [item for item in items if item.figure or item.verdict]
-    return joined([*shown, _crossing()])
+    return joined([*shown, *([_crossing()] if view.kind == OURS else [])])
 
 
 def _reported_bound() -> Item:
@@ -103,7 +105,7 @@ def _payload(view: View, row: str, *, decides: bool) -> Item:
     place = allreduce_place(row, "star")
     small, large = (view.value(place, _SOURCES[view.kind, size]) for size in (SMALL, LARGE))
     if small is None or large is None:
-        reason = f"needs a star of 4 bytes and one of 32 KiB: {_missing(view, row)}"
+        reason = f"needs a star of 4 bytes and one of 32 KiB: {_missing(view, row, ('star',))}"
         return Item(label, UNDECIDED if decides else "", reason=reason)
     share = Spread(
         1 - small.median / large.median, 1 - small.high / large.low, 1 - small.low / large.high,
@@ -141,10 +143,13 @@ def _crossing() -> Item:
 
 
 def _rows(view: View) -> list[str]:
-    """Link latencies above 0 of which this kind has any number."""
+    """The figure's link latencies above 0, and others that were measured for all devices."""
     names = ("star", *RATIOS)
-    rows = [row for row in view.rows("figure3") if float(row) > 0]
-    return [row for row in rows if any(_value(view, row, name) for name in names)]
+    more = {row for row in view.rows("figure3") if float(row) > 0} - set(LINKS_MS)
+    if view.kind != MEASURED:  # a study's closed forms may be of fewer devices
+        more = set()
+    found = {row for row in more if any(_value(view, row, name) for name in names)}
+    return sorted({*LINKS_MS, *found}, key=float)
 
 
 def _ratio(view: View, row: str, above: str, below: str) -> Spread | None:
@@ -156,9 +161,9 @@ def _value(view: View, row: str, name: str) -> Spread | None:
     return view.value(allreduce_place(row, name), _SOURCES.get((view.kind, SMALL), ""))
 
 
-def _missing(view: View, row: str) -> str:
+def _missing(view: View, row: str, names: Sequence[str] = ("star", *RATIOS)) -> str:
     source = _SOURCES.get((view.kind, SMALL), "")
-    seen = {name: view.look(allreduce_place(row, name), source) for name in ("star", *RATIOS)}
+    seen = {name: view.look(allreduce_place(row, name), source) for name in names}
     reasons = [f"{name} {s.reason}" for name, s in seen.items() if not s.has_value]
     return ", ".join(reasons) or "32 KiB not run"
 

@@ -4,6 +4,7 @@ Every rule takes a `View` of one kind of evidence and gives a `Finding`. Read `l
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from results.cells import Place
 from results.claims_speed import across, repeats
@@ -33,7 +34,6 @@ PAPER_TIMES = LayerTimes(
     attn_s=0.011, ffn_s=0.017, allreduce_s=0.014, attn_load_s=0.018, ffn_load_s=0.030
 )
 _PAPER_MODEL, _PAPER_WINDOW = "llama2-7b", 4
-FIGURE1_DEVICES = 4
 _COLUMNS = {REPORTED: "communication"}  # the paper's; a run's is `run`
 
 
@@ -69,7 +69,8 @@ def _prediction(view: View, row: str) -> str:
     record = view.book.records.get(cell.run_id) if cell is not None else None
     if record is None:
         return ""
-    return str(predict_run(record, RunStore(view.book.folder).repeats(record)) or "")
+    found = predict_run(record, RunStore(view.book.folder).repeats(record))
+    return f"no prediction: {found}" if isinstance(found, str) else str(found)
 
 
 def _costs_nothing(view: View, row: str, bound: float) -> Item:
@@ -93,47 +94,30 @@ def _papers_example() -> Item:
 def shares_of_time(view: View, most: float, least: float) -> Finding:
     """Whether communication is at most a share of model parallelism, at least one of tensor's.
 
-    One device of a pipeline computes at a time, so that what none of them computes in is
-    communication; a device's own share would count the others' computing as waiting.
+    Of a pipeline it is the time in which no device computes (`pipeline_shares.py`).
     """
-    tensor = share_place("tpi", "allreduce_share", view)
-    if view.kind == REPORTED:
-        pipeline = share_place("pipeline", "allreduce_share", view)
-        value = view.value(pipeline)
-    else:
-        pipeline = share_place("pipeline", "compute_share", view)
-        value = _outside(view.value(pipeline), FIGURE1_DEVICES)
+    parts = (("pipeline", "model", at_most, most), ("tpi", "tensor", at_least, least))
     return joined(
         [
-            _share(view, "model parallelism", pipeline, value, at_most, most),
-            _share(view, "tensor parallelism", tensor, view.value(tensor), at_least, least),
+            _share(view, f"{name} parallelism", share_place(row, view), rule, bound)
+            for row, name, rule, bound in parts
         ]
     )
 
 
-def share_place(row: str, metric: str, view: View) -> Place:
+def share_place(row: str, view: View) -> Place:
     """Where a share of figure 1b stands: the paper's and a run's column differ."""
-    return Place("figure1b", row, _COLUMNS.get(view.kind, "run"), metric)
-
-
-def _outside(value: Spread | None, devices: int) -> Spread | None:
-    """Of a mean device's share, the share in which no device does it, one at a time."""
-    if value is None:
-        return None
-    low, median, high = (
-        max(0.0, 1 - devices * share) for share in (value.high, value.median, value.low)
-    )
-    return Spread(median, low, high, value.n)
+    return Place("figure1b", row, _COLUMNS.get(view.kind, "run"), "allreduce_share")
 
 
 def _share(
     view: View,
     label: str,
     place: Place,
-    value: Spread | None,
     rule: Callable[[Spread, float], str],
     bound: float,
 ) -> Item:
+    value = view.value(place)
     if value is None:
         return Item(label, UNDECIDED, reason=view.look(place).reason)
     verdict = rule(value, bound)
@@ -147,8 +131,12 @@ def same_tokens(view: View) -> Finding:
         return joined([Item("tokens", UNDECIDED, reason="no token was computed")])
     ids = dict.fromkeys(entry.run_id for entry in view.book.entries if entry.system == "tpi")
     records = [view.book.records[run_id] for run_id in ids if run_id in view.book.records]
-    items = [_tokens(record) for record in records if record.check.kind != "none"]
-    return joined(items or [Item("tokens", UNDECIDED, reason="no run with a check of its tokens")])
+    checked = [record for record in records if record.check.kind != "none"]
+    if not checked:
+        return joined([Item("tokens", UNDECIDED, reason="no run with a check of its tokens")])
+    items = [_tokens(record) for record in checked]
+    models = {model_of(record) for record, item in zip(checked, items, strict=True) if item.verdict}
+    return replace(joined(items), subject=", ".join(sorted(models - {""})))
 
 
 def _tokens(record: RunRecord) -> Item:
@@ -162,6 +150,8 @@ def _tokens(record: RunRecord) -> Item:
         figure += f", {in_percent(Spread(agreement, agreement, agreement, 1))} of the tokens agree"
     if not check.passed:
         return Item(label, NOT_REPRODUCED, figure, check.detail)
+    if check.kind.startswith("two_layer"):
+        return Item(label, "", figure, "two layers of the shape only")
     if check.kind.endswith("bounded"):
         return Item(label, "", figure, "16-bit tokens cannot be compared for equality")
     return Item(label, REPRODUCED, figure)

@@ -11,6 +11,7 @@ from results.allreduce_cells import allreduce_cells
 from results.book import Book, read_book
 from results.computed import computed_cells
 from results.index import read_index
+from results.pipeline_shares import of_pipelines
 from results.published_times import published_time_cells
 from results.reported import reported_cells
 
@@ -27,6 +28,6 @@ def open_book(folder: Path) -> Book:
     index = read_index(folder)
     studied = allreduce_cells(folder, index.scale, index.studies)
     others += [c for c in studied if (c.place, c.evidence, c.source) not in there]
-    book = read_book(folder, others)
+    book = of_pipelines(read_book(folder, others))
     problems = dict.fromkeys(c.detail for c in studied if c.word == "unusable")
     return replace(book, problems=(*book.problems, *problems))

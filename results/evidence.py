@@ -5,13 +5,16 @@ and times of plain processes that no limit held. `ratio` has an interval whereve
 repeats. Read `View` first.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from results.book import Book
 from results.cells import METRICS, Cell, Place
 from results.footnotes import relative
+from results.marks import ran
 from results.measure import measure
+from results.pipeline_shares import devices_of, is_pipeline, pipeline_shares
 from results.schema import RepeatMetrics, RunRecord, Spread
 from results.stats import ratio_of_means, spread_of_means
 from results.store import RunStore
@@ -22,6 +25,8 @@ _MODEL_OF = {
     "figure1": "llama3.1-8b", "figure3": "", "figure4": "llama2-7b", "figure5": "llama2-70b",
 }  # fmt: skip
 _TIMED = ("s", "share")
+_STUDIED = "figure3"
+_STUDY_DEVICES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,12 +146,44 @@ def model_of(record: RunRecord) -> str:
 
 def stand_in(book: Book, cell: Cell) -> str:
     """Why a cell is of another size than the paper's; empty if it is not."""
-    expected, record = expected_model(cell.place), book.records.get(cell.run_id)
-    name = model_of(record) if record is not None else ""
-    if expected and name:
-        return "" if name == expected else f"{name} ran in the place of {expected}"
-    is_small = cell.scale == "smoke" and cell.evidence == "measured"
-    return "smoke: of another size than the paper's" if is_small else ""
+    name = stand_in_name(book, cell)
+    if cell.place.exhibit == _STUDIED:
+        return f"{name} in the place of {_STUDY_DEVICES}" if name else ""
+    if name == "smoke":
+        return "smoke: of another size than the paper's"
+    return f"{name} ran in the place of {expected_model(cell.place)}" if name else ""
+
+
+def stand_in_name(book: Book, cell: Cell) -> str:
+    """What ran in the place of the paper's: a model, or fewer devices; empty where none did."""
+    if cell.place.exhibit == _STUDIED:
+        return _other_count(cell)
+    record = book.records.get(cell.run_id)
+    if record is not None and model_of(record) and expected_model(cell.place):
+        return other_model(cell.place, record)
+    return "smoke" if cell.scale == "smoke" and cell.evidence == "measured" else ""
+
+
+def stand_in_names(book: Book, exhibit: str) -> list[str]:
+    """Of all that ran for an exhibit, each once."""
+    cells = [cell for cell in book.exhibit(exhibit) if ran(cell)]
+    return sorted({name for cell in cells if (name := stand_in_name(book, cell))})
+
+
+def other_model(place: Place, record: RunRecord) -> str:
+    """The model that ran where the paper has another one; empty where it is the paper's."""
+    name, expected = model_of(record), expected_model(place)
+    return name if expected and name != expected else ""
+
+
+def _other_count(cell: Cell) -> str:
+    """`4 devices` of a study of fewer or more than the paper's; nobody else says how many."""
+    if cell.evidence != "measured" or cell.value is None:
+        return ""
+    said = re.search(r"(\d+) devices", cell.detail)
+    if said is None:
+        return "an unknown number of devices"
+    return "" if int(said[1]) == _STUDY_DEVICES else said[0]
 
 
 def samples_of(book: Book, cell: Cell) -> Groups | None:
@@ -159,18 +196,23 @@ def samples_of(book: Book, cell: Cell) -> Groups | None:
     if record is None or cell.evidence != "measured" or not record.num_ok:
         return None
     good = [r for r in RunStore(book.folder).repeats(record) if r.status == "ok"]
-    groups = [_values(cell.place.metric, measure(repeat)) for repeat in good]
+    devices = devices_of(record) if is_pipeline(cell.place) else None
+    groups = [_values(cell.place.metric, measure(repeat), devices) for repeat in good]
     return groups if all(groups) else None
 
 
-def _values(metric: str, repeat: RepeatMetrics) -> list[float]:
+def _values(metric: str, repeat: RepeatMetrics, pipeline: int | None) -> list[float]:
+    """What one repeat says of a metric; `pipeline` is the devices of one."""
     if metric == "token_latency_s":
         return list(repeat.gaps_s)
     if metric == "first_token_s":
         return [repeat.load_s + repeat.ttft_s]
     if metric == "ttft_s":
         return [repeat.ttft_s]
-    share = repeat.time_share.get(metric.removesuffix("_share"))
+    shares = repeat.time_share
+    if pipeline is not None and "compute" in shares:
+        shares = pipeline_shares(shares, pipeline)
+    share = shares.get(metric.removesuffix("_share"))
     return [] if share is None or not metric.endswith("_share") else [share]
 
 

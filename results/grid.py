@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from results.book import Book
 from results.cells import Cell, Place
-from results.exhibits import FIRST, LAYOUTS, METRIC_LABELS, Layout, label_of
+from results.exhibits import FIRST, LAYOUTS, LOADS_FIRST, METRIC_LABELS, Layout, label_of
 from results.filling import MEASURED, REPORTED, Filling, Source, source_of
 
 
@@ -112,9 +112,11 @@ def _sources(layout: Layout, cells: Iterable[Cell]) -> list[Source]:
 
 
 def _label(source: Source, cells: Iterable[Cell]) -> str:
-    """A line's name, with the scale of what was run."""
+    """A line's name, with the scale of what was measured: what is simulated is of full size."""
     scales = (cell.scale for cell in cells if cell.scale and source_of(cell) == source)
-    return ", ".join([source.label, *(dict.fromkeys(scales) if source.is_run else ())])
+    return ", ".join(
+        [source.label, *(dict.fromkeys(scales) if source.rank == MEASURED.rank else ())]
+    )
 
 
 def _columns(
@@ -127,17 +129,22 @@ def _columns(
     columns = []
     found = () if layout.joins_columns else (cell.place.column for cell in mine)
     for name in _ordered(layout.columns, found):
-        for choice in metrics:
-            metric = _chosen(choice, name, mine)
+        chosen = [metric for choice in metrics for metric in _chosen(choice, name, mine)]
+        for metric in chosen:
             title = f"{label_of(name)}: {METRIC_LABELS.get(metric, metric)}"
             if layout.joins_columns:
                 title = METRIC_LABELS.get(metric, metric)
-            columns.append(Column(name, metric, title if len(metrics) > 1 else label_of(name)))
+            columns.append(Column(name, metric, title if len(chosen) > 1 else label_of(name)))
     return columns
 
 
-def _chosen(choice: Sequence[str], column: str, cells: Iterable[Cell]) -> str:
-    """The metric that the paper's values of a column have; without any, the usual one."""
+def _chosen(choice: Sequence[str], column: str, cells: Iterable[Cell]) -> Sequence[str]:
+    """The metric that the paper's values of a column have; without any, the usual one.
+
+    Both where the paper does not say which of two its values are.
+    """
+    if choice == FIRST and column in LOADS_FIRST:
+        return choice
     reported = {
         cell.place.metric
         for cell in cells
@@ -145,7 +152,7 @@ def _chosen(choice: Sequence[str], column: str, cells: Iterable[Cell]) -> str:
     }
     # Without the scheduler the paper's time to first token has loading in it.
     usual = FIRST[1] if choice == FIRST and column == "off" else choice[0]
-    return next((metric for metric in choice if metric in reported), usual)
+    return [next((metric for metric in choice if metric in reported), usual)]
 
 
 def _fact_columns(layout: Layout, cells: Sequence[Cell]) -> list[Column]:

@@ -15,7 +15,6 @@ KINDS = ("measured", "dilated", "simulated", "computed", "reported", "absent")
 _SUPERSCRIPTS = str.maketrans("0123456789.", "⁰¹²³⁴⁵⁶⁷⁸⁹·")
 # Words that say nothing of the system; `oom` is a result like any number.
 _NO_RESULTS = ("not run", "unusable", "infeasible")
-SMOKE = "smoke"
 LEGEND = {
     "measured": "measured here",
     "dilated": "measured on devices and links slowed k times, times divided by k",
@@ -24,7 +23,10 @@ LEGEND = {
     "reported": "reported by the paper",
     "absent": "why there is no number",
 }
-SMOKE_LEGEND = "smoke: a tiny model in its place, so no number of the paper's size"
+STAND_IN_LEGEND = (
+    "a name after a value (`tiny`, `4 devices`): what ran in the place of the paper's, so it is no"
+    " number of the paper's size"
+)
 _GIB = 1 << 30
 # Of every unit that `in_words` writes; counts have none.
 _UNITS = {
@@ -41,13 +43,13 @@ class Shown:
         kind: One of `KINDS`.
         text: The value with its unit and interval, or the word.
         dilation: Where it is not 1, it is marked.
-        is_smoke: Whether a tiny model stands in for the row's.
+        stand_in: What ran in the place of the paper's model; empty where that one ran.
     """
 
     kind: str
     text: str
     dilation: float = 1.0
-    is_smoke: bool = False
+    stand_in: str = ""
 
 
 def kind_of(cell: Cell) -> str:
@@ -59,13 +61,15 @@ def kind_of(cell: Cell) -> str:
     return "dilated" if cell.evidence == "measured" and cell.dilation != 1 else cell.evidence
 
 
-def show(cell: Cell) -> Shown:
-    """A cell in words, its kind beside them."""
+def ran(cell: Cell) -> bool:
+    """Whether something really ran: all else is of the paper's size."""
+    return kind_of(cell) in ("measured", "dilated")
+
+
+def show(cell: Cell, stand_in: str = "") -> Shown:
+    """A cell in words, its kind and what stands in for the paper's model beside them."""
     text = cell.word or (plain(cell.text) if cell.value is None else value_text(cell))
-    kind = kind_of(cell)
-    # Only what really ran there is of another size; all else is of the paper's.
-    is_smoke = cell.scale == SMOKE and kind in ("measured", "dilated")
-    return Shown(kind, text, cell.dilation, is_smoke)
+    return Shown(kind_of(cell), text, cell.dilation, stand_in if ran(cell) else "")
 
 
 def value_text(cell: Cell) -> str:
@@ -103,13 +107,13 @@ MARKDOWN: Mapping[str, Callable[[Shown], str]] = {
 
 def markdown_of(shown: Shown) -> str:
     """A cell as Markdown, the mark of its kind on it."""
-    return MARKDOWN[shown.kind](shown) + (f" {SMOKE}" if shown.is_smoke else "")
+    return MARKDOWN[shown.kind](shown) + (f" {shown.stand_in}" if shown.stand_in else "")
 
 
 def markdown_legend() -> list[str]:
     """What the marks mean, one line each."""
     samples = [Shown(kind, "word" if kind == "absent" else "1 s", 8.0) for kind in KINDS]
-    return [*(f"{markdown_of(shown)}: {LEGEND[shown.kind]}" for shown in samples), SMOKE_LEGEND]
+    return [*(f"{markdown_of(shown)}: {LEGEND[shown.kind]}" for shown in samples), STAND_IN_LEGEND]
 
 
 def plain(text: str) -> str:
@@ -145,7 +149,7 @@ def _rate(value: float) -> str:
 
 
 def _share(value: float) -> str:
-    return f"{100 * value:.0f} %"
+    return f"{100 * value:.3g} %"
 
 
 _FORMATS: Mapping[str, Callable[[float], str]] = {

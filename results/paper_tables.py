@@ -8,10 +8,12 @@ are never mixed. Below stand the legend, numbered notes, the testbeds and what c
 from collections.abc import Iterator, Sequence
 
 from results.book import Book
+from results.cells import Cell
+from results.evidence import stand_in_name, stand_in_names
 from results.exhibits import LAYOUTS, label_of, title_of
 from results.footnotes import Footnotes, below
 from results.grid import Line, Section, sections_of
-from results.marks import SMOKE, SMOKE_LEGEND, markdown_legend, markdown_of, show
+from results.marks import markdown_legend, markdown_of, show
 
 Grid = list[tuple[str, ...]]
 
@@ -32,7 +34,9 @@ def _body(book: Book, exhibit: str) -> Iterator[str]:
     """Values, legend, numbered notes, and what is known of the runs."""
     notes = Footnotes.of(book, exhibit)
     for section in sections_of(book, exhibit):
-        yield from (f"{section.heading} (scale {book.scale})", "") if section.heading else ()
+        yield from (
+            (f"{section.heading} (measured at scale {book.scale})", "") if section.heading else ()
+        )
         yield from (*aligned(_grid(section, notes, exhibit)), "")
     if LAYOUTS[exhibit].has_table:
         yield from (*(f"- {line}" for line in markdown_legend()), "")
@@ -48,9 +52,8 @@ def _joined(lines: Sequence[str]) -> str:
 def _dilations(book: Book, exhibit: str) -> str:
     """Scale and dilation of what is drawn, for a caption."""
     factors = sorted({cell.dilation for cell in book.exhibit(exhibit) if cell.dilation != 1})
-    words = [f"Scale {book.scale}"]
-    if book.scale == SMOKE:
-        words.append(SMOKE_LEGEND)
+    words = [f"Measured at scale {book.scale}"]
+    words += [f"{name} in the paper's place" for name in stand_in_names(book, exhibit)]
     words += [f"dilation {factor:g}: times are divided by {factor:g}" for factor in factors]
     return "; ".join(words) + "."
 
@@ -78,8 +81,12 @@ def _grid(section: Section, notes: Footnotes, exhibit: str) -> Grid:
 
 def _texts(line: Line, notes: Footnotes) -> Iterator[str]:
     for cells in line.cells:
-        shown = " / ".join(dict.fromkeys(_escaped(markdown_of(show(cell))) for cell in cells))
+        shown = " / ".join(dict.fromkeys(_said(notes.book, cell) for cell in cells))
         yield shown + notes.numbers(cells)
+
+
+def _said(book: Book, cell: Cell) -> str:
+    return _escaped(markdown_of(show(cell, stand_in_name(book, cell))))
 
 
 def _escaped(text: str) -> str:

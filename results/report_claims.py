@@ -5,7 +5,7 @@ Read `claims_section` first.
 
 from collections.abc import Iterator, Sequence
 
-from results.claims import Judgement
+from results.claims import Judgement, basis_of_all
 from results.evidence import REPORTED, SIMULATED
 from results.markup import Html, counted, folded, html, joined, listed, section, table, tag
 from results.verdicts import VERDICTS, Finding, Item
@@ -28,6 +28,7 @@ def claims_section(judgements: Sequence[Judgement]) -> Html:
         "claims",
         "Verdicts",
         tag("p", f"{len(judgements)} claims: {total}."),
+        tag("p", basis_of_all(judgements)),
         tag("p", _HOW, cls="dim"),
         table(head, rows),
         *(_claim(each) for each in judgements),
@@ -58,13 +59,14 @@ def _own(each: Judgement) -> Html:
 
 
 def _claim(each: Judgement) -> Html:
-    claim = each.claim
+    claim, other = each.claim, each.claim.paper_is_of
     return tag(
         "div",
         tag("h3", claim.sentence, " ", verdict_of(each)),
         tag("p", f"Source: {claim.source}; in our words.", cls="dim"),
         tag("p", tag("b", "Rule: "), claim.rule),
         *([tag("p", tag("b", "Note: "), claim.note)] if claim.note else []),
+        *([tag("p", f"The paper's own numbers are of {other}.")] if other else []),
         *([tag("p", tag("b", "Undecided: "), each.reason)] if each.reason else []),
         *(_finding(name, finding) for name, finding in each.findings.items()),
         *_places(each),
@@ -74,7 +76,8 @@ def _claim(each: Judgement) -> Html:
 
 
 def _finding(name: str, finding: Finding) -> Html:
-    title = joined([tag("b", name), ": ", badge(finding.verdict)])
+    coverage = f" {finding.coverage}" if finding.coverage else ""
+    title = joined([tag("b", name), ": ", badge(finding.verdict), coverage])
     if not finding.has_numbers:
         return tag("p", title, f" {finding.reason}")
     return joined([tag("p", title), listed(_item(item) for item in finding.items)])

@@ -10,10 +10,11 @@ from pathlib import Path
 
 from results.book import Book
 from results.cells import EXHIBITS, Cell
+from results.evidence import stand_in_name
 from results.exhibits import label_of, title_of
 from results.footnotes import Footnotes, below
 from results.grid import Group, Section, sections_of
-from results.marks import KINDS, LEGEND, SMOKE, SMOKE_LEGEND, mark_dilation, show
+from results.marks import KINDS, LEGEND, STAND_IN_LEGEND, mark_dilation, ran, show
 from results.markup import Html, folded, image, joined, listed, section, table, tag
 from tpi.errors import ResourceError, map_errors
 
@@ -26,7 +27,7 @@ def legend() -> Html:
     samples = (
         joined([tag("span", kind, cls=f"cell {kind}"), f" {LEGEND[kind]}"]) for kind in KINDS
     )
-    return joined([listed(samples), tag("p", SMOKE_LEGEND, cls="dim")])
+    return joined([listed(samples), tag("p", STAND_IN_LEGEND, cls="dim")])
 
 
 def tables_section(book: Book) -> Html:
@@ -95,36 +96,36 @@ def _body(book: Book, exhibit: str) -> Iterator[Html]:
     notes = Footnotes(book)
     for part in sections_of(book, exhibit):
         if part.heading:
-            yield tag("p", tag("b", part.heading), f" (scale {book.scale})")
-        yield _grid(part, notes)
+            yield tag("p", tag("b", part.heading), f" (measured at scale {book.scale})")
+        yield _grid(part, notes, exhibit)
     texts = (f"({number}) {text}" for number, text in enumerate(notes.texts, 1))
     lines = [*texts, *below(book, exhibit)]
     if lines:
         yield tag("div", listed(lines), cls="notes")
 
 
-def _grid(part: Section, notes: Footnotes) -> Html:
+def _grid(part: Section, notes: Footnotes, exhibit: str) -> Html:
     head = ("", "source", *(column.title for column in part.columns))
-    rows = [row for group in part.groups for row in _group(group, notes)]
+    rows = [row for group in part.groups for row in _group(group, notes, exhibit)]
     return table(head, rows)
 
 
-def _group(group: Group, notes: Footnotes) -> Iterator[Sequence[object]]:
+def _group(group: Group, notes: Footnotes, exhibit: str) -> Iterator[Sequence[object]]:
     for number, line in enumerate(group.lines):
-        name = tag("th", label_of(group.row), scope="rowgroup", rowspan=len(group.lines))
+        name = tag("th", label_of(group.row, exhibit), scope="rowgroup", rowspan=len(group.lines))
         cells = [tag("td", _said(found, notes), cls="number") for found in line.cells]
         yield (*((name,) if number == 0 else ()), line.label, *cells)
 
 
 def _said(cells: Sequence[Cell], notes: Footnotes) -> Html:
-    shown = dict.fromkeys(_cell(cell) for cell in cells)
+    shown = dict.fromkeys(_cell(notes.book, cell) for cell in cells)
     return joined([*shown, tag("span", notes.numbers(cells), cls="dim")])
 
 
-def _cell(cell: Cell) -> Html:
-    shown = show(cell)
+def _cell(book: Book, cell: Cell) -> Html:
+    shown = show(cell, stand_in_name(book, cell))
     marks = [mark_dilation(shown.dilation)] if shown.kind == "dilated" else []
-    marks += [SMOKE] if shown.is_smoke else []
+    marks += [shown.stand_in] if shown.stand_in else []
     text = " ".join([shown.text, *marks])
     return tag("span", text, cls=f"cell {shown.kind}", title=_origin(cell))
 
@@ -132,5 +133,6 @@ def _cell(cell: Cell) -> Html:
 def _origin(cell: Cell) -> str:
     """Where a value comes from, shown when it is pointed at."""
     runs = f"n={cell.n}" if cell.n else ""
-    parts = (cell.evidence, cell.scale, cell.backend, runs, cell.source, cell.run_id)
+    scale = cell.scale if ran(cell) else ""
+    parts = (cell.evidence, scale, cell.backend, runs, cell.source, cell.run_id)
     return ", ".join(part for part in parts if part)

@@ -7,7 +7,8 @@ propositions; the head's tiles, which the master streams beside them, are left o
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from results.book import dilation_of
 from results.schema import Repeat, RunRecord
@@ -81,16 +82,43 @@ def predict(times: LayerTimes, num_layers: int, window: int) -> Prediction:
     )
 
 
-def predict_run(record: RunRecord, repeats: Sequence[Repeat]) -> Prediction | None:
-    """The prediction for a run of `tpi`; None where its record does not hold what it needs."""
-    model, options = _mapping(record.config, "model"), _mapping(record.config, "systems")
-    window = _mapping(options, "tpi").get("window")
-    name, rate_bps = model.get("name"), _disk_rate_bps(record)
-    if name not in preset_names() or not isinstance(window, int) or rate_bps is None:
-        return None
-    config = load_preset(str(name))
+def predict_run(record: RunRecord, repeats: Sequence[Repeat]) -> Prediction | str:
+    """The prediction for a run of `tpi`, or why there is none."""
+    if reason := _why_not(record):
+        return reason
+    rate_bps = _disk_rate_bps(record)
+    if rate_bps is None:
+        return "no disk's rate was held"
+    config = _stored_config(record)
     times = layer_times(config, repeats, rate_bps)
-    return None if times is None else predict(times, config.num_layers, window)
+    if times is None:
+        return "not every device counted its times"
+    return predict(times, config.num_layers, _options(record)["window"])
+
+
+def _why_not(record: RunRecord) -> str:
+    """What the propositions leave out and this run has; empty where they fit it."""
+    model, options = _mapping(record.config, "model"), _options(record)
+    if model.get("name") not in preset_names() or model.get("path") is not None:
+        return "only the shapes and dtypes of presets are known"
+    if options.get("memory_budget") is not None:
+        return "a memory budget retains blocks, and the record does not say which"
+    if options.get("shares") is not None:
+        return "devices have uneven shares, so that none is the mean one"
+    if not isinstance(options.get("window"), int):
+        return "its window is no number of blocks"
+    return ""
+
+
+def _stored_config(record: RunRecord) -> ModelConfig:
+    """The model's shape, its dtype the one that its weights are stored in."""
+    config = load_preset(str(_mapping(record.config, "model").get("name")))
+    stored = _mapping(record.config, "weights").get("dtype", "auto")
+    return config if stored == "auto" else replace(config, dtype=str(stored))
+
+
+def _options(record: RunRecord) -> Mapping[str, Any]:
+    return _mapping(_mapping(record.config, "systems"), "tpi")
 
 
 def layer_times(
@@ -99,7 +127,7 @@ def layer_times(
     """Times of one layer on a mean device over all `ok` repeats; None without counters.
 
     Args:
-        config: The model's shape; computing is shared out by the sizes of its blocks.
+        config: The model's shape and stored dtype; computing is shared out by its blocks' sizes.
         repeats: Of one run.
         rate_bps: Bytes a second that a device reads.
     """

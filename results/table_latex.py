@@ -8,10 +8,12 @@ import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 
 from results.book import Book
+from results.cells import Cell
+from results.evidence import stand_in_name
 from results.exhibits import label_of, title_of
 from results.footnotes import Footnotes, below
 from results.grid import Line, Section, sections_of
-from results.marks import KINDS, LEGEND, SMOKE, SMOKE_LEGEND, Shown, show
+from results.marks import KINDS, LEGEND, STAND_IN_LEGEND, Shown, show
 
 _SPECIAL = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#",
@@ -40,7 +42,7 @@ _DRESS: Mapping[str, Callable[[Shown, str], str]] = {
 def latex(book: Book, exhibit: str) -> str:
     """A table as a LaTeX fragment."""
     notes = Footnotes.of(book, exhibit)
-    sections = [_tabular(section, notes) for section in sections_of(book, exhibit)]
+    sections = [_tabular(section, notes, exhibit) for section in sections_of(book, exhibit)]
     texts = [f"({number}) {escape(text)}" for number, text in enumerate(notes.texts, 1)]
     texts += [escape(line) for line in (*notes.shared_lines(), *below(book, exhibit))]
     title = title_of(exhibit).partition(": ")[2]
@@ -49,7 +51,7 @@ def latex(book: Book, exhibit: str) -> str:
             "% needs \\usepackage{booktabs}",
             r"\begin{table}",
             r"\centering\scriptsize\setlength{\tabcolsep}{3pt}",
-            rf"\caption{{{escape(title)} (scale {escape(book.scale)})}}",
+            rf"\caption{{{escape(title)} (measured at scale {escape(book.scale)})}}",
             rf"\label{{tab:{exhibit}}}",
             "\n\\par\\medskip\n".join(sections),
             r"\par\medskip\raggedright",
@@ -64,13 +66,13 @@ def latex_legend() -> str:
     """What the marks mean, in one line."""
     samples = (Shown(kind, "word" if kind == "absent" else "1 s", 8.0) for kind in KINDS)
     words = [f"{latex_of(shown)} {escape(LEGEND[shown.kind])}" for shown in samples]
-    return "; ".join([*words, escape(SMOKE_LEGEND)]) + "."
+    return "; ".join([*words, escape(STAND_IN_LEGEND)]) + "."
 
 
 def latex_of(shown: Shown) -> str:
     """A cell as LaTeX, the mark of its kind on it."""
     dressed = _DRESS[shown.kind](shown, escape(shown.text))
-    return dressed + (rf" \textsc{{{SMOKE}}}" if shown.is_smoke else "")
+    return dressed + (rf" \textsc{{{escape(shown.stand_in)}}}" if shown.stand_in else "")
 
 
 def escape(text: str) -> str:
@@ -83,7 +85,7 @@ def _ascii(char: str) -> str:
     return "".join(_SPECIAL.get(c, c) for c in decomposed) or f"[U+{ord(char):04X}]"
 
 
-def _tabular(section: Section, notes: Footnotes) -> str:
+def _tabular(section: Section, notes: Footnotes, exhibit: str) -> str:
     lines = [
         *([rf"{escape(section.heading)}\par\smallskip"] if section.heading else []),
         rf"\begin{{tabular}}{{ll{'l' * len(section.columns)}}}",
@@ -94,13 +96,17 @@ def _tabular(section: Section, notes: Footnotes) -> str:
     for number, group in enumerate(section.groups):
         lines += [r"\addlinespace"] if number else []
         for index, line in enumerate(group.lines):
-            name = "" if index else escape(label_of(group.row))
+            name = "" if index else escape(label_of(group.row, exhibit))
             lines.append(" & ".join([name, escape(line.label), *_texts(line, notes)]) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
 
 
 def _texts(line: Line, notes: Footnotes) -> Iterator[str]:
     for cells in line.cells:
-        shown = " / ".join(dict.fromkeys(latex_of(show(cell)) for cell in cells))
+        shown = " / ".join(dict.fromkeys(_said(notes.book, cell) for cell in cells))
         marks = notes.numbers(cells).strip()
         yield shown + (rf"\textsuperscript{{{marks}}}" if marks else "")
+
+
+def _said(book: Book, cell: Cell) -> str:
+    return latex_of(show(cell, stand_in_name(book, cell)))

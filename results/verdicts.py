@@ -39,11 +39,21 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one kind of evidence says of a claim."""
+    """What one kind of evidence says of a claim.
+
+    Attributes:
+        verdict: One of `VERDICTS`.
+        items: Its parts.
+        reason: Why it is undecided.
+        coverage: How many of the claim's places were run, where not all were.
+        subject: Of which models, where the rule takes whatever ran.
+    """
 
     verdict: str
     items: tuple[Item, ...] = ()
     reason: str = ""
+    coverage: str = ""
+    subject: str = ""
 
     @property
     def has_numbers(self) -> bool:

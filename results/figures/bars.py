@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from results.book import Book
 from results.cells import Cell
-from results.exhibits import label_of
+from results.exhibits import FIRST, LOADS_FIRST, label_of
 from results.figures.style import (
     COLUMN,
     PALETTE,
@@ -27,7 +27,7 @@ from results.figures.style import (
     scale_of,
     write_word,
 )
-from results.grid import Section, sections_of
+from results.grid import Column, Section, sections_of
 
 _GROUP_WIDTH = 0.86  # of the distance between two groups
 _SERIES_GAP = 0.6  # of a bar's width
@@ -94,7 +94,7 @@ def _panel_of(metric: str) -> str:
 
 def _panel(section: Section, metric: str, columns: Sequence[int], exhibit: str) -> Panel:
     rows = tuple(group.row for group in section.groups)
-    names = tuple(section.columns[i].name for i in columns)
+    names = tuple(_name(section.columns[i]) for i in columns)
     by_column = exhibit == "figure6"
     groups, series = (names, rows) if by_column else (rows, names)
     bars: list[Bar] = []
@@ -105,6 +105,12 @@ def _panel(section: Section, metric: str, columns: Sequence[int], exhibit: str) 
         ]
         bars += _placed(number, found)
     return Panel(metric, groups, series, tuple(bars))
+
+
+def _name(column: Column) -> str:
+    """A system's; told apart where it stands twice."""
+    with_loading = column.metric == FIRST[1] and column.name in LOADS_FIRST
+    return f"{column.name}/with loading" if with_loading else column.name
 
 
 def _cells(section: Section, row: int, column: int) -> list[Cell]:

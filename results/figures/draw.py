@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from matplotlib.figure import Figure
 
 from results.book import Book
+from results.evidence import stand_in_names
 from results.exhibits import LAYOUTS, label_of
 from results.figures.allreduce import draw_allreduce
 from results.figures.bars import draw_bars
@@ -17,19 +18,20 @@ from results.figures.style import COLUMN, GREY, new_figure
 from results.figures.timeline import draw_timeline
 from results.figures.traced import Traced, traced_runs
 from results.figures.window import draw_window
-from results.marks import SMOKE, SMOKE_LEGEND
 from results.window_history import window_history
 
 
 def draw(book: Book, exhibit: str) -> Figure:
     """Draw one figure; inside `style.house_style`."""
     figure = _DRAW[exhibit](book, exhibit)
-    figure.supxlabel(_footer(book), fontsize=5.5, x=0.01, ha="left", color=GREY)
+    figure.supxlabel(_footer(book, exhibit), fontsize=5.5, x=0.01, ha="left", color=GREY)
     return figure
 
 
-def _footer(book: Book) -> str:
-    return SMOKE_LEGEND if book.scale == SMOKE else f"scale {book.scale}"
+def _footer(book: Book, exhibit: str) -> str:
+    names = stand_in_names(book, exhibit)
+    ran = f"; {', '.join(names)} in the paper's place: no number of its size" if names else ""
+    return f"measured at scale {book.scale}{ran}"
 
 
 def _timeline(book: Book, exhibit: str) -> Figure:
@@ -73,9 +75,9 @@ def _missing(book: Book, exhibit: str) -> Sequence[str]:
         word = "not run" if not entry.run_id else "unusable"
         if record is not None:
             word = "no trace" if record.metrics is not None else record.status
-        lines.append(f"{label_of(entry.row)}, {label_of(entry.column)}: {word}")
+        lines.append(f"{label_of(entry.row, exhibit)}, {label_of(entry.column)}: {word}")
     rows = LAYOUTS[exhibit].rows
-    return list(dict.fromkeys(lines)) or [f"{label_of(row)}: not run" for row in rows]
+    return list(dict.fromkeys(lines)) or [f"{label_of(row, exhibit)}: not run" for row in rows]
 
 
 _BARS, _SHARES = _unless_empty(draw_bars), _unless_empty(draw_shares)

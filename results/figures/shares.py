@@ -1,7 +1,8 @@
 """Figure 1b: of each system, the shares of its time in computation and communication.
 
-One stacked bar a source; what is neither is `other`. The shares of a run are means over devices,
-so that a device which waits for another one counts as communicating. Read `draw_shares` first.
+One stacked bar a source; what is neither is `other`. Shares are means over devices, so
+that a device which waits for another one counts as communicating; those of a pipeline are of all
+its devices together (`pipeline_shares.py`). Read `draw_shares` first.
 """
 
 from collections.abc import Iterator, Sequence

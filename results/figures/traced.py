@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from results.book import Book, backend_of, dilation_of
+from results.cells import Place
+from results.evidence import other_model
+from results.index import Entry
 from results.schema import Repeat, RunRecord
 from results.spans import RankSpan, spans_of
 from results.store import RunStore
@@ -19,7 +22,7 @@ class Traced:
     Attributes:
         row: Of the exhibit that it is drawn for.
         kind: How it is drawn: `measured`, `dilated` or `simulated`.
-        words: For its title: kind, scale and dilation.
+        words: For its title: kind and dilation; scale and model of what was measured.
     """
 
     row: str
@@ -46,7 +49,7 @@ def traced_runs(book: Book, exhibit: str) -> Iterator[Traced]:
             spans = tuple(spans_of(repeat)) if repeat.status == "ok" else ()
             if spans:
                 kind = _kind(record)
-                yield Traced(entry.row, kind, _words(book, record, kind), repeat, spans)
+                yield Traced(entry.row, kind, _words(book, entry, record, kind), repeat, spans)
                 break
 
 
@@ -56,7 +59,9 @@ def _kind(record: RunRecord) -> str:
     return "dilated" if dilation_of(record) != 1 else "measured"
 
 
-def _words(book: Book, record: RunRecord, kind: str) -> str:
-    words = [kind if kind != "dilated" else f"measured, dilation {dilation_of(record):g}"]
-    is_tiny = book.scale == "smoke" and kind != "simulated"
-    return ", ".join([*words, book.scale, *(["a tiny model"] if is_tiny else [])])
+def _words(book: Book, entry: Entry, record: RunRecord, kind: str) -> str:
+    if kind == "simulated":
+        return kind
+    how = kind if kind != "dilated" else f"measured, dilation {dilation_of(record):g}"
+    model = other_model(Place(entry.exhibit, entry.row, entry.column, "text"), record)
+    return ", ".join([how, book.scale, *([f"{model} in the paper's place"] if model else [])])

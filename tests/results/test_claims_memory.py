@@ -2,17 +2,19 @@ import pytest
 
 from results.cells import Place
 from results.claims_memory import (
+    DEVICES,
     flat_over_devices,
     follows_proposition_5,
     runs_out_of_memory,
     saves_memory,
 )
+from results.exhibits import MODELS
 from results.verdicts import NOT_REPRODUCED, REPRODUCED, UNDECIDED
 from tests.results.claim_books import GIB, cell, view
 from tpi.config import load_preset
 from tpi.planner import published_peak_bytes
 
-MODELS = ("llama2-3b", "llama2-70b")
+TWO = ("llama2-3b", "llama2-70b")
 
 
 def peak(exhibit, column, gib, row="llama2-70b", **changes):
@@ -31,6 +33,8 @@ def saved(*cells):
         (34.9, 3.4, NOT_REPRODUCED),  # 90 % less, and above 3.1 GiB
         (20, 3.1, NOT_REPRODUCED),
         ("oom", 3.1, UNDECIDED),
+        ("oom", "oom", NOT_REPRODUCED),
+        (34.9, "oom", NOT_REPRODUCED),
         ("not run", "not run", UNDECIDED),
     ],
 )
@@ -63,6 +67,9 @@ def test_saves_memory_is_undecided_across_the_bound():
         ((2, 1.9, 1.8, 1.7), REPRODUCED),
         ((2, 1.5, 1.2, 1), NOT_REPRODUCED),
         ((2, 1.9, 1.8), UNDECIDED),
+        ((2, "oom", "failed", 1.9), UNDECIDED),
+        ((2, "oom", "failed", 1), NOT_REPRODUCED),
+        ((), UNDECIDED),
     ],
 )
 def test_flat_over_devices_compares_largest_and_smallest(peaks, verdict):
@@ -73,12 +80,12 @@ def test_flat_over_devices_compares_largest_and_smallest(peaks, verdict):
     assert flat_over_devices(view(*cells), ("llama2-7b",), 0.25).verdict == verdict
 
 
-def proposition_5(gammas, exhibits=("table2", "table6")):
+def proposition_5(gammas, exhibits=("table2", "table6"), counts=DEVICES):
     """Peaks that equation (7) gives with one gamma a model."""
     for exhibit in exhibits:
         window = {"table2": 2, "table6": 4}[exhibit]
         for row, gamma in gammas.items():
-            for count in (2, 4):
+            for count in counts:
                 size = published_peak_bytes(load_preset(row), 1 / count, window, is_master=True)
                 yield peak(exhibit, f"on/{count}", gamma * size / GIB, row)
 
@@ -90,18 +97,26 @@ def test_proposition_5_holds_with_one_gamma():
 
 
 def test_proposition_5_fails_where_gammas_are_far_apart():
-    cells = proposition_5(dict(zip(MODELS, (1.0, 2.0), strict=True)))
+    cells = proposition_5(dict(zip(TWO, (1.0, 2.0), strict=True)))
     found = follows_proposition_5(view(*cells), 0.15)
     assert found.verdict == NOT_REPRODUCED
     assert "the best one, 1.41, is 41.4 % off" in found.items[-1].figure
 
 
 @pytest.mark.parametrize(
-    ("models", "exhibits"), [(MODELS, ("table2",)), (MODELS[:1], ("table2", "table6"))]
+    ("models", "exhibits", "counts", "there"),
+    [
+        (MODELS, ("table2",), DEVICES, 28),
+        (TWO, ("table2", "table6"), (2, 4), 8),
+        (MODELS, ("table2", "table6"), DEVICES[:3], 42),
+        ((), (), (), 0),
+    ],
 )
-def test_proposition_5_is_undecided_with_too_little_to_fit(models, exhibits):
-    cells = proposition_5(dict.fromkeys(models, 1.5), exhibits)
-    assert follows_proposition_5(view(*cells), 0.15).verdict == UNDECIDED
+def test_proposition_5_is_undecided_where_cells_are_missing(models, exhibits, counts, there):
+    cells = proposition_5(dict.fromkeys(models, 1.5), exhibits, counts)
+    found = follows_proposition_5(view(*cells), 0.15)
+    assert found.verdict == UNDECIDED
+    assert f"of 56 cells {there} are there" in found.reason
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 import pytest
 
-from results.claims_speed import below, falls_over, hardly_falls, scheduler_cost
+from results.claims_speed import below, falls_over, hardly_falls, scheduler_cost, speed_places
+from results.evidence import REPORTED
 from results.verdicts import NOT_REPRODUCED, REPRODUCED, UNDECIDED
 from tests.results.claim_books import cell, view
 
@@ -18,6 +19,32 @@ def rates(tpi_s, accelerate_s, **changes):
 
 def judged(*cells, rows=("llama2-3b",)):
     return below(view(*cells), "table3", rows, "accelerate", 0.8)
+
+
+def test_a_system_that_loads_first_is_compared_with_its_loading():
+    cells = [
+        cell("figure6 llama2-3b tpi ttft_s", 1),
+        cell("figure6 llama2-3b tpi token_latency_s", 1),
+        cell("figure6 llama2-3b galaxy ttft_s", 2),
+        cell("figure6 llama2-3b galaxy first_token_s", 20),
+        cell("figure6 llama2-3b galaxy token_latency_s", 20),
+    ]
+    found = below(view(*cells), "figure6", ("llama2-3b",), "galaxy", 0.9)
+    assert found.verdict == REPRODUCED
+    assert "1 s against 20 s" in found.items[0].figure
+    assert {str(p) for p in speed_places("figure6", ("llama2-3b",), "galaxy")} == {
+        str(c.place) for c in cells if (c.place.column, c.place.metric) != ("galaxy", "ttft_s")
+    }
+
+
+def test_the_paper_has_one_time_to_first_token_alone():
+    cells = [
+        cell(f"{ROW} {column} {metric}", value, "reported")
+        for column, value in (("tpi", 1), ("transformers", 20))
+        for metric in ("ttft_s", "token_latency_s")
+    ]
+    found = below(view(*cells, kind=REPORTED), "table3", ("llama2-3b",), "transformers", 0.9)
+    assert found.verdict == REPRODUCED
 
 
 def test_below_holds_where_both_times_are():

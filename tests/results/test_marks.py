@@ -14,7 +14,6 @@ MEMORY = "table1 llama2-3b on peak_memory_bytes"
         (cell(TTFT, value=1.45, low=1.4, high=1.5, n=3), "**1.45 s (1.40-1.50)**"),
         (cell(TTFT, value=1.45, dilation=8.0), "1.45 s ᵈ⁸"),
         (cell(TTFT, value=1.45, dilation=2.5), "1.45 s ᵈ²·⁵"),
-        (cell(TTFT, value=1.45, scale="smoke"), "**1.45 s** smoke"),
         (cell(TTFT, "simulated", value=1.45, scale="smoke"), "*~1.45 s*"),
         (cell(TTFT, "simulated", value=1.45, scale="full"), "*~1.45 s*"),
         (cell(MEMORY, "computed", value=1.5 * GIB), "= 1.5 GiB"),
@@ -32,14 +31,34 @@ def test_each_kind_of_cell_has_its_mark(made, text):
     assert markdown_of(show(made)) == text
 
 
+@pytest.mark.parametrize(
+    ("made", "text"),
+    [
+        (cell(TTFT, value=1.45, scale="small"), "**1.45 s** tiny"),
+        (cell(TTFT, word="oom"), "**oom** tiny"),
+        (cell(TTFT, word="not run"), "not run"),
+        (cell(TTFT, "simulated", value=1.45), "*~1.45 s*"),
+        (cell(TTFT, "reported", value=1.5), "[1.5 s]"),
+    ],
+)
+def test_only_what_ran_is_marked_with_what_stood_in(made, text):
+    assert markdown_of(show(made, "tiny")) == text
+
+
 def test_no_two_kinds_look_alike():
     shown = {markdown_of(Shown(kind, "1 s", 8.0)) for kind in KINDS}
     assert len(shown) == len(KINDS) == len(LEGEND)
 
 
-def test_legend_explains_every_mark_and_smoke():
+def test_legend_explains_every_mark_and_stand_ins():
     legend = "\n".join(markdown_legend())
-    for words in (*LEGEND.values(), "smoke: a tiny model in its place", "ᵈ⁸", "*~1 s*", "[1 s]"):
+    for words in (
+        *LEGEND.values(),
+        "what ran in the place of the paper's",
+        "ᵈ⁸",
+        "*~1 s*",
+        "[1 s]",
+    ):
         assert words in legend
 
 
@@ -48,6 +67,7 @@ def test_legend_explains_every_mark_and_smoke():
     [
         ("ttft_s", 0.0123, "12.3 ms"),
         ("allreduce_share", 0.02, "2 %"),
+        ("allreduce_share", 0.00403, "0.403 %"),
         ("rate_bps", 510e6, "510 Mbit/s"),
         ("count", 8192.0, "8,192"),
         ("count", 6.74e9, "6.74 bn"),

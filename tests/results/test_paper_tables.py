@@ -3,6 +3,7 @@ import pytest
 from results.cells import EXHIBITS
 from results.exhibits import MODELS, label_of
 from results.paper_tables import figure_markdown, markdown
+from results.schema import RunRecord
 from tests.results.books import book, cell, every_kind
 
 TABLES = [name for name in EXHIBITS if name.startswith("table")]
@@ -53,7 +54,21 @@ def test_smoke_is_said_in_every_cell_that_ran():
     assert "measured, smoke" in row
     assert "**1.25 s (1.20-1.30)** smoke" in row
     assert "[2 s] smoke" not in "\n".join(lines)
-    assert "smoke: a tiny model in its place" in "\n".join(lines)
+    assert "what ran in the place of the paper's" in "\n".join(lines)
+
+
+def test_a_model_in_the_papers_place_is_named_at_every_scale():
+    record = RunRecord("tpi-1", "tpi", "ok", config={"model": {"name": "tinyllama-1.1b"}})
+    made = cell("figure5a 8 tpi token_latency_s", value=3.0, scale="small", run_id="tpi-1")
+    text = figure_markdown(book(made, records={"tpi-1": record}), "figure5a")
+    assert "**3 s** tinyllama-1.1b" in text
+    assert "Measured at scale small; tinyllama-1.1b in the paper's place" in text
+
+
+def test_what_is_simulated_has_no_scale():
+    lines = markdown(every_kind("smoke"), "table1").splitlines()
+    assert any("| simulated " in line for line in lines)
+    assert not any("simulated, smoke" in line for line in lines)
 
 
 def test_doubt_that_all_values_share_is_said_once_without_a_number():
@@ -76,7 +91,7 @@ def test_figure_says_scale_dilation_and_how_to_read_it():
     made = cell("figure5a 8 tpi token_latency_s", value=3.0, dilation=8.0, scale="small")
     text = figure_markdown(book(made), "figure5a")
     assert "![Figure 5a: token latency of Llama 2-70B over devices](figure5a.svg)" in text
-    assert "Scale small; dilation 8: times are divided by 8." in text
+    assert "Measured at scale small; dilation 8: times are divided by 8." in text
     assert "hatched: simulated" in text
     assert "3 s ᵈ⁸" in text
 

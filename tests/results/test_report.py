@@ -90,6 +90,13 @@ def test_report_is_one_page_that_needs_nothing_else():
     checked(report_html(full(), dict.fromkeys(FIGURES, SVG)))
 
 
+def test_each_row_has_the_name_that_the_paper_gives_it_there():
+    text = report_html(full(), {})
+    figure = text[text.index('id="figure1b"') : text.index('id="figure1c"')]
+    assert ">tensor parallel</th>" in figure
+    assert "TPI-LLM" not in figure
+
+
 def test_everything_that_others_wrote_is_escaped():
     text = report_html(full(), {})
     assert "<script" not in text

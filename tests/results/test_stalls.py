@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from results.schema import RankEvent, RunRecord
-from results.stalls import layer_times, predict, predict_run
+from results.stalls import Prediction, layer_times, predict, predict_run
 from tests.results.claim_books import known
 from tests.results.examples import make_repeat
 from tpi.config import load_preset
@@ -12,12 +12,13 @@ from tpi.memory import block_bytes
 from tpi.planner import LayerTimes
 from tpi.weights.shard import make_shard_plan
 
+LIMITS = [{"read_bps": 1e6}, {"read_bps": 2e6}]
 TINY = load_preset("tiny")
 CONFIG = {"model": {"name": "tiny"}, "systems": {"tpi": {"window": 2}}}
 
 
-def record(**calibration):
-    return RunRecord("tpi-1", "tpi", "ok", config=CONFIG, calibration=calibration)
+def record(config=CONFIG, **calibration):
+    return RunRecord("tpi-1", "tpi", "ok", config=config, calibration=calibration)
 
 
 def test_layer_times_are_those_of_a_mean_device():
@@ -63,8 +64,37 @@ def test_retention_names_the_fewest_resident_blocks_that_do():
 
 
 def test_predict_run_needs_a_rate_of_the_disk():
-    limits = [{"read_bps": 1e6}, {"read_bps": 2e6}]
-    found = known(predict_run(record(limits=limits, dilation={"factor": 2.0}), [make_repeat()]))
+    found = predict_run(record(limits=LIMITS, dilation={"factor": 2.0}), [make_repeat()])
+    assert isinstance(found, Prediction)
     assert found.times.ffn_load_s == known(layer_times(TINY, [make_repeat()], 2e6)).ffn_load_s
-    assert predict_run(record(), [make_repeat()]) is None
-    assert predict_run(record(limits=[{"read_bps": None}]), [make_repeat()]) is None
+    for unknown in ({}, {"limits": [{"read_bps": None}]}):
+        assert predict_run(record(**unknown), [make_repeat()]) == "no disk's rate was held"
+
+
+def test_loads_are_of_the_dtype_that_the_run_stored():
+    found = {
+        dtype: predict_run(
+            record({**CONFIG, "weights": {"dtype": dtype}}, limits=LIMITS), [make_repeat()]
+        )
+        for dtype in ("auto", "float32", "bfloat16")
+    }
+    loads = {d: f.times.ffn_load_s for d, f in found.items() if isinstance(f, Prediction)}
+    assert loads["float32"] == pytest.approx(2 * loads["bfloat16"], rel=0.1)
+    assert loads["auto"] == loads[TINY.dtype]
+
+
+@pytest.mark.parametrize(
+    ("options", "model", "reason"),
+    [
+        ({"memory_budget": 1 << 30}, {}, "retains blocks"),
+        ({"shares": [2, 1]}, {}, "uneven shares"),
+        ({"window": "all"}, {}, "no number of blocks"),
+        ({}, {"path": "/models/x"}, "of presets"),
+        ({}, {"name": "mine"}, "of presets"),
+    ],
+)
+def test_a_run_that_the_propositions_do_not_fit_has_no_prediction(options, model, reason):
+    config = {"model": {"name": "tiny", **model}, "systems": {"tpi": {"window": 2, **options}}}
+    found = predict_run(record(config, limits=LIMITS), [make_repeat()])
+    assert reason in str(found)
+    assert isinstance(found, str)

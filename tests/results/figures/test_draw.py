@@ -37,7 +37,7 @@ def test_smoke_is_said_in_the_figure():
     made = cell("figure5a 8 tpi token_latency_s", value=3.0, scale="smoke")
     with house_style():
         figure = draw(book(made, scale="smoke"), "figure5a")
-    assert "a tiny model in its place" in figure.get_supxlabel()
+    assert "smoke in the paper's place" in figure.get_supxlabel()
 
 
 @pytest.mark.parametrize("saved", [svg_bytes, png_bytes])

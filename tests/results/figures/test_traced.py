@@ -38,10 +38,20 @@ def traced(tmp_path):
 def test_runs_with_spans_are_found_in_their_records(traced):
     runs = list(traced_runs(traced, "figure1a"))
     assert [(run.kind, run.words) for run in runs] == [
-        ("simulated", "simulated, small"),
+        ("simulated", "simulated"),
         ("measured", "measured, small"),
     ]
     assert {span.label for span in runs[1].spans} == {"attn.0", "ffn.0", ""}
+
+
+def test_a_model_in_the_papers_place_is_named(traced):
+    tiny: dict[str, Any] = {"model": {"name": "tiny"}}
+    records = {
+        name: replace(record, config={**record.config, **tiny})
+        for name, record in traced.records.items()
+    }
+    words = [run.words for run in traced_runs(replace(traced, records=records), "figure1a")]
+    assert words == ["simulated", "measured, small, tiny in the paper's place"]
 
 
 def test_timeline_draws_both_and_the_measured_one_first(traced):
@@ -49,7 +59,7 @@ def test_timeline_draws_both_and_the_measured_one_first(traced):
         figure = draw(traced, "figure1a")
     assert [axes.get_title(loc="left") for axes in figure.axes] == [
         "tensor parallel (measured, small)",
-        "tensor parallel (simulated, small)",
+        "tensor parallel (simulated)",
     ]
 
 
