@@ -19,7 +19,8 @@ from tpi.files import parse_json, read_small_file, write_atomic
 
 SCHEMA_VERSION = 1
 _MAX_BYTES = 1 << 20
-_TABLES = ("products", "linear", "attend")
+_BY_ROWS = ("products", "linear")
+_TABLES = (*_BY_ROWS, "attend")
 
 # What a table of rates by rows is: ((rows, rate), ...), rows ascending from 1.
 Rates = tuple[tuple[int, float], ...]
@@ -162,7 +163,7 @@ def _rising_rate(table: Rates, rows: int) -> float:
         return table[0][1]
     (a, rate_a), (b, rate_b) = table[above - 1], table[above]
     part = math.log(rows / a) / math.log(b / a)
-    return rate_a * (rate_b / rate_a) ** part
+    return rate_a * math.pow(rate_b / rate_a, part)
 
 
 def load_calibration(path: Path | None = None) -> Calibration:
@@ -203,7 +204,10 @@ def decode(raw: object, where: str) -> Calibration:
         k: _tables(k, v, where) if k in _TABLES else v for k, v in raw.items()
     }
     _check_object("cast_bps", values["cast_bps"], where)
-    return Calibration(**values)
+    found = Calibration(**values)
+    for name in _BY_ROWS:
+        _check_rows(name, values[name], where)
+    return found
 
 
 def _tables(name: str, value: object, where: str) -> dict[str, Rates]:
@@ -215,6 +219,16 @@ def _rates(name: str, pairs: object, where: str) -> Rates:
     if not isinstance(pairs, list) or not all(isinstance(p, list) and len(p) == 2 for p in pairs):
         raise ConfigError(f"calibration {where}: {name}: expected a list of [rows, rate]")
     return tuple((rows, rate) for rows, rate in pairs)
+
+
+def _check_rows(name: str, tables: Mapping[str, Rates], where: str) -> None:
+    """Refuse what was measured for one number of rows: a prefill would take as long as a token."""
+    for key, table in tables.items():
+        if len(table) < 2:
+            raise ConfigError(
+                f"calibration {where}: {name}[{key}]: expected two numbers of rows or more, got"
+                f" {len(table)}; measure anew with `make calibrate`"
+            )
 
 
 def _check_object(name: str, value: object, where: str) -> dict[str, object]:

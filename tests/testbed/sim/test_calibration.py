@@ -64,6 +64,8 @@ def test_dtypes_that_nobody_measured_are_refused_by_name():
         ({"products": {"float32->float32": [[2, 1.0]]}}, "rows that ascend from 1"),
         ({"products": {"float32->float32": [[1, 0.0]]}}, "a number > 0"),
         ({"products": {"float32->float32": [1, 2]}}, r"expected a list of \[rows, rate\]"),
+        ({"products": {"float32->float32": [[1, 1e9]]}}, "two numbers of rows or more, got 1"),
+        ({"linear": {"float32": [[1, 1e9]]}}, r"linear\[float32\]: expected two numbers of rows"),
         ({"cast_bps": 3}, "cast_bps: expected an object"),
         ({"sped_s": 1.0}, "sped_s is unknown"),
     ],
