@@ -8,20 +8,22 @@ order and does not fit in the page cache, or in memory beside swap, is read anew
 whatever goes first is what would be needed next. Read `_serve`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from testbed.sim.base import SimDevice, SimOutcome, SimRun
 from testbed.sim.calibration import Calibration
 from testbed.sim.devices import Tally
-from testbed.sim.node import out_of_memory
+from testbed.sim.node import PAGED, out_of_memory, resident
 from testbed.sim.story import Mark, Story, tell
 from tpi.config import DTYPE_BYTES, ModelConfig
 from tpi.errors import ConfigError
+from tpi.memory import StepShape, memory_parts
+from tpi.ranks import MASTER_RANK
+from tpi.weights.shard import make_shard_plan
 
 _LAYER_TENSORS = 9  # seven matrices and two norms
-_PAGED = "paging is taken as strictly least recently used: every pass reads everything again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,7 @@ class _Plan:
 
     Attributes:
         dtype: Of the arithmetic.
-        anon: Anonymous memory at the peak; `steady` while it serves.
+        anon: Anonymous memory at the peak, without what a request adds; `steady` while it serves.
         rss: VmHWM, with what is mapped.
         cached: Bytes of files that each pass goes through.
         hooks_s: Of every pass before its products, blocking; on the device's processor.
@@ -53,6 +55,14 @@ def num_elements(model: ModelConfig) -> tuple[int, int, int]:
     layer = model.hidden_size * (heads * model.head_size + 3 * model.ffn_size)
     head = model.vocab_size * model.hidden_size
     return layer, head, model.num_layers * layer + head * (1 if model.tied_embeddings else 2)
+
+
+def request_bytes(run: SimRun, dtype: str) -> int:
+    """Memory that a request adds to the weights: cache, activations of the prompt, logits."""
+    # The whole prompt is one pass.
+    shape = StepShape(1, run.prompt_tokens + run.new_tokens, run.prompt_tokens, dtype)
+    parts = memory_parts(run.model, make_shard_plan(run.model, 1), MASTER_RANK, shape)
+    return parts.kv_cache + parts.activations + parts.logits
 
 
 def transformers(run: SimRun, calibration: Calibration) -> SimOutcome:
@@ -145,19 +155,26 @@ def _serve(run: SimRun, calibration: Calibration, plan: _Plan) -> SimOutcome:
     if run.world_size != 1:
         raise ConfigError(f"{run.system}: takes one device, got {run.world_size}")
     device = run.devices[0]
-    rss, anon = (plan.rss,), (plan.anon,)
+    # What is loaded more than once is one copy again before a request comes.
+    served = plan.steady + request_bytes(run, plan.dtype)
+    anon = (max(plan.anon, served),)
+    plan = replace(plan, steady=served)
+    rss = (plan.rss + max(0, anon[0] - plan.anon),)
     if reason := out_of_memory(run.devices, anon):
         return SimOutcome((), rss, anon, "oom", reason)
     disk_bps = device.disk_read_bps or calibration.disk_read_bps
     start_s = calibration.library_start_s / device.cores
     ready_s = start_s + plan.load_bytes / disk_bps + plan.load_s / device.cores
     clock = _Clock(run, calibration, plan, ready_s)
+    held = resident(run.devices, rss)
     first = clock.mark()
     marks = [clock.step(run.prompt_tokens, 0)]
     marks += [clock.step(1, run.prompt_tokens + i) for i in range(run.new_tokens - 1)]
     ready = np.array([round(ready_s * 1e9)])
-    story = Story(ready, int(ready[0]), first, marks, rss)
-    return SimOutcome(tell(story), rss, anon, notes=(_PAGED,) if clock.reads else ())
+    story = Story(ready, int(ready[0]), first, marks, held)
+    return SimOutcome(
+        tell(story), held, resident(run.devices, anon), notes=(PAGED,) if clock.reads else ()
+    )
 
 
 class _Clock:

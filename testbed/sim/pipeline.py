@@ -17,7 +17,7 @@ from testbed.sim.calibration import Calibration
 from testbed.sim.costs import Costs
 from testbed.sim.devices import Block, Devices
 from testbed.sim.network import Network
-from testbed.sim.node import notes_of, out_of_memory
+from testbed.sim.node import notes_of, out_of_memory, resident
 from testbed.sim.shards import MAPPED_BYTES, NodeOptions
 from testbed.sim.story import Mark, Story, tell
 from tpi.errors import ConfigError
@@ -132,7 +132,8 @@ class PipelineEngine:
         seconds = float(self.costs.products([num_bytes], rows)[0]) + self.costs.block(rows) + more_s
         nothing = np.zeros(0, dtype=np.int64)
         block = Block(label, np.array([rank]), nothing, nothing, nothing)
-        self.devices.run(block, self.costs.on_cores(seconds))
+        paging = self.costs.paging([num_bytes] * self.run.world_size)
+        self.devices.run(block, self.costs.on_cores(seconds) + paging)
 
     def _send(self, source: int, target: int, num_bytes: int, *, counts: bool) -> None:
         """`counts`: a wait within a request is a cost; that for its beginning is nobody's."""
@@ -155,13 +156,15 @@ def pipeline(run: SimRun, calibration: Calibration) -> SimOutcome:
     anon = tuple(peak - MAPPED_BYTES for peak in rss)
     if reason := out_of_memory(run.devices, anon):
         return SimOutcome((), rss, anon, "oom", reason)
+    engine.costs.swap(anon, engine.held)
     load = engine.costs.read(np.array(engine.held, dtype=np.int64))
     ready = engine.costs.on_cores(calibration.start_s) + load
     engine.devices.start_at(go := int(ready.max()))
     first = engine.mark()
     tokens = tuple(engine.request(run.new_tokens))
-    story = Story(ready, go, first, tokens, rss, engine.devices.spans)
-    return SimOutcome(tell(story), rss, anon, notes=notes_of(run, anon))
+    held = resident(run.devices, rss)
+    story = Story(ready, go, first, tokens, held, engine.devices.spans)
+    return SimOutcome(tell(story), held, resident(run.devices, anon), notes=notes_of(run, anon))
 
 
 def _peak(run: SimRun, engine: PipelineEngine, rank: int, shape: StepShape) -> int:

@@ -146,11 +146,13 @@ class Engine:
         heads = [rank.heads for rank in self.ranks]
         products = self.costs.products([rank.attn for rank in self.ranks], rows)
         attend = self.costs.attend(rows, start, heads)
-        return self.costs.on_cores(products + attend + self.costs.block(rows))
+        paging = self.costs.paging([rank.attn for rank in self.ranks])
+        return self.costs.on_cores(products + attend + self.costs.block(rows)) + paging
 
     def block_ns(self, num_bytes: list[int], rows: int) -> Ints:
         """What a block of products takes each rank to compute."""
-        return self.costs.on_cores(self.costs.products(num_bytes, rows) + self.costs.block(rows))
+        seconds = self.costs.products(num_bytes, rows) + self.costs.block(rows)
+        return self.costs.on_cores(seconds) + self.costs.paging(num_bytes)
 
     def _head_ns(self, tile: Block) -> Ints:
         sizes = [0] * len(self.ranks)

@@ -13,7 +13,7 @@ from testbed.sim.base import SimDevice
 from testbed.sim.calibration import load_calibration
 from testbed.sim.compare import figures_of
 from testbed.sim.simulate import SYSTEMS, simulate
-from tests.testbed.sim.sims import make_run
+from tests.testbed.sim.sims import free_calibration, make_run
 from tpi.config import load_preset
 from tpi.errors import ConfigError
 
@@ -112,7 +112,35 @@ def test_what_is_left_out_is_said(system):
     lossy = outcome_of(system, links=(LinkSpec(0.001, 1e8, 0.01),) * 4)
     assert "packet loss is not simulated" in lossy.notes[0]
     swapping = outcome_of(system, device=SimDevice(1.0, memory=100 << 20, swap=8 << 30))
-    assert "a rank needs swap" in swapping.notes[0]
+    assert "every pass reads everything again" in swapping.notes[0]
+
+
+@pytest.mark.parametrize("system", ["tpi", "tpi-resident", "galaxy", "pipeline"])
+@pytest.mark.parametrize("prompt_tokens", [1, 16])
+def test_a_pass_pages_in_what_a_rank_swaps(system, prompt_tokens):
+    """One rank holds everything, so that no other hides its waiting."""
+    device = SimDevice(2.0, memory=100 << 20, swap=8 << 30, disk_read_bps=1e8)
+    calibration = free_calibration(swap_bps=1e7)
+    changes = {"size": 1, "prompt_tokens": prompt_tokens, "link": LinkSpec()}
+    found = simulate(make_run(system, device=device, **changes), calibration)
+    plain = simulate(make_run(system, device=replace(device, memory=None), **changes), calibration)
+    more_s = plain.anon_peak[0] / 1e7
+    assert found.anon_peak[0] == found.rss_hwm[0] == 100 << 20
+    for name in ("ttft_s", "token_latency_s"):
+        took_s = getattr(figures_of(found), name) - getattr(figures_of(plain), name)
+        assert took_s == pytest.approx(more_s, rel=1e-3), name
+
+
+@pytest.mark.parametrize("system", ["tpi-resident", "galaxy", "pipeline"])
+def test_ranks_that_swap_are_charged_alike_in_prefill_and_decode(system):
+    device = SimDevice(2.0, memory=100 << 20, swap=8 << 30, disk_read_bps=1e8)
+    run = make_run(system, device=device, prompt_tokens=16, link=LinkSpec())
+    found = figures_of(simulate(run, free_calibration()))
+    anon = simulate(replace(run, devices=(SimDevice(2.0),) * 4), free_calibration()).anon_peak
+    # Layers one after another, on all ranks at once but for the head, which is the master's.
+    passes_s = sum(anon) / 1e8 if system == "pipeline" else max(anon) / 1e8
+    assert found.ttft_s == pytest.approx(passes_s, rel=0.1)
+    assert found.token_latency_s == pytest.approx(passes_s, rel=0.1)
 
 
 def large(size, algorithm, new_tokens):
