@@ -45,7 +45,7 @@ class Calibration:
             window, norm, rotation, cache.
         element_s: What every more element (rows beyond the first times hidden size) adds to that.
         step_s: A step beside its blocks and sums: embedding, sampling, bookkeeping.
-        sum_call_s: One allreduce beside its messages: checks, copies, the calls themselves.
+        sum_call_s: One allreduce of two ranks or more beside its messages: checks, copies, calls.
         send_s: Handing one message to the kernel; likewise `recv_s`, waking up and reading one.
         packet_s: Each IP packet of a message, to who sends and to who receives it.
         sum_bps: Bytes/s of float32 that are added to a sum as they arrive.

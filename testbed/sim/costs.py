@@ -65,7 +65,9 @@ class Costs:
 
     def attend(self, rows: int, start: int, heads: Sequence[int]) -> NDArray[np.float64]:
         """Seconds of one core of a layer's attention: rows behind `start` cached ones."""
-        keys = start + (rows + 1) / 2  # each row attends to those before it
+        # A first chunk leaves out what is masked; a later one has a mask over all keys, which the
+        # kernel works through whole.
+        keys = start + rows if start else (rows + 1) / 2
         one = self._calibration.attend_s(rows, keys, self._run.model.head_size, self._run.dtype)
         return one * np.array(heads, dtype=np.float64)
 

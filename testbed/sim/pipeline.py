@@ -71,7 +71,7 @@ class PipelineEngine:
         self.network = Network(run.links, [d.cores for d in run.devices], calibration)
         self._chunk = options.prefill_chunk
         self._step_ns = self.costs.on_cores(calibration.step_s)
-        self._check_s = calibration.sum_call_s
+        self._check_s = calibration.sum_call_s if run.world_size > 1 else 0.0
         one = replace(run.model, num_layers=1)
         sizes = block_bytes(one, make_shard_plan(one, 1), MASTER_RANK, run.storage)
         self.bytes = {

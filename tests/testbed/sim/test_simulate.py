@@ -132,6 +132,17 @@ def test_a_pass_pages_in_what_a_rank_swaps(system, prompt_tokens):
 
 
 @pytest.mark.parametrize("system", ["tpi-resident", "galaxy", "pipeline"])
+def test_a_rank_alone_pays_for_no_sums(system):
+    def took_s(size, sum_call_s):
+        run = make_run(system, size=size, link=LinkSpec())
+        outcome = simulate(run, free_calibration(block_s=0.01, sum_call_s=sum_call_s))
+        return figures_of(outcome).token_latency_s
+
+    assert took_s(1, 0.1) == took_s(1, 0.0)
+    assert took_s(2, 0.1) > took_s(2, 0.0) + 0.1
+
+
+@pytest.mark.parametrize("system", ["tpi-resident", "galaxy", "pipeline"])
 def test_ranks_that_swap_are_charged_alike_in_prefill_and_decode(system):
     device = SimDevice(2.0, memory=100 << 20, swap=8 << 30, disk_read_bps=1e8)
     run = make_run(system, device=device, prompt_tokens=16, link=LinkSpec())
