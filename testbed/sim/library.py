@@ -8,13 +8,14 @@ order and does not fit in the page cache, or in memory beside swap, is read anew
 whatever goes first is what would be needed next. Read `_serve`.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from testbed.sim.base import SimDevice, SimOutcome, SimRun
 from testbed.sim.calibration import Calibration
-from testbed.sim.devices import Tally
+from testbed.sim.devices import Span, Tally
 from testbed.sim.node import PAGED, out_of_memory, resident
 from testbed.sim.story import Mark, Story, tell
 from tpi.config import DTYPE_BYTES, ModelConfig
@@ -171,16 +172,17 @@ def _serve(run: SimRun, calibration: Calibration, plan: _Plan) -> SimOutcome:
     marks = [clock.step(run.prompt_tokens, 0)]
     marks += [clock.step(1, run.prompt_tokens + i) for i in range(run.new_tokens - 1)]
     ready = np.array([round(ready_s * 1e9)])
-    story = Story(ready, int(ready[0]), first, marks, held)
+    story = Story(ready, int(ready[0]), first, marks, held, clock.spans)
     return SimOutcome(
         tell(story), held, resident(run.devices, anon), notes=(PAGED,) if clock.reads else ()
     )
 
 
 class _Clock:
-    """The passes of one request."""
+    """The passes of one request; `spans` are theirs, if the run keeps them."""
 
     def __init__(self, run: SimRun, calibration: Calibration, plan: _Plan, now_s: float) -> None:
+        self.spans: list[Span] = []
         self._run, self._calibration, self._plan = run, calibration, plan
         self._now_s, self._compute_s, self._wait_s, self._disk = now_s, 0.0, 0.0, 0
         device = run.devices[0]
@@ -202,6 +204,8 @@ class _Clock:
         compute_s = self._compute(rows, start) + self._swap_s
         if not self._plan.hooks_s:
             wait_s, compute_s = 0.0, max(compute_s, self._read_s)
+        if self._run.keep_spans:
+            self.spans += _spans(self._run.model, self._now_s, wait_s, compute_s)
         self._now_s += wait_s + compute_s
         self._wait_s += wait_s
         self._compute_s += compute_s
@@ -226,3 +230,19 @@ class _Clock:
         compute, allreduce, wait = (np.array([round(x * 1e9)]) for x in seconds)
         tally = Tally(compute, allreduce, wait, np.array([self._disk]))
         return Mark(np.array([round(self._now_s * 1e9)]), tally, zero, zero)
+
+
+def _spans(model: ModelConfig, now_s: float, wait_s: float, compute_s: float) -> Iterator[Span]:
+    """A pass block by block: each waits and computes in proportion to its weights."""
+    layer, head, _ = num_elements(model)
+    ffn = 3 * model.hidden_size * model.ffn_size
+    sizes = {f"{kind}.{i}": n for i in range(model.num_layers)
+             for kind, n in (("attn", layer - ffn), ("ffn", ffn))}  # fmt: skip
+    sizes["head.0"] = head
+    total, rank = model.num_layers * layer + head, np.zeros(1, dtype=np.int64)
+    for label, size in sizes.items():
+        for name, seconds in (("wait", wait_s), ("compute", compute_s)):
+            until_s = now_s + seconds * size / total
+            start, end = (np.array([round(x * 1e9)]) for x in (now_s, until_s))
+            yield Span(name, label, rank, start, end)
+            now_s = until_s

@@ -71,6 +71,25 @@ def test_spans_lie_within_the_request_and_add_up(system):
         assert all(a_end <= b_start for (_, a_end), (b_start, _) in pairwise(computing))
 
 
+@pytest.mark.parametrize("system", ["transformers", "accelerate", "accelerate-2024"])
+def test_spans_of_a_library_add_up_block_by_block(system):
+    outcome = outcome_of(system, keep_spans=True)
+    rows = [r for _, e in outcome.events if e.name == "spans" for r in e.fields["spans"]]
+    (counters,) = (e for _, e in outcome.events if e.name == "counters")
+    stamps = {e.name: e.t_ns for _, e in outcome.events}
+    for name, counter in (("compute", "compute_s"), ("wait", "wait_weights_s")):
+        total = sum(end - start for each, start, end, _ in rows if each == name)
+        assert total / 1e9 == pytest.approx(counters.number(counter), abs=1e-6)
+    assert (min(r[1] for r in rows), max(r[2] for r in rows)) == pytest.approx(
+        (stamps["request"], stamps["end"]), abs=10
+    )
+    assert all(a[2] <= b[1] for a, b in pairwise(rows))
+    blocks = 2 * make_run().model.num_layers + 1
+    assert len({label for *_, label in rows}) == blocks
+    assert sum(name == "compute" for name, *_ in rows) == 4 * blocks
+    assert any(name == "wait" for name, *_ in rows) == (system != "transformers")
+
+
 def test_without_keep_spans_there_are_none():
     assert not [e for _, e in outcome_of("tpi").events if e.name == "spans"]
 
