@@ -6,7 +6,7 @@ there from the start. Read `window_history` first.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from results.schema import Repeat
@@ -47,20 +47,40 @@ def window_history(repeat: Repeat, rank: int = MASTER_RANK) -> list[Step]:
             blocks[span.label].computes.append(span)
     if not any(block.loads for block in blocks.values()):
         return []
-    unloaded = sum(not block.loads for block in blocks.values())
-    all_kept = unloaded <= _num_retained(repeat, rank)
+    kept = _kept(blocks, _said(repeat, rank, "retained"))
     first = next((s.label for s in spans if s.name == "compute"), "")
     passes = [span.start_s for span in blocks[first].computes] if first else []
-    stays = [s for label, b in blocks.items() for s in _stays(label, b, passes, all_kept)]
+    stays = [s for label, b in blocks.items() for s in _stays(label, b, passes, label in kept)]
     return _steps(stays)
 
 
-def _stays(label: str, block: _Block, passes: Sequence[float], all_kept: bool) -> Iterator[_Stay]:
-    """When a block comes and goes; `passes` are the times at which a pass begins.
+def _kept(blocks: Mapping[str, _Block], count: int) -> set[str]:
+    """The retained blocks, of which there are so many as far as the rank said.
 
-    A block that is never loaded is a retained one if it is computed again, or if all are retained.
+    A block that is never loaded is one if it is computed again. What is left of their number are
+    those that are computed behind the first one loaded for this pass: what the window held before
+    is all in front of it. Of these, FFN blocks are retained before others (`tpi/memory.py`).
     """
-    if not block.loads and (all_kept or len(block.computes) > 1):
+    unloaded = [label for label, block in blocks.items() if not block.loads]
+    again = {label for label in unloaded if len(blocks[label].computes) > 1}
+    loaded_s = [
+        block.computes[0].start_s
+        for block in blocks.values()
+        if block.computes and block.loads and block.loads[0].end_s <= block.computes[0].start_s
+    ]
+    first_s = min(loaded_s, default=float("inf"))
+
+    def doubt(label: str) -> tuple[bool, bool]:
+        is_before = blocks[label].computes[0].start_s < first_s
+        return is_before, not label.startswith("ffn")
+
+    once = sorted((label for label in unloaded if label not in again), key=doubt)
+    return again | set(once[: max(0, count - len(again))])
+
+
+def _stays(label: str, block: _Block, passes: Sequence[float], is_kept: bool) -> Iterator[_Stay]:
+    """When a block comes and goes; `passes` are the times at which a pass begins."""
+    if is_kept:
         yield _Stay(label, None, None)
         return
     loads, computes = block.loads, block.computes
@@ -94,6 +114,7 @@ def _steps(stays: Sequence[_Stay]) -> list[Step]:
     return steps
 
 
-def _num_retained(repeat: Repeat, rank: int) -> int:
+def _said(repeat: Repeat, rank: int, name: str) -> int:
+    """A number that a rank said when it was ready; 0 if it did not."""
     ready = (e.event for e in repeat.events if e.rank == rank and e.event.name == "ready")
-    return sum(int(event.number("retained")) for event in ready)
+    return sum(int(event.number(name)) for event in ready)

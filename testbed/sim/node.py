@@ -12,6 +12,7 @@ from testbed.sim.galaxy import GalaxyEngine
 from testbed.sim.shards import MAPPED_BYTES, NodeOptions, RankPlan, plan_ranks
 from testbed.sim.story import Story, tell
 from testbed.sim.tensor_parallel import Engine
+from tpi.memory import WindowChoice
 from tpi.units import format_bytes
 
 PAGED = "paging is taken as strictly least recently used: every pass reads everything again"
@@ -66,8 +67,20 @@ def serve(
     first = engine.mark()
     tokens = tuple(engine.request(run.new_tokens))
     held = resident(run.devices, rss)
-    story = Story(ready, go, first, tokens, held, engine.devices.spans)
+    story = Story(
+        ready, go, first, tokens, held, engine.devices.spans,
+        prefill_passes=engine.prefill_passes, said=[_said(rank.choice) for rank in ranks],
+    )  # fmt: skip
     return SimOutcome(tell(story), held, resident(run.devices, anon), notes=notes_of(run, anon))
+
+
+def _said(choice: WindowChoice) -> dict[str, object]:
+    """As `tpi/node.py` says it."""
+    return {
+        "window": "all" if choice.window is None else choice.window,
+        "retained": len(choice.retained),
+        "predicted_peak_bytes": choice.peak_bytes,
+    }
 
 
 def _kept_bytes(rank: RankPlan) -> int:

@@ -95,6 +95,11 @@ class PipelineEngine:
             self.step(1, position)
             yield self.mark()
 
+    @property
+    def prefill_passes(self) -> int:
+        """Chunks of the prompt."""
+        return -(-self.run.prompt_tokens // self._chunk)
+
     def mark(self) -> Mark:
         """Clocks and counters as they are now."""
         network = self.network
@@ -163,7 +168,11 @@ def pipeline(run: SimRun, calibration: Calibration) -> SimOutcome:
     first = engine.mark()
     tokens = tuple(engine.request(run.new_tokens))
     held = resident(run.devices, rss)
-    story = Story(ready, go, first, tokens, held, engine.devices.spans)
+    story = Story(
+        ready, go, first, tokens, held, engine.devices.spans,
+        prefill_passes=engine.prefill_passes,
+        said=[{"window": "all", "retained": 0, "predicted_peak_bytes": peak} for peak in rss],
+    )  # fmt: skip
     return SimOutcome(tell(story), held, resident(run.devices, anon), notes=notes_of(run, anon))
 
 

@@ -100,6 +100,11 @@ class Engine:
             self.step(1, position)
             yield self.mark()
 
+    @property
+    def prefill_passes(self) -> int:
+        """Chunks of the prompt."""
+        return -(-self.run.prompt_tokens // self._chunk)
+
     def mark(self) -> Mark:
         """Clocks and counters as they are now."""
         return Mark(

@@ -8,6 +8,7 @@ import pytest
 
 from results.measure import measure
 from results.schema import PeakMemory, RankEvent, Repeat
+from results.window_history import window_history
 from testbed.link import LinkSpec
 from testbed.sim.base import SimDevice
 from testbed.sim.calibration import load_calibration
@@ -88,6 +89,31 @@ def test_spans_of_a_library_add_up_block_by_block(system):
     assert len({label for *_, label in rows}) == blocks
     assert sum(name == "compute" for name, *_ in rows) == 4 * blocks
     assert any(name == "wait" for name, *_ in rows) == (system != "transformers")
+
+
+@pytest.mark.parametrize("new_tokens", [1, 3])
+def test_a_trace_of_any_length_shows_the_window_and_what_is_retained(new_tokens):
+    plain = simulate(make_run("tpi", size=2, options={"window": 2}), load_calibration())
+    options = {"window": 2, "memory_budget": plain.rss_hwm[0] + (32 << 20)}
+    changes = {"options": options, "new_tokens": new_tokens, "keep_spans": True}
+    outcome = simulate(make_run("tpi", size=2, **changes), load_calibration())
+    ready = next(e for rank, e in outcome.events if e.name == "ready" and rank == 0)
+    retained = int(ready.number("retained"))
+    assert retained > 0
+    assert ready.fields["window"] == 2
+    assert ready.fields["predicted_peak_bytes"] == outcome.rss_hwm[0]
+    steps = window_history(repeat_of(outcome, 2))
+    assert min(len(labels) for _, labels in steps) >= retained
+    assert max(len(labels) for _, labels in steps) <= retained + 2
+
+
+@pytest.mark.parametrize("system", ["tpi", "galaxy", "pipeline", "transformers"])
+def test_steps_are_passes(system):
+    chunked = system != "transformers"
+    options = {"prefill_chunk": 5} if chunked else {}
+    outcome = outcome_of(system, prompt_tokens=12, new_tokens=4, options=options)
+    steps = {e.fields["steps"] for _, e in outcome.events if e.name == "counters"}
+    assert steps == {3 + 3 if chunked else 1 + 3}
 
 
 def test_without_keep_spans_there_are_none():
