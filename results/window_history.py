@@ -5,6 +5,7 @@ computation has ended; a retained one always. Blocks that the window held when t
 there from the start. Read `window_history` first.
 """
 
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -50,8 +51,29 @@ def window_history(repeat: Repeat, rank: int = MASTER_RANK) -> list[Step]:
     kept = _kept(blocks, _said(repeat, rank, "retained"))
     first = next((s.label for s in spans if s.name == "compute"), "")
     passes = [span.start_s for span in blocks[first].computes] if first else []
-    stays = [s for label, b in blocks.items() for s in _stays(label, b, passes, label in kept)]
+    leave = _Leave(passes, _said(repeat, rank, "window"), _load_starts(spans))
+    stays = [s for label, b in blocks.items() for s in _stays(label, b, leave, label in kept)]
     return _steps(stays)
+
+
+@dataclass(frozen=True, slots=True)
+class _Leave:
+    """When a block goes that no pass computed: `passes` begin then, `loads` likewise, in order."""
+
+    passes: Sequence[float]
+    window: int
+    loads: Sequence[float]
+
+    def at(self, load: RankSpan, next_s: float) -> float | None:
+        """When the next pass begins, or the load that needs its slot; `next_s` is its own next."""
+        ends = [p for p in self.passes if load.end_s <= p < next_s][:1]
+        if self.window:
+            ends += self.loads[bisect_left(self.loads, load.start_s) + self.window :][:1]
+        return min(ends, default=None)
+
+
+def _load_starts(spans: Sequence[RankSpan]) -> list[float]:
+    return sorted(span.start_s for span in spans if span.name == "load")
 
 
 def _kept(blocks: Mapping[str, _Block], count: int) -> set[str]:
@@ -78,8 +100,8 @@ def _kept(blocks: Mapping[str, _Block], count: int) -> set[str]:
     return again | set(once[: max(0, count - len(again))])
 
 
-def _stays(label: str, block: _Block, passes: Sequence[float], is_kept: bool) -> Iterator[_Stay]:
-    """When a block comes and goes; `passes` are the times at which a pass begins."""
+def _stays(label: str, block: _Block, leave: _Leave, is_kept: bool) -> Iterator[_Stay]:
+    """When a block comes and goes."""
     if is_kept:
         yield _Stay(label, None, None)
         return
@@ -89,9 +111,8 @@ def _stays(label: str, block: _Block, passes: Sequence[float], is_kept: bool) ->
     for number, load in enumerate(loads):
         next_s = loads[number + 1].start_s if number + 1 < len(loads) else float("inf")
         ends = [c.end_s for c in computes if load.end_s <= c.start_s < next_s]
-        # A pass without logits skips the head: what was loaded of it goes when the next begins.
-        ends = ends[-1:] or [p for p in passes if load.end_s <= p < next_s][:1]
-        yield _Stay(label, load.start_s, ends[0] if ends else None)
+        # A pass without logits skips the head: what was loaded of it goes all the same.
+        yield _Stay(label, load.start_s, ends[-1] if ends else leave.at(load, next_s))
 
 
 def _steps(stays: Sequence[_Stay]) -> list[Step]:

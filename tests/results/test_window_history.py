@@ -87,6 +87,18 @@ def test_head_that_a_pass_skipped_goes_when_the_next_pass_begins():
     ]
 
 
+def test_skipped_head_that_is_still_read_goes_for_the_load_that_needs_its_slot():
+    rows = [
+        ["compute", 0, 1, "attn.0"], ["load", 1, 5, "head.0"], ["compute", 1, 2, "ffn.0"],
+        ["load", 5, 6, "attn.0"], ["load", 6, 7, "ffn.0"], ["compute", 7, 8, "attn.0"],
+        ["compute", 8, 9, "ffn.0"], ["load", 8, 10, "head.0"], ["compute", 10, 11, "head.0"],
+    ]  # fmt: skip
+    ready = RankEvent(1, Event("ready", 1, {"window": 2, "retained": 0}))
+    found = history(rows, ready, rank=1)
+    assert (6, ("attn.0", "ffn.0")) in found
+    assert max(len(labels) for _, labels in found) == 2
+
+
 def test_rank_that_streams_nothing_has_no_window():
     assert history([["compute", 0, 1, "attn.0"], ["compute", 2, 3, "attn.0"]]) == []
     assert history([["load", 0, 1, "attn.0"]], rank=1) != []
