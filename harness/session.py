@@ -76,8 +76,10 @@ def prepare(composed: Composed) -> Prepared | PreparedSim:
     config, unavailable = split_available(composed.config, model, is_all=composed.all_systems)
     prompt = prompt_ids(config, model)
     if config.testbed.backend == "sim":
-        plan = make_sim_plan(config, model, len(prompt), calibration_of(config))
-        return PreparedSim(plan, tuple(unavailable))
+        calibration, is_all = calibration_of(config), composed.all_systems
+        plan = make_sim_plan(config, model, len(prompt), calibration, is_all=is_all)
+        refused = (RunRecord("", n, "unavailable", why) for n, why in plan.refused.items())
+        return PreparedSim(plan, (*unavailable, *refused))
     host = probe_host(Path(config.weights.dir), memory_rate=config.testbed.backend == "docker")
     return Prepared(make_plan(config, model, len(prompt), host), host, prompt, tuple(unavailable))
 

@@ -2,10 +2,12 @@
 
 A simulated device is worth so many cores of the calibrated host, found as for an emulated one but
 with the calibration's memory rate, so that the answer is the same on every machine. Nothing is
-refused for memory, disk or time, which are the devices' own. Read `make_sim_plan` first.
+refused for memory, disk or time, which are the devices' own, but for a memory budget that cannot
+work anywhere. Read `make_sim_plan` first.
 """
 
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from harness.config import Config
@@ -16,18 +18,24 @@ from harness.systems import SYSTEMS
 from testbed.limits import DeviceLimits
 from testbed.sim.base import SimDevice, SimRun
 from testbed.sim.calibration import Calibration, load_calibration
+from testbed.sim.shards import NodeOptions, plan_ranks
 from tpi.config import ModelConfig
-from tpi.errors import ConfigError, map_errors
+from tpi.errors import ConfigError, ResourceError, map_errors
 
 
 @dataclass(frozen=True, slots=True)
 class SimPlan:
-    """What will be simulated, and from which costs; `runs` in the order of the systems."""
+    """What will be simulated, and from which costs; `runs` in the order of the systems.
+
+    Attributes:
+        refused: Systems that came by `all` and cannot be simulated as asked, and why.
+    """
 
     config: Config
     model: ModelConfig
     calibration: Calibration
     runs: tuple[SimRun, ...]
+    refused: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def storage(self) -> str:
@@ -61,9 +69,21 @@ def calibration_of(config: Config) -> Calibration:
 
 
 def make_sim_plan(
-    config: Config, model: ModelConfig, prompt_tokens: int, calibration: Calibration
+    config: Config,
+    model: ModelConfig,
+    prompt_tokens: int,
+    calibration: Calibration,
+    *,
+    is_all: bool = False,
 ) -> SimPlan:
     """Plan the simulation of every system of a configuration.
+
+    Args:
+        config: What is asked.
+        model: Its model.
+        prompt_tokens: Length of the prompt.
+        calibration: What everything costs.
+        is_all: Systems came by `all`: one whose memory budget cannot work is left out.
 
     Raises:
         ConfigError: It cannot be done as asked.
@@ -91,7 +111,22 @@ def make_sim_plan(
                 keep_spans=config.trace,
             )
         )
-    return SimPlan(config, model, calibration, tuple(runs))
+    refused = {run.system: reason for run in runs if (reason := _refusal(run))}
+    if refused and (not is_all or len(refused) == len(runs)):
+        raise ConfigError("; ".join(f"{name}: {reason}" for name, reason in refused.items()))
+    left = tuple(run for run in runs if run.system not in refused)
+    return SimPlan(config, model, calibration, left, refused)
+
+
+def _refusal(run: SimRun) -> str:
+    """Why a system's memory budget cannot work; empty if it can, or has none."""
+    if run.options.get("memory_budget") is None:
+        return ""
+    try:
+        plan_ranks(run, NodeOptions.of(run.options))
+    except ResourceError as exc:
+        return f"memory_budget: {exc}"
+    return ""
 
 
 def limits_of(device: SimDevice) -> DeviceLimits:

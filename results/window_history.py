@@ -5,8 +5,9 @@ computation has ended; a retained one always. Blocks that the window held when t
 there from the start. Read `window_history` first.
 """
 
+from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from results.schema import Repeat
@@ -47,20 +48,61 @@ def window_history(repeat: Repeat, rank: int = MASTER_RANK) -> list[Step]:
             blocks[span.label].computes.append(span)
     if not any(block.loads for block in blocks.values()):
         return []
-    unloaded = sum(not block.loads for block in blocks.values())
-    all_kept = unloaded <= _num_retained(repeat, rank)
+    kept = _kept(blocks, _said(repeat, rank, "retained"))
     first = next((s.label for s in spans if s.name == "compute"), "")
     passes = [span.start_s for span in blocks[first].computes] if first else []
-    stays = [s for label, b in blocks.items() for s in _stays(label, b, passes, all_kept)]
+    leave = _Leave(passes, _said(repeat, rank, "window"), _load_starts(spans))
+    stays = [s for label, b in blocks.items() for s in _stays(label, b, leave, label in kept)]
     return _steps(stays)
 
 
-def _stays(label: str, block: _Block, passes: Sequence[float], all_kept: bool) -> Iterator[_Stay]:
-    """When a block comes and goes; `passes` are the times at which a pass begins.
+@dataclass(frozen=True, slots=True)
+class _Leave:
+    """When a block goes that no pass computed: `passes` begin then, `loads` likewise, in order."""
 
-    A block that is never loaded is a retained one if it is computed again, or if all are retained.
+    passes: Sequence[float]
+    window: int
+    loads: Sequence[float]
+
+    def at(self, load: RankSpan, next_s: float) -> float | None:
+        """When the next pass begins, or the load that needs its slot; `next_s` is its own next."""
+        ends = [p for p in self.passes if load.end_s <= p < next_s][:1]
+        if self.window:
+            ends += self.loads[bisect_left(self.loads, load.start_s) + self.window :][:1]
+        return min(ends, default=None)
+
+
+def _load_starts(spans: Sequence[RankSpan]) -> list[float]:
+    return sorted(span.start_s for span in spans if span.name == "load")
+
+
+def _kept(blocks: Mapping[str, _Block], count: int) -> set[str]:
+    """The retained blocks, of which there are so many as far as the rank said.
+
+    A block that is never loaded is one if it is computed again. What is left of their number are
+    those that are computed behind the first one loaded for this pass: what the window held before
+    is all in front of it. Of these, FFN blocks are retained before others (`tpi/memory.py`).
     """
-    if not block.loads and (all_kept or len(block.computes) > 1):
+    unloaded = [label for label, block in blocks.items() if not block.loads]
+    again = {label for label in unloaded if len(blocks[label].computes) > 1}
+    loaded_s = [
+        block.computes[0].start_s
+        for block in blocks.values()
+        if block.computes and block.loads and block.loads[0].end_s <= block.computes[0].start_s
+    ]
+    first_s = min(loaded_s, default=float("inf"))
+
+    def doubt(label: str) -> tuple[bool, bool]:
+        is_before = blocks[label].computes[0].start_s < first_s
+        return is_before, not label.startswith("ffn")
+
+    once = sorted((label for label in unloaded if label not in again), key=doubt)
+    return again | set(once[: max(0, count - len(again))])
+
+
+def _stays(label: str, block: _Block, leave: _Leave, is_kept: bool) -> Iterator[_Stay]:
+    """When a block comes and goes."""
+    if is_kept:
         yield _Stay(label, None, None)
         return
     loads, computes = block.loads, block.computes
@@ -69,9 +111,8 @@ def _stays(label: str, block: _Block, passes: Sequence[float], all_kept: bool) -
     for number, load in enumerate(loads):
         next_s = loads[number + 1].start_s if number + 1 < len(loads) else float("inf")
         ends = [c.end_s for c in computes if load.end_s <= c.start_s < next_s]
-        # A pass without logits skips the head: what was loaded of it goes when the next begins.
-        ends = ends[-1:] or [p for p in passes if load.end_s <= p < next_s][:1]
-        yield _Stay(label, load.start_s, ends[0] if ends else None)
+        # A pass without logits skips the head: what was loaded of it goes all the same.
+        yield _Stay(label, load.start_s, ends[-1] if ends else leave.at(load, next_s))
 
 
 def _steps(stays: Sequence[_Stay]) -> list[Step]:
@@ -94,6 +135,7 @@ def _steps(stays: Sequence[_Stay]) -> list[Step]:
     return steps
 
 
-def _num_retained(repeat: Repeat, rank: int) -> int:
+def _said(repeat: Repeat, rank: int, name: str) -> int:
+    """A number that a rank said when it was ready; 0 if it did not."""
     ready = (e.event for e in repeat.events if e.rank == rank and e.event.name == "ready")
-    return sum(int(event.number("retained")) for event in ready)
+    return sum(int(event.number(name)) for event in ready)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 STORED = ("float32", "float16", "bfloat16")
 COMPUTED = ("float32", "bfloat16")
 _HEADS, _HEAD_SIZE, _POSITIONS = 8, 128, 256
-_QUERIES = (1, _POSITIONS)  # a decoded token, a prefill
+_QUERIES = (1, 8, 32, 128, _POSITIONS)  # a decoded token, prefills of all lengths
 _SUM_ELEMENTS = 64 << 10
 _WIDTH, _ROWS = 2048, 64  # of what is done to elements beside products
 

@@ -19,7 +19,8 @@ from tpi.files import parse_json, read_small_file, write_atomic
 
 SCHEMA_VERSION = 1
 _MAX_BYTES = 1 << 20
-_TABLES = ("products", "linear", "attend")
+_BY_ROWS = ("products", "linear")
+_TABLES = (*_BY_ROWS, "attend")
 
 # What a table of rates by rows is: ((rows, rate), ...), rows ascending from 1.
 Rates = tuple[tuple[int, float], ...]
@@ -39,12 +40,12 @@ class Calibration:
             rows. Rows 1, 8, 32, 128 and 512 are a good choice; 1 must be there.
         linear: The same for `torch.nn.functional.linear` by dtype (`float32`): the libraries.
         attend: By dtype, (queries, FLOP/s) of attention, 4 S T h E of them a layer; queries 1 must
-            be there, one of some hundred should.
+            be there, 8, 32, 128 and 256 are a good choice.
         block_s: One attn or ffn block beside its products, a step of one row: taking it from the
             window, norm, rotation, cache.
         element_s: What every more element (rows beyond the first times hidden size) adds to that.
         step_s: A step beside its blocks and sums: embedding, sampling, bookkeeping.
-        sum_call_s: One allreduce beside its messages: checks, copies, the calls themselves.
+        sum_call_s: One allreduce of two ranks or more beside its messages: checks, copies, calls.
         send_s: Handing one message to the kernel; likewise `recv_s`, waking up and reading one.
         packet_s: Each IP packet of a message, to who sends and to who receives it.
         sum_bps: Bytes/s of float32 that are added to a sum as they arrive.
@@ -126,7 +127,7 @@ class Calibration:
     def attend_s(self, queries: int, keys: float, width: int, dtype: str) -> float:
         """Seconds of one layer's attention on one core; `width` is heads times head size."""
         flops = 4.0 * queries * keys * width
-        return flops * _second_per_unit(_named(self.attend, dtype, "attend"), queries)
+        return flops / _rising_rate(_named(self.attend, dtype, "attend"), queries)
 
 
 def _named(table: Mapping[str, _Value], key: str, name: str) -> _Value:
@@ -147,6 +148,22 @@ def _second_per_unit(table: Rates, rows: int) -> float:
     part = (rows - a) / (b - a)
     # A table whose last rates rise would reach 0 somewhere beyond it.
     return max((1 - part) / rate_a + part / rate_b, min(1 / rate_a, 1 / rate_b))
+
+
+def _rising_rate(table: Rates, rows: int) -> float:
+    """Rate of what gets faster with the rows: a straight line of logarithms between those measured.
+
+    Time per operation is not linear there: it would hardly fall before the last rows measured, so
+    that half of them took several times as long as all.
+    """
+    above = next((i for i, (at, _) in enumerate(table) if at >= rows), None)
+    if above is None:
+        return table[-1][1]
+    if above == 0:
+        return table[0][1]
+    (a, rate_a), (b, rate_b) = table[above - 1], table[above]
+    part = math.log(rows / a) / math.log(b / a)
+    return rate_a * math.pow(rate_b / rate_a, part)
 
 
 def load_calibration(path: Path | None = None) -> Calibration:
@@ -187,7 +204,10 @@ def decode(raw: object, where: str) -> Calibration:
         k: _tables(k, v, where) if k in _TABLES else v for k, v in raw.items()
     }
     _check_object("cast_bps", values["cast_bps"], where)
-    return Calibration(**values)
+    found = Calibration(**values)
+    for name in _BY_ROWS:
+        _check_rows(name, values[name], where)
+    return found
 
 
 def _tables(name: str, value: object, where: str) -> dict[str, Rates]:
@@ -199,6 +219,16 @@ def _rates(name: str, pairs: object, where: str) -> Rates:
     if not isinstance(pairs, list) or not all(isinstance(p, list) and len(p) == 2 for p in pairs):
         raise ConfigError(f"calibration {where}: {name}: expected a list of [rows, rate]")
     return tuple((rows, rate) for rows, rate in pairs)
+
+
+def _check_rows(name: str, tables: Mapping[str, Rates], where: str) -> None:
+    """Refuse what was measured for one number of rows: a prefill would take as long as a token."""
+    for key, table in tables.items():
+        if len(table) < 2:
+            raise ConfigError(
+                f"calibration {where}: {name}[{key}]: expected two numbers of rows or more, got"
+                f" {len(table)}; measure anew with `make calibrate`"
+            )
 
 
 def _check_object(name: str, value: object, where: str) -> dict[str, object]:

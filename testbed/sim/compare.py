@@ -18,7 +18,7 @@ from testbed.sim.base import SimDevice, SimOutcome, SimRun
 from testbed.sim.calibration import Calibration, load_calibration
 from testbed.sim.simulate import SYSTEMS, simulate
 from tpi.config import load_preset
-from tpi.errors import ConfigError
+from tpi.errors import ConfigError, ResourceError
 from tpi.files import parse_json, read_small_file
 
 _MAX_RECORD_BYTES = 64 << 20
@@ -49,6 +49,14 @@ class Comparison:
         return tuple(ours / theirs - 1 for ours, theirs in pairs)
 
 
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A record that there is nothing to compare with."""
+
+    name: str
+    reason: str
+
+
 def figures_of(outcome: SimOutcome) -> Figures:
     """TTFT and token latency, as `results/measure.py` takes them of events."""
     events = [event for _, event in outcome.events]
@@ -75,46 +83,55 @@ def rebuild(record: Mapping[str, Any], where: str) -> SimRun:
 
 def _rebuild(record: Mapping[str, Any]) -> SimRun:
     config, calibration = record["config"], record["calibration"]
+    options = config["systems"][record["system"]]
     factor = float(calibration["dilation"]["factor"])
     model = load_preset(config["model"]["name"])
     storage = config["weights"]["dtype"]
     links = [LinkSpec(**link).dilated(1 / factor) for link in calibration["links"]]
     return SimRun(
         system=record["system"],
-        options=config["systems"][record["system"]],
+        options=options,
         model=model,
         storage=model.dtype if storage == "auto" else storage,
-        dtype=config["dtype"],
-        prompt_tokens=config["workload"]["prompt_tokens"],
+        dtype=options.get("dtype") or config["dtype"],
+        prompt_tokens=len(config["prompt_ids"]),
         new_tokens=config["workload"]["new_tokens"],
-        devices=tuple(_device(each, factor, record) for each in calibration["limits"]),
+        devices=tuple(_device(each, options, calibration) for each in calibration["limits"]),
         links=tuple(links),
     )
 
 
-def _device(limits: Mapping[str, Any], factor: float, record: Mapping[str, Any]) -> SimDevice:
+def _device(
+    limits: Mapping[str, Any], options: Mapping[str, Any], calibration: Mapping[str, Any]
+) -> SimDevice:
+    """A device in its own time, in which all of the host is as many times faster as it is dilated.
+
+    That holds where nothing was limited too: the host's own rate was divided by no factor.
+    """
+    factor, threads = calibration["dilation"]["factor"], options.get("threads") or limits["threads"]
     cpus, read_bps = limits["cpus"], limits["read_bps"]
-    cores = float(record["environment"]["usable_cores"]) if cpus is None else cpus
+    if read_bps is None:
+        read_bps = calibration["disk_probe"]["read_bps"]
     return SimDevice(
-        cores=cores * factor,
+        cores=factor * (threads if cpus is None else min(cpus, threads)),
         memory=limits["memory"],
         swap=limits["swap"],
-        disk_read_bps=None if read_bps is None else read_bps * factor,
+        disk_read_bps=read_bps * factor,
     )
 
 
-def compare(folders: Iterable[Path], calibration: Calibration) -> list[Comparison]:
+def compare(folders: Iterable[Path], calibration: Calibration) -> list[Comparison | Skipped]:
     """Simulate every record of the Docker testbed below these folders that ended well.
 
     Raises:
-        ConfigError: A record that cannot be read or rebuilt.
+        ConfigError: A record that cannot be read.
     """
     paths = sorted({path for folder in folders for path in folder.rglob("run.json")})
     found = [_compare(path, calibration) for path in paths]
     return [comparison for comparison in found if comparison is not None]
 
 
-def _compare(path: Path, calibration: Calibration) -> Comparison | None:
+def _compare(path: Path, calibration: Calibration) -> Comparison | Skipped | None:
     record: Any = parse_json(
         read_small_file(path, _MAX_RECORD_BYTES, ConfigError), str(path), ConfigError
     )
@@ -122,25 +139,35 @@ def _compare(path: Path, calibration: Calibration) -> Comparison | None:
     is_docker = record.get("config", {}).get("testbed", {}).get("backend") == "docker"
     if not measured or not is_docker or record["system"] not in SYSTEMS:
         return None
-    latency = measured["token_latency_s"]
+    name, latency = f"{path.parent.parent.name}/{path.parent.name}", measured["token_latency_s"]
+    try:
+        outcome = simulate(rebuild(record, str(path)), calibration)
+    except (ConfigError, ResourceError) as exc:
+        return Skipped(name, str(exc))
+    if outcome.status != "ok":
+        return Skipped(name, f"simulated, it is {outcome.status}: {outcome.reason}")
     return Comparison(
-        f"{path.parent.parent.name}/{path.parent.name}",
+        name,
         Figures(measured["ttft_s"]["median"], None if latency is None else latency["median"]),
-        figures_of(simulate(rebuild(record, str(path)), calibration)),
+        figures_of(outcome),
     )
 
 
-def table(comparisons: Sequence[Comparison]) -> str:
+def table(found: Sequence[Comparison | Skipped]) -> str:
     """As Markdown, with the median and the worst error below."""
     lines = [
         "| run | TTFT s | simulated | error | token s | simulated | error |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
-    for each in comparisons:
+    for each in found:
+        if isinstance(each, Skipped):
+            lines.append(f"| {each.name} | skipped: {each.reason} | | | | | |")
+            continue
         cells = [each.name, *_cells(each.measured.ttft_s, each.simulated.ttft_s)]
         cells += _cells(each.measured.token_latency_s, each.simulated.token_latency_s)
         lines.append(f"| {' | '.join(cells)} |")
-    errors = [abs(error) for each in comparisons for error in each.errors]
+    compared = [each for each in found if isinstance(each, Comparison)]
+    errors = [abs(error) for each in compared for error in each.errors]
     if errors:
         lines += ["", f"median error {median(errors):.1%}, worst {max(errors):.1%}"]
     return "\n".join(lines) + "\n"

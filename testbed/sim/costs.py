@@ -25,6 +25,26 @@ class Costs:
         self.cores = np.array([device.cores for device in run.devices])
         limit = calibration.disk_read_bps
         self.disk_bps = np.array([device.disk_read_bps or limit for device in run.devices])
+        self._second_per_paged = np.zeros(run.world_size)
+
+    def swap(self, anon: Sequence[int], weights: Sequence[int]) -> None:
+        """Charge ranks whose anonymous memory does not fit: a pass pages all of it in again.
+
+        Args:
+            anon: Bytes of each rank at its peak.
+            weights: Bytes of the blocks that a pass goes through; each is charged its part.
+        """
+        rate_bps = np.minimum(self._calibration.swap_bps, self.disk_bps)
+        swaps = [
+            device.memory is not None and need > device.memory
+            for device, need in zip(self._run.devices, anon, strict=True)
+        ]
+        each_s = np.array(anon) / rate_bps / np.maximum(np.array(weights), 1)
+        self._second_per_paged = np.where(swaps, each_s, 0.0)
+
+    def paging(self, num_bytes: Sequence[int] | NDArray[np.float64]) -> Ints:
+        """What blocks of so many bytes take each rank that swaps, before it can compute them."""
+        return as_ns(self._second_per_paged * np.array(num_bytes))
 
     def on_cores(self, seconds: float | NDArray[np.float64]) -> Ints:
         """What so many seconds of one core take each rank."""
@@ -45,7 +65,9 @@ class Costs:
 
     def attend(self, rows: int, start: int, heads: Sequence[int]) -> NDArray[np.float64]:
         """Seconds of one core of a layer's attention: rows behind `start` cached ones."""
-        keys = start + (rows + 1) / 2  # each row attends to those before it
+        # A first chunk leaves out what is masked; a later one has a mask over all keys, which the
+        # kernel works through whole.
+        keys = start + rows if start else (rows + 1) / 2
         one = self._calibration.attend_s(rows, keys, self._run.model.head_size, self._run.dtype)
         return one * np.array(heads, dtype=np.float64)
 

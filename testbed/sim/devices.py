@@ -132,7 +132,11 @@ class Devices:
         slot = self._taken[ranks] % self._window[ranks]
         begin = np.maximum(self._loader[ranks], self._released[ranks, slot])
         has_begun = begin < self.now[ranks]
-        self._loader[ranks] = np.where(has_begun, begin + block.load, self._loader[ranks])
+        end = begin + block.load
+        self._loader[ranks] = np.where(has_begun, end, self._loader[ranks])
+        if self.keep and has_begun.any():
+            spans = (ranks[has_begun], begin[has_begun], end[has_begun])
+            self.spans.append(Span("load", block.label, *spans))
         self._released[ranks, slot] = self.now[ranks]
         self._taken[ranks] += 1
 

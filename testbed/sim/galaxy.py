@@ -79,10 +79,11 @@ class GalaxyEngine(Engine):
         for layer in range(len(self.layers)):
             for kind, middle in (("attn", attend), ("ffn", np.zeros_like(attend))):
                 label = f"{kind}.{layer}"
-                self.compute(self._block_ns, label)
-                prefill.gather(label, self._bytes[kind][0], moves=layer > 0 or kind == "ffn")
+                before, behind = self._bytes[kind]
+                self.compute(self._block_ns + self.costs.paging(before + behind), label)
+                prefill.gather(label, before, moves=layer > 0 or kind == "ffn")
                 self.compute(middle, label)
-                prefill.scatter(label, self._bytes[kind][1])
+                prefill.scatter(label, behind)
         self._last(counts)
 
     @property

@@ -8,20 +8,23 @@ order and does not fit in the page cache, or in memory beside swap, is read anew
 whatever goes first is what would be needed next. Read `_serve`.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from testbed.sim.base import SimDevice, SimOutcome, SimRun
 from testbed.sim.calibration import Calibration
-from testbed.sim.devices import Tally
-from testbed.sim.node import out_of_memory
+from testbed.sim.devices import Span, Tally
+from testbed.sim.node import PAGED, out_of_memory, resident
 from testbed.sim.story import Mark, Story, tell
 from tpi.config import DTYPE_BYTES, ModelConfig
 from tpi.errors import ConfigError
+from tpi.memory import StepShape, memory_parts
+from tpi.ranks import MASTER_RANK
+from tpi.weights.shard import make_shard_plan
 
 _LAYER_TENSORS = 9  # seven matrices and two norms
-_PAGED = "paging is taken as strictly least recently used: every pass reads everything again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +33,7 @@ class _Plan:
 
     Attributes:
         dtype: Of the arithmetic.
-        anon: Anonymous memory at the peak; `steady` while it serves.
+        anon: Anonymous memory at the peak, without what a request adds; `steady` while it serves.
         rss: VmHWM, with what is mapped.
         cached: Bytes of files that each pass goes through.
         hooks_s: Of every pass before its products, blocking; on the device's processor.
@@ -53,6 +56,14 @@ def num_elements(model: ModelConfig) -> tuple[int, int, int]:
     layer = model.hidden_size * (heads * model.head_size + 3 * model.ffn_size)
     head = model.vocab_size * model.hidden_size
     return layer, head, model.num_layers * layer + head * (1 if model.tied_embeddings else 2)
+
+
+def request_bytes(run: SimRun, dtype: str) -> int:
+    """Memory that a request adds to the weights: cache, activations of the prompt, logits."""
+    # The whole prompt is one pass.
+    shape = StepShape(1, run.prompt_tokens + run.new_tokens, run.prompt_tokens, dtype)
+    parts = memory_parts(run.model, make_shard_plan(run.model, 1), MASTER_RANK, shape)
+    return parts.kv_cache + parts.activations + parts.logits
 
 
 def transformers(run: SimRun, calibration: Calibration) -> SimOutcome:
@@ -145,25 +156,33 @@ def _serve(run: SimRun, calibration: Calibration, plan: _Plan) -> SimOutcome:
     if run.world_size != 1:
         raise ConfigError(f"{run.system}: takes one device, got {run.world_size}")
     device = run.devices[0]
-    rss, anon = (plan.rss,), (plan.anon,)
+    # What is loaded more than once is one copy again before a request comes.
+    served = plan.steady + request_bytes(run, plan.dtype)
+    anon = (max(plan.anon, served),)
+    plan = replace(plan, steady=served)
+    rss = (plan.rss + max(0, anon[0] - plan.anon),)
     if reason := out_of_memory(run.devices, anon):
         return SimOutcome((), rss, anon, "oom", reason)
     disk_bps = device.disk_read_bps or calibration.disk_read_bps
     start_s = calibration.library_start_s / device.cores
     ready_s = start_s + plan.load_bytes / disk_bps + plan.load_s / device.cores
     clock = _Clock(run, calibration, plan, ready_s)
+    held = resident(run.devices, rss)
     first = clock.mark()
     marks = [clock.step(run.prompt_tokens, 0)]
     marks += [clock.step(1, run.prompt_tokens + i) for i in range(run.new_tokens - 1)]
     ready = np.array([round(ready_s * 1e9)])
-    story = Story(ready, int(ready[0]), first, marks, rss)
-    return SimOutcome(tell(story), rss, anon, notes=(_PAGED,) if clock.reads else ())
+    story = Story(ready, int(ready[0]), first, marks, held, clock.spans)
+    return SimOutcome(
+        tell(story), held, resident(run.devices, anon), notes=(PAGED,) if clock.reads else ()
+    )
 
 
 class _Clock:
-    """The passes of one request."""
+    """The passes of one request; `spans` are theirs, if the run keeps them."""
 
     def __init__(self, run: SimRun, calibration: Calibration, plan: _Plan, now_s: float) -> None:
+        self.spans: list[Span] = []
         self._run, self._calibration, self._plan = run, calibration, plan
         self._now_s, self._compute_s, self._wait_s, self._disk = now_s, 0.0, 0.0, 0
         device = run.devices[0]
@@ -185,6 +204,8 @@ class _Clock:
         compute_s = self._compute(rows, start) + self._swap_s
         if not self._plan.hooks_s:
             wait_s, compute_s = 0.0, max(compute_s, self._read_s)
+        if self._run.keep_spans:
+            self.spans += _spans(self._run.model, self._now_s, wait_s, compute_s)
         self._now_s += wait_s + compute_s
         self._wait_s += wait_s
         self._compute_s += compute_s
@@ -209,3 +230,19 @@ class _Clock:
         compute, allreduce, wait = (np.array([round(x * 1e9)]) for x in seconds)
         tally = Tally(compute, allreduce, wait, np.array([self._disk]))
         return Mark(np.array([round(self._now_s * 1e9)]), tally, zero, zero)
+
+
+def _spans(model: ModelConfig, now_s: float, wait_s: float, compute_s: float) -> Iterator[Span]:
+    """A pass block by block: each waits and computes in proportion to its weights."""
+    layer, head, _ = num_elements(model)
+    ffn = 3 * model.hidden_size * model.ffn_size
+    sizes = {f"{kind}.{i}": n for i in range(model.num_layers)
+             for kind, n in (("attn", layer - ffn), ("ffn", ffn))}  # fmt: skip
+    sizes["head.0"] = head
+    total, rank = model.num_layers * layer + head, np.zeros(1, dtype=np.int64)
+    for label, size in sizes.items():
+        for name, seconds in (("wait", wait_s), ("compute", compute_s)):
+            until_s = now_s + seconds * size / total
+            start, end = (np.array([round(x * 1e9)]) for x in (now_s, until_s))
+            yield Span(name, label, rank, start, end)
+            now_s = until_s

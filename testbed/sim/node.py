@@ -12,7 +12,10 @@ from testbed.sim.galaxy import GalaxyEngine
 from testbed.sim.shards import MAPPED_BYTES, NodeOptions, RankPlan, plan_ranks
 from testbed.sim.story import Story, tell
 from testbed.sim.tensor_parallel import Engine
+from tpi.memory import WindowChoice
 from tpi.units import format_bytes
+
+PAGED = "paging is taken as strictly least recently used: every pass reads everything again"
 
 
 def tpi(run: SimRun, calibration: Calibration) -> SimOutcome:
@@ -54,6 +57,8 @@ def serve(
     anon = tuple(max(0, peak - MAPPED_BYTES) for peak in rss)
     if reason := out_of_memory(run.devices, anon):
         return SimOutcome((), rss, anon, "oom", reason)
+    layers = run.model.num_layers
+    engine.costs.swap(anon, [layers * (r.attn + r.ffn) + sum(r.head) for r in ranks])
     kept = np.array([_kept_bytes(rank) for rank in ranks], dtype=np.int64)
     load = engine.costs.read(kept) if kept.any() else kept
     ready = engine.costs.on_cores(calibration.start_s) + load
@@ -61,8 +66,21 @@ def serve(
     engine.start_at(go)
     first = engine.mark()
     tokens = tuple(engine.request(run.new_tokens))
-    story = Story(ready, go, first, tokens, rss, engine.devices.spans)
-    return SimOutcome(tell(story), rss, anon, notes=notes_of(run, anon))
+    held = resident(run.devices, rss)
+    story = Story(
+        ready, go, first, tokens, held, engine.devices.spans,
+        prefill_passes=engine.prefill_passes, said=[_said(rank.choice) for rank in ranks],
+    )  # fmt: skip
+    return SimOutcome(tell(story), held, resident(run.devices, anon), notes=notes_of(run, anon))
+
+
+def _said(choice: WindowChoice) -> dict[str, object]:
+    """As `tpi/node.py` says it."""
+    return {
+        "window": "all" if choice.window is None else choice.window,
+        "retained": len(choice.retained),
+        "predicted_peak_bytes": choice.peak_bytes,
+    }
 
 
 def _kept_bytes(rank: RankPlan) -> int:
@@ -76,8 +94,16 @@ def notes_of(run: SimRun, anon: tuple[int, ...]) -> tuple[str, ...]:
     if any(link.loss_frac for link in run.links):
         found.append("packet loss is not simulated: nothing is sent twice")
     if any(d.memory is not None and n > d.memory for d, n in zip(run.devices, anon, strict=True)):
-        found.append("a rank needs swap: the time that paging takes is not simulated")
+        found.append(PAGED)
     return tuple(found)
+
+
+def resident(devices: tuple[SimDevice, ...], peaks: tuple[int, ...]) -> tuple[int, ...]:
+    """Of what each rank needs, what is in memory at once: never more than its device has."""
+    return tuple(
+        peak if device.memory is None else min(peak, device.memory)
+        for device, peak in zip(devices, peaks, strict=True)
+    )
 
 
 def out_of_memory(devices: tuple[SimDevice, ...], anon: tuple[int, ...]) -> str:

@@ -17,7 +17,7 @@ from testbed.sim.calibration import Calibration
 from testbed.sim.costs import Costs
 from testbed.sim.devices import Block, Devices
 from testbed.sim.network import Network
-from testbed.sim.node import notes_of, out_of_memory
+from testbed.sim.node import notes_of, out_of_memory, resident
 from testbed.sim.shards import MAPPED_BYTES, NodeOptions
 from testbed.sim.story import Mark, Story, tell
 from tpi.errors import ConfigError
@@ -71,7 +71,7 @@ class PipelineEngine:
         self.network = Network(run.links, [d.cores for d in run.devices], calibration)
         self._chunk = options.prefill_chunk
         self._step_ns = self.costs.on_cores(calibration.step_s)
-        self._check_s = calibration.sum_call_s
+        self._check_s = calibration.sum_call_s if run.world_size > 1 else 0.0
         one = replace(run.model, num_layers=1)
         sizes = block_bytes(one, make_shard_plan(one, 1), MASTER_RANK, run.storage)
         self.bytes = {
@@ -94,6 +94,11 @@ class PipelineEngine:
         for position in range(prompt, prompt + new_tokens - 1):
             self.step(1, position)
             yield self.mark()
+
+    @property
+    def prefill_passes(self) -> int:
+        """Chunks of the prompt."""
+        return -(-self.run.prompt_tokens // self._chunk)
 
     def mark(self) -> Mark:
         """Clocks and counters as they are now."""
@@ -132,7 +137,8 @@ class PipelineEngine:
         seconds = float(self.costs.products([num_bytes], rows)[0]) + self.costs.block(rows) + more_s
         nothing = np.zeros(0, dtype=np.int64)
         block = Block(label, np.array([rank]), nothing, nothing, nothing)
-        self.devices.run(block, self.costs.on_cores(seconds))
+        paging = self.costs.paging([num_bytes] * self.run.world_size)
+        self.devices.run(block, self.costs.on_cores(seconds) + paging)
 
     def _send(self, source: int, target: int, num_bytes: int, *, counts: bool) -> None:
         """`counts`: a wait within a request is a cost; that for its beginning is nobody's."""
@@ -155,13 +161,19 @@ def pipeline(run: SimRun, calibration: Calibration) -> SimOutcome:
     anon = tuple(peak - MAPPED_BYTES for peak in rss)
     if reason := out_of_memory(run.devices, anon):
         return SimOutcome((), rss, anon, "oom", reason)
+    engine.costs.swap(anon, engine.held)
     load = engine.costs.read(np.array(engine.held, dtype=np.int64))
     ready = engine.costs.on_cores(calibration.start_s) + load
     engine.devices.start_at(go := int(ready.max()))
     first = engine.mark()
     tokens = tuple(engine.request(run.new_tokens))
-    story = Story(ready, go, first, tokens, rss, engine.devices.spans)
-    return SimOutcome(tell(story), rss, anon, notes=notes_of(run, anon))
+    held = resident(run.devices, rss)
+    story = Story(
+        ready, go, first, tokens, held, engine.devices.spans,
+        prefill_passes=engine.prefill_passes,
+        said=[{"window": "all", "retained": 0, "predicted_peak_bytes": peak} for peak in rss],
+    )  # fmt: skip
+    return SimOutcome(tell(story), held, resident(run.devices, anon), notes=notes_of(run, anon))
 
 
 def _peak(run: SimRun, engine: PipelineEngine, rank: int, shape: StepShape) -> int:

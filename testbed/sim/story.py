@@ -5,7 +5,7 @@ A system's schedule leaves a `Mark` at the start of the measured request and aft
 and `end` of every rank, as `tpi/session.py` does, and `spans` where they were kept.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,6 +47,8 @@ class Story:
         tokens: After each token; there is at least one.
         rss_hwm: Peak memory of each rank.
         spans: Of the request.
+        prefill_passes: Chunks of the prompt; each token behind the first takes one pass more.
+        said: What each rank says of its window when it is ready, if it has one.
     """
 
     ready: Ints
@@ -55,13 +57,16 @@ class Story:
     tokens: Sequence[Mark]
     rss_hwm: Sequence[int]
     spans: Sequence[Span] = ()
+    prefill_passes: int = 1
+    said: Sequence[Mapping[str, object]] = ()
 
 
 def tell(story: Story) -> tuple[_Told, ...]:
     """All events, in the order of their stamps."""
     ranks = range(len(story.ready))
     told: list[_Told] = [
-        (rank, Event("ready", int(story.ready[rank]), {"verify_s": 0.0})) for rank in ranks
+        (rank, Event("ready", int(story.ready[rank]), {"verify_s": 0.0, **said}))
+        for rank, said in zip(ranks, story.said or [{}] * len(ranks), strict=True)
     ]
     told.append((MASTER_RANK, Event("request", story.go, {"id": REQUEST_ID})))
     for mark in story.tokens:
@@ -87,7 +92,7 @@ def _counters(story: Story, rank: int) -> dict[str, object]:
     return {
         "id": REQUEST_ID,
         "rank": rank,
-        "steps": len(story.tokens),
+        "steps": story.prefill_passes + len(story.tokens) - 1,
         "disk_bytes": spent("disk", first),
         "disk_bytes_decode": spent("disk", prefill),
         "wire_bytes_sent": since("num_bytes", first),

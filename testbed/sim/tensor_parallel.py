@@ -100,6 +100,11 @@ class Engine:
             self.step(1, position)
             yield self.mark()
 
+    @property
+    def prefill_passes(self) -> int:
+        """Chunks of the prompt."""
+        return -(-self.run.prompt_tokens // self._chunk)
+
     def mark(self) -> Mark:
         """Clocks and counters as they are now."""
         return Mark(
@@ -146,11 +151,13 @@ class Engine:
         heads = [rank.heads for rank in self.ranks]
         products = self.costs.products([rank.attn for rank in self.ranks], rows)
         attend = self.costs.attend(rows, start, heads)
-        return self.costs.on_cores(products + attend + self.costs.block(rows))
+        paging = self.costs.paging([rank.attn for rank in self.ranks])
+        return self.costs.on_cores(products + attend + self.costs.block(rows)) + paging
 
     def block_ns(self, num_bytes: list[int], rows: int) -> Ints:
         """What a block of products takes each rank to compute."""
-        return self.costs.on_cores(self.costs.products(num_bytes, rows) + self.costs.block(rows))
+        seconds = self.costs.products(num_bytes, rows) + self.costs.block(rows)
+        return self.costs.on_cores(seconds) + self.costs.paging(num_bytes)
 
     def _head_ns(self, tile: Block) -> Ints:
         sizes = [0] * len(self.ranks)

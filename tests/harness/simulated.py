@@ -16,8 +16,11 @@ MIB = 1 << 20
 CALIBRATION = Calibration(
     host="a round host, 2026-01-01",
     core_read_bps=10e9,
-    products={"float32->float32": ((1, 10e9),), "bfloat16->float32": ((1, 8e9),)},
-    linear={"float32": ((1, 10e9),)},
+    products={
+        "float32->float32": ((1, 10e9), (512, 10e9)),
+        "bfloat16->float32": ((1, 8e9), (512, 8e9)),
+    },
+    linear={"float32": ((1, 10e9), (512, 10e9))},
     attend={"float32": ((1, 1e10),)},
     cast_bps={"bfloat16->float32": 1e9},
     block_s=1e-4,

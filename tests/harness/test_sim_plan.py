@@ -6,6 +6,7 @@ import pytest
 
 from harness.available import split_available
 from harness.compose import compose
+from harness.session import PreparedSim, prepare
 from harness.sim_plan import calibration_of, make_sim_plan
 from harness.sim_text import describe_simulation
 from testbed.link import LinkSpec
@@ -71,6 +72,23 @@ def test_nothing_is_cut_or_refused_for_memory_or_time(tmp_path):
     plan = make_sim_plan(composed.config, load_preset("llama2-70b"), 32, CALIBRATION)
     assert plan.runs[0].world_size == 256  # more than the model has KV heads
     assert plan.runs[0].new_tokens == 32
+
+
+def test_a_memory_budget_that_cannot_work_is_refused_while_planning(tmp_path):
+    overrides = ["memory_budget=100MiB", f"results_dir={tmp_path}", "devices=2"]
+    composed = compose(["testbed=sim", "systems=[tpi]", *overrides])
+    with pytest.raises(ConfigError, match=r"^tpi: memory_budget: rank 0: .* too small: the least"):
+        make_sim_plan(composed.config, MODEL, 4, CALIBRATION)
+    with pytest.raises(ConfigError, match="tpi: memory_budget"):
+        prepare(composed)
+    prepared = prepare(compose(["testbed=sim", "systems=all", "model=tiny", *overrides]))
+    assert isinstance(prepared, PreparedSim)
+    rows = {row.system: row for row in prepared.unavailable}
+    assert rows["tpi"].status == rows["transformers-window"].status == "unavailable"
+    assert rows["tpi"].reason.startswith("memory_budget: rank 0")
+    left = [run.system for run in prepared.plan.runs]
+    assert "tpi-resident" in left
+    assert not set(left) & {"tpi", "transformers-window"}
 
 
 def test_plan_says_that_it_is_simulated_and_from_what(tmp_path):

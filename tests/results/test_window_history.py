@@ -54,6 +54,18 @@ def test_in_one_pass_ready_tells_retained_blocks_from_those_that_were_there():
     assert history(rows, ready, rank=1)[-1] == (3, ("attn.0",))
 
 
+def test_in_one_pass_what_the_window_held_is_no_retained_block():
+    rows = [
+        ["compute", 0, 1, "attn.0"], ["compute", 1, 2, "ffn.0"], ["compute", 2, 3, "attn.1"],
+        ["load", 1, 4, "ffn.1"], ["compute", 4, 5, "ffn.1"], ["compute", 5, 6, "attn.2"],
+        ["load", 5, 9, "attn.0"],
+    ]  # fmt: skip
+    ready = RankEvent(1, Event("ready", 1, {"retained": 2}))
+    found = history(rows, ready, rank=1)
+    # attn.2 lies behind the first block loaded, ffn.0 is an FFN block; attn.0, attn.1 were held.
+    assert found[-1] == (5, ("attn.2", "ffn.0", "attn.0"))
+
+
 def test_block_loaded_ahead_for_the_next_request_is_there_at_the_end():
     rows = [["load", 0, 1, "attn.0"], ["compute", 1, 2, "attn.0"], ["load", 3, 4, "attn.0"]]
     assert history(rows)[-2:] == [(2, ()), (3, ("attn.0",))]
@@ -73,6 +85,18 @@ def test_head_that_a_pass_skipped_goes_when_the_next_pass_begins():
         (6, ("head.0",)),
         (8, ()),
     ]
+
+
+def test_skipped_head_that_is_still_read_goes_for_the_load_that_needs_its_slot():
+    rows = [
+        ["compute", 0, 1, "attn.0"], ["load", 1, 5, "head.0"], ["compute", 1, 2, "ffn.0"],
+        ["load", 5, 6, "attn.0"], ["load", 6, 7, "ffn.0"], ["compute", 7, 8, "attn.0"],
+        ["compute", 8, 9, "ffn.0"], ["load", 8, 10, "head.0"], ["compute", 10, 11, "head.0"],
+    ]  # fmt: skip
+    ready = RankEvent(1, Event("ready", 1, {"window": 2, "retained": 0}))
+    found = history(rows, ready, rank=1)
+    assert (6, ("attn.0", "ffn.0")) in found
+    assert max(len(labels) for _, labels in found) == 2
 
 
 def test_rank_that_streams_nothing_has_no_window():

@@ -28,6 +28,20 @@ def test_product_time_is_exact_where_measured_and_linear_between():
     assert times == pytest.approx([1.0, 1.5, 2.0, 10.0, 18.0])
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_fewer_queries_never_take_longer(dtype):
+    calibration = load_calibration()
+    times = [calibration.attend_s(n, 512, 4096, dtype) for n in (1, 8, 32, 128, 256, 257, 1024)]
+    assert times == sorted(times)
+
+
+def test_rate_of_attention_is_exact_where_measured_and_a_power_between():
+    table = ((1, 1.0), (16, 4.0), (256, 8.0))
+    calibration = replace(load_calibration(), attend={"float32": table})
+    rates = [4.0 * n / calibration.attend_s(n, 1, 1, "float32") for n in (1, 4, 16, 64, 256, 900)]
+    assert rates == pytest.approx([1.0, 2.0, 4.0, 4 * 2**0.5, 8.0, 8.0])
+
+
 def test_one_rate_is_good_for_any_rows():
     calibration = replace(load_calibration(), linear={"float32": ((1, 2.0),)})
     assert calibration.linear_s(4, 512, "float32") == 2.0
@@ -50,6 +64,8 @@ def test_dtypes_that_nobody_measured_are_refused_by_name():
         ({"products": {"float32->float32": [[2, 1.0]]}}, "rows that ascend from 1"),
         ({"products": {"float32->float32": [[1, 0.0]]}}, "a number > 0"),
         ({"products": {"float32->float32": [1, 2]}}, r"expected a list of \[rows, rate\]"),
+        ({"products": {"float32->float32": [[1, 1e9]]}}, "two numbers of rows or more, got 1"),
+        ({"linear": {"float32": [[1, 1e9]]}}, r"linear\[float32\]: expected two numbers of rows"),
         ({"cast_bps": 3}, "cast_bps: expected an object"),
         ({"sped_s": 1.0}, "sped_s is unknown"),
     ],

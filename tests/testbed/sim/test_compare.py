@@ -6,7 +6,7 @@ from statistics import median
 import pytest
 
 from testbed.sim.calibration import load_calibration
-from testbed.sim.compare import Comparison, Figures, compare, main, rebuild, table
+from testbed.sim.compare import Comparison, Figures, Skipped, compare, main, rebuild, table
 from tpi.errors import ConfigError
 
 PUBLISHED = Path(__file__).parents[3] / "results" / "published"
@@ -20,7 +20,9 @@ def record():
 def test_every_record_of_the_docker_testbed_is_predicted():
     found = compare([PUBLISHED], load_calibration())
     assert len(found) >= 7
-    errors = [abs(error) for each in found for error in each.errors]
+    compared = [each for each in found if isinstance(each, Comparison)]
+    assert compared == found
+    errors = [abs(error) for each in compared for error in each.errors]
     assert median(errors) <= 0.10
     assert max(errors) <= 0.25
 
@@ -34,12 +36,61 @@ def test_a_record_says_what_to_simulate():
     assert (run.links[0].delay_s, run.links[0].rate_bps) == (0.002, 300e6)
 
 
-def test_a_device_without_a_limit_has_the_hosts_cores():
+@pytest.mark.parametrize(
+    ("cpus", "threads", "cores"),
+    [(None, 1, 8), (None, 2, 16), (4.0, 1, 8), (1.5, 2, 12), (0.25, 2, 2)],
+)
+def test_a_device_is_worth_the_threads_that_its_quota_keeps_busy(cpus, threads, cores):
+    raw = record()  # at dilation 8
+    raw["calibration"]["limits"][0].update(cpus=cpus, threads=threads)
+    assert rebuild(raw, "x").devices[0].cores == cores
+
+
+def test_a_disk_without_a_limit_is_the_hosts_in_the_devices_time():
     raw = record()
-    raw["calibration"]["limits"][0].update(cpus=None, read_bps=None)
-    device = rebuild(raw, "x").devices[0]
-    assert device.cores == 2 * 8
-    assert device.disk_read_bps is None
+    raw["calibration"]["limits"][0]["read_bps"] = None
+    raw["calibration"]["disk_probe"]["read_bps"] = 1e9
+    assert rebuild(raw, "x").devices[0].disk_read_bps == 8e9
+
+
+def test_a_prompt_is_as_long_as_it_was_and_a_system_has_a_dtype_and_threads_of_its_own():
+    raw = record()
+    raw["config"]["prompt_ids"] = [1, 2, 3]
+    raw["config"]["systems"]["tpi-resident"] |= {"dtype": "bfloat16", "threads": 2}
+    raw["calibration"]["limits"][0].update(cpus=None)
+    run = rebuild(raw, "x")
+    assert (run.prompt_tokens, run.dtype, run.devices[0].cores) == (3, "bfloat16", 16)
+
+
+def test_what_cannot_be_rebuilt_is_a_line_and_the_table_goes_on(tmp_path):
+    def change(**parts):
+        raw = record()
+        return {**raw, "config": {**raw["config"], **parts}}
+
+    small = {"window": 2, "memory_budget": 1 << 20}
+    cases = {
+        "a": change(model={"name": "folder", "path": "x"}),
+        "b": {**change(systems={"tpi": small}), "system": "tpi"},
+        "c": record(),
+    }
+    for name, raw in cases.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text(json.dumps(raw))
+    found = compare([tmp_path], load_calibration())
+    assert [type(each) for each in found] == [Skipped, Skipped, Comparison]
+    lines = table(found).splitlines()
+    assert "skipped: " in lines[2]
+    assert "memory budget of 1 MiB is too small" in lines[3]
+    assert lines[-1].startswith("median error")
+
+
+def test_what_would_not_fit_is_a_line(tmp_path):
+    raw = record()
+    raw["calibration"]["limits"][0].update(memory=1 << 20, swap=0)
+    (tmp_path / "run.json").write_text(json.dumps(raw))
+    (found,) = compare([tmp_path], load_calibration())
+    assert isinstance(found, Skipped)
+    assert "it is oom: rank 0 needs" in found.reason
 
 
 def test_a_record_that_lacks_something_is_refused_by_name():

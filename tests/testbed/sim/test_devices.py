@@ -62,11 +62,13 @@ def test_filling_takes_the_first_blocks_of_the_window():
 
 
 def test_a_block_that_is_skipped_is_read_if_its_reading_has_begun():
-    devices = Devices([1])
+    devices = Devices([1], keep=True)
     devices.start_at(0)
     devices.run(block(50), np.array([10]))
     devices.now += 20
     devices.skip(block(100))  # began at 10, ends at 110
+    (load,) = (span for span in devices.spans if span.name == "load" and span.start[0] >= 0)
+    assert (load.start.tolist(), load.end.tolist()) == ([10], [110])
     devices.skip(block(100))  # there is no room for it before 30
     devices.run(block(50), np.array([10]))
     assert devices.now[0] == 170

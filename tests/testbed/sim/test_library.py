@@ -2,19 +2,54 @@ import pytest
 
 from testbed.link import LinkSpec
 from testbed.sim.base import SimDevice
+from testbed.sim.calibration import load_calibration
 from testbed.sim.compare import figures_of
-from testbed.sim.library import num_elements
+from testbed.sim.library import num_elements, request_bytes
 from testbed.sim.simulate import simulate
 from tests.testbed.sim.sims import free_calibration, make_run, tiny
+from tpi.config import load_preset
 from tpi.errors import ConfigError
 
 GB = 1_000_000_000
+GIB = 1 << 30
 STORED = 2 * num_elements(tiny())[2]
 
 
 def run_one(system, device, **changes):
     values = {"storage": "bfloat16", "size": 1, "link": LinkSpec(), **changes}
     return make_run(system, device=device, **values)
+
+
+def base_bytes(system, **changes):
+    """Anonymous memory beside the weights."""
+    run = run_one(system, SimDevice(1.0), **changes)
+    return free_calibration().library_anon_bytes + request_bytes(run, run.dtype)
+
+
+def test_a_long_prompt_needs_its_cache_and_activations():
+    changes = {"model": load_preset("llama2-3b"), "storage": "float16"}
+    short, long = (
+        simulate(
+            run_one("transformers", SimDevice(1.0), prompt_tokens=n, **changes), load_calibration()
+        )
+        for n in (32, 4000)
+    )
+    assert short.rss_hwm[0] == pytest.approx(13.3 * GIB, rel=0.02)
+    assert long.rss_hwm[0] == pytest.approx(16.2 * GIB, rel=0.03)
+    more = long.anon_peak[0] - short.anon_peak[0]
+    cache = 2 * 26 * 3200 * 4 * (4000 - 32)
+    assert cache < more < 1.4 * cache
+
+
+@pytest.mark.parametrize("system", ["accelerate", "transformers"])
+def test_no_more_is_in_memory_than_the_device_has(system):
+    device = SimDevice(1.0, memory=8 * GIB, swap=64 * GIB)
+    changes = {"model": load_preset("llama2-7b"), "storage": "float16"}
+    outcome = simulate(run_one(system, device, **changes), load_calibration())
+    assert outcome.rss_hwm == (8 * GIB,)
+    assert outcome.anon_peak[0] <= 8 * GIB
+    (found,) = (event for _, event in outcome.events if event.name == "counters")
+    assert found.number("rss_hwm") == 8 * GIB
 
 
 def test_elements_are_those_of_the_model():
@@ -33,7 +68,7 @@ def test_transformers_takes_the_weights_once_a_token():
 
 
 def test_weights_that_fit_neither_memory_nor_swap_are_oom():
-    base = free_calibration().library_anon_bytes
+    base = base_bytes("transformers")
     short = SimDevice(1.0, memory=base + STORED, swap=STORED - 1)
     outcome = simulate(run_one("transformers", short), free_calibration())
     assert (outcome.status, outcome.events) == ("oom", ())
@@ -43,7 +78,7 @@ def test_weights_that_fit_neither_memory_nor_swap_are_oom():
 
 
 def test_what_swap_holds_is_paged_in_by_every_pass():
-    base = free_calibration().library_anon_bytes
+    base = base_bytes("transformers")
     device = SimDevice(1.0, memory=base + STORED, swap=GB, disk_read_bps=1e8)
     outcome = simulate(run_one("transformers", device), free_calibration())
     assert figures_of(outcome).token_latency_s == pytest.approx((base + 2 * STORED) / 1e8)
@@ -51,8 +86,8 @@ def test_what_swap_holds_is_paged_in_by_every_pass():
 
 
 def test_views_of_files_need_no_memory_but_are_read_again_where_they_do_not_fit():
-    base = free_calibration().library_anon_bytes
     changes = {"dtype": "bfloat16"}
+    base = base_bytes("transformers", **changes)
     small = SimDevice(1.0, memory=base + STORED - 1, disk_read_bps=1e8)
     outcome = simulate(run_one("transformers", small, **changes), free_calibration())
     assert (outcome.status, outcome.anon_peak) == ("ok", (base,))
@@ -68,7 +103,9 @@ def test_the_way_of_old_holds_the_weights_twice():
         simulate(run_one("transformers", device, options=options), free_calibration())
         for options in ({}, {"low_cpu_mem_usage": False})
     )
-    assert then.rss_hwm[0] - now.rss_hwm[0] == 2 * STORED
+    # The second copy is gone before a request needs memory.
+    request = request_bytes(run_one("transformers", device), "float32")
+    assert then.rss_hwm[0] - now.rss_hwm[0] == 2 * STORED - request
 
 
 @pytest.mark.parametrize("disk_bps", [1e7, 1e10])

@@ -8,12 +8,13 @@ import pytest
 
 from results.measure import measure
 from results.schema import PeakMemory, RankEvent, Repeat
+from results.window_history import window_history
 from testbed.link import LinkSpec
 from testbed.sim.base import SimDevice
 from testbed.sim.calibration import load_calibration
 from testbed.sim.compare import figures_of
 from testbed.sim.simulate import SYSTEMS, simulate
-from tests.testbed.sim.sims import make_run
+from tests.testbed.sim.sims import free_calibration, make_run
 from tpi.config import load_preset
 from tpi.errors import ConfigError
 
@@ -71,6 +72,50 @@ def test_spans_lie_within_the_request_and_add_up(system):
         assert all(a_end <= b_start for (_, a_end), (b_start, _) in pairwise(computing))
 
 
+@pytest.mark.parametrize("system", ["transformers", "accelerate", "accelerate-2024"])
+def test_spans_of_a_library_add_up_block_by_block(system):
+    outcome = outcome_of(system, keep_spans=True)
+    rows = [r for _, e in outcome.events if e.name == "spans" for r in e.fields["spans"]]
+    (counters,) = (e for _, e in outcome.events if e.name == "counters")
+    stamps = {e.name: e.t_ns for _, e in outcome.events}
+    for name, counter in (("compute", "compute_s"), ("wait", "wait_weights_s")):
+        total = sum(end - start for each, start, end, _ in rows if each == name)
+        assert total / 1e9 == pytest.approx(counters.number(counter), abs=1e-6)
+    assert (min(r[1] for r in rows), max(r[2] for r in rows)) == pytest.approx(
+        (stamps["request"], stamps["end"]), abs=10
+    )
+    assert all(a[2] <= b[1] for a, b in pairwise(rows))
+    blocks = 2 * make_run().model.num_layers + 1
+    assert len({label for *_, label in rows}) == blocks
+    assert sum(name == "compute" for name, *_ in rows) == 4 * blocks
+    assert any(name == "wait" for name, *_ in rows) == (system != "transformers")
+
+
+@pytest.mark.parametrize("new_tokens", [1, 3])
+def test_a_trace_of_any_length_shows_the_window_and_what_is_retained(new_tokens):
+    plain = simulate(make_run("tpi", size=2, options={"window": 2}), load_calibration())
+    options = {"window": 2, "memory_budget": plain.rss_hwm[0] + (32 << 20)}
+    changes = {"options": options, "new_tokens": new_tokens, "keep_spans": True}
+    outcome = simulate(make_run("tpi", size=2, **changes), load_calibration())
+    ready = next(e for rank, e in outcome.events if e.name == "ready" and rank == 0)
+    retained = int(ready.number("retained"))
+    assert retained > 0
+    assert ready.fields["window"] == 2
+    assert ready.fields["predicted_peak_bytes"] == outcome.rss_hwm[0]
+    steps = window_history(repeat_of(outcome, 2))
+    assert min(len(labels) for _, labels in steps) >= retained
+    assert max(len(labels) for _, labels in steps) <= retained + 2
+
+
+@pytest.mark.parametrize("system", ["tpi", "galaxy", "pipeline", "transformers"])
+def test_steps_are_passes(system):
+    chunked = system != "transformers"
+    options = {"prefill_chunk": 5} if chunked else {}
+    outcome = outcome_of(system, prompt_tokens=12, new_tokens=4, options=options)
+    steps = {e.fields["steps"] for _, e in outcome.events if e.name == "counters"}
+    assert steps == {3 + 3 if chunked else 1 + 3}
+
+
 def test_without_keep_spans_there_are_none():
     assert not [e for _, e in outcome_of("tpi").events if e.name == "spans"]
 
@@ -112,7 +157,46 @@ def test_what_is_left_out_is_said(system):
     lossy = outcome_of(system, links=(LinkSpec(0.001, 1e8, 0.01),) * 4)
     assert "packet loss is not simulated" in lossy.notes[0]
     swapping = outcome_of(system, device=SimDevice(1.0, memory=100 << 20, swap=8 << 30))
-    assert "a rank needs swap" in swapping.notes[0]
+    assert "every pass reads everything again" in swapping.notes[0]
+
+
+@pytest.mark.parametrize("system", ["tpi", "tpi-resident", "galaxy", "pipeline"])
+@pytest.mark.parametrize("prompt_tokens", [1, 16])
+def test_a_pass_pages_in_what_a_rank_swaps(system, prompt_tokens):
+    """One rank holds everything, so that no other hides its waiting."""
+    device = SimDevice(2.0, memory=100 << 20, swap=8 << 30, disk_read_bps=1e8)
+    calibration = free_calibration(swap_bps=1e7)
+    changes = {"size": 1, "prompt_tokens": prompt_tokens, "link": LinkSpec()}
+    found = simulate(make_run(system, device=device, **changes), calibration)
+    plain = simulate(make_run(system, device=replace(device, memory=None), **changes), calibration)
+    more_s = plain.anon_peak[0] / 1e7
+    assert found.anon_peak[0] == found.rss_hwm[0] == 100 << 20
+    for name in ("ttft_s", "token_latency_s"):
+        took_s = getattr(figures_of(found), name) - getattr(figures_of(plain), name)
+        assert took_s == pytest.approx(more_s, rel=1e-3), name
+
+
+@pytest.mark.parametrize("system", ["tpi-resident", "galaxy", "pipeline"])
+def test_a_rank_alone_pays_for_no_sums(system):
+    def took_s(size, sum_call_s):
+        run = make_run(system, size=size, link=LinkSpec())
+        outcome = simulate(run, free_calibration(block_s=0.01, sum_call_s=sum_call_s))
+        return figures_of(outcome).token_latency_s
+
+    assert took_s(1, 0.1) == took_s(1, 0.0)
+    assert took_s(2, 0.1) > took_s(2, 0.0) + 0.1
+
+
+@pytest.mark.parametrize("system", ["tpi-resident", "galaxy", "pipeline"])
+def test_ranks_that_swap_are_charged_alike_in_prefill_and_decode(system):
+    device = SimDevice(2.0, memory=100 << 20, swap=8 << 30, disk_read_bps=1e8)
+    run = make_run(system, device=device, prompt_tokens=16, link=LinkSpec())
+    found = figures_of(simulate(run, free_calibration()))
+    anon = simulate(replace(run, devices=(SimDevice(2.0),) * 4), free_calibration()).anon_peak
+    # Layers one after another, on all ranks at once but for the head, which is the master's.
+    passes_s = sum(anon) / 1e8 if system == "pipeline" else max(anon) / 1e8
+    assert found.ttft_s == pytest.approx(passes_s, rel=0.1)
+    assert found.token_latency_s == pytest.approx(passes_s, rel=0.1)
 
 
 def large(size, algorithm, new_tokens):
