@@ -4,11 +4,13 @@ Options that only say where things lie or how long they may take are let through
 the numbers of a measured run, and cannot change those of a simulated one, is not.
 """
 
+import re
 from collections.abc import Sequence
 
 from testbed.sim.simulate import SYSTEMS
 from tpi.errors import ConfigError
 
+_AXES = {"roster": "device", "links": "link"}
 # Option -> why it has no effect, and what to say instead.
 _IGNORED = {
     "testbed.dilation": "nothing runs, so nothing is slowed down; times are the devices' own",
@@ -19,6 +21,7 @@ _IGNORED = {
     "device.threads": "say device.cores",
     "device.disk_write_mb_s": "no simulated system writes to disk",
     "link.backend": "links are computed",
+    "link.queue_kib": "queues of simulated links have no end, nothing is dropped",
     "weights.dir": "no weights are read or written",
     "weights.seed": "no weights are read or written",
     "weights.max_bytes": "no weights are read or written, all layers count as distinct",
@@ -36,13 +39,33 @@ def refuse_ignored(overrides: Sequence[str]) -> None:
     """
     for override in overrides:
         key, _, value = override.partition("=")
-        if key in _IGNORED:
-            raise ConfigError(f"{key}: no effect with testbed.backend=sim: {_IGNORED[key]}")
+        option = _of_any_rank(key)
+        if option in _IGNORED:
+            raise ConfigError(f"{key}: no effect with testbed.backend=sim: {_IGNORED[option]}")
+        if option == "link.loss_frac" and not _is_zero(value):
+            raise ConfigError(
+                f"{key}: got {value}, no effect with testbed.backend=sim: nothing is lost on"
+                " simulated links; leave it out"
+            )
         if key == "repeats" and value.strip() != "1":
             raise ConfigError(
                 f"repeats: got {value}, no effect with testbed.backend=sim: the same question"
                 " always has the same answer; leave it out"
             )
+
+
+def _of_any_rank(key: str) -> str:
+    """An option of one rank by the name of its axis: `testbed.links.r3.backend`, `link.backend`."""
+    for where, axis in _AXES.items():
+        key = re.sub(rf"^testbed\.{where}\.r\d+\.", f"{axis}.", key)
+    return key
+
+
+def _is_zero(value: str) -> bool:
+    try:
+        return float(value) == 0
+    except ValueError:
+        return False  # no number, which the configuration has refused already
 
 
 def sim_problems(name: str) -> list[str]:

@@ -57,6 +57,10 @@ class Costs:
         by_cpu = num_bytes / calibration.read_cpu_bps / self.cores
         return as_ns(np.maximum(by_disk, by_cpu) + calibration.disk_request_s)
 
+    def read_work(self, num_bytes: Ints) -> Ints:
+        """What reading so many bytes takes each rank's processor."""
+        return self.on_cores(num_bytes / self._calibration.read_cpu_bps)
+
     def products(self, num_bytes: Sequence[float], rows: int) -> NDArray[np.float64]:
         """Seconds of one core that each rank's stored weights of so many bytes take."""
         run = self._run

@@ -140,6 +140,24 @@ class Devices:
         self._released[ranks, slot] = self.now[ranks]
         self._taken[ranks] += 1
 
+    def share(self, began: Ints, tally: Tally, read: Ints) -> None:
+        """Make a step take no less than its work: loader and computing share a processor.
+
+        Each is simulated as if it were alone, and never takes longer than that where a step waits
+        for long; what both together need beyond the step is a wait for weights.
+
+        Args:
+            began: When the step did.
+            tally: What was spent by then.
+            read: Nanoseconds that the loader's own work of the step takes the processor.
+        """
+        before = self.now.copy()
+        least = began + self.tally.compute - tally.compute + read
+        np.maximum(self.now, least, out=self.now)
+        self.tally.wait += self.now - before
+        if self.keep and (self.now > before).any():
+            self.spans.append(Span("wait", "", self._all, before, self.now.copy()))
+
     def start_at(self, now: int) -> None:
         """Set all clocks; the loaders have filled their windows by then and wait."""
         self.now[:] = now

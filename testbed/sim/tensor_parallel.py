@@ -116,6 +116,7 @@ class Engine:
 
     def step(self, rows: int, start: int, *, want_logits: bool = True) -> None:
         """One pass of so many tokens behind `start` cached ones."""
+        began, spent = self.devices.now.copy(), self.devices.tally.copy()
         self.begin(rows)
         self.walk(rows, start)
         for tile in self.tiles:
@@ -123,6 +124,8 @@ class Engine:
                 self.devices.run(tile, self._head_ns(tile))
             elif len(tile.streamed):
                 self.devices.skip(tile)
+        read = self.costs.read_work(self.devices.tally.disk - spent.disk)
+        self.devices.share(began, spent, read)
 
     def begin(self, rows: int) -> None:
         """Embed, and send the hidden state to all."""

@@ -7,6 +7,7 @@ import pytest
 from harness.available import split_available
 from harness.compose import compose
 from harness.session import PreparedSim, prepare
+from harness.sim_options import refuse_ignored
 from harness.sim_plan import calibration_of, make_sim_plan
 from harness.sim_text import describe_simulation
 from testbed.link import LinkSpec
@@ -113,6 +114,8 @@ def test_plan_says_that_it_is_simulated_and_from_what(tmp_path):
         ("testbed.time_scale=2", "deadlines"),
         ("threads=2", "device.cores"),
         ("link.backend=netem", "links are computed"),
+        ("link.queue_kib=64", "nothing is dropped"),
+        ("link.loss_frac=0.01", "nothing is lost"),
         ("weights.distinct_layers=3", "no weights"),
         ("weights.seed=3", "no weights"),
         ("repeats=5", "got 5"),
@@ -126,6 +129,23 @@ def test_what_would_be_ignored_is_refused_by_name(override, piece):
         assert str(caught.value).startswith(override.partition("=")[0])
         assert "testbed.backend=sim" in str(caught.value)
     compose(["testbed=klonet", override])
+
+
+@pytest.mark.parametrize(
+    ("override", "piece"),
+    [
+        ("testbed.roster.r1.threads=2", "device.cores"),
+        ("testbed.roster.r10.disk_write_mb_s=9", "no simulated system writes"),
+        ("testbed.links.r1.queue_kib=64", "nothing is dropped"),
+        ("testbed.links.r1.loss_frac=0.5", "nothing is lost"),
+    ],
+)
+def test_what_would_be_ignored_of_one_rank_is_refused_by_its_own_name(override, piece):
+    with pytest.raises(ConfigError, match=piece) as caught:
+        refuse_ignored([override])
+    assert str(caught.value).startswith(override.partition("=")[0])
+    refuse_ignored(["testbed.links.r1.delay_ms=20", "testbed.roster.r1.cores=2"])
+    refuse_ignored(["link.loss_frac=0", "testbed.links.r1.loss_frac=0.0"])
 
 
 def test_what_pages_choose_for_real_devices_is_no_mistake_of_the_users():

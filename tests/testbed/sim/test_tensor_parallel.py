@@ -87,6 +87,25 @@ def test_the_slowest_rank_counts_and_the_others_wait_for_it():
     assert waits[1] < min(waits[0], waits[2])
 
 
+@pytest.mark.parametrize("disk_bps", [1e8, 1e11])
+@pytest.mark.parametrize("keep_spans", [False, True])
+def test_a_loader_takes_its_time_from_the_processor_that_computes(disk_bps, keep_spans):
+    rate = {"products": {"float32->float32": ((1, 1e9),)}, "read_cpu_bps": 2e9}
+    device = SimDevice(0.5, disk_read_bps=disk_bps)
+    changes = {"size": 1, "device": device, "link": LinkSpec(), "keep_spans": keep_spans}
+    run = make_run(options={"window": 2}, **changes)
+    outcome = simulate(run, free_calibration(**rate))
+    blocks = block_bytes(run.model, make_shard_plan(run.model, 1), 0, "float32")
+    streamed = sum(n for b, n in blocks if b.kind != "embed")
+    # Computing and reading take the half core together, unless the disk takes longer than both.
+    expected = max(streamed / disk_bps, (streamed / 1e9 + streamed / 2e9) / 0.5)
+    found = figures_of(outcome).token_latency_s or 0.0
+    assert found == pytest.approx(expected, rel=0.02)
+    (fields,) = counters(outcome)
+    accounted = fields["compute_s"] + fields["wait_weights_s"]
+    assert accounted == pytest.approx(4 * found, rel=0.05)
+
+
 def test_a_prefill_chunk_without_logits_skips_the_head():
     calibration = free_calibration()
     device = SimDevice(1.0, disk_read_bps=1e8)
