@@ -15,7 +15,8 @@ from pathlib import Path
 from results.book import Book, backend_of
 from results.claim_list import CLAIMS, Claim
 from results.collected import open_book
-from results.evidence import MEASURED, REPORTED, SIMULATED, View, model_of, views
+from results.evidence import MEASURED, REPORTED, SIMULATED, View, views
+from results.stand_ins import model_of
 from results.verdicts import REPRODUCED, UNDECIDED, Finding
 from tpi.errors import EXIT_OK, TpiError
 

@@ -8,10 +8,11 @@ from dataclasses import replace
 
 from results.cells import Place
 from results.claims_speed import across, repeats
-from results.evidence import MEASURED, REPORTED, View, model_of
+from results.evidence import MEASURED, REPORTED, View
 from results.exhibits import label_of
 from results.schema import RunRecord, Spread
 from results.stalls import predict, predict_run
+from results.stand_ins import model_of
 from results.store import RunStore
 from results.verdicts import (
     NOT_REPRODUCED,

@@ -9,11 +9,11 @@ from collections.abc import Iterator, Sequence
 
 from results.book import Book
 from results.cells import Cell
-from results.evidence import stand_in_name, stand_in_names
 from results.exhibits import LAYOUTS, label_of, title_of
 from results.footnotes import Footnotes, below
 from results.grid import Line, Section, sections_of
 from results.marks import markdown_legend, markdown_of, show
+from results.stand_ins import stand_in_name, stand_in_names
 
 Grid = list[tuple[str, ...]]
 

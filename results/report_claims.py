@@ -38,8 +38,8 @@ def claims_section(judgements: Sequence[Judgement]) -> Html:
 _HOW = (
     "Each kind of evidence is judged by itself and never mixed. A verdict is that of the"
     " measurements where they decide, else the simulator's (dashed), else undecided. A claim about"
-    " several models fails with one of them and holds only with all of them; an interval that holds"
-    " the bound decides nothing."
+    " several models fails with one of them and holds only with all of them, every cell it needs"
+    " run; an interval that holds the bound decides nothing."
 )
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from results.book import Book
 from results.cells import EXHIBITS, Cell
-from results.evidence import stand_in_name
 from results.exhibits import label_of, title_of
 from results.footnotes import Footnotes, below
 from results.grid import Group, Section, sections_of
 from results.marks import KINDS, LEGEND, STAND_IN_LEGEND, mark_dilation, ran, show
 from results.markup import Html, folded, image, joined, listed, section, table, tag
+from results.stand_ins import stand_in_name
 from tpi.errors import ResourceError, map_errors
 
 TABLES = tuple(name for name in EXHIBITS if name.startswith("table"))

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator, Mapping
 
 from results.book import Book
 from results.cells import Cell
-from results.evidence import stand_in_name
 from results.exhibits import label_of, title_of
 from results.footnotes import Footnotes, below
 from results.grid import Line, Section, sections_of
 from results.marks import KINDS, LEGEND, STAND_IN_LEGEND, Shown, show
+from results.stand_ins import stand_in_name
 
 _SPECIAL = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#",

@@ -141,7 +141,9 @@ def _draw(axes: Axes, panel: Panel) -> None:
     for bar in panel.bars:
         _draw_bar(axes, bar, unit, factor)
     axes.set_xlim(-0.5, len(panel.groups) - 0.5)
-    axes.set_xticks(range(len(panel.groups)), [label_of(name) for name in panel.groups])
+    axes.set_xticks(
+        range(len(panel.groups)), [label_of(name).replace(", ", "\n") for name in panel.groups]
+    )
     axes.tick_params(axis="x", length=0)
     axes.set_ylabel(axis_title(panel.metric))
     if not values:

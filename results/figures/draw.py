@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from matplotlib.figure import Figure
 
 from results.book import Book
-from results.evidence import stand_in_names
 from results.exhibits import LAYOUTS, label_of
 from results.figures.allreduce import draw_allreduce
 from results.figures.bars import draw_bars
@@ -18,6 +17,7 @@ from results.figures.style import COLUMN, GREY, new_figure
 from results.figures.timeline import draw_timeline
 from results.figures.traced import Traced, traced_runs
 from results.figures.window import draw_window
+from results.stand_ins import stand_in_names
 from results.window_history import window_history
 
 

@@ -26,6 +26,7 @@ from results.figures.style import (
     write_word,
 )
 from results.grid import sections_of
+from results.marks import in_words
 
 _WIDTH = 0.7
 
@@ -54,7 +55,7 @@ def draw_shares(book: Book, exhibit: str) -> Figure:
     axes.set_xlim(-0.6, len(stacks) - 0.4)
     axes.set_ylim(0, 100)
     axes.set_ylabel("share of the time (%)")
-    axes.set_xticks(range(len(stacks)), [f"{label_of(s.row, exhibit)}\n{s.label}" for s in stacks])
+    axes.set_xticks(range(len(stacks)), [_tick(stack, exhibit) for stack in stacks])
     axes.tick_params(axis="x", length=0, labelsize=5.5)
     cells = [cell for stack in stacks for cell in stack.cells.values()]
     drawn = {name for stack in stacks for name in stack.known}
@@ -91,5 +92,12 @@ def _draw(axes: Axes, x: int, stack: Stack) -> None:
         axes.bar(x, height, _WIDTH, bottom, **bar_style(evidence_key(cell), colour))
         if height >= 8:
             box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85}
-            axes.text(x, bottom + height / 2, f"{height:.0f} %", ha="center", va="center", bbox=box)
+            words = in_words(cell.place.metric, cell.value)
+            axes.text(x, bottom + height / 2, words, ha="center", va="center", bbox=box)
         bottom += height
+
+
+def _tick(stack: Stack, exhibit: str) -> str:
+    """System and source, a word a line: six bars share one column of a page."""
+    lines = (*label_of(stack.row, exhibit).split(), *stack.label.split(", "))
+    return "\n".join(lines)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from results.book import Book, backend_of, dilation_of
 from results.cells import Place
-from results.evidence import other_model
 from results.index import Entry
 from results.schema import Repeat, RunRecord
 from results.spans import RankSpan, spans_of
+from results.stand_ins import other_model
 from results.store import RunStore
 
 

@@ -2,9 +2,10 @@ import pytest
 
 from results.book import read_book
 from results.cells import Place
-from results.evidence import MEASURED, OURS, REPORTED, SIMULATED, View, stand_in
+from results.evidence import MEASURED, OURS, REPORTED, SIMULATED, View
 from results.index import Entry, Index, write_index
 from results.schema import Check, RunRecord
+from results.stand_ins import stand_in
 from results.store import RunStore
 from tests.results.claim_books import book, cell, known, view
 from tests.results.examples import make_repeat

@@ -38,4 +38,4 @@ def test_stack_is_as_high_as_its_shares_and_the_rest_has_its_word():
     assert {"70 %", "50 %", "30 %"} <= set(words)
     assert words.count("not run") == 1  # model parallelism
     assert axes.get_ylabel() == "share of the time (%)"
-    assert "tensor parallel\npaper" in [t.get_text() for t in axes.get_xticklabels()]
+    assert "tensor\nparallel\npaper" in [t.get_text() for t in axes.get_xticklabels()]
