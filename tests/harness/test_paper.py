@@ -382,7 +382,8 @@ def test_mistakes_on_the_command_line_are_one_line(tmp_path, capsys):
 
 @pytest.mark.parametrize(("retry", "words"), [("1", ["--retry"]), ("", []), ("0", [])])
 def test_makefile_passes_a_retry_on(request, retry, words):
-    command = ["make", "-n", "-o", "setup", "table1", "SCALE=small", f"RETRY={retry}"]
+    command = ["make", "--no-print-directory", "-n", "-o", "setup"]
+    command += ["table1", "SCALE=small", f"RETRY={retry}"]
     said = subprocess.run(
         command, cwd=request.config.rootpath, capture_output=True, text=True, check=True
     )

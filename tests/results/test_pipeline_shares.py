@@ -19,6 +19,7 @@ from results.store import RunStore
 from tests.results.claim_books import known
 from tests.results.examples import make_repeat
 
+RUN_ID = "pipeline-0123456789abcdef"
 MEAN = {"compute": 0.245, "allreduce": 0.7, "wait_weights": 0.0, "other": 0.055}
 SHARE = ("figure1b", "pipeline", "run")
 
@@ -43,16 +44,16 @@ def test_shares_stay_between_nothing_and_all():
     ],
 )
 def test_devices_are_those_of_the_record(config, count):
-    assert devices_of(RunRecord("pipeline-1", "pipeline", "ok", config=config)) == count
+    assert devices_of(RunRecord(RUN_ID, "pipeline", "ok", config=config)) == count
 
 
 def opened(folder, **config):
     """A folder with one pipeline of two devices."""
     config |= {"model": {"name": "llama3.1-8b"}, "testbed": {"backend": "docker"}}
     check = Check("exact", passed=True, agreement=1.0)
-    record = RunRecord("pipeline-1", "pipeline", "ok", config=config, check=check)
+    record = RunRecord(RUN_ID, "pipeline", "ok", config=config, check=check)
     RunStore(folder).append(record, make_repeat(gap_ms=200))
-    entry = Entry("figure1b", "pipeline", "run", "pipeline", (), "pipeline-1")
+    entry = Entry("figure1b", "pipeline", "run", "pipeline", (), RUN_ID)
     write_index(folder, Index("small", (entry,)))
     return open_book(folder)
 
@@ -65,7 +66,7 @@ def test_without_a_count_of_devices_there_is_no_share(tmp_path):
 
 def test_figure_table_csv_and_claim_say_the_same(tmp_path):
     made = opened(tmp_path, predicted_peak_bytes=[1, 1])
-    record = made.records["pipeline-1"]
+    record = made.records[RUN_ID]
     share = 1 - 2 * known(record.metrics).time_share["compute"]
     assert share != pytest.approx(known(record.metrics).time_share["allreduce"])
     place = Place(*SHARE, "allreduce_share")
