@@ -7,6 +7,9 @@ import pytest
 
 from harness import allreduce_study as study
 from harness.allreduce_file import read_points
+from results import paper_tables
+from results.collected import open_book
+from results.index import INDEX_FILE
 from results.store import RunStore
 from results.tables import markdown
 
@@ -15,6 +18,7 @@ PUBLISHED = ROOT / "results" / "published"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 STUDIES = re.findall(r"<!-- study: (\S+) -->\n(.*?)<!-- end -->", README, re.DOTALL)
 TABLES = re.findall(r"<!-- records: (\S+) -->\n(.*?)<!-- end -->", README, re.DOTALL)
+PAPERS = re.findall(r"<!-- paper: (\S+) (\S+) -->\n(.*?)<!-- end -->", README, re.DOTALL)
 
 
 def test_picture_is_there():
@@ -23,8 +27,10 @@ def test_picture_is_there():
 
 def test_every_published_set_is_in_the_readme():
     assert {"demo", "llama2-70b"} <= {name for name, _ in TABLES}
-    folders = [path.name for path in PUBLISHED.iterdir() if path.is_dir()]
-    assert sorted(name for name, _ in TABLES) == sorted(folders)
+    folders = {path.name for path in PUBLISHED.iterdir() if path.is_dir()}
+    papers = {name for name in folders if (PUBLISHED / name / INDEX_FILE).is_file()}
+    assert {name for name, _ in TABLES} == folders - papers
+    assert {name for name, _, _ in PAPERS} == papers
     assert sorted(name for name, _ in STUDIES) == sorted(p.name for p in PUBLISHED.glob("*.json"))
 
 
@@ -33,6 +39,15 @@ def test_table_is_what_its_records_give(name, text):
     records, problems = RunStore(PUBLISHED / name).scan()
     assert not problems
     assert text.strip() == markdown(records).strip()
+
+
+@pytest.mark.parametrize(
+    ("name", "exhibit", "text"), PAPERS, ids=[f"{name} {exhibit}" for name, exhibit, _ in PAPERS]
+)
+def test_paper_table_is_what_its_records_give(name, exhibit, text):
+    book = open_book(PUBLISHED / name)
+    assert not book.problems
+    assert text.strip() == paper_tables.markdown(book, exhibit).strip()
 
 
 @pytest.mark.parametrize(("name", "text"), STUDIES, ids=[name for name, _ in STUDIES])
