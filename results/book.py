@@ -21,6 +21,9 @@ _SHARES = {
     "wait_weights_share": "wait_weights",
 }
 
+# What a run without a timing says; any other status is a failure.
+_WORDS = {"oom": "oom", "infeasible": "infeasible", "interrupted": "not run"}
+
 
 @dataclass(frozen=True, slots=True)
 class Book:
@@ -136,7 +139,7 @@ def cells_of(entry: Entry, record: RunRecord, scale: str) -> Iterator[Cell]:
     metrics, backend = record.metrics, backend_of(record)
     evidence = "simulated" if backend == "sim" else "measured"
     if metrics is None:
-        word = record.status if record.status in ("oom", "infeasible") else "failed"
+        word = _WORDS.get(record.status, "failed")
         evidence = "infeasible" if word == "infeasible" else evidence
         yield from _absent(
             entry,

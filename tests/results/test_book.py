@@ -112,6 +112,15 @@ def test_a_record_of_another_system_is_refused_by_name(tmp_path):
     assert f"{record.run_id} is of tpi, expected galaxy" in problem
 
 
+def test_a_run_that_was_stopped_before_its_first_repeat_ended_was_not_run(tmp_path):
+    record = make_run(tmp_path)
+    stopped = replace(record, status="interrupted", reason="by the user", metrics=None, samples=())
+    RunStore(tmp_path).write(stopped)
+    write_index(tmp_path, Index("small", (entry(stopped),)))
+    [cell] = read_book(tmp_path).of(PLACE)
+    assert (cell.word, cell.detail) == ("not run", "interrupted: by the user")
+
+
 def _change_a_byte(path):
     data = path.read_bytes()
     path.write_bytes(data.replace(b'"median": 0.1', b'"median": 0.2', 1))
