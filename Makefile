@@ -20,7 +20,7 @@ SCALE ?= smoke
 RETRY ?=
 PAPER = $(PY) -m harness.paper --scale $(SCALE) $(if $(filter-out 0,$(RETRY)),--retry)
 EXHIBITS := table1 table2 table3 table4 table5 table6 table7 table8 \
-  figure1 figure3 figure4 figure5 figure6
+  figure1 figure3 figure4 figure5 figure6 validation
 .PHONY: help setup llamacpp image doctor calibrate demo trace test test-fast test-docker lint types \
   check bench bench-all paper report render clean $(EXHIBITS)
 

@@ -26,7 +26,7 @@ from harness.paper_plan import PaperPlan, exhibits_of, read_plan
 from harness.paper_work import Work, works_of
 from harness.session import WIDTH, Output
 from harness.signals import PoliteSignals, ignore_signals
-from results.cells import EXHIBITS, SCALES
+from results.cells import HOLDERS, SCALES
 from results.markup import counted
 from tpi.errors import EXIT_INTERRUPTED, ResourceError, TpiError
 
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     console = Output(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
     plan = read_plan(arguments.scale)
-    wanted = {e for word in arguments.only for e in exhibits_of(word)} or set(EXHIBITS)
+    wanted = {e for word in arguments.only for e in exhibits_of(word)} or set(HOLDERS)
     folder = _folder(arguments)
     if arguments.dry_run:
         works, _ = _works(plan, folder, wanted, retry=arguments.retry)
@@ -64,7 +64,7 @@ def _run(arguments: argparse.Namespace) -> int:
         return Driver(works, index, console, console).dry_run()
     with folder_lock(folder):
         status = _run_all(arguments, plan, wanted, console)
-        paths = _render(folder, [e for e in EXHIBITS if e in wanted])
+        paths = _render(folder, [e for e in HOLDERS if e in wanted])
     lines = [
         f"{counted(len(paths), 'file')} in {folder / _RENDERED}",
         f"next: {_report_command(arguments)}",
@@ -134,7 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--scale", choices=SCALES, default="smoke")
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="EXHIBIT",
-        help="table1 ... table8, figure1, figure1a ...; all unless given",
+        help="table1 ... table8, figure1, figure1a ..., validation; all unless given",
     )  # fmt: skip
     parser.add_argument("--dir", type=Path, help=f"instead of {RUNS_DIR}/SCALE")
     parser.add_argument("--dry-run", action="store_true", help="only say what would be run")

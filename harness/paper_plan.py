@@ -1,8 +1,8 @@
 """`conf/paper/*.yaml`: which runs the paper's tables and figures need, at each scale. Pure.
 
-A file is a mapping of sections. A section holds for the scale that it is called after (`smoke`,
-`small`, `full`), else for all of them. Its `runs` are products, each of which gives rows and
-columns of exhibits; `common` goes before the overrides of each run:
+A file is a mapping of sections. A section holds for the scale that its name begins with (`smoke`,
+`small`, `small, simulated`), else for all of them. Its `runs` are products, each of which gives
+rows and columns of exhibits; `common` goes before the overrides of each run:
 
     simulated:
       common: [testbed=klonet]
@@ -28,7 +28,7 @@ import yaml
 from harness import allreduce_study
 from harness.systems import SYSTEMS
 from harness.values import nearest
-from results.cells import EXHIBITS, SCALES
+from results.cells import HOLDERS, SCALES
 from results.index import Entry
 from tpi.errors import ConfigError, map_errors
 
@@ -73,7 +73,8 @@ def read_plan(scale: str, folder: Path = PAPER_DIR) -> PaperPlan:
             checked = _mapping(section, where, _SECTION)
             # All are checked, whatever the scale.
             found = [*_entries(checked, path.stem, where)], [*_studies(checked, where)]
-            if name not in SCALES or name == scale:
+            only = name.partition(",")[0]
+            if only not in SCALES or only == scale:
                 entries += found[0]
                 studies += found[1]
     _refuse_twice([*entries, *(study.name for study in studies)], f"{folder}: scale {scale}")
@@ -86,7 +87,7 @@ def exhibits_of(name: str) -> tuple[str, ...]:
     Raises:
         ConfigError: There is none of that name.
     """
-    found = tuple(e for e in EXHIBITS if name in (e, e.rstrip("abc")))
+    found = tuple(e for e in HOLDERS if name in (e, e.rstrip("abc")))
     if not found:
         raise ConfigError(f"exhibit: unknown {name!r}{nearest(name, exhibit_words())}")
     return found
@@ -94,7 +95,7 @@ def exhibits_of(name: str) -> tuple[str, ...]:
 
 def exhibit_words() -> tuple[str, ...]:
     """Every word that `exhibits_of` takes."""
-    return tuple(dict.fromkeys(word for e in EXHIBITS for word in (e.rstrip("abc"), e)))
+    return tuple(dict.fromkeys(word for e in HOLDERS for word in (e.rstrip("abc"), e)))
 
 
 def _refuse_twice(found: Sequence[Entry | str], where: str) -> None:
@@ -122,8 +123,8 @@ def _entries(section: Mapping[str, object], stem: str, where: str) -> Iterator[E
         run = _mapping(raw, here, _RUN)
         exhibits = _texts(run.get("exhibits", [stem]), f"{here}: exhibits")
         for exhibit in exhibits:
-            if exhibit not in EXHIBITS:
-                close = nearest(exhibit, EXHIBITS)
+            if exhibit not in HOLDERS:
+                close = nearest(exhibit, HOLDERS)
                 raise ConfigError(f"{here}: exhibits: unknown {exhibit!r}{close}")
         overrides = [*common, *_texts(run.get("overrides", []), f"{here}: overrides")]
         columns = _columns(run.get("columns"), here)

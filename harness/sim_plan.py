@@ -64,6 +64,8 @@ def calibration_of(config: Config) -> Calibration:
         ConfigError: It cannot be read, or is none.
     """
     name = config.testbed.calibration
+    if name != REFERENCE_CALIBRATION and not Path(name).exists():
+        raise ConfigError(f"testbed.calibration: {name}: no such file; make calibrate writes one")
     with map_errors({ConfigError: ConfigError}, "testbed.calibration"):
         return load_calibration(None if name == REFERENCE_CALIBRATION else Path(name))
 

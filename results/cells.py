@@ -32,6 +32,8 @@ EXHIBITS = (
     *("figure1a", "figure1b", "figure1c", "figure3", "figure4"),
     *("figure5a", "figure5b", "figure5c", "figure6"),
 )
+VALIDATION = "validation"  # no exhibit of the paper: runs that the simulator is checked on
+HOLDERS = (*EXHIBITS, VALIDATION)  # whatever runs are made for
 # Metric -> unit. A run record gives the first ones.
 METRICS = {
     "ttft_s": "s",  # request to first token, without loading
@@ -55,7 +57,7 @@ class Place:
     """Where a number stands.
 
     Attributes:
-        exhibit: One of `EXHIBITS`.
+        exhibit: One of `HOLDERS`.
         row: A preset's name (`llama2-3b`), or what the row or the x axis of a figure is (`8`).
         column: A column or a series: `on`, `off/4`, `accelerate`, `star` ...
         metric: One of `METRICS`.
@@ -67,8 +69,8 @@ class Place:
     metric: str
 
     def __post_init__(self) -> None:
-        if self.exhibit not in EXHIBITS:
-            raise ConfigError(f"exhibit: got {self.exhibit!r}, expected one of {EXHIBITS}")
+        if self.exhibit not in HOLDERS:
+            raise ConfigError(f"exhibit: got {self.exhibit!r}, expected one of {HOLDERS}")
         if self.metric not in METRICS:
             raise ConfigError(f"metric: got {self.metric!r}, expected one of {tuple(METRICS)}")
 

@@ -7,6 +7,9 @@ Source of every shape: arXiv:2410.00531v1. Read `LAYOUTS` first.
 
 from dataclasses import dataclass
 
+from results.cells import VALIDATION
+
+VALIDATION_TITLE = "Simulated beside measured"
 MODELS = (
     *("llama2-3b", "llama2-7b", "llama2-13b", "llama2-70b"),
     *("llama3.1-8b", "llama3.1-70b", "yi-34b"),
@@ -192,6 +195,8 @@ def label_of(name: str, exhibit: str = "") -> str:
 
 def title_of(exhibit: str) -> str:
     """`Table 1: memory scheduler off and on ...`."""
+    if exhibit == VALIDATION:
+        return VALIDATION_TITLE
     kind = "Table" if exhibit.startswith("table") else "Figure"
     number = exhibit.removeprefix(kind.lower())
     return f"{kind} {number}: {LAYOUTS[exhibit].title}"

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from results.cells import EXHIBITS, SCALES
+from results.cells import HOLDERS, SCALES
 from results.identity import split_run_id
 from results.schema import RecordError
 from tpi.errors import ConfigError, ResourceError, map_errors
@@ -129,7 +129,7 @@ def _entries(raw: Sequence[dict[str, object]]) -> tuple[Entry, ...]:
         fields = Fields(each, "entries")
         entries.append(
             Entry(
-                exhibit=fields.take_choice("exhibit", EXHIBITS),
+                exhibit=fields.take_choice("exhibit", HOLDERS),
                 row=fields.take_str("row"),
                 column=fields.take_str("column"),
                 system=fields.take_str("system"),
@@ -152,7 +152,7 @@ def _studies(raw: Sequence[dict[str, object]]) -> tuple[StudyEntry, ...]:
         studies.append(
             StudyEntry(
                 name=fields.take_str("name"),
-                exhibit=fields.take_choice("exhibit", EXHIBITS),
+                exhibit=fields.take_choice("exhibit", HOLDERS),
                 refusal=fields.take("refusal", "a string", _is_str),
                 failure=fields.take("failure", "a string", _is_str),
             )

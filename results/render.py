@@ -1,8 +1,8 @@
 """Render the paper's tables and figures from run records: `python -m results.render FOLDER`.
 
 Every exhibit becomes files of its own, `table1.md`, `.tex`, `.csv` and `figure3.svg`, `.png`,
-`.md`, `.csv`, in FOLDER/rendered or where `--out` says. One that fails does not stop the others.
-Nothing is measured here. Read `render_book` first.
+`.md`, `.csv`, in FOLDER/rendered or where `--out` says; `validation.md` lies beside them. One that
+fails does not stop the others. Nothing is measured here. Read `render_book` first.
 """
 
 import argparse
@@ -10,8 +10,9 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from results import validation_table
 from results.book import Book
-from results.cells import EXHIBITS
+from results.cells import HOLDERS, VALIDATION
 from results.cells_csv import cells_csv
 from results.collected import open_book
 from results.grid import shown_cells
@@ -72,11 +73,11 @@ def exhibits_named(words: Sequence[str] | None) -> list[str]:
         ConfigError: A word names none.
     """
     if words is None:
-        return list(EXHIBITS)
+        return list(HOLDERS)
     for word in words:
-        if not any(_is_named(name, word) for name in EXHIBITS):
-            raise ConfigError(f"--only: got {word!r}, expected some of {', '.join(EXHIBITS)}")
-    return [name for name in EXHIBITS if any(_is_named(name, word) for word in words)]
+        if not any(_is_named(name, word) for name in HOLDERS):
+            raise ConfigError(f"--only: got {word!r}, expected some of {', '.join(HOLDERS)}")
+    return [name for name in HOLDERS if any(_is_named(name, word) for word in words)]
 
 
 def _is_named(exhibit: str, word: str) -> bool:
@@ -85,6 +86,9 @@ def _is_named(exhibit: str, word: str) -> bool:
 
 def _files(book: Book, exhibit: str) -> Iterator[tuple[str, bytes]]:
     """Suffix and content of each file of an exhibit."""
+    if exhibit == VALIDATION:
+        yield "md", validation_table.markdown(book).encode()
+        return
     texts: Mapping[str, Callable[[Book, str], str]] = {"md": markdown, "tex": latex}
     if exhibit.startswith("figure"):
         yield from _drawings(book, exhibit)
@@ -135,8 +139,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("folder", type=Path, help="with index.json and the run records")
     parser.add_argument("--out", type=Path, help=f"where to write; FOLDER/{OUT_FOLDER} unless said")
     parser.add_argument(
-        "--only", nargs="+", metavar="EXHIBIT", help="table1 ... table8, figure1a ... figure6"
-    )
+        "--only", nargs="+", metavar="EXHIBIT",
+        help="table1 ... table8, figure1a ... figure6, validation",
+    )  # fmt: skip
     return parser
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from results.book import Book
 from results.claims import judge_claims
 from results.collected import open_book
+from results.exhibits import VALIDATION_TITLE
 from results.markup import Html, page, tag
 from results.report_claims import claims_section
 from results.report_exhibits import draw_all, figures_section, legend, tables_section
@@ -34,7 +35,7 @@ _CONTENTS = {
     "problems": "Problems",
     "tables": "Tables",
     "figures": "Figures",
-    "validation": "Simulated beside measured",
+    "validation": VALIDATION_TITLE,
     "calibration": "Calibration",
     "validity": "Links and CPUs",
     "noise": "Noise floor",

@@ -6,33 +6,35 @@ Read `validation_section` first.
 from collections.abc import Iterator, Mapping, Sequence
 
 from results.book import Book, backend_of
+from results.exhibits import VALIDATION_TITLE
 from results.marks import in_words
 from results.markup import Html, counted, folded, html, joined, listed, section, table, tag
 from results.proofs import conditions_of, proven_of
 from results.schema import RunRecord
-from results.validation import PAIRED, Floor, Pair, median_error, noise_floors, pairs_of, worst_pair
+from results.validation import Floor, Pair, noise_floors, pairs_of
+from results.validation_table import percent, summary
 from results.verdicts import in_times
 from tpi.errors import ConfigError
 
-_NO_PAIRS = "No place was both simulated and measured with the same model on limited devices."
+_CHECKS = "What was measured to check the simulator, which has the costs of the same machine"
+_OTHERS = "Places of the paper's, simulated with the costs that their simulated cells have"
 
 
 def validation_section(book: Book) -> Html:
     """Simulated beside measured, with the error of each, the median and the worst."""
     pairs = pairs_of(book)
-    parts = [_summary(pairs), _pairs(pairs)] if pairs else [tag("p", _NO_PAIRS)]
-    return section("validation", "Simulated beside measured", *parts)
+    checks = _compared(_CHECKS, [pair for pair in pairs if pair.is_check])
+    others = _compared(_OTHERS, [pair for pair in pairs if not pair.is_check])
+    return section("validation", VALIDATION_TITLE, *checks, *others)
 
 
-def _summary(pairs: Sequence[Pair]) -> Html:
-    rows = []
-    for metric in PAIRED:
-        found = [pair for pair in pairs if pair.place.metric == metric]
-        if found:
-            worst = worst_pair(found)
-            where = f"{_percent(worst.error)} ({worst.place})"
-            rows.append((metric, len(found), _percent(median_error(found)).lstrip("+"), where))
-    return table(("metric", "pairs", "median error", "worst"), rows)
+def _compared(title: str, pairs: Sequence[Pair]) -> Iterator[Html]:
+    yield tag("h3", title)
+    if not pairs:
+        yield tag("p", "Nothing was both simulated and measured with the same model and limits.")
+        return
+    yield listed(summary(pairs))
+    yield _pairs(pairs)
 
 
 def _pairs(pairs: Sequence[Pair]) -> Html:
@@ -41,7 +43,7 @@ def _pairs(pairs: Sequence[Pair]) -> Html:
             pair.place,
             tag("span", _value(pair.place.metric, pair.simulated.value), cls="cell simulated"),
             tag("span", _value(pair.place.metric, pair.measured.value), cls=_class(pair)),
-            tag("td", _percent(pair.error), cls="number"),
+            tag("td", percent(pair.error), cls="number"),
         )
         for pair in pairs
     ]
@@ -56,10 +58,6 @@ def _value(metric: str, value: float | None) -> str:
     if value is None:
         raise ConfigError(f"{metric}: a pair has two values")
     return in_words(metric, value)
-
-
-def _percent(error: float) -> str:
-    return f"{100 * error:+.1f} %"
 
 
 def calibration_section(book: Book) -> Html:

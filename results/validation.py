@@ -1,20 +1,23 @@
 """How far numbers can be trusted: simulated beside measured, and a run beside itself. Pure.
 
-A pair is one place that was both simulated and measured, of the same model. The noise floor of a
-run is the ratio of the two halves of its repeats, or of a run and the one before it in the same
-configuration: what differs there is nothing but noise. Read `pairs_of`, then `noise_floors`.
+A pair is one place that was both simulated and measured, of the same model. Those of `VALIDATION`
+are simulated with the costs of the machine that measured them, so that they check the simulator;
+the others are places of the paper's tables, with costs that may be another machine's. The noise
+floor of a run is the ratio of the two halves of its repeats, or of a run and the one before it in
+the same configuration: what differs there is nothing but noise. Read `pairs_of`, then
+`noise_floors`.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from results.book import Book
-from results.cells import METRICS, Cell, Place
-from results.evidence import stand_in
+from results.cells import METRICS, VALIDATION, Cell, Place
 from results.footnotes import relative
 from results.identity import split_run_id
 from results.measure import measure
 from results.schema import RecordError, RunRecord, Spread
+from results.stand_ins import stand_in
 from results.stats import median, ratio_of_means
 from results.store import RunStore
 
@@ -30,6 +33,11 @@ class Pair:
     simulated: Cell
     measured: Cell
     error: float
+
+    @property
+    def is_check(self) -> bool:
+        """Whether it was measured to check the simulator."""
+        return self.place.exhibit == VALIDATION
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +57,7 @@ def pairs_of(book: Book) -> list[Pair]:
         if place.metric in PAIRED:
             for pair in _pairs_at(book, place):
                 runs = pair.simulated.run_id, pair.measured.run_id
-                # One run may stand in several exhibits.
+                # One pair of runs may stand in several exhibits.
                 key = (*(runs if all(runs) else (str(place),)), place.metric)
                 found.setdefault(key, pair)
     return list(found.values())

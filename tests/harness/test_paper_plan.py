@@ -6,7 +6,7 @@ import pytest
 
 from harness.compose import CONF_DIR, compose
 from harness.paper_plan import PAPER_DIR, exhibit_words, exhibits_of, read_plan
-from results.cells import EXHIBITS, SCALES, Place
+from results.cells import EXHIBITS, HOLDERS, SCALES, VALIDATION, Place
 from tpi.config import preset_names
 from tpi.errors import ConfigError
 
@@ -34,7 +34,7 @@ def plan(request):
 
 def test_every_exhibit_that_needs_runs_has_some(plan):
     found = {e.exhibit for e in plan.entries} | {s.exhibit for s in plan.studies}
-    assert found == {*EXHIBITS} - COMPUTED
+    assert found - {VALIDATION} == {*EXHIBITS} - COMPUTED
     assert [s.name for s in plan.studies] == ["allreduce"]
 
 
@@ -89,7 +89,7 @@ def test_full_measures_every_place():
 def check_composes(systems, overrides):
     composed = compose([*overrides, f"systems=[{','.join(systems)}]"])
     assert list(composed.config.systems) == systems
-    assert composed.config.repeats in (1, 3, 5)
+    assert composed.config.repeats in (1, 2, 3, 5)
 
 
 @pytest.mark.parametrize("part", range(3))
@@ -115,7 +115,7 @@ def test_words_of_the_command_line_are_exhibits():
     assert exhibits_of("table1") == ("table1",)
     assert exhibits_of("figure1") == ("figure1a", "figure1b", "figure1c")
     assert exhibits_of("figure5b") == ("figure5b",)
-    assert {e for word in exhibit_words() for e in exhibits_of(word)} == {*EXHIBITS}
+    assert {e for word in exhibit_words() for e in exhibits_of(word)} == {*HOLDERS}
     with pytest.raises(ConfigError, match=r"unknown 'table9'; did you mean table"):
         exhibits_of("table9")
 
@@ -123,7 +123,7 @@ def test_words_of_the_command_line_are_exhibits():
 def test_every_exhibit_has_a_verb_in_the_makefile():
     makefile = (CONF_DIR.parent / "Makefile").read_text()
     verbs = makefile.partition("EXHIBITS :=")[2].partition(".PHONY")[0].replace("\\", "").split()
-    assert {e for verb in verbs for e in exhibits_of(verb)} == {*EXHIBITS}
+    assert {e for verb in verbs for e in exhibits_of(verb)} == {*HOLDERS}
 
 
 def test_files_are_called_after_verbs():
@@ -155,6 +155,22 @@ def test_a_product_gives_every_row_and_column(tmp_path):
         ("a", "x/2", "tpi", ("devices=2", "z")),
         ("b", "y/4", "galaxy", ("devices=4", "z")),
     }
+
+
+def test_a_scale_may_have_several_sections(tmp_path):
+    write(tmp_path, RUN, section="small, simulated")
+    assert read_plan("smoke", tmp_path).entries == ()
+    assert len(read_plan("small", tmp_path).entries) == 1
+
+
+def test_whatever_is_measured_for_the_validation_is_simulated_too():
+    entries = [e for e in read_plan("small").entries if e.exhibit == VALIDATION]
+    seen = Counter((e.row, e.column, e.system) for e in entries)
+    assert set(seen.values()) == {2}
+    assert len(seen) >= 16
+    simulated = [e for e in entries if is_simulated(e)]
+    assert len(simulated) == len(seen)
+    assert all("testbed.calibration=weights/calibration.json" in e.overrides for e in simulated)
 
 
 def test_a_section_of_another_scale_is_checked_and_left_out(tmp_path):

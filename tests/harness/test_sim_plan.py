@@ -168,6 +168,9 @@ def test_a_calibration_is_for_the_simulator_only(tmp_path):
     path.write_text("{}")
     with pytest.raises(ConfigError, match=r"testbed\.calibration: .*a=b, c\.json"):
         calibration_of(config)
+    path.unlink()
+    with pytest.raises(ConfigError, match=r"c\.json: no such file; make calibrate writes one"):
+        calibration_of(config)
 
 
 def test_systems_that_are_not_modelled_are_refused_by_name_and_a_row_through_all():

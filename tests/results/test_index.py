@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from results.cells import EXHIBITS, SCALES
+from results.cells import HOLDERS, SCALES
 from results.index import INDEX_FILE, Entry, Index, StudyEntry, read_index, write_index
 from results.schema import RecordError
 
@@ -18,7 +18,7 @@ TEXT = st.text(st.characters(exclude_characters="\0"), min_size=1, max_size=20)
     entries=st.lists(
         st.builds(
             Entry,
-            exhibit=st.sampled_from(EXHIBITS),
+            exhibit=st.sampled_from(HOLDERS),
             row=TEXT,
             column=TEXT,
             system=TEXT,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from results import render
-from results.cells import EXHIBITS
+from results.cells import HOLDERS
 from results.index import Entry, Index, write_index
 from results.render import RenderError, exhibits_named, main, render_book, render_folder
 from results.schema import RecordError, RunRecord
@@ -111,7 +111,7 @@ def test_exhibit_that_fails_is_named_and_the_others_are_written(tmp_path, monkey
 
 
 def test_words_of_the_command_line_name_exhibits():
-    assert exhibits_named(None) == list(EXHIBITS)
+    assert exhibits_named(None) == list(HOLDERS)
     assert exhibits_named(["figure1", "table3"]) == ["table3", "figure1a", "figure1b", "figure1c"]
     assert exhibits_named(["figure5b"]) == ["figure5b"]
     with pytest.raises(ConfigError, match="'table9'"):

@@ -112,7 +112,7 @@ def test_an_empty_book_gives_every_section_and_words():
         assert title_of(exhibit) in text
     for words in (
         "None: every record could be read.",
-        "No place was both simulated and measured",
+        "Nothing was both simulated and measured",
         "No simulated run is in these records.",
         "No run on emulated devices",
         "No measured run has a timing.",
