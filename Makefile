@@ -32,7 +32,7 @@ setup: $(STAMP)  ## build .venv with everything that is needed
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "Python >= 3.11 is needed, $(PYTHON) is older: make PYTHON=/path/to/python3.11"; exit 2; }
-	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@$(PY) -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (once; about a minute)"
 	@$(PY) -m pip install -q --disable-pip-version-check $(TORCH_ARGS) $(TORCH) -c constraints.txt
 	@$(PY) -m pip install -q --disable-pip-version-check -e '.[dev]' -c constraints.txt

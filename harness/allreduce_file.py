@@ -4,10 +4,11 @@ It is written after every delay, so that a study that was interrupted goes on. W
 a study that asks for the same network, payloads and rounds. Read `Asked` first.
 """
 
+import contextlib
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ class Asked:
 
     def keys(self, delay_ms: float) -> Iterator[Key]:
         """Every latency that is asked for at one delay."""
-        for algorithm, num_bytes in product(ALGORITHMS, self.bytes):
+        for algorithm, num_bytes in itertools.product(ALGORITHMS, self.bytes):
             yield algorithm, delay_ms, num_bytes, self.devices, self.rounds
 
     def is_kept(self, path: Path) -> bool:
@@ -119,6 +120,22 @@ class Asked:
         """The points of a file if they were measured on the network that is asked for."""
         kept, asked = read_study(path), (self.dilation, self.rate_mbps)
         return read_points(path) if (kept.get("dilation"), kept.get("rate_mbps")) == asked else []
+
+
+def keep_aside(path: Path, kept: Sequence[Point]) -> Path | None:
+    """Rename a study whose file has more than is kept of it: `x.json` to `x.1.json`.
+
+    A file that is no study any more is set aside as well.
+    """
+    if not path.exists():
+        return None
+    with contextlib.suppress(ConfigError):
+        if set(read_points(path)) <= set(kept):
+            return None
+    names = (path.with_suffix(f".{number}{path.suffix}") for number in itertools.count(1))
+    aside = next(name for name in names if not name.exists())
+    path.rename(aside)
+    return aside
 
 
 def read_points(path: Path) -> list[Point]:

@@ -26,10 +26,11 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.table import Table
 
-from harness.allreduce_file import ALGORITHMS, Asked, Point
+from harness.allreduce_file import ALGORITHMS, Asked, Point, keep_aside
 from harness.emulation import open_testbed
 from harness.profiles import LINK_BACKENDS
 from harness.scratch import scratch_folder
+from harness.signals import PoliteSignals
 from harness.values import check_choice, check_count, check_number
 from testbed.base import Device, DeviceError, Inbox, Process, make_inbox
 from testbed.hostlock import host_lock
@@ -138,7 +139,10 @@ def study(arguments: argparse.Namespace, console: Console) -> list[Point]:
     for number, delay_ms in enumerate(asked.delays, start=1):
         if delay_ms in found:
             continue
-        found[delay_ms] = measure_delay(arguments, delay_ms)
+        measured = measure_delay(arguments, delay_ms)
+        if out is not None and (aside := keep_aside(out, _in_order(asked, found))):
+            console.print(f"what {out} had of another study is in {aside}", soft_wrap=True)
+        found[delay_ms] = measured
         if out is not None:
             asked.keep(out, _in_order(asked, found))
         console.print(f"{delay_ms:g} ms measured, {number} of {len(asked.delays)} delays")
@@ -228,7 +232,8 @@ def _column(column: tuple[int, str]) -> tuple[int, int]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the study; returns the exit status."""
     try:
-        carry_out(sys.argv[1:] if argv is None else argv, Console(highlight=False))
+        with PoliteSignals():
+            carry_out(sys.argv[1:] if argv is None else argv, Console(highlight=False))
     except TpiError as exc:
         sys.stderr.write(f"allreduce_study: {exc}\n")
         return exc.exit_status

@@ -24,6 +24,7 @@ from harness.calibration.sizes import Sizes
 from harness.calibration.table import calibration_table
 from harness.live import Live
 from harness.session import WIDTH
+from harness.signals import PoliteSignals
 from results.environment import host_environment
 from testbed.base import DeviceError
 from testbed.hostlock import host_lock
@@ -104,7 +105,8 @@ def main(argv: Sequence[str] | None = None, sizes: Sizes | None = None) -> int:
     arguments = _parser().parse_args(argv)
     out = Path(arguments.out or arguments.dir / FILE_NAME)
     try:
-        _run(arguments.dir, out, sizes or Sizes())
+        with PoliteSignals():
+            _run(arguments.dir, out, sizes or Sizes())
     except TpiError as exc:
         sys.stderr.write(f"calibrate: {' '.join(str(exc).split())}\n")
         return exc.exit_status

@@ -70,6 +70,7 @@ class Driver:
         self._again = again or (lambda exhibit: make_command(exhibit, index.scale, "RETRY=1"))
         self._time = TimeLeft()
         self._outlooks: list[Outlook] = []
+        self._tried: set[int] = set()
 
     def run(self) -> int:
         """Do all that is to do; returns the exit status.
@@ -139,6 +140,7 @@ class Driver:
         outlook, begin_s, reason = self._look(work), self._clock(), ""
         try:
             if outlook.state == "todo":
+                self._tried.add(at)
                 reason = self._try(work, outlook)
                 outlook = _ended(self._look(work), reason)
         except KeyboardInterrupt:
@@ -146,8 +148,9 @@ class Driver:
             raise
         else:
             self._outlooks[at] = outlook
+            if outlook.state == "done":  # what breaks off at once says nothing of the rest
+                self._time.passed(predicted_s, self._clock() - begin_s)
         finally:
-            self._time.passed(predicted_s, self._clock() - begin_s)
             self._note(self._works[at], self._outlooks[at])
             self._index.write()
 
@@ -191,7 +194,10 @@ class Driver:
         for state in ("refused", "failed"):
             for at in self._numbers(state):
                 work, reason = self._works[at], self._outlooks[at].reason
-                more = f"; again: {self._again(min(work.exhibits))}" if state == "failed" else ""
+                # What cannot be asked for so has no run to repeat: its reason says what to do.
+                was_run = at in self._tried or self._outlooks[at].run_id
+                is_again = state == "failed" and was_run
+                more = f"; again: {self._again(min(work.exhibits))}" if is_again else ""
                 self._line(f"{state}: {work.title}: {reason}{more}")
         kinds = Counter(each.kind or each.state for each in self._outlooks)
         counts = ", ".join(f"{kind} {kinds[kind]}" for kind in _KINDS)
@@ -209,8 +215,8 @@ class Driver:
 
 
 def _ended(outlook: Outlook, reason: str) -> Outlook:
-    """How it stands after it was run: what still is to do has failed."""
-    if outlook.state != "todo":
+    """How it stands after it was run: what still is to do has failed, by what just broke off."""
+    if outlook.state not in ("todo", "failed") or (outlook.state == "failed" and not reason):
         return outlook
     text = reason or outlook.reason or "it left no record"
     return Outlook("failed", text, outlook.run_id)

@@ -1,8 +1,8 @@
 """`conf/paper/*.yaml`: which runs the paper's tables and figures need, at each scale. Pure.
 
 A file is a mapping of sections. A section holds for the scale that its name begins with (`smoke`,
-`small`, `small, simulated`), else for all of them. Its `runs` are products, each of which gives
-rows and columns of exhibits; `common` goes before the overrides of each run:
+`small`, `small, simulated`), and `simulated` for all of them. Its `runs` are products, each of
+which gives rows and columns of exhibits; `common` goes before the overrides of each run:
 
     simulated:
       common: [testbed=klonet]
@@ -22,6 +22,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -34,6 +35,7 @@ from tpi.errors import ConfigError, map_errors
 
 PAPER_DIR = Path(__file__).parent.parent / "conf" / "paper"
 STUDIES = {"allreduce": "figure3"}  # and the exhibit that each is for
+_ALL_SCALES = "simulated"
 _SECTION = ("common", "runs", "studies")
 _RUN = ("for", "exhibits", "row", "columns", "overrides")
 _HOLE = re.compile(r"\{(\w+)\}")
@@ -74,7 +76,10 @@ def read_plan(scale: str, folder: Path = PAPER_DIR) -> PaperPlan:
             # All are checked, whatever the scale.
             found = [*_entries(checked, path.stem, where)], [*_studies(checked, where)]
             only = name.partition(",")[0]
-            if only not in SCALES or only == scale:
+            if only not in (*SCALES, _ALL_SCALES):
+                close = nearest(only, (*SCALES, _ALL_SCALES))
+                raise ConfigError(f"{path}: unknown section {name!r}{close}")
+            if only in (scale, _ALL_SCALES):
                 entries += found[0]
                 studies += found[1]
     _refuse_twice([*entries, *(study.name for study in studies)], f"{folder}: scale {scale}")
@@ -113,7 +118,21 @@ def _in_order(path: Path) -> tuple[bool, str]:
 def _load(path: Path) -> object:
     with map_errors({OSError: ConfigError, yaml.YAMLError: ConfigError, ValueError: ConfigError},
                     str(path)):  # fmt: skip
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.load(path.read_text(encoding="utf-8"), _Loader)
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is there twice, of which YAML would keep the last without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping's keys and values, no key twice."""
+        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is there twice", node.start_mark
+                )
+        return super().construct_mapping(node, deep)
 
 
 def _entries(section: Mapping[str, object], stem: str, where: str) -> Iterator[Entry]:

@@ -214,11 +214,16 @@ class StudyWork:
 def works_of(
     entries: Sequence[Entry], studies: Sequence[Study], folder: Path, *, retry: bool
 ) -> list[Work]:
-    """Entries and studies as work: one run for all entries that ask for the same."""
+    """Entries and studies as work: one run for all entries that ask for the same.
+
+    In whatever order they say it: a run that two works stood for would be predicted twice.
+    """
     runs: dict[tuple[str, tuple[str, ...]], RunWork] = {}
     for entry in entries:
-        key = (entry.system, entry.overrides)
-        work = runs.setdefault(key, RunWork(*key, folder=folder, retry=retry))
+        key = (entry.system, tuple(sorted(entry.overrides)))
+        work = runs.setdefault(
+            key, RunWork(entry.system, entry.overrides, folder=folder, retry=retry)
+        )
         work.entries.append(entry)
     return [*runs.values(), *(StudyWork(study, folder, retry) for study in studies)]
 

@@ -19,7 +19,6 @@ _IGNORED = {
     "testbed.time_scale": "nothing waits, so there are no deadlines",
     "threads": "say device.cores",
     "device.threads": "say device.cores",
-    "device.disk_write_mb_s": "no simulated system writes to disk",
     "link.backend": "links are computed",
     "link.queue_kib": "queues of simulated links have no end, nothing is dropped",
     "weights.dir": "no weights are read or written",

@@ -133,23 +133,28 @@ def _refusal(run: SimRun) -> str:
 
 def limits_of(device: SimDevice) -> DeviceLimits:
     """A simulated device in the words of a record's limits."""
-    rate_bps = device.disk_read_bps
     return DeviceLimits(
         cpus=device.cores,
         memory=device.memory,
         swap=device.swap,
-        read_bps=None if rate_bps is None else round(rate_bps),
+        read_bps=_rounded(device.disk_read_bps),
+        write_bps=_rounded(device.disk_write_bps),
     )
+
+
+def _rounded(rate_bps: float | None) -> int | None:
+    return None if rate_bps is None else round(rate_bps)
 
 
 def _device(profile: DeviceProfile, calibration: Calibration, fit: str) -> SimDevice:
     host = HostRates(cores=1, core_gbps=calibration.core_read_bps / 1e9, read_bps=0.0)
     cores = host_cores(profile, host, fit)
-    rate = profile.disk_read_mb_s
+    read_mb_s, write_mb_s = profile.disk_read_mb_s, profile.disk_write_mb_s
     return SimDevice(
         # What nothing limits computes with one thread, as on a real testbed.
         cores=1.0 if cores is None else cores,
         memory=profile.memory,
         swap=profile.swap,
-        disk_read_bps=None if rate is None else rate * 1e6,
+        disk_read_bps=None if read_mb_s is None else read_mb_s * 1e6,
+        disk_write_bps=None if write_mb_s is None else write_mb_s * 1e6,
     )

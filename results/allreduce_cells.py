@@ -25,6 +25,7 @@ _LINKS_TO_CORE = 2  # device, gateway, core
 _ALGORITHMS = ("star", "tree", "ring")
 _MAX_BYTES = 16 << 20
 _PAPER_BYTES = 4
+LINKS_MS = ("1", "2", "4", "6", "8", "10")  # of figure 3, 0 left out
 # Sources of the closed forms; `computed.py` has the same for the paper's own latencies.
 OURS, HOPS = "ours", "published: hops"
 _OF_STUDY = "as the study computed it for its own network, headers counted"
@@ -35,8 +36,8 @@ def allreduce_cells(
 ) -> tuple[Cell, ...]:
     """The study's cells of figure 3, measured and computed; none if there was no study.
 
-    A file that cannot be used gives one cell `unusable` an algorithm, which says why; so does one
-    that is missing, where the index has a reason for that.
+    A file that cannot be used gives cells `unusable` for all of the paper's, which say why; so does
+    one that is missing, where the index has a reason for that.
     """
     path = folder / STUDY_FILE
     if path.exists():
@@ -52,7 +53,8 @@ def allreduce_cells(
 
 
 def _absent(word: str, detail: str, scale: str) -> tuple[Cell, ...]:
-    places = [Place("figure3", "0", algorithm, "allreduce_s") for algorithm in _ALGORITHMS]
+    rows = ("0", *LINKS_MS)
+    places = [Place("figure3", row, name, "allreduce_s") for row in rows for name in _ALGORITHMS]
     return tuple(Cell(p, "measured", word=word, scale=scale, detail=detail) for p in places)
 
 
@@ -87,13 +89,17 @@ def read_study(path: Path, scale: str) -> tuple[Cell, ...]:
     with map_errors({ConfigError: RecordError}, where):
         fields = Fields(raw, STUDY_FILE)
         dilation = fields.take("dilation", "a factor >= 1", _is_factor)
+        rate_mbps = fields.take("rate_mbps", "a number >= 0 or nothing", _is_rate, None)
         points = fields.take("points", "a list of objects", _is_list_of_objects)
-        cells = [_cells(Fields(point, "points"), scale, float(dilation)) for point in points]
+        network = "" if rate_mbps is None else f" at {rate_mbps:g} Mbit/s"
+        cells = [
+            _cells(Fields(point, "points"), scale, float(dilation), network) for point in points
+        ]
         # Within: a generator reads its fields when it is asked.
         return tuple(cell for found in cells for cell in found)
 
 
-def _cells(point: Fields, scale: str, dilation: float) -> Iterator[Cell]:
+def _cells(point: Fields, scale: str, dilation: float, network: str) -> Iterator[Cell]:
     """What was measured, and the closed forms that the study took for its own network."""
     algorithm = point.take_choice("algorithm", _ALGORITHMS)
     link_ms = point.take("delay_ms", "a number >= 0", _is_number) / _LINKS_TO_CORE
@@ -115,7 +121,7 @@ def _cells(point: Fields, scale: str, dilation: float) -> Iterator[Cell]:
         backend="docker",
         dilation=dilation,
         source=payload,
-        detail=f"{world_size} devices; median of {rounds} rounds and their quartiles",
+        detail=f"{world_size} devices{network}; median of {rounds} rounds and their quartiles",
     )
     forms = {"bound_s": OURS if num_bytes == _PAPER_BYTES else f"{OURS}: {payload}"}
     if num_bytes == _PAPER_BYTES:  # hops have no payload: once is enough
@@ -132,6 +138,10 @@ def payload_name(num_bytes: int) -> str:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
+
+
+def _is_rate(value: object) -> bool:
+    return value is None or _is_number(value)
 
 
 def _is_factor(value: object) -> bool:

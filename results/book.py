@@ -11,7 +11,9 @@ from pathlib import Path
 
 from results.cells import Cell, Place
 from results.index import Entry, Index, read_index
+from results.measure import measure
 from results.schema import Metrics, RecordError, RunRecord, Spread
+from results.stats import spread
 from results.store import RunStore
 
 _RUN_METRICS = ("ttft_s", "first_token_s", "token_latency_s", "peak_memory_bytes")
@@ -52,6 +54,11 @@ class Book:
         cells = self.cells.get(place, ())
         return tuple(c for c in cells if evidence is None or c.evidence == evidence)
 
+    def record_of(self, entry: Entry) -> RunRecord | None:
+        """The record of an entry; None if there is none, or it is of something else."""
+        record = self.records.get(entry.run_id)
+        return None if record is None or mismatch_of(entry, record) else record
+
     def exhibit(self, name: str) -> Iterator[Cell]:
         """All cells of one table or figure."""
         for place, cells in self.cells.items():
@@ -72,7 +79,7 @@ def read_book(folder: Path, others: Iterable[Cell] = ()) -> Book:
     index = read_index(folder)
     records, problems = _read_records(RunStore(folder), index)
     cells: dict[Place, list[Cell]] = {}
-    for cell in (*others, *_run_cells(index, records, problems)):
+    for cell in (*others, *_run_cells(index, records, problems, RunStore(folder))):
         cells.setdefault(cell.place, []).append(cell)
     return Book(
         scale=index.scale,
@@ -101,13 +108,13 @@ def _read_records(store: RunStore, index: Index) -> tuple[dict[str, RunRecord], 
 
 
 def _run_cells(
-    index: Index, records: Mapping[str, RunRecord], problems: Mapping[str, str]
+    index: Index, records: Mapping[str, RunRecord], problems: Mapping[str, str], store: RunStore
 ) -> Iterator[Cell]:
     for entry in index.entries:
         record, problem = records.get(entry.run_id), problems.get(entry.run_id, "")
         problem = problem or problems.get(_key(entry), "")
         if record is not None and not problem:
-            yield from cells_of(entry, record, index.scale)
+            yield from cells_of(entry, record, index.scale, _first_tokens(record, store))
             continue
         backend = "sim" if entry.is_simulated else ""
         word, evidence, detail = "not run", "simulated" if backend else "measured", ""
@@ -122,20 +129,39 @@ def _run_cells(
 
 def mismatch_of(entry: Entry, record: RunRecord) -> str:
     """Why a record cannot be the run of an entry; empty if it can."""
-    if record.system == entry.system:
-        return ""
-    return (
-        f"index: {_key(entry)}: record {record.run_id} is of {record.system}, expected"
-        f" {entry.system}"
-    )
+    asked = dict(each.partition("=")[::2] for each in entry.overrides)
+    expected = {"system": entry.system, "model": asked.get("model", "")}
+    found = {"system": record.system, "model": model_of(record)}
+    for what, wanted in expected.items():
+        if wanted and found[what] and found[what] != wanted:
+            return (
+                f"index: {_key(entry)}: record {record.run_id} is of {found[what]}, expected"
+                f" {wanted}"
+            )
+    return ""
+
+
+def model_of(record: RunRecord) -> str:
+    """The name of the model that ran; empty where the record does not say."""
+    model = record.config.get("model")
+    return str(model.get("name") or "") if isinstance(model, Mapping) else ""
 
 
 def _key(entry: Entry) -> str:
     return f"{entry.exhibit} {entry.row} {entry.column} of {entry.program}"
 
 
-def cells_of(entry: Entry, record: RunRecord, scale: str) -> Iterator[Cell]:
-    """The cells that one run gives; a run without a timing gives words."""
+def _first_tokens(record: RunRecord, store: RunStore) -> Spread | None:
+    """Loading and request to first token of each repeat together; None where there is none."""
+    found = [measure(repeat) for repeat in store.repeats(record) if repeat.status == "ok"]
+    return spread([each.load_s + each.ttft_s for each in found]) if found else None
+
+
+def cells_of(entry: Entry, record: RunRecord, scale: str, first: Spread | None) -> Iterator[Cell]:
+    """The cells that one run gives; a run without a timing gives words.
+
+    `first` is loading and request to first token of each repeat together.
+    """
     metrics, backend = record.metrics, backend_of(record)
     evidence = "simulated" if backend == "sim" else "measured"
     if metrics is None:
@@ -151,14 +177,14 @@ def cells_of(entry: Entry, record: RunRecord, scale: str) -> Iterator[Cell]:
             f"{record.status}: {record.reason}",
         )
         return
-    for metric, spread in _values(metrics).items():
+    for metric, value in _values(metrics, first).items():
         yield Cell(
             place=Place(entry.exhibit, entry.row, entry.column, metric),
             evidence=evidence,
-            value=spread.median,
-            low=spread.low if spread.n > 1 else None,
-            high=spread.high if spread.n > 1 else None,
-            n=spread.n,
+            value=value.median,
+            low=value.low if value.n > 1 else None,
+            high=value.high if value.n > 1 else None,
+            n=value.n,
             scale=scale,
             backend=backend,
             dilation=dilation_of(record),
@@ -180,10 +206,11 @@ def dilation_of(record: RunRecord) -> float:
     return float(factor) if isinstance(factor, int | float) else 1.0
 
 
-def _values(metrics: Metrics) -> dict[str, Spread]:
-    ttft, load, n = metrics.ttft_s, metrics.load_s, metrics.ttft_s.n
-    first = Spread(ttft.median + load.median, ttft.low + load.low, ttft.high + load.high, n)
-    values = {"ttft_s": ttft, "first_token_s": first}
+def _values(metrics: Metrics, first: Spread | None) -> dict[str, Spread]:
+    n = metrics.ttft_s.n
+    values = {"ttft_s": metrics.ttft_s}
+    if first is not None:
+        values["first_token_s"] = first
     if metrics.token_latency_s is not None:
         values["token_latency_s"] = metrics.token_latency_s
     peaks = [peak for peak in metrics.peak_memory.rss_hwm if peak is not None]

@@ -8,30 +8,34 @@ import csv
 import io
 from collections.abc import Iterable
 
+from results.book import Book
 from results.cells import METRICS, Cell
+from results.marks import ran
+from results.stand_ins import stand_in_name
 
 COLUMNS = (
     *("exhibit", "row", "column", "metric", "evidence", "value", "low", "high", "unit", "n"),
-    *("scale", "backend", "dilation", "run_id", "source", "word", "detail"),
+    *("scale", "backend", "dilation", "run_id", "source", "word", "detail", "stand_in"),
 )
 
 
-def cells_csv(cells: Iterable[Cell]) -> str:
-    """A header and one line a cell."""
+def cells_csv(cells: Iterable[Cell], book: Book) -> str:
+    """A header and one line a cell; the last field says what ran in the place of the paper's."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(COLUMNS)
-    writer.writerows(_row(cell) for cell in cells)
+    writer.writerows(_row(cell, book) for cell in cells)
     return out.getvalue()
 
 
-def _row(cell: Cell) -> tuple[object, ...]:
+def _row(cell: Cell, book: Book) -> tuple[object, ...]:
     place = cell.place
     return (
         *(place.exhibit, place.row, place.column, place.metric, cell.evidence),
         *(cell.text if cell.value is None else repr(cell.value), _number(cell.low)),
         *(_number(cell.high), METRICS[place.metric], cell.n, cell.scale, cell.backend),
         *(f"{cell.dilation:g}", cell.run_id, cell.source, cell.word, cell.detail),
+        stand_in_name(book, cell) if ran(cell) else "",
     )
 
 

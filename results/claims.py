@@ -12,11 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from results.book import Book, backend_of
+from results.book import Book, backend_of, model_of
 from results.claim_list import CLAIMS, Claim
 from results.collected import open_book
 from results.evidence import MEASURED, REPORTED, SIMULATED, View, views
-from results.stand_ins import model_of
+from results.marks import escaped
 from results.verdicts import REPRODUCED, UNDECIDED, Finding
 from tpi.errors import EXIT_OK, TpiError
 
@@ -31,6 +31,7 @@ class Judgement:
         reason: Why it is undecided.
         findings: By kind of evidence, those that say anything.
         models: That the measured runs of the book are of.
+        dilations: By which the measured times that it rests on were divided.
     """
 
     claim: Claim
@@ -39,12 +40,15 @@ class Judgement:
     reason: str
     findings: Mapping[str, Finding]
     models: tuple[str, ...] = ()
+    dilations: tuple[float, ...] = ()
 
     @property
     def words(self) -> str:
         """`reproduced (simulated)`, `reproduced (tiny)`: the verdict and on what it rests."""
         subject = self.findings[self.basis].subject if self.basis else ""
         said = [self.basis] if self.basis == SIMULATED.name else []
+        if self.basis == MEASURED.name and self.dilations:
+            said.append(f"dilation {', '.join(f'{factor:g}' for factor in self.dilations)}")
         said += [subject] if subject else []
         return f"{self.verdict} ({', '.join(said)})" if said else self.verdict
 
@@ -86,9 +90,17 @@ def judge(book: Book, claim: Claim) -> Judgement:
     }
     for kind in (MEASURED, SIMULATED):
         if found[kind.name].verdict != UNDECIDED:
-            return Judgement(claim, found[kind.name].verdict, kind.name, "", shown)
+            verdict, dilations = found[kind.name].verdict, _dilations(book, claim)
+            return Judgement(claim, verdict, kind.name, "", shown, dilations=dilations)
     reason = "; ".join(f"{k.name}: {found[k.name].reason}" for k in (MEASURED, SIMULATED))
     return Judgement(claim, UNDECIDED, "", reason, shown)
+
+
+def _dilations(book: Book, claim: Claim) -> tuple[float, ...]:
+    """Of the measured numbers at a claim's places, those that are not 1."""
+    cells = (cell for place in claim.places for cell in book.of(place, MEASURED.evidence))
+    found = {cell.dilation for cell in cells if cell.value is not None} - {1.0}
+    return tuple(sorted(found))
 
 
 def _decided(view: View, claim: Claim) -> Finding:
@@ -120,8 +132,9 @@ def markdown(judgements: Sequence[Judgement]) -> str:
     for each in judgements:
         own = each.findings.get(REPORTED.name)
         own_words = own.verdict if own else "none"
-        lines.append(f"| {_cell(each.claim.sentence)} | {each.words} | {own_words} |")
-    return "\n".join([*lines, *(line for each in judgements for line in _section(each))]) + "\n"
+        lines.append(f"| {escaped(each.claim.sentence)} | {escaped(each.words)} | {own_words} |")
+    sections = (escaped(line) for each in judgements for line in _section(each))
+    return "\n".join([*lines, *sections]) + "\n"
 
 
 def _section(each: Judgement) -> Iterator[str]:
@@ -144,10 +157,6 @@ def _section(each: Judgement) -> Iterator[str]:
 
 def _marked(verdict: str) -> str:
     return f"[{verdict}] " if verdict else ""
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "/")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

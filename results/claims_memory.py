@@ -3,7 +3,6 @@
 Every rule takes a `View` of one kind of evidence and gives a `Finding`. Read `saves_memory` first.
 """
 
-import math
 from collections.abc import Sequence
 
 from results.cells import Place
@@ -130,9 +129,10 @@ def _fit(label: str, gammas: Sequence[tuple[str, float]], count: int, bound: flo
     if not gammas:
         return Item(label, UNDECIDED, reason=missing)
     low, high = min(gammas, key=lambda g: g[1]), max(gammas, key=lambda g: g[1])
-    # The factor whose worst cell is nearest: as far from the smallest as from the largest.
-    gamma = math.sqrt(low[1] * high[1])
-    worst = high[1] / gamma - 1
+    # The factor whose worst cell is nearest: as far from the smallest as from the largest, each
+    # error relative to its cell as everywhere.
+    gamma = 2 * high[1] * low[1] / (high[1] + low[1])
+    worst = gamma / low[1] - 1
     figure = (
         f"gamma {low[1]:.2f} ({label_of(low[0])}) to {high[1]:.2f} ({label_of(high[0])}) over "
         f"{len(gammas)} cells; the best one, {gamma:.2f}, is {percent(worst)} off at its worst"

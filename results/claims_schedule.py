@@ -6,13 +6,14 @@ Every rule takes a `View` of one kind of evidence and gives a `Finding`. Read `l
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from results.book import model_of
 from results.cells import Place
 from results.claims_speed import across, repeats
 from results.evidence import MEASURED, REPORTED, View
 from results.exhibits import label_of
+from results.marks import plain
 from results.schema import RunRecord, Spread
 from results.stalls import predict, predict_run
-from results.stand_ins import model_of
 from results.store import RunStore
 from results.verdicts import (
     NOT_REPRODUCED,
@@ -130,8 +131,8 @@ def same_tokens(view: View) -> Finding:
     """Whether every run of TPI-LLM gave the tokens of the reference, whatever its size."""
     if view.kind != MEASURED:
         return joined([Item("tokens", UNDECIDED, reason="no token was computed")])
-    ids = dict.fromkeys(entry.run_id for entry in view.book.entries if entry.system == "tpi")
-    records = [view.book.records[run_id] for run_id in ids if run_id in view.book.records]
+    found = (view.book.record_of(entry) for entry in view.book.entries if entry.system == "tpi")
+    records = list({record.run_id: record for record in found if record is not None}.values())
     checked = [record for record in records if record.check.kind != "none"]
     if not checked:
         return joined([Item("tokens", UNDECIDED, reason="no run with a check of its tokens")])
@@ -142,17 +143,17 @@ def same_tokens(view: View) -> Finding:
 
 def _tokens(record: RunRecord) -> Item:
     check = record.check
-    label = f"{model_of(record) or record.system}, {record.run_id}"
-    if check.passed is None:
-        return Item(label, UNDECIDED, reason=check.detail or "the check gave no verdict")
+    label, detail = f"{model_of(record) or record.system}, {record.run_id}", plain(check.detail)
     agreement = check.agreement
     figure = f"check {check.kind}"
     if agreement is not None:
         figure += f", {in_percent(Spread(agreement, agreement, agreement, 1))} of the tokens agree"
-    if not check.passed:
-        return Item(label, NOT_REPRODUCED, figure, check.detail)
-    if check.kind.startswith("two_layer"):
-        return Item(label, "", figure, "two layers of the shape only")
     if check.kind.endswith("bounded"):
         return Item(label, "", figure, "16-bit tokens cannot be compared for equality")
+    if check.passed is None:
+        return Item(label, UNDECIDED, reason=detail or "the check gave no verdict")
+    if not check.passed:
+        return Item(label, NOT_REPRODUCED, figure, detail)
+    if check.kind.startswith("two_layer"):
+        return Item(label, "", figure, "two layers of the shape only")
     return Item(label, REPRODUCED, figure)

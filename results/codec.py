@@ -306,7 +306,9 @@ def _is_fraction(value: object) -> bool:
 
 
 def _is_time_share(value: object) -> bool:
-    return isinstance(value, dict) and set(value) in (set(), set(TIME_SHARES))
+    if not isinstance(value, dict) or set(value) not in (set(), set(TIME_SHARES)):
+        return False
+    return all(_is_number(share) for share in value.values())
 
 
 def _or_null(fits: Callable[[object], bool]) -> Callable[[object], bool]:

@@ -6,10 +6,11 @@ repeats. Read `View` first.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from results.book import Book
 from results.cells import METRICS, Cell, Place
+from results.environment import host_fingerprint
 from results.footnotes import relative
 from results.measure import measure
 from results.pipeline_shares import devices_of, is_pipeline, pipeline_shares
@@ -74,7 +75,7 @@ class View:
 
     def look(self, place: Place, source: str = "") -> Seen:
         """The cell of a place that counts, a number before a word; of one `source` if given."""
-        cells = [c for c in self.book.of(place) if self.kind.has(c) and source in ("", c.source)]
+        cells = self._cells(place, source) or self._words(place)
         if not cells:
             return Seen(None, "not run" if self.kind in (MEASURED, SIMULATED) else "not given")
         cell = max(
@@ -85,6 +86,14 @@ class View:
         detail = relative(self.book, cell.detail)
         word = f"{cell.word}: {detail}" if detail else cell.word
         return Seen(cell, "" if cell.value is not None else word)
+
+    def _cells(self, place: Place, source: str) -> list[Cell]:
+        return [c for c in self.book.of(place) if self.kind.has(c) and source in ("", c.source)]
+
+    def _words(self, place: Place) -> list[Cell]:
+        """What became of a run that gave no number: it says so in a few metrics only."""
+        others = (replace(place, metric=metric) for metric in METRICS)
+        return [cell for other in others for cell in self._cells(other, "") if cell.word]
 
     def rows(self, exhibit: str) -> list[str]:
         """Rows of an exhibit that are numbers, by size, whatever kind they are of."""
@@ -106,6 +115,8 @@ class View:
         top, bottom = self.look(above, source).cell, self.look(below, source).cell
         if top is None or bottom is None or top.backend != bottom.backend:
             return None
+        if not _one_host(self.book, top, bottom):
+            return None
         if top.value is None or not bottom.value:
             return None
         groups = samples_of(self.book, top), samples_of(self.book, bottom)
@@ -117,7 +128,14 @@ class View:
         """Why two places give no ratio."""
         missing = [(place, self.look(place)) for place in places]
         reasons = [f"{p.column} {seen.reason}" for p, seen in missing if not seen.has_value]
-        return ", ".join(reasons) or "measured on different backends"
+        return ", ".join(reasons) or "measured on different backends or hosts"
+
+
+def _one_host(book: Book, top: Cell, bottom: Cell) -> bool:
+    """Whether two runs shared a host, as far as their records say; the simulator has none."""
+    records = [book.records.get(cell.run_id) for cell in (top, bottom)]
+    hosts = {host_fingerprint(record.environment) for record in records if record is not None}
+    return len(hosts) < 2 or is_sim(top)
 
 
 def is_sim(cell: Cell) -> bool:

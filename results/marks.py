@@ -121,6 +121,11 @@ def plain(text: str) -> str:
     return "".join(c if c.isprintable() else " " for c in text)
 
 
+def escaped(text: str) -> str:
+    """One line that Markdown takes as text, in a table's cell too."""
+    return plain(text).replace("|", "/").replace("<", "&lt;")
+
+
 def _as_printed(cell: Cell, value: float) -> str:
     """To four digits, since the paper prints 137.7; in seconds and GiB, as it does."""
     unit = METRICS[cell.place.metric]

@@ -12,7 +12,7 @@ from results.cells import Cell
 from results.exhibits import LAYOUTS, label_of, title_of
 from results.footnotes import Footnotes, below
 from results.grid import Line, Section, sections_of
-from results.marks import markdown_legend, markdown_of, show
+from results.marks import escaped, markdown_legend, markdown_of, show
 from results.stand_ins import stand_in_name, stand_in_names
 
 Grid = list[tuple[str, ...]]
@@ -40,9 +40,9 @@ def _body(book: Book, exhibit: str) -> Iterator[str]:
         yield from (*aligned(_grid(section, notes, exhibit)), "")
     if LAYOUTS[exhibit].has_table:
         yield from (*(f"- {line}" for line in markdown_legend()), "")
-    yield from (f"{number}. {_escaped(text)}" for number, text in enumerate(notes.texts, 1))
+    yield from (f"{number}. {escaped(text)}" for number, text in enumerate(notes.texts, 1))
     yield ""
-    yield from (f"- {_escaped(line)}" for line in (*notes.shared_lines(), *below(book, exhibit)))
+    yield from (f"- {escaped(line)}" for line in (*notes.shared_lines(), *below(book, exhibit)))
 
 
 def _joined(lines: Sequence[str]) -> str:
@@ -71,11 +71,11 @@ def _padded(line: Sequence[str], widths: Sequence[int]) -> Iterator[str]:
 
 
 def _grid(section: Section, notes: Footnotes, exhibit: str) -> Grid:
-    grid = [("", "source", *(_escaped(column.title) for column in section.columns))]
+    grid = [("", "source", *(escaped(column.title) for column in section.columns))]
     for group in section.groups:
         for number, line in enumerate(group.lines):
             name = "" if number else label_of(group.row, exhibit)
-            grid.append((_escaped(name), _escaped(line.label), *_texts(line, notes)))
+            grid.append((escaped(name), escaped(line.label), *_texts(line, notes)))
     return grid
 
 
@@ -86,8 +86,4 @@ def _texts(line: Line, notes: Footnotes) -> Iterator[str]:
 
 
 def _said(book: Book, cell: Cell) -> str:
-    return _escaped(markdown_of(show(cell, stand_in_name(book, cell))))
-
-
-def _escaped(text: str) -> str:
-    return text.replace("|", "/").replace("<", "&lt;")
+    return escaped(markdown_of(show(cell, stand_in_name(book, cell))))

@@ -225,7 +225,11 @@ def main() -> int:
         rates = ", ".join(f"{n} {v:.4g}" for n, v in zip(result.names, result.rates, strict=True))
         console.print(f"\n{', '.join(testbed.exhibits)}: {rates}", markup=False)
         console.print(_table(result, reported))
-        console.print(_summary("this choice of cells", errors(result, reported)))
+        found = errors(result, reported)
+        console.print(_summary("this choice of cells", found))
+        for place, error in found.items():
+            if why := reason(place, error):
+                console.print(f"* {place} {error:+.0%}: {why}", markup=False, soft_wrap=True)
         others = [errors(other, reported) for other in other_choices(testbed, reported)]
         medians = [statistics.median(abs(e) for e in each.values()) for each in others]
         console.print(

@@ -95,7 +95,7 @@ def _files(book: Book, exhibit: str) -> Iterator[tuple[str, bytes]]:
         texts = {"md": figure_markdown}
     for suffix, render in texts.items():
         yield suffix, render(book, exhibit).encode()
-    yield "csv", cells_csv(shown_cells(book, exhibit)).encode()
+    yield "csv", cells_csv(shown_cells(book, exhibit), book).encode()
 
 
 def _drawings(book: Book, exhibit: str) -> Iterator[tuple[str, bytes]]:

@@ -1,13 +1,12 @@
-"""What ran in the place of the paper's: another model, or fewer devices in the allreduce study.
+"""What ran in the place of the paper's: another model, or another network in the allreduce study.
 
 Every rendering marks such a value with the name of what ran, at whatever scale, and no claim is
 judged by it. Read `stand_in` first.
 """
 
 import re
-from collections.abc import Mapping
 
-from results.book import Book
+from results.book import Book, model_of
 from results.cells import Cell, Place
 from results.marks import ran
 from results.schema import RunRecord
@@ -19,7 +18,7 @@ _MODEL_OF = {
     "validation": "",
 }  # fmt: skip
 _STUDIED = "figure3"
-_STUDY_DEVICES = 8
+_STUDY_DEVICES, _STUDY_MBPS = "8", "300"
 
 
 def expected_model(place: Place) -> str:
@@ -28,17 +27,12 @@ def expected_model(place: Place) -> str:
     return _MODEL_OF.get(exhibit, place.row)
 
 
-def model_of(record: RunRecord) -> str:
-    """The name of the model that ran; empty where the record does not say."""
-    model = record.config.get("model")
-    return str(model.get("name") or "") if isinstance(model, Mapping) else ""
-
-
 def stand_in(book: Book, cell: Cell) -> str:
     """Why a cell is of another size than the paper's; empty if it is not."""
     name = stand_in_name(book, cell)
     if cell.place.exhibit == _STUDIED:
-        return f"{name} in the place of {_STUDY_DEVICES}" if name else ""
+        of = f"{_STUDY_DEVICES} at {_STUDY_MBPS} Mbit/s"
+        return f"{name} in the place of {of}" if name else ""
     if name == "smoke":
         return "smoke: of another size than the paper's"
     return f"{name} ran in the place of {expected_model(cell.place)}" if name else ""
@@ -47,7 +41,7 @@ def stand_in(book: Book, cell: Cell) -> str:
 def stand_in_name(book: Book, cell: Cell) -> str:
     """What ran in the place of the paper's: a model, or fewer devices; empty where none did."""
     if cell.place.exhibit == _STUDIED:
-        return _other_count(cell)
+        return _other_network(cell)
     record = book.records.get(cell.run_id)
     if record is not None and model_of(record) and expected_model(cell.place):
         return other_model(cell.place, record)
@@ -66,11 +60,16 @@ def other_model(place: Place, record: RunRecord) -> str:
     return name if expected and name != expected else ""
 
 
-def _other_count(cell: Cell) -> str:
-    """`4 devices` of a study of fewer or more than the paper's; nobody else says how many."""
+def _other_network(cell: Cell) -> str:
+    """`4 devices`, `8 devices at 1000 Mbit/s` of a study of another network than the paper's.
+
+    Nobody but its detail says how many; one that names no rate is of the paper's.
+    """
     if cell.evidence != "measured" or cell.value is None:
         return ""
-    said = re.search(r"(\d+) devices", cell.detail)
+    said = re.search(r"(\d+) devices(?: at ([\d.e+]+) Mbit/s)?", cell.detail)
     if said is None:
         return "an unknown number of devices"
-    return "" if int(said[1]) == _STUDY_DEVICES else said[0]
+    if said[2] in (None, _STUDY_MBPS):
+        return "" if said[1] == _STUDY_DEVICES else f"{said[1]} devices"
+    return said[0]

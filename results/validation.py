@@ -11,7 +11,7 @@ the same configuration: what differs there is nothing but noise. Read `pairs_of`
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from results.book import Book
+from results.book import Book, model_of
 from results.cells import METRICS, VALIDATION, Cell, Place
 from results.footnotes import relative
 from results.identity import split_run_id
@@ -27,17 +27,18 @@ MIN_REPEATS = 4  # two halves of two
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One place, simulated and measured."""
+    """One place, simulated and measured.
+
+    Attributes:
+        error: Simulated over measured, less one.
+        is_check: Whether it was measured to check the simulator, which had that machine's costs.
+    """
 
     place: Place
     simulated: Cell
     measured: Cell
     error: float
-
-    @property
-    def is_check(self) -> bool:
-        """Whether it was measured to check the simulator."""
-        return self.place.exhibit == VALIDATION
+    is_check: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +69,25 @@ def _pairs_at(book: Book, place: Place) -> Iterator[Pair]:
         if METRICS[place.metric] == "s" and measured.backend == "local":
             continue  # no limit of a device held, and the simulator's do
         for simulated in _with_values(book, place, "simulated"):
-            if simulated.value is not None and measured.value:
-                yield Pair(place, simulated, measured, simulated.value / measured.value - 1)
+            runs = book.records.get(simulated.run_id), book.records.get(measured.run_id)
+            if simulated.value is None or not measured.value or not _is_one_model(*runs):
+                continue
+            error = simulated.value / measured.value - 1
+            is_check = place.exhibit == VALIDATION and _has_its_costs(*runs)
+            yield Pair(place, simulated, measured, error, is_check)
+
+
+def _is_one_model(simulated: RunRecord | None, measured: RunRecord | None) -> bool:
+    return simulated is None or measured is None or model_of(simulated) == model_of(measured)
+
+
+def _has_its_costs(simulated: RunRecord | None, measured: RunRecord | None) -> bool:
+    """Whether a simulation's calibration names the processor and cores of a measured run."""
+    if simulated is None or measured is None:
+        return True
+    facts = measured.environment
+    host = f"{facts.get('cpu_model')}, {facts.get('cores')} cores"
+    return str(simulated.environment.get("calibrated_host", "")).startswith(host)
 
 
 def _with_values(book: Book, place: Place, evidence: str) -> list[Cell]:

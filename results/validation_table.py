@@ -1,37 +1,40 @@
 """Simulated beside measured as Markdown: one configuration a line, the error of each metric.
 
-Read `markdown` first.
+A side without a number says in a word why; such a line has no error and counts in no median. Read
+`markdown` first.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from results.book import Book
+from results.cells import VALIDATION, Cell, Place
 from results.exhibits import METRIC_LABELS, VALIDATION_TITLE, label_of
-from results.marks import markdown_of, show
+from results.marks import escaped, markdown_of, show
 from results.markup import counted
 from results.paper_tables import aligned
 from results.validation import PAIRED, Pair, median_error, pairs_of, worst_pair
 
+_BAND = 0.25  # what a simulated time may be off to be of use
+
 
 def markdown(book: Book) -> str:
     """Every configuration that the simulator is checked on, then the errors in a line a metric."""
-    pairs = [pair for pair in pairs_of(book) if pair.is_check]
-    found: dict[tuple[str, str], dict[str, Pair]] = {}
-    for pair in pairs:
-        place = pair.place
-        found.setdefault((place.row, place.column), {})[place.metric] = pair
+    pairs = {pair.place: pair for pair in pairs_of(book) if pair.is_check}
+    places = dict.fromkeys((cell.place.row, cell.place.column) for cell in book.exhibit(VALIDATION))
     lines = [f"### {VALIDATION_TITLE}", ""]
-    if not found:
-        return "\n".join([*lines, "Nothing was both measured and simulated to check it."]) + "\n"
-    titles = [METRIC_LABELS[metric] for metric in PAIRED]
-    head = (each for title in titles for each in (title, "simulated", "error"))
+    if not places:
+        return "\n".join([*lines, "Nothing was measured or simulated to check it."]) + "\n"
+    head = (each for m in PAIRED for each in (METRIC_LABELS[m], "simulated", "error"))
     grid = [("configuration", "system", *head)]
-    for (row, column), by_metric in found.items():
-        cells = (each for metric in PAIRED for each in _cells(by_metric.get(metric)))
-        grid.append((label_of(row), label_of(column), *cells))
+    for row, column in places:
+        found = (Place(VALIDATION, row, column, metric) for metric in PAIRED)
+        cells = (each for place in found for each in _cells(book, place, pairs))
+        grid.append((escaped(row), escaped(label_of(column)), *cells))
+    both = len({(place.row, place.column) for place in pairs})
     lines += [*aligned(grid), ""]
-    lines.append(f"{counted(len(found), 'configuration')}. Errors, simulated / measured - 1:")
-    lines += ["", *(f"- {line}" for line in summary(pairs))]
+    lines.append(f"{counted(len(places), 'configuration')}, {both} with both numbers. Errors,")
+    lines += ["simulated / measured - 1:", ""]
+    lines += [f"- {line}" for line in summary([*pairs.values()])]
     return "\n".join(lines) + "\n"
 
 
@@ -44,7 +47,9 @@ def summary(pairs: Sequence[Pair]) -> Iterator[str]:
             where = f"{worst.place.row}, {label_of(worst.place.column)}"
             name = METRIC_LABELS[metric]
             median = f"{100 * median_error(mine):.1f} %"
-            yield f"{name}: median {median}, worst {percent(worst.error)} ({where})"
+            close = sum(abs(pair.error) <= _BAND for pair in mine)
+            within = f"{close} of {len(mine)} within {100 * _BAND:g} %"
+            yield f"{name}: median {median}, worst {percent(worst.error)} ({where}), {within}"
 
 
 def percent(error: float) -> str:
@@ -52,8 +57,13 @@ def percent(error: float) -> str:
     return f"{100 * error:+.1f} %"
 
 
-def _cells(pair: Pair | None) -> tuple[str, str, str]:
-    if pair is None:
-        return "", "", ""
-    measured, simulated = markdown_of(show(pair.measured)), markdown_of(show(pair.simulated))
-    return measured, simulated, percent(pair.error)
+def _cells(book: Book, place: Place, pairs: Mapping[Place, Pair]) -> tuple[str, str, str]:
+    if pair := pairs.get(place):
+        return _said(pair.measured), _said(pair.simulated), percent(pair.error)
+    sides = (book.of(place, evidence) for evidence in ("measured", "simulated"))
+    measured, simulated = (" / ".join(map(_said, cells)) for cells in sides)
+    return measured, simulated, ""
+
+
+def _said(cell: Cell) -> str:
+    return escaped(markdown_of(show(cell)))

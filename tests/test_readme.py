@@ -1,5 +1,6 @@
 """Every table in the README is what its committed records give, and its warning stands."""
 
+import hashlib
 import re
 from pathlib import Path
 
@@ -50,6 +51,17 @@ def test_paper_tables_are_what_their_records_give():
         if exhibit == VALIDATION:
             drawn = validation_table.markdown(book)
         assert text.strip() == drawn.strip(), (name, exhibit)
+
+
+def test_records_of_the_paper_are_those_whose_hashes_are_listed():
+    for name in {name for name, _, _ in PAPERS}:
+        folder = PUBLISHED / name
+        lines = (folder / "SHA256SUMS").read_text().splitlines()
+        listed = {path: digest for digest, path in (line.split("  ") for line in lines)}
+        there = {path.relative_to(folder).as_posix() for path in folder.glob("*/run.json")}
+        assert set(listed) == {INDEX_FILE, *there}
+        for path, digest in listed.items():
+            assert hashlib.sha256((folder / path).read_bytes()).hexdigest() == digest, path
 
 
 @pytest.mark.parametrize(("name", "text"), STUDIES, ids=[name for name, _ in STUDIES])

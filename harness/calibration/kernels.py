@@ -25,6 +25,9 @@ from tpi.errors import ResourceError
 if TYPE_CHECKING:
     import torch
 
+    Matrices = tuple[torch.Tensor, ...]
+    Multiply = Callable[[torch.Tensor, torch.Tensor], object]
+
 STORED = ("float32", "float16", "bfloat16")
 COMPUTED = ("float32", "bfloat16")
 _HEADS, _HEAD_SIZE, _POSITIONS = 8, 128, 256
@@ -105,7 +108,7 @@ class _Bench:
         self._torch = torch
         self._sizes = sizes
         self._folder = folder
-        self._matrices: dict[str, Iterator[torch.Tensor]] = {}
+        self._made: dict[str, Iterator[Matrices]] = {}
 
     def run(self, name: str) -> float:
         """Measure one task."""
@@ -134,31 +137,46 @@ class _Bench:
             taken.append(max(time.process_time_ns() - start_ns, 1) / 1e9)
         return median(taken)
 
-    def _matrix(self, dtype: str) -> "Iterator[torch.Tensor]":
-        """Matrices that take turns, so that none is in a cache when it comes again."""
-        if dtype not in self._matrices:
-            self._matrices = {}  # one dtype at a time
+    def _layers(self, dtype: str) -> "Iterator[Matrices]":
+        """FFNs that take turns, so that none is in a cache when it comes again.
+
+        Two matrices that widen and one that narrows, since a library's rate at a few rows hangs on
+        the shape.
+        """
+        if dtype not in self._made:
+            self._made = {}  # one dtype at a time
             rows, columns = self._sizes.matrix
-            one = self._torch.randn(rows, columns).to(self._dtype(dtype))
-            count = max(2, -(-self._sizes.weight_bytes // one.nbytes))
-            self._matrices[dtype] = itertools.cycle([one.clone() for _ in range(count)])
-        return self._matrices[dtype]
+            tall = self._torch.randn(rows, columns).to(self._dtype(dtype))
+            wide = tall.reshape(columns, rows)
+            count = max(2, -(-self._sizes.weight_bytes // (3 * tall.nbytes)))
+            layers = [(tall.clone(), tall.clone(), wide.clone()) for _ in range(count)]
+            self._made[dtype] = itertools.cycle(layers)
+        return self._made[dtype]
+
+    def _rate(self, multiply: "Multiply", stored: str, computed: str, rows: str) -> float:
+        """Bytes of weights a second, `rows` rows at a time."""
+        layers, dtype = self._layers(stored), self._dtype(computed)
+        x_SK = {
+            width: self._torch.randn(int(rows), width).to(dtype) for width in self._sizes.matrix
+        }
+
+        def body() -> None:
+            for weight_NK in next(layers):
+                multiply(x_SK[weight_NK.shape[1]], weight_NK)
+
+        num_bytes = sum(weight_NK.nbytes for weight_NK in next(layers))
+        return num_bytes / self._seconds(body)
 
     def _products(self, pair: str, rows: str) -> float:
         from tpi.model.matvec import Kernels
 
         stored, computed = pair.split("->")
-        kernels, weights = Kernels(self._dtype(computed)), self._matrix(stored)
-        x_SK = self._torch.randn(int(rows), self._sizes.matrix[1]).to(self._dtype(computed))
-        num_bytes = next(weights).nbytes
-        taken_s = self._seconds(lambda: kernels.project(x_SK, {"w": next(weights)}, "w"))
-        return num_bytes / taken_s
+        kernels = Kernels(self._dtype(computed))
+        return self._rate(lambda x_SK, w_NK: kernels.project(x_SK, {"w": w_NK}, "w"),
+                          stored, computed, rows)  # fmt: skip
 
     def _linear(self, dtype: str, rows: str) -> float:
-        linear, weights = self._torch.nn.functional.linear, self._matrix(dtype)
-        x_SK = self._torch.randn(int(rows), self._sizes.matrix[1]).to(self._dtype(dtype))
-        num_bytes = next(weights).nbytes
-        return num_bytes / self._seconds(lambda: linear(x_SK, next(weights)))
+        return self._rate(self._torch.nn.functional.linear, dtype, dtype, rows)
 
     def _attend(self, dtype: str, queries: str) -> float:
         from tpi.model.attention import attend, make_segments
@@ -172,7 +190,8 @@ class _Bench:
         keys_BKTE = states(_POSITIONS).transpose(1, 2).contiguous()
         segments = make_segments(range(_HEADS))
         taken_s = self._seconds(lambda: attend(q_BShE, keys_BKTE, keys_BKTE, segments))
-        keys = _POSITIONS - (int(queries) - 1) / 2  # each query attends to those before it
+        # As `Costs.attend` counts: behind others a mask over all keys is worked through whole.
+        keys = _POSITIONS if int(queries) < _POSITIONS else (_POSITIONS + 1) / 2
         return 4 * int(queries) * keys * _HEADS * _HEAD_SIZE / taken_s
 
     def _cast(self, pair: str) -> float:

@@ -14,7 +14,7 @@ class Sizes:
     Attributes:
         rounds: Interleaved repeats, of which the median counts.
         rows: Step sizes of products.
-        matrix: Rows and columns of one matrix.
+        matrix: Rows and columns of a matrix that widens; one that narrows has them exchanged.
         weight_bytes: Of all matrices that take turns: more than any cache.
         task_s: Least time of one measurement.
         messages: Payloads in bytes.
@@ -29,7 +29,7 @@ class Sizes:
 
     rounds: int = 5
     rows: tuple[int, ...] = (1, 2, 8, 32, 128, 512)
-    matrix: tuple[int, int] = (2048, 4096)
+    matrix: tuple[int, int] = (4096, 2048)
     weight_bytes: int = 128 * MIB
     task_s: float = 0.1
     messages: tuple[int, ...] = (64, 1024, 8192, 32768, 131072, 1048576)
@@ -63,7 +63,7 @@ class Rounds:
 TINY = Sizes(
     rounds=1,
     rows=(1, 8),
-    matrix=(64, 128),
+    matrix=(128, 64),
     weight_bytes=1 * MIB,
     task_s=0.001,
     messages=(64, 65536),

@@ -20,8 +20,9 @@ from harness.regression.counters import compare_counters
 from harness.regression.table import markdown, rich_table
 from harness.regression.timings import ROUNDS, STARTS, Amount, measure_timings
 from harness.regression.tree import Tree
-from harness.regression.verdict import NO_BASELINE, Finding, regressions
+from harness.regression.verdict import NO_BASELINE, UNCLEAR, Finding, regressions
 from harness.signals import PoliteSignals, ignore_signals
+from testbed.hostlock import host_lock
 from tpi.errors import EXIT_INTERRUPTED, EXIT_OK, ConfigError, ResourceError, TpiError
 from tpi.files import write_atomic
 
@@ -46,8 +47,10 @@ def compare(
             raise NoBaselineError(f"{base.commit[:12]} has no tpi to measure")
         for tree in (before, after):
             tree.check_imports()
+        # Programs take the lock themselves while they count; probes have nobody who does.
         findings = compare_counters(before, after, scratch, options, note)
-        return findings + measure_timings(before, after, scratch, amount, note)
+        with host_lock(allow_concurrent=bool(options)):
+            return findings + measure_timings(before, after, scratch, amount, note)
 
 
 def conclude(findings: Sequence[Finding], accepted: Sequence[str]) -> tuple[int, str]:
@@ -59,9 +62,12 @@ def conclude(findings: Sequence[Finding], accepted: Sequence[str]) -> tuple[int,
     if bad:
         named = "; ".join(f"{f.what}: {f.verdict}, {f.base} to {f.head}, {f.change}" for f in bad)
         return EXIT_REGRESSION, f"regression: {named}"
-    compared = sum(f.verdict != NO_BASELINE for f in findings)
-    without = len(findings) - compared
-    return EXIT_OK, f"no regression: {compared} compared, {without} without a baseline"
+    without = sum(f.verdict == NO_BASELINE for f in findings)
+    unclear = [f.what for f in findings if f.verdict == UNCLEAR]
+    line = f"no regression: {len(findings) - without} compared, {without} without a baseline"
+    if unclear:
+        line += f"; too noisy to tell a tenth, run it again: {', '.join(unclear)}"
+    return EXIT_OK, line
 
 
 def main(argv: Sequence[str] | None = None, repo: Path = ROOT) -> int:

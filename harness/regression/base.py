@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tpi.errors import EXIT_OK, ConfigError, ResourceError, TpiError
 
-_MAIN = "origin/main"
+_MAINS = ("origin/main", "main")  # a clone without a remote has its own alone
 
 
 class NoBaselineError(TpiError):
@@ -47,9 +47,10 @@ def find_base(repo: Path, wanted: str | None = None) -> Base:
     head = _commit(repo, "HEAD")
     if head is None:
         raise NoBaselineError(f"{repo} is no git checkout with a commit")
-    fork = _git(repo, "merge-base", "HEAD", _MAIN)
-    if fork.returncode == 0 and fork.stdout.strip() != head:
-        return Base(fork.stdout.strip(), f"where this branch left {_MAIN}")
+    for main in _MAINS:
+        fork = _git(repo, "merge-base", "HEAD", main)
+        if fork.returncode == 0 and fork.stdout.strip() != head:
+            return Base(fork.stdout.strip(), f"where this branch left {main}")
     before = _commit(repo, "HEAD~1")
     if before is None:
         raise NoBaselineError(_why_none_before(repo, head))

@@ -134,7 +134,11 @@ def measure_timings(
                 side: stack.enter_context(Server(tree, scratch / side))
                 for side, tree in trees.items()
             }
-            missing |= _without_baseline(servers)
+            lacks = _without_baseline(servers)
+            if start and lacks.keys() - missing.keys():  # what was there does not go away
+                name, why = min(lacks.items())
+                raise ProgramError(f"base: probe {name} ran before start {start + 1}: {why}")
+            missing |= lacks
             names = [name for name in probe.PROBES if name not in missing]
             _time_start(servers, {name: timings[name] for name in names}, amount.rounds, start)
         if not names:

@@ -17,6 +17,8 @@ from results.stats import median, spread
 Groups = Sequence[Sequence[float]]
 FAILING = ("more", "slower", "new", "gone")
 NO_BASELINE = "no baseline"
+UNCLEAR = "unclear"
+_HIDEABLE = math.log(1.1)  # a change that noise must not be able to hide
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +27,8 @@ class Finding:
 
     Attributes:
         what: Its name, under which it can be accepted.
-        verdict: "same"; "less" or "faster", which are welcome; "no baseline"; or one of `FAILING`.
+        verdict: "same"; "less" or "faster", which are welcome; "unclear", where noise could hide a
+            change of a tenth; "no baseline"; or one of `FAILING`.
         change: The difference, and how sure it is, for people.
     """
 
@@ -107,6 +110,8 @@ def judge_timing(what: str, timing: Timing) -> Finding:
         verdict = "slower"
     elif ratio.high < -floor:
         verdict = "faster"
+    elif ratio.median > 0 and min(floor, ratio.high) > _HIDEABLE:
+        verdict = UNCLEAR
     low, middle, high = (_gain(v) for v in (ratio.low, ratio.median, ratio.high))
     change = f"{middle} ({low} to {high}; noise up to {_gain(floor)})"
     return Finding(what, _seconds(timing.base), _seconds(timing.head), change, verdict)

@@ -41,7 +41,7 @@ def traced_runs(book: Book, exhibit: str) -> Iterator[Traced]:
     store = RunStore(book.folder)
     seen = set()
     for entry in book.entries:
-        record = book.records.get(entry.run_id)
+        record = book.record_of(entry)
         if entry.exhibit != exhibit or record is None or entry.run_id in seen:
             continue
         seen.add(entry.run_id)

@@ -20,7 +20,8 @@ class SimDevice:
     Attributes:
         cores: What it is worth in cores of the calibrated host; all costs of computing are
             divided by it.
-        memory: Bytes; None is no limit. Likewise `disk_read_bps`, bytes per second.
+        memory: Bytes; None is no limit. Likewise `disk_read_bps`, bytes per second, and
+            `disk_write_bps`, which is that of reading then.
         swap: Bytes beside `memory`.
     """
 
@@ -28,6 +29,7 @@ class SimDevice:
     memory: int | None = None
     swap: int = 0
     disk_read_bps: float | None = None
+    disk_write_bps: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,11 +112,13 @@ def _device(
     cpus, read_bps = limits["cpus"], limits["read_bps"]
     if read_bps is None:
         read_bps = calibration["disk_probe"]["read_bps"]
+    write_bps = limits["write_bps"]
     return SimDevice(
         cores=factor * (threads if cpus is None else min(cpus, threads)),
         memory=limits["memory"],
         swap=limits["swap"],
         disk_read_bps=read_bps * factor,
+        disk_write_bps=None if write_bps is None else write_bps * factor,
     )
 
 
@@ -135,6 +137,8 @@ def _compare(path: Path, calibration: Calibration) -> Comparison | Skipped | Non
     record: Any = parse_json(
         read_small_file(path, _MAX_RECORD_BYTES, ConfigError), str(path), ConfigError
     )
+    if not isinstance(record, dict):
+        raise ConfigError(f"record {path}: expected a JSON object; it is none of ours")
     measured = record.get("metrics") if record.get("status") == "ok" else None
     is_docker = record.get("config", {}).get("testbed", {}).get("backend") == "docker"
     if not measured or not is_docker or record["system"] not in SYSTEMS:

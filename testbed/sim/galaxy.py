@@ -76,19 +76,17 @@ class GalaxyEngine(Engine):
         prefill = _Prefill(self, counts)
         heads = [rank.heads for rank in self.ranks]
         attend = self.costs.on_cores(self.costs.attend(rows, start, heads))
+        # Each rank has its part of the elements: rows of the norms, columns of what is gated.
+        block_ns = self.costs.on_cores(self.costs.block(max(1, rows // self.network.size)))
         for layer in range(len(self.layers)):
             for kind, middle in (("attn", attend), ("ffn", np.zeros_like(attend))):
                 label = f"{kind}.{layer}"
                 before, behind = self._bytes[kind]
-                self.compute(self._block_ns + self.costs.paging(before + behind), label)
+                self.compute(block_ns + self.costs.paging(before + behind), label)
                 prefill.gather(label, before, moves=layer > 0 or kind == "ffn")
                 self.compute(middle, label)
                 prefill.scatter(label, behind)
         self._last(counts)
-
-    @property
-    def _block_ns(self) -> Ints:
-        return self.costs.on_cores(self.costs.block(1))
 
     def _last(self, counts: Ints) -> None:
         """Bring the last position to the master."""

@@ -34,10 +34,10 @@ class _Plan:
     Attributes:
         dtype: Of the arithmetic.
         anon: Anonymous memory at the peak, without what a request adds; `steady` while it serves.
-        rss: VmHWM, with what is mapped.
+        rss: VmHWM while it loads, with what is mapped; of that, `mapped` while it serves.
         cached: Bytes of files that each pass goes through.
         hooks_s: Of every pass before its products, blocking; on the device's processor.
-        load_bytes: Read before it is ready; `load_s` of processor time for them.
+        load_bytes: Read before it is ready; `load_s` of processor time for them. `written` after.
     """
 
     dtype: str
@@ -48,6 +48,8 @@ class _Plan:
     hooks_s: float
     load_bytes: int
     load_s: float
+    written: int = 0
+    mapped: int = 0
 
 
 def num_elements(model: ModelConfig) -> tuple[int, int, int]:
@@ -71,16 +73,20 @@ def transformers(run: SimRun, calibration: Calibration) -> SimOutcome:
     dtype = str(run.options.get("dtype") or run.dtype)
     total = num_elements(run.model)[2]
     stored, weights = total * DTYPE_BYTES[run.storage], total * DTYPE_BYTES[dtype]
-    maps = run.options.get("mmap", True) and run.options.get("low_cpu_mem_usage", True)
-    views = bool(maps) and run.storage == dtype
-    copies = 1 if run.options.get("low_cpu_mem_usage", True) else 2
+    maps = bool(run.options.get("mmap", True))
+    views = maps and bool(run.options.get("low_cpu_mem_usage", True)) and run.storage == dtype
     base, anon = calibration.library_bytes, calibration.library_anon_bytes
+    steady = anon + (0 if views else weights)
+    # The checkpoint beside it while it loads: mapped pages as far as there is room, or read bytes.
+    beside = 0 if views else stored
+    peak = steady + (0 if maps else beside)
     plan = _Plan(
         dtype,
-        anon=anon + (0 if views else copies * weights),
-        steady=anon + (0 if views else weights),
-        rss=base + copies * weights,
+        anon=peak,
+        steady=steady,
+        rss=base + weights + (_fitting(run.devices[0], peak, beside) if maps else beside),
         cached=weights if views else 0,
+        mapped=weights if views else 0,
         hooks_s=0.0,
         load_bytes=0 if views else stored,
         load_s=0.0 if views else calibration.cast_s(stored, run.storage, dtype),
@@ -103,12 +109,12 @@ def accelerate(run: SimRun, calibration: Calibration) -> SimOutcome:
         if casts
         else offloaded / calibration.page_in_bps
     )
+    # What is cast leaves its file mapped, page by page.
+    mapped = _fitting(run.devices[0], anon, offloaded) if casts else largest // 2
     plan = _Plan(
         dtype, anon=anon, steady=anon,
-        # What is cast leaves its file mapped, page by page.
-        rss=anon + calibration.library_bytes - calibration.library_anon_bytes
-        + (_fitting(run.devices[0], anon, offloaded) if casts else largest // 2),
-        cached=offloaded,
+        rss=anon + calibration.library_bytes - calibration.library_anon_bytes + mapped,
+        cached=offloaded, mapped=mapped,
         hooks_s=moving_s + _tensors(model) * calibration.hook_s * offloaded / stored,
         load_bytes=round(stored * kept / weights), load_s=kept / 1e9,
     )  # fmt: skip
@@ -138,6 +144,7 @@ def accelerate_2024(run: SimRun, calibration: Calibration) -> SimOutcome:
         rss=calibration.library_bytes + weights + stored, cached=weights,
         hooks_s=moving_s + _tensors(run.model) * calibration.hook_s,
         load_bytes=stored, load_s=calibration.cast_s(stored, run.storage, run.dtype),
+        written=weights,
     )  # fmt: skip
     return _serve(run, calibration, plan)
 
@@ -160,12 +167,14 @@ def _serve(run: SimRun, calibration: Calibration, plan: _Plan) -> SimOutcome:
     served = plan.steady + request_bytes(run, plan.dtype)
     anon = (max(plan.anon, served),)
     plan = replace(plan, steady=served)
-    rss = (plan.rss + max(0, anon[0] - plan.anon),)
+    beside = calibration.library_bytes - calibration.library_anon_bytes
+    rss = (max(plan.rss, served + beside + plan.mapped),)
     if reason := out_of_memory(run.devices, anon):
         return SimOutcome((), rss, anon, "oom", reason)
     disk_bps = device.disk_read_bps or calibration.disk_read_bps
     start_s = calibration.library_start_s / device.cores
     ready_s = start_s + plan.load_bytes / disk_bps + plan.load_s / device.cores
+    ready_s += plan.written / (device.disk_write_bps or disk_bps)
     clock = _Clock(run, calibration, plan, ready_s)
     held = resident(run.devices, rss)
     first = clock.mark()

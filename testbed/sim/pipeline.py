@@ -71,7 +71,6 @@ class PipelineEngine:
         self.network = Network(run.links, [d.cores for d in run.devices], calibration)
         self._chunk = options.prefill_chunk
         self._step_ns = self.costs.on_cores(calibration.step_s)
-        self._check_s = calibration.sum_call_s if run.world_size > 1 else 0.0
         one = replace(run.model, num_layers=1)
         sizes = block_bytes(one, make_shard_plan(one, 1), MASTER_RANK, run.storage)
         self.bytes = {
@@ -131,7 +130,6 @@ class PipelineEngine:
         for layer in range(first, first + self.layers[rank]):
             for kind, more_s in (("attn", attend), ("ffn", 0.0)):
                 self._run(rank, f"{kind}.{layer}", self.bytes[kind][0], rows, more_s)
-                self.devices.now[rank] += round(self._check_s / self.costs.cores[rank] * 1e9)
 
     def _run(self, rank: int, label: str, num_bytes: int, rows: int, more_s: float) -> None:
         seconds = float(self.costs.products([num_bytes], rows)[0]) + self.costs.block(rows) + more_s

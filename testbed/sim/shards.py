@@ -35,7 +35,7 @@ class NodeOptions:
         """From a system's options, as `asdict` gives them; `fixed` ones come first.
 
         Raises:
-            ConfigError: An option that there is not, or a value of the wrong kind.
+            ConfigError: A number of the wrong kind.
         """
         values = {**raw, **fixed}
         window, shares = values.pop("window", "all"), values.pop("shares", None)
@@ -66,14 +66,13 @@ class RankPlan:
     Attributes:
         attn: Bytes of each of its attn blocks, 0 if it has none; likewise `ffn`.
         head: Bytes of its head tiles, in order (master only).
-        heads: Its query heads; `columns` of its FFN likewise.
+        heads: Its query heads.
     """
 
     attn: int
     ffn: int
     head: tuple[int, ...]
     heads: int
-    columns: int
     choice: WindowChoice
 
     @property
@@ -122,7 +121,6 @@ def _plan_rank(
         ffn=sum(by_kind["ffn"]),
         head=by_kind["head"] if rank == MASTER_RANK else (),
         heads=share.local_num_heads,
-        columns=share.local_ffn_size,
         choice=choice,
     )
 

@@ -29,12 +29,6 @@ class Mark:
     messages: Ints
     num_bytes: Ints
 
-    @classmethod
-    def zero(cls, size: int) -> "Mark":
-        """At the beginning."""
-        nothing = np.zeros(size, dtype=np.int64)
-        return cls(nothing, Tally.zero(size), nothing, nothing)
-
 
 @dataclass(frozen=True, slots=True)
 class Story:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from harness.allreduce_file import Asked, Point, read_points
+from harness.allreduce_file import Asked, Point, keep_aside, read_points
 from harness.allreduce_study import expected_s, main, markdown
 from testbed.link import LinkSpec
 from tpi.errors import TpiError
@@ -71,6 +71,19 @@ def test_a_study_of_another_host_is_not_gone_on_with(tmp_path, monkeypatch):
     assert list(ASKED.to_go_on_from(path)) == [0.0]  # of the other not all is there
     monkeypatch.setattr("harness.allreduce_file.host_fingerprint", lambda facts: str(id(facts)))
     assert ASKED.to_go_on_from(path) == {}
+
+
+def test_what_a_study_cannot_go_on_from_is_set_aside(tmp_path):
+    path = tmp_path / "study.json"
+    assert keep_aside(path, []) is None
+    for number in (1, 2):
+        ASKED.keep(path, points())
+        assert keep_aside(path, points()) is None  # it is gone on with
+        assert keep_aside(path, points()[:1]) == tmp_path / f"study.{number}.json"
+        assert not path.exists()
+    assert read_points(tmp_path / "study.1.json") == points()
+    path.write_text("{")
+    assert keep_aside(path, points()) == tmp_path / "study.3.json"
 
 
 @pytest.mark.parametrize(

@@ -197,6 +197,30 @@ def test_what_is_asked_for_wrongly_fails_the_whole(tmp_path, driver):
     assert in_index(tmp_path)["a"] == ("", "unknown option 'x'")
 
 
+def test_only_what_was_run_is_said_to_be_run_again(driver):
+    old = Outlook("failed", "crashed: once", "tpi-0000000000000004")
+    works = [FakeWork("a", Outlook("failed", "unknown option 'x'")), FakeWork("b", old)]
+    assert driver(*works).run() == 1
+    lines = [line for line in driver.out.getvalue().splitlines() if line.startswith("failed")]
+    assert lines == [
+        "failed: a: unknown option 'x'",
+        "failed: b: crashed: once; again: make table1 SCALE=smoke RETRY=1",
+    ]
+
+
+def test_what_breaks_off_now_is_said_and_not_how_it_failed_before(driver):
+    old = Outlook("failed", "crashed: once", "tpi-0000000000000004")
+    driver(todo("a", after=old, raises=WeightsError("the disk is gone"))).run()
+    assert "failed: a: the disk is gone;" in driver.out.getvalue()
+
+
+def test_time_left_learns_nothing_from_what_broke_off(driver):
+    works = [todo("a", after=Outlook("todo"), raises=WeightsError("at once"), takes_s=0.0)]
+    driver(*works, *(todo(name, takes_s=60.0) for name in "bc")).run()
+    left = re.findall(r"about (.*) left", driver.out.getvalue())
+    assert left == ["3 min", "2 min", "60 s"]
+
+
 def test_an_interrupt_keeps_the_index_and_the_rest_for_later(tmp_path, driver):
     half = Outlook("todo", "interrupted", "tpi-0000000000000003", 60.0)
     works = [todo("a"), todo("b", after=half, raises=KeyboardInterrupt()), todo("c")]

@@ -149,7 +149,7 @@ def test_a_product_gives_every_row_and_column(tmp_path):
         'for: {model: [a, b], n: [2, 4]}\n      row: "{model}"\n'
         '      columns: {"x/{n}": tpi, "y/{n}": galaxy}\n      overrides: ["devices={n}", z]'
     )
-    entries = read_plan("small", write(tmp_path, run, section="everywhere")).entries
+    entries = read_plan("small", write(tmp_path, run, section="simulated")).entries
     assert len(entries) == 8
     assert {(e.row, e.column, e.system, e.overrides) for e in entries} >= {
         ("a", "x/2", "tpi", ("devices=2", "z")),
@@ -196,6 +196,7 @@ def test_a_section_of_another_scale_is_checked_and_left_out(tmp_path):
         ("row: a\n      exhibits: [tabel1]\n      columns: {x: tpi}", "did you mean table1?"),
         ("row: a\n      overides: []\n      columns: {x: tpi}", "did you mean overrides?"),
         (f"{RUN}\n    - {RUN}", "written down twice"),
+        (f"{RUN}\n      row: b", "the key 'row' is there twice"),
         ("{", "table1.yaml: "),
     ],
 )
@@ -204,6 +205,11 @@ def test_mistakes_are_named(tmp_path, run, words):
         read_plan("smoke", write(tmp_path, run))
     assert words in str(error.value)
     assert str(tmp_path) in str(error.value)
+
+
+def test_a_section_of_no_scale_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="unknown section 'smal'; did you mean small"):
+        read_plan("smoke", write(tmp_path, RUN, section="smal"))
 
 
 def test_a_file_of_several_exhibits_must_name_them(tmp_path):

@@ -223,6 +223,10 @@ def test_entries_that_ask_for_the_same_are_one_run(tmp_path):
         Entry("table1", "a", "off", "tpi-resident", ("devices=8",)),
         Entry("figure6", "a", "tpi", "tpi", ("devices=8",)),
     ]
+    either, other = ("devices=8", "repeats=2"), ("repeats=2", "devices=8")  # the order says nothing
+    pair = [Entry("table1", "b", "on", "tpi", either), Entry("figure6", "b", "tpi", "tpi", other)]
+    (run,) = works_of(pair, [], tmp_path, retry=False)
+    assert run.entries == pair
     study = Study("allreduce", "figure3", ())
     *runs, last = works_of(entries, [study], tmp_path, retry=False)
     assert [list(run.entries) for run in runs] == [[entries[0], entries[2]], [entries[1]]]

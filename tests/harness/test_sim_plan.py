@@ -135,7 +135,6 @@ def test_what_would_be_ignored_is_refused_by_name(override, piece):
     ("override", "piece"),
     [
         ("testbed.roster.r1.threads=2", "device.cores"),
-        ("testbed.roster.r10.disk_write_mb_s=9", "no simulated system writes"),
         ("testbed.links.r1.queue_kib=64", "nothing is dropped"),
         ("testbed.links.r1.loss_frac=0.5", "nothing is lost"),
     ],

@@ -114,7 +114,7 @@ def test_table_and_cells_say_that_it_is_simulated(tmp_path):
         " link klonet (2 ms, 300 Mbit/s)"
     ]
     entry = Entry("table1", "tiny", "on", "tpi", ())
-    assert {(c.evidence, c.backend) for c in cells_of(entry, record, "full")} == {
+    assert {(c.evidence, c.backend) for c in cells_of(entry, record, "full", None)} == {
         ("simulated", "sim")
     }
 
@@ -152,7 +152,7 @@ def test_run_id_does_not_change_with_what_decides_nothing(tmp_path, overrides):
 
 def test_run_id_is_the_same_on_every_host(tmp_path, monkeypatch):
     ids = run_ids(plan_of(tmp_path))
-    monkeypatch.setattr("results.environment.host_fingerprint", lambda environment: "another")
+    monkeypatch.setattr("harness.identity.host_fingerprint", lambda environment: 1 / 0)
     monkeypatch.setattr("os.cpu_count", lambda: 512)
     assert run_ids(plan_of(tmp_path)) == ids
 

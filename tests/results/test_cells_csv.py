@@ -33,15 +33,15 @@ def test_every_field_reads_back():
         cell("table7 dell cpu text", "reported", text='Intel, "i7"', source="Table 7"),
         cell("table1 yi-34b on ttft_s", value=1 / 3, low=0.1, high=2 / 3, detail="two\nlines; a,b"),
     ]
-    assert parse(cells_csv(cells)) == cells
+    assert parse(cells_csv(cells, every_kind())) == cells
 
 
 def test_header_is_what_was_promised():
-    assert cells_csv([]) == ",".join(COLUMNS) + "\n"
-    assert len(COLUMNS) == 17
+    assert cells_csv([], every_kind()) == ",".join(COLUMNS) + "\n"
+    assert len(COLUMNS) == 18
 
 
 def test_each_cell_is_one_line_words_too():
     cells = shown_cells(every_kind(), "table1")
-    assert len(cells_csv(cells).splitlines()) == len(cells) + 1
+    assert len(cells_csv(cells, every_kind()).splitlines()) == len(cells) + 1
     assert any(c.word == "not run" for c in cells)

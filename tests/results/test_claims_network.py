@@ -3,8 +3,8 @@ from functools import partial
 
 import pytest
 
+from results.allreduce_cells import LINKS_MS
 from results.claims_network import (
-    LINKS_MS,
     crossing_delay_s,
     latency_bounds,
     ratio_of_links,
@@ -58,6 +58,13 @@ def test_a_study_of_other_than_8_devices_is_no_answer(said):
     found = star_is_first(view(*at_all(8, 16, 56, detail=said)))
     assert found.verdict == UNDECIDED
     assert "devices in the place of 8" in found.reason
+
+
+def test_latencies_that_the_paper_does_not_have_decide_nothing():
+    cells = [*at_all(8, 16, 56), *points(16, 8, 56, row="0.5")]
+    found = star_is_first(view(*cells))
+    assert found.verdict == REPRODUCED
+    assert [item.verdict for item in found.items if item.label.startswith("0.5 ms")] == [""]
 
 
 def test_star_is_first_is_undecided_where_intervals_overlap():

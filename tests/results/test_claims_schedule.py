@@ -83,6 +83,8 @@ def test_the_papers_shares_stand_in_a_column_of_their_own():
         (Check("exact", passed=False, agreement=0.5, first_difference=3), NOT_REPRODUCED),
         (Check("exact", detail="the reference broke"), UNDECIDED),
         (Check("bounded", passed=True, agreement=0.9), UNDECIDED),
+        (Check("bounded", passed=False, agreement=0.2), UNDECIDED),
+        (Check("two_layer_bounded"), UNDECIDED),
         (Check("two_layer", passed=True, agreement=1.0), UNDECIDED),
         (Check("two_layer", passed=False, agreement=0.5), NOT_REPRODUCED),
         (Check(), UNDECIDED),
@@ -94,6 +96,13 @@ def test_same_tokens_by_the_check_of_each_run(check, verdict):
     seen = View(book(records={"tpi-1": record}, entries=(entry,)), MEASURED)
     assert same_tokens(seen).verdict == verdict
     assert same_tokens(View(seen.book, SIMULATED)).verdict == UNDECIDED
+
+
+def test_a_record_of_another_system_gives_no_tokens():
+    record = RunRecord("tpi-1", "transformers", "ok", check=Check("exact", True, 1.0))
+    entry = Entry("table1", "llama2-3b", "on", "tpi", (), "tpi-1")
+    seen = View(book(records={"tpi-1": record}, entries=(entry,)), MEASURED)
+    assert same_tokens(seen).verdict == UNDECIDED
 
 
 def test_a_check_of_two_layers_decides_nothing_beside_a_whole_one():

@@ -61,7 +61,7 @@ def test_backends_are_not_mixed_in_a_ratio():
     seen = view(cell(memory[0], 1, backend="local"), cell(memory[1], 2, backend="docker"))
     places = (Place(*memory[0].split()), Place(*memory[1].split()))
     assert seen.ratio(*places) is None
-    assert seen.why_no_ratio(*places) == "measured on different backends"
+    assert seen.why_no_ratio(*places) == "measured on different backends or hosts"
 
 
 def test_computed_kinds_are_told_apart_by_their_source():

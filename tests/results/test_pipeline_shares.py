@@ -75,7 +75,7 @@ def test_figure_table_csv_and_claim_say_the_same(tmp_path):
     assert known(samples_of(made, measured)) == [[pytest.approx(share)]]
     stacks = [s for s in stacks_of(made, "figure1b") if s.label == "measured, small"]
     assert known(stacks[0].known["allreduce"].value) == pytest.approx(share)
-    rows = csv.DictReader(io.StringIO(cells_csv(shown_cells(made, "figure1b"))))
+    rows = csv.DictReader(io.StringIO(cells_csv(shown_cells(made, "figure1b"), made)))
     values = [r["value"] for r in rows if r["run_id"] and r["metric"] == "allreduce_share"]
     assert [float(value) for value in values] == [pytest.approx(share)]
     text = figure_markdown(made, "figure1b")

@@ -32,10 +32,14 @@ def test_the_papers_own_model_stands_for_itself():
     [
         ("8 devices; median of 50 rounds", ""),
         ("4 devices; median of 5 rounds", "4 devices"),
+        ("8 devices at 300 Mbit/s; median of 5 rounds", ""),
+        ("4 devices at 300 Mbit/s; median of 5 rounds", "4 devices"),
+        ("8 devices at 1000 Mbit/s; median of 5 rounds", "8 devices at 1000 Mbit/s"),
         ("", "an unknown number of devices"),
     ],
 )
-def test_a_study_stands_for_the_papers_with_as_many_devices(detail, name):
+def test_a_study_stands_for_the_papers_on_the_same_network(detail, name):
     one = cell("figure3 1 star allreduce_s", 1, source="4 bytes", detail=detail)
     assert stand_in_name(book(one), one) == name
-    assert stand_in(book(one), one) == (f"{name} in the place of 8" if name else "")
+    whole = f"{name} in the place of 8 at 300 Mbit/s"
+    assert stand_in(book(one), one) == (whole if name else "")

@@ -32,19 +32,33 @@ def test_a_configuration_is_a_line_with_what_was_measured_first():
         ["4 devices", "TPI-LLM", *first, *latency, *memory],
         ["4 devices, ring", "tpi-resident", "", "", "", *ring, "", "", ""],
     ]
-    assert "2 configurations. Errors, simulated / measured - 1:" in lines
+    assert "2 configurations, 2 with both numbers. Errors," in lines
+
+
+def test_a_side_without_a_number_says_why_and_has_no_error():
+    made = book(
+        cell(f"{FOUR} ttft_s", 2.0, dilation=8.0), cell(f"{FOUR} ttft_s", "oom", "simulated")
+    )
+    text = markdown(made)
+    assert "| 4 devices     | TPI-LLM | 2 s ᵈ⁸ | *~oom*    |       |" in text
+    assert "1 configuration, 0 with both numbers." in text
 
 
 def test_the_summary_is_of_the_checks_alone():
     text = markdown(checked_book())
-    assert "- token latency: median 6.0 %, worst -10.0 % (4 devices, TPI-LLM)" in text
-    assert "- TTFT: median 5.0 %, worst +5.0 % (4 devices, TPI-LLM)" in text
+    assert (
+        "- token latency: median 6.0 %, worst -10.0 % (4 devices, TPI-LLM), 2 of 2 within 25 %"
+        in text
+    )
+    assert "- TTFT: median 5.0 %, worst +5.0 % (4 devices, TPI-LLM), 1 of 1 within 25 %" in text
 
 
 def test_a_summary_names_the_worst_of_what_it_is_given():
     pairs = [pair for pair in pairs_of(checked_book()) if not pair.is_check]
-    assert list(summary(pairs)) == ["token latency: median 200.0 %, worst +200.0 % (llama2-3b, on)"]
+    assert list(summary(pairs)) == [
+        "token latency: median 200.0 %, worst +200.0 % (llama2-3b, on), 0 of 1 within 25 %"
+    ]
 
 
 def test_without_any_check_the_table_says_so():
-    assert markdown(book()).endswith("Nothing was both measured and simulated to check it.\n")
+    assert markdown(book()).endswith("Nothing was measured or simulated to check it.\n")

@@ -76,6 +76,15 @@ def test_without_a_remote_it_is_the_commit_before(upstream):
     assert find_base(upstream).commit == first
 
 
+def test_a_branch_without_a_remote_is_compared_with_where_it_left_its_main(upstream):
+    first = git(upstream, "rev-parse", "HEAD")
+    git(upstream, "checkout", "-q", "-b", "work")
+    for name in ("two", "three", "four"):
+        commit(upstream, name)
+    base = find_base(upstream)
+    assert (base.commit, base.how) == (first, "where this branch left main")
+
+
 def test_named_commit_wins(clone):
     assert find_base(clone, "HEAD").commit == git(clone, "rev-parse", "HEAD")
 

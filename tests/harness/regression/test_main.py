@@ -6,7 +6,8 @@ import pytest
 
 from harness.regression import __main__ as command
 from harness.regression.table import markdown, rich_table
-from harness.regression.verdict import NO_BASELINE, Finding
+from harness.regression.verdict import NO_BASELINE, UNCLEAR, Finding
+from testbed.base import DeviceError
 from tests.harness.regression.test_base import commit, git
 from tpi.errors import ConfigError
 
@@ -30,6 +31,28 @@ def repo(tmp_path):
 def measured(monkeypatch, *findings):
     monkeypatch.setattr(command, "compare_counters", lambda *_: list(findings))
     monkeypatch.setattr(command, "measure_timings", lambda *_: [])
+
+
+def test_what_is_too_noisy_passes_and_is_named(repo, monkeypatch, capsys):
+    commit(repo, "two")
+    measured(monkeypatch, SAME, Finding("time: x", "1 ms", "2 ms", "+30%", UNCLEAR))
+    assert command.main([], repo) == 0
+    said = capsys.readouterr().out
+    assert "no regression: 2 compared, 0 without a baseline; too noisy to tell a tenth" in said
+    assert "time: x" in said
+
+
+def test_nothing_is_timed_beside_another_harness(repo, monkeypatch, capsys):
+    commit(repo, "two")
+    measured(monkeypatch, SAME)
+
+    def another(*, allow_concurrent):
+        assert not allow_concurrent
+        raise DeviceError("another harness runs on this host")
+
+    monkeypatch.setattr(command, "host_lock", another)
+    assert command.main([], repo) != 0
+    assert "another harness" in capsys.readouterr().err
 
 
 def test_first_commit_is_a_notice(repo, capsys):

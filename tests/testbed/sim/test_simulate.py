@@ -184,7 +184,10 @@ def test_a_rank_alone_pays_for_no_sums(system):
         return figures_of(outcome).token_latency_s
 
     assert took_s(1, 0.1) == took_s(1, 0.0)
-    assert took_s(2, 0.1) > took_s(2, 0.0) + 0.1
+    # A pipeline has none however many it is of: one rank after another computes whole layers.
+    sums_s = 0.0 if system == "pipeline" else 0.1
+    assert took_s(2, 0.1) >= took_s(2, 0.0) + sums_s
+    assert (took_s(2, 0.1) == took_s(2, 0.0)) == (system == "pipeline")
 
 
 @pytest.mark.parametrize("system", ["tpi-resident", "galaxy", "pipeline"])
