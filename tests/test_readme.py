@@ -47,9 +47,10 @@ def test_paper_tables_are_what_their_records_give():
     for name, exhibit, text in PAPERS:
         book = open_book(PUBLISHED / name)
         assert not book.problems
-        drawn = paper_tables.markdown(book, exhibit)
         if exhibit == VALIDATION:
             drawn = validation_table.markdown(book)
+        else:
+            drawn = paper_tables.markdown(book, exhibit)
         assert text.strip() == drawn.strip(), (name, exhibit)
 
 

@@ -19,7 +19,9 @@ from tpi.config import load_preset
 from tpi.errors import ConfigError
 
 GIB = 1 << 30
-KLONET = SimDevice(cores=3.2, memory=8 * GIB, swap=4 * GIB, disk_read_bps=700e6)
+KLONET = SimDevice(
+    cores=3.2, memory=8 * GIB, swap=4 * GIB, disk_read_bps=700e6, disk_write_bps=500e6
+)
 
 
 def words(plan, pending=("tpi",)):

@@ -1,6 +1,7 @@
 """The command: how it ends, what it says, what it writes."""
 
 import subprocess
+from contextlib import nullcontext
 
 import pytest
 
@@ -31,6 +32,7 @@ def repo(tmp_path):
 def measured(monkeypatch, *findings):
     monkeypatch.setattr(command, "compare_counters", lambda *_: list(findings))
     monkeypatch.setattr(command, "measure_timings", lambda *_: [])
+    monkeypatch.setattr(command, "host_lock", lambda **_: nullcontext())
 
 
 def test_what_is_too_noisy_passes_and_is_named(repo, monkeypatch, capsys):
