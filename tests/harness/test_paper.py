@@ -51,13 +51,16 @@ class FakeWork:
         return self.after if self.runs and self.after else self.outlook
 
     def run(self, outlook, log):
-        assert outlook == self.outlook
+        assert outlook == self.look()
         self.runs += 1
         self.clock[0] += self.takes_s
         log.print(f"inside {self.title}")
         sys.stderr.write("progress\n")
         if self.raises:
             raise self.raises
+
+
+INVALID = Outlook("todo", "invalid: a link was slow", "tpi-0000000000000007")
 
 
 def todo(name, after=OK, predicted_s=60.0, **more):
@@ -118,7 +121,7 @@ def test_a_failure_keeps_going_and_makes_the_status(tmp_path, driver):
         todo("e"),
     ]
     assert driver(*works).run() == 1
-    assert all(work.runs == 1 for work in works)
+    assert [work.runs for work in works] == [1, 1, 2, 1, 1]  # what was disturbed, once more
     assert in_index(tmp_path) == {
         "a": ("tpi-0000000000000009", ""),  # its record says how it ended
         "b": ("", "rank-0: truncated"),
@@ -219,6 +222,17 @@ def test_time_left_learns_nothing_from_what_broke_off(driver):
     driver(*works, *(todo(name, takes_s=60.0) for name in "bc")).run()
     left = re.findall(r"about (.*) left", driver.out.getvalue())
     assert left == ["3 min", "2 min", "60 s"]
+
+
+def test_what_was_disturbed_is_measured_once_more(driver):
+    class Recovers(FakeWork):
+        def look(self):
+            return self.outlook if not self.runs else INVALID if self.runs == 1 else OK
+
+    work = Recovers("a", Outlook("todo", predicted_s=60.0))
+    assert driver(work).run() == 0
+    assert work.runs == 2
+    assert "invalid: a link was slow; once more ..." in driver.out.getvalue()
 
 
 def test_an_interrupt_keeps_the_index_and_the_rest_for_later(tmp_path, driver):
