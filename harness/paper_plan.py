@@ -118,7 +118,11 @@ def _in_order(path: Path) -> tuple[bool, str]:
 def _load(path: Path) -> object:
     with map_errors({OSError: ConfigError, yaml.YAMLError: ConfigError, ValueError: ConfigError},
                     str(path)):  # fmt: skip
-        return yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        loader = _Loader(path.read_text(encoding="utf-8"))
+        try:
+            return loader.get_single_data()
+        finally:
+            loader.dispose()
 
 
 class _Loader(yaml.SafeLoader):
