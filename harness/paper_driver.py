@@ -222,7 +222,7 @@ class Driver:
 
 def _was_disturbed(outlook: Outlook) -> bool:
     """Whether a probe did not hold: what disturbed it may be gone, and a second try costs less."""
-    return outlook.state == "todo" and outlook.reason.startswith("invalid:")
+    return outlook.state == "todo" and outlook.kind == "invalid"
 
 
 def _ended(outlook: Outlook, reason: str) -> Outlook:

@@ -48,7 +48,8 @@ class Outlook:
         reason: Why it is refused or failed; of what is done, its figures.
         run_id: Of its record, where there is one.
         predicted_s: Of what is to do.
-        kind: Of what is done: `measured`, `simulated`, `oom` or `infeasible`.
+        kind: Of what is done: `measured`, `simulated`, `oom` or `infeasible`; of what is to do, the
+            status of the record that there is.
     """
 
     state: str
@@ -132,7 +133,9 @@ class RunWork:
             # retry measures anew beside it.
             unusable = Outlook("failed", str(exc), store.latest_id(base_id))
             return _before(_forced(prepared), unusable) if self.retry else unusable
-        seen = Outlook("todo", words_of(record), record.run_id) if record else Outlook("todo")
+        seen = Outlook("todo")
+        if record is not None:
+            seen = Outlook("todo", words_of(record), record.run_id, kind=record.status)
         if record is None or _is_to_do(record, prepared):
             return _before(prepared, seen)
         if record.status in _DONE:
@@ -268,7 +271,7 @@ def _before(prepared: Prepared | PreparedSim, seen: Outlook) -> Outlook:
             session.require_docker(plan)
     except TpiError as exc:
         return Outlook("refused", str(exc), run_id)
-    return Outlook("todo", reason, run_id, plan.predicted_s, prepared)
+    return Outlook("todo", reason, run_id, plan.predicted_s, prepared, seen.kind)
 
 
 def _forced(prepared: Prepared | PreparedSim) -> Prepared | PreparedSim:

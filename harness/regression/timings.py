@@ -135,9 +135,11 @@ def measure_timings(
                 for side, tree in trees.items()
             }
             lacks = _without_baseline(servers)
-            if start and lacks.keys() - missing.keys():  # what was there does not go away
-                name, why = min(lacks.items())
-                raise ProgramError(f"base: probe {name} ran before start {start + 1}: {why}")
+            if start and (lost := lacks.keys() - missing.keys()):  # what was there does not go away
+                name = min(lost)
+                raise ProgramError(
+                    f"base: probe {name} ran before start {start + 1}: {lacks[name]}"
+                )
             missing |= lacks
             names = [name for name in probe.PROBES if name not in missing]
             _time_start(servers, {name: timings[name] for name in names}, amount.rounds, start)

@@ -60,7 +60,7 @@ class FakeWork:
             raise self.raises
 
 
-INVALID = Outlook("todo", "invalid: a link was slow", "tpi-0000000000000007")
+INVALID = Outlook("todo", "invalid: a link was slow", "tpi-0000000000000007", kind="invalid")
 
 
 def todo(name, after=OK, predicted_s=60.0, **more):
@@ -116,7 +116,7 @@ def test_a_failure_keeps_going_and_makes_the_status(tmp_path, driver):
     works = [
         todo("a", after=failed),
         todo("b", after=Outlook("todo"), raises=WeightsError("rank-0: truncated")),
-        todo("c", after=Outlook("todo", "invalid: a link was slow", "tpi-0000000000000007")),
+        todo("c", after=INVALID),
         todo("d", after=Outlook("todo")),
         todo("e"),
     ]
