@@ -9,6 +9,7 @@ deep in a call that does not return. Read `PoliteSignals._on_signal` and `_watch
 
 import contextlib
 import errno
+import operator
 import os
 import signal
 import sys
@@ -28,13 +29,16 @@ _SAME_WISH_S = 0.25
 # From another signal to the end of the process; a user should not wait for a second.
 _LAST_MOMENT_S = 0.6
 _STDERR = 2
+# What later signals find, for one of them must not interrupt the handler of another: a flood would
+# nest them until the stack is full. Of C, so that it ends before the next signal is looked at.
+_NOTHING = operator.is_
 
 
 class PoliteSignals:
     """While its `with` block lasts, signals end the block as the module says."""
 
     def __init__(self) -> None:
-        self.seen = 0
+        self.seen = False
         self._over = threading.Event()
         self._old: dict[signal.Signals, object] = {}
 
@@ -63,10 +67,14 @@ class PoliteSignals:
         os.close(self._write_fd)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        self.seen += 1
+        if self.seen:
+            return
+        self.seen = True
+        for each in self._old:
+            signal.signal(each, _NOTHING)
         if number == signal.SIGHUP:
-            leave_dead_terminal()
-        if self.seen == 1 and not self._over.is_set():
+            leave_dead_terminal()  # before the words of farewell
+        if not self._over.is_set():
             raise KeyboardInterrupt
 
     def _watch(self) -> None:
@@ -75,6 +83,8 @@ class PoliteSignals:
             while byte := pipe.read(1):
                 if byte[0] not in POLITE:  # somebody else's handler
                     continue
+                if byte[0] == signal.SIGHUP:
+                    leave_dead_terminal()
                 first_s = time.monotonic() if first_s is None else first_s
                 if time.monotonic() - first_s > _SAME_WISH_S:
                     self._end_now()

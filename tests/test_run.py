@@ -1,5 +1,6 @@
 """`run.py` from the command line, with fake systems, and once with the real ones."""
 
+import contextlib
 import json
 import os
 import pty
@@ -298,7 +299,8 @@ def test_signals_again_and_again_end_it_within_a_second(arguments, number):
         start_s = time.monotonic()
         while process.poll() is None:
             process.send_signal(number)
-            select.select([process.stderr], [], [], 0.1)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.1)
             assert time.monotonic() < start_s + 10
         took_s = time.monotonic() - start_s
         _, err = process.communicate(timeout=5)
@@ -306,6 +308,20 @@ def test_signals_again_and_again_end_it_within_a_second(arguments, number):
     assert "Traceback" not in err
     # To end it politely takes two seconds, until it is killed.
     assert took_s < 1.5
+    assert_gone(children)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_flood_of_signals_does_not_hold_up_the_end(arguments, number):
+    with run_waits(arguments, ("-c", STUBBORN)) as process:
+        children = wait_for_repeat(process)
+        start_s = time.monotonic()
+        while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            os.kill(process.pid, number)
+            assert time.monotonic() < start_s + 10
+        _, err = process.communicate(timeout=5)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
     assert_gone(children)
 
 
