@@ -1,14 +1,18 @@
+from pathlib import Path
+
 import pytest
 
 from results.book import read_book
+from results.collected import open_book
 from results.index import Entry, Index, write_index
 from results.schema import RunRecord
 from results.store import RunStore
-from results.validation import median_error, noise_floors, pairs_of, worst_pair
+from results.validation import PAIRED, median_error, noise_floors, pairs_of, worst_pair
 from tests.results.claim_books import book, cell, known
 from tests.results.examples import make_repeat
 from tests.results.test_evidence import stored
 
+PUBLISHED = Path(__file__).parents[2] / "results" / "published" / "paper-small"
 WHERE = ("table1 llama2-3b on", "table1 llama2-7b on", "table1 llama2-13b on")
 
 
@@ -47,6 +51,14 @@ def test_a_run_that_stands_in_two_exhibits_is_one_pair():
         )
     ]
     assert len(pairs_of(book(*cells))) == 1
+
+
+@pytest.mark.parametrize("metric", PAIRED)
+def test_published_runs_are_predicted(metric):
+    pairs = [p for p in pairs_of(open_book(PUBLISHED)) if p.is_check and p.place.metric == metric]
+    assert len(pairs) >= 16
+    assert median_error(pairs) <= 0.10
+    assert abs(worst_pair(pairs).error) <= 0.25
 
 
 def noisy(folder, repeats, run_ids=("tpi-00000000000000aa",)):

@@ -17,8 +17,10 @@ def record():
     return json.loads(path.read_text())
 
 
-def test_every_record_of_the_docker_testbed_is_predicted():
-    found = compare([PUBLISHED], load_calibration())
+def test_every_record_of_the_reference_machine_is_predicted():
+    # Those of Tables 1 and 2 are of another machine: tests/results/test_published_validation.py.
+    folders = [folder for folder in PUBLISHED.iterdir() if folder.name != "paper-small"]
+    found = compare(folders, load_calibration())
     assert len(found) >= 7
     compared = [each for each in found if isinstance(each, Comparison)]
     assert compared == found
