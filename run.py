@@ -15,11 +15,9 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from harness.compose import compose_all, help_text
-from harness.session import WIDTH, Output, prepare, run
+from harness.session import EXIT_BROKEN_PIPE, WIDTH, Output, prepare, run
 from harness.signals import PoliteSignals, ignore_signals, write_nowhere
 from tpi.errors import EXIT_INTERRUPTED, EXIT_OK, ResourceError, TpiError
-
-_EXIT_BROKEN_PIPE = 141  # as of a program that SIGPIPE ended
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _complain(str(exc))
             status = exc.exit_status
         except BrokenPipeError:
-            status = _EXIT_BROKEN_PIPE
+            status = EXIT_BROKEN_PIPE
         except OSError as exc:
             _complain(str(exc))
             status = ResourceError.exit_status

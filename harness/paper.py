@@ -24,8 +24,8 @@ from harness.paper_driver import LOG_FILE, Driver, make_command
 from harness.paper_index import PaperIndex, folder_lock
 from harness.paper_plan import PaperPlan, exhibits_of, read_plan
 from harness.paper_work import Work, works_of
-from harness.session import WIDTH, Output
-from harness.signals import PoliteSignals, ignore_signals
+from harness.session import EXIT_BROKEN_PIPE, WIDTH, Output
+from harness.signals import PoliteSignals, ignore_signals, write_nowhere
 from results.cells import HOLDERS, SCALES
 from results.markup import counted
 from tpi.errors import EXIT_INTERRUPTED, ResourceError, TpiError
@@ -40,6 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     with PoliteSignals() as signals:
         try:
             return _run(arguments)
+        except BrokenPipeError:
+            write_nowhere(sys.stdout.fileno())
+            status = EXIT_BROKEN_PIPE
         except (TpiError, OSError) as exc:
             sys.stderr.write(f"paper: {' '.join(str(exc).split())}\n")
             status = exc.exit_status if isinstance(exc, TpiError) else ResourceError.exit_status

@@ -21,6 +21,7 @@ from testbed.base import DeviceError
 from tpi.errors import ConfigError, ResourceError, map_errors
 
 _LOCK = ".lock"
+KEPT_FILE = f"{INDEX_FILE}.old"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ class PaperIndex:
     """`index.json` in a folder, for the entries of a plan.
 
     Attributes:
-        problem: Why the one that is there cannot be used; it is made anew then.
+        problem: Why the one that is there cannot be used; it is kept as `KEPT_FILE` and made anew.
     """
 
     def __init__(self, folder: Path, scale: str, entries: Iterable[Entry]) -> None:
@@ -44,6 +45,7 @@ class PaperIndex:
         self._entries = {_key(entry): entry for entry in entries}
         self._studies: dict[str, StudyEntry] = {}
         self.problem = ""
+        self._is_ours = True
         if not (folder / INDEX_FILE).exists():
             if any(folder.glob("*/run.json")):
                 self.problem = f"{folder / INDEX_FILE}: missing beside run records"
@@ -51,7 +53,7 @@ class PaperIndex:
         try:
             self._take(read_index(folder))
         except RecordError as exc:
-            self.problem = str(exc)
+            self.problem, self._is_ours = f"{exc}; keeping it as {KEPT_FILE}", False
 
     def _take(self, old: Index) -> None:
         if old.scale != self._scale:
@@ -92,6 +94,11 @@ class PaperIndex:
 
     def write(self) -> None:
         """Write it, whole or not at all."""
+        if not self._is_ours:
+            path = self._folder / INDEX_FILE
+            with map_errors({OSError: ResourceError}, f"cannot rename {path}"):
+                path.replace(self._folder / KEPT_FILE)
+            self._is_ours = True
         write_index(self._folder, self.index)
 
 

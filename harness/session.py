@@ -36,6 +36,7 @@ from tpi.config import load_config, load_preset
 from tpi.errors import TpiError
 
 WIDTH = 120  # where there is no terminal to ask
+EXIT_BROKEN_PIPE = 141  # as of a program that SIGPIPE ended
 
 
 @dataclass(frozen=True, slots=True)

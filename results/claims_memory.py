@@ -79,7 +79,8 @@ def flat_over_devices(view: View, rows: Sequence[str], bound: float) -> Finding:
 
 def _flatness(view: View, row: str, bound: float) -> Item:
     places = {n: memory_place("table2", row, f"on/{n}") for n in DEVICES}
-    values = {n: value for n, place in places.items() if (value := view.value(place))}
+    found = {n: view.value(place) for n, place in places.items()}
+    values = {n: value for n, value in found.items() if value and value.median > 0}
     missing = view.why_no_ratio(*places.values()) if len(values) < len(places) else ""
     if not values:
         return Item(label_of(row), UNDECIDED, reason=missing)

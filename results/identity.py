@@ -13,7 +13,7 @@ from pathlib import Path
 
 # Program text and what programs read at run time; caches, objects and documents change nothing.
 _SOURCE_SUFFIXES = {".py", ".json", ".yaml", ".c", ".h", ".sh"}
-_NAME = re.compile(r"(?P<base>.+-[0-9a-f]{16})(?:-(?P<attempt>\d+))?")
+_NAME = re.compile(r"(?P<base>.+-[0-9a-f]{16})(?:-(?P<attempt>\d{1,9}))?")
 
 
 def make_run_id(system: str, decisive: Mapping[str, object]) -> str:

@@ -1,12 +1,13 @@
 """Copy exhibits with the records behind them: `python -m results.publish FOLDER OUT --only table1`.
 
-OUT gets an index of those exhibits alone, every record that it names, and `SHA256SUMS` of both, as
-`sha256sum -c` checks them. Nothing is published that cannot be read, and nothing is written over.
-Read `publish` first.
+OUT gets an index of those exhibits alone, every record that it names, the samples that these name,
+and `SHA256SUMS` of index and records, as `sha256sum -c` checks them. Nothing is published that
+cannot be read, and nothing is written over. Read `publish` first.
 """
 
 import argparse
 import hashlib
+import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -39,12 +40,16 @@ def publish(folder: Path, out: Path, exhibits: Sequence[str]) -> list[str]:
     if out.exists():
         raise ConfigError(f"{out}: is there already; name a folder that is not")
     book = read_book(folder)
+    named = re.compile(rf"\b({'|'.join(map(re.escape, runs))})(?![-\w])")
     for problem in book.problems:
-        if any(run in problem for run in runs):
+        if named.search(problem):
             raise ConfigError(f"cannot be published: {problem}")
     with map_errors({OSError: ResourceError}, f"cannot write {out}"):
         for run in runs:
-            shutil.copytree(folder / run, out / run)
+            (out / run).mkdir(parents=True)
+            # What the record does not name has no digest, and is none of it.
+            for name in ("run.json", *(sample.file for sample in book.records[run].samples)):
+                shutil.copyfile(folder / run / name, out / run / name)
         write_index(out, replace(index, entries=entries, studies=()))
         files = [INDEX_FILE, *(f"{run}/run.json" for run in sorted(runs))]
         lines = [f"{_sha256(out / name)}  {name}" for name in files]

@@ -16,6 +16,7 @@ from results.cells import HOLDERS, VALIDATION
 from results.cells_csv import cells_csv
 from results.collected import open_book
 from results.grid import shown_cells
+from results.marks import plain
 from results.paper_tables import figure_markdown, markdown
 from results.table_latex import latex
 from tpi.errors import EXIT_OK, ConfigError, ResourceError, TpiError, map_errors
@@ -126,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"error: {exc}\n")
         return exc.exit_status
     for problem in book.problems:
-        sys.stderr.write(f"unusable: {problem}\n")
+        sys.stderr.write(f"unusable: {plain(problem)}\n")
     sys.stdout.write(f"{len(paths)} files in {out_dir}\n")
     return EXIT_OK
 

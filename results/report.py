@@ -14,7 +14,9 @@ from results.book import Book
 from results.claims import judge_claims
 from results.collected import open_book
 from results.exhibits import VALIDATION_TITLE
+from results.index import INDEX_FILE
 from results.markup import Html, page, tag
+from results.outfile import check_out
 from results.report_claims import claims_section
 from results.report_exhibits import draw_all, figures_section, legend, tables_section
 from results.report_runs import environment_section, problems_section, rerun_section
@@ -120,8 +122,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--figures", type=Path, help="folder of rendered SVG figures; drawn anew unless said"
     )
     args = parser.parse_args(argv)
-    out = args.out or args.folder / "report.html"
+    out = args.folder / "report.html" if args.out is None else args.out
     try:
+        check_out(out, keep=[args.folder / INDEX_FILE])
         write_report(open_book(args.folder), out, args.figures)
     except TpiError as exc:
         sys.stderr.write(f"error: {exc}\n")

@@ -60,7 +60,7 @@ class RunStore:
         """
         path = self.folder(run_id) / _RECORD
         with map_errors({OSError: RecordError}, f"record {path}"):
-            record = decode_record(path.read_bytes(), f"record {path}")
+            record = decode_record(_read_file(path), f"record {path}")
         if record.run_id != run_id:
             raise RecordError(f"record {path}: is of run {record.run_id}")
         self.repeats(record)
@@ -125,7 +125,7 @@ class RunStore:
     def _read_repeat(self, run_id: str, sample: SampleFile) -> Repeat:
         path = self.folder(run_id) / sample.file
         with map_errors({OSError: RecordError}, f"samples {path}"):
-            data = path.read_bytes()
+            data = _read_file(path)
         if hashlib.sha256(data).hexdigest() != sample.sha256:
             raise RecordError(
                 f"samples {path}: changed after it was written; measure again with force=true"
@@ -139,6 +139,12 @@ class RunStore:
                 folder.mkdir(parents=True)
                 sync_folder(folder.parent)
             write_atomic(folder / name, data)
+
+
+def _read_file(path: Path) -> bytes:
+    if path.exists() and not path.is_file():  # to open a FIFO would wait for its writer
+        raise RecordError(f"{path}: expected a regular file")
+    return path.read_bytes()
 
 
 def _joined(record: RunRecord, repeats: Sequence[Repeat], sample: SampleFile) -> RunRecord:

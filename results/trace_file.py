@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from results.outfile import check_out
 from results.schema import RecordError, Repeat, RunRecord
 from results.spans import RankSpan, is_cut, spans_of
 from results.store import RunStore
@@ -79,6 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("trace.json"), help="file to write")
     given = parser.parse_args(argv)
     try:
+        check_out(given.out, keep=[given.record / "run.json"])
         record, repeat = _read(given.record, given.repeat)
         with map_errors({ConfigError: ConfigError}, str(given.record)):
             write_trace_file(record, repeat, given.out)

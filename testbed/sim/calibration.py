@@ -19,6 +19,7 @@ from tpi.files import parse_json, read_small_file, write_atomic
 
 SCHEMA_VERSION = 1
 _MAX_BYTES = 1 << 20
+_MAX_NUMBER = 1e18  # bytes, rates and seconds of any machine lie far below
 _BY_ROWS = ("products", "linear")
 _TABLES = (*_BY_ROWS, "attend")
 
@@ -102,7 +103,7 @@ class Calibration:
         for entry in fields(self):
             value = getattr(self, entry.name)
             if entry.name.endswith("_bps"):
-                for rate in value.values() if isinstance(value, Mapping) else (value,):
+                for rate in value.values() if entry.name == "cast_bps" else (value,):
                     _check_number(entry.name, rate, positive=True)
             elif entry.name.endswith(("_s", "_bytes")):
                 _check_number(entry.name, value)
@@ -248,8 +249,8 @@ def _check_table(name: str, table: Rates) -> None:
 
 def _check_number(name: str, value: object, *, positive: bool = False) -> None:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    number = float(value) if is_number and isinstance(value, int | float) else math.nan
-    if not math.isfinite(number) or number < 0 or (positive and number == 0):
+    number = value if is_number and isinstance(value, int | float) else math.nan
+    if not 0 <= number <= _MAX_NUMBER or (positive and number == 0):
         raise _bad(name, "a number > 0" if positive else "a number >= 0", value)
 
 

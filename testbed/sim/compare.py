@@ -51,10 +51,11 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A record that there is nothing to compare with."""
+    """A record that there is nothing to compare with; `is_broken`: it is none of ours."""
 
     name: str
     reason: str
+    is_broken: bool = False
 
 
 def figures_of(outcome: SimOutcome) -> Figures:
@@ -125,12 +126,33 @@ def _device(
 def compare(folders: Iterable[Path], calibration: Calibration) -> list[Comparison | Skipped]:
     """Simulate every record of the Docker testbed below these folders that ended well.
 
+    A record that cannot be read, or holds what none of ours does, is skipped and says so; digests
+    are not checked.
+
     Raises:
-        ConfigError: A record that cannot be read.
+        ConfigError: There is no such folder.
     """
-    paths = sorted({path for folder in folders for path in folder.rglob("run.json")})
-    found = [_compare(path, calibration) for path in paths]
+    paths: set[Path] = set()
+    for folder in folders:
+        if not folder.is_dir():
+            raise ConfigError(f"{folder}: no such folder, expected one with run records")
+        paths.update(folder.rglob("run.json"))
+    found = [_compare_or_skip(path, calibration) for path in sorted(paths)]
     return [comparison for comparison in found if comparison is not None]
+
+
+def _compare_or_skip(path: Path, calibration: Calibration) -> Comparison | Skipped | None:
+    name = _name_of(path)
+    try:
+        return _compare(path, calibration)
+    except ConfigError as exc:
+        return Skipped(name, str(exc), is_broken=True)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as exc:
+        return Skipped(name, f"holds what no record of ours does: {exc!r}", is_broken=True)
+
+
+def _name_of(path: Path) -> str:
+    return f"{path.parent.parent.name}/{path.parent.name}"
 
 
 def _compare(path: Path, calibration: Calibration) -> Comparison | Skipped | None:
@@ -143,7 +165,9 @@ def _compare(path: Path, calibration: Calibration) -> Comparison | Skipped | Non
     is_docker = record.get("config", {}).get("testbed", {}).get("backend") == "docker"
     if not measured or not is_docker or record["system"] not in SYSTEMS:
         return None
-    name, latency = f"{path.parent.parent.name}/{path.parent.name}", measured["token_latency_s"]
+    name, latency = _name_of(path), measured["token_latency_s"]
+    if not all(each["median"] > 0 for each in (measured["ttft_s"], latency) if each is not None):
+        raise ConfigError(f"record {path}: expected times > 0")
     try:
         outcome = simulate(rebuild(record, str(path)), calibration)
     except (ConfigError, ResourceError) as exc:
@@ -195,7 +219,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"{exc}\n")
         return exc.exit_status
     sys.stdout.write(table(found) if found else "no run record of the Docker testbed found\n")
-    return 0
+    broken = any(isinstance(each, Skipped) and each.is_broken for each in found)
+    return ConfigError.exit_status if broken else 0
 
 
 if __name__ == "__main__":

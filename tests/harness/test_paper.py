@@ -331,7 +331,8 @@ def test_a_broken_index_is_made_anew_from_all_work(tmp_path, driver):
     assert in_index(tmp_path) == {"a": (OK.run_id, ""), "b": (OK.run_id, "")}
     first = driver.out.getvalue().splitlines()[0]
     assert "not JSON" in first
-    assert first.endswith("; making it anew from the records")
+    assert first.endswith("; keeping it as index.json.old; making it anew from the records")
+    assert (tmp_path / "index.json.old").read_text() == '{"schema_version": 1, "sca'
 
 
 def test_an_index_that_is_gone_is_made_anew_too(tmp_path, driver):

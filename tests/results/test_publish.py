@@ -1,9 +1,10 @@
 import subprocess
+from dataclasses import replace
 
 import pytest
 
 from results.book import read_book
-from results.index import Entry, Index, write_index
+from results.index import Entry, Index, read_index, write_index
 from results.publish import SUMS_FILE, main, publish
 from results.schema import RunRecord
 from results.store import RunStore
@@ -46,6 +47,24 @@ def test_a_record_that_cannot_be_used_is_not_published(folder, tmp_path, capsys)
     assert capsys.readouterr().err.startswith(f"error: cannot be published: samples {folder}")
     assert not (tmp_path / "out").exists()
     assert main([str(folder), str(tmp_path / "out"), "--only", "table2"]) == 0
+
+
+def test_only_what_a_record_names_is_copied(folder, tmp_path):
+    (folder / ONE / "notes.txt").write_text("mine")
+    publish(folder, tmp_path / "out", ["table1"])
+    found = sorted(path.name for path in (tmp_path / "out" / ONE).iterdir())
+    assert found == ["run.json", "samples-000.jsonl"]
+
+
+def test_a_broken_run_stops_no_other_of_a_longer_name(folder, tmp_path):
+    again = f"{ONE}-2"
+    entries = read_index(folder).entries
+    write_index(folder, Index("small", (*entries, replace(entries[1], row="x", run_id=again))))
+    (folder / again).mkdir()
+    (folder / again / "run.json").write_text("{")
+    assert publish(folder, tmp_path / "out", ["table1"]) == [ONE]
+    with pytest.raises(ConfigError, match="cannot be published"):
+        publish(folder, tmp_path / "out2", ["table2"])
 
 
 def test_nothing_is_written_over(folder, tmp_path):

@@ -134,6 +134,16 @@ def test_one_unusable_record_does_not_hide_the_others(store):
     assert "half written" in str(problems[0])
 
 
+@pytest.mark.parametrize("name", ["run.json", "samples-000.jsonl"])
+def test_what_would_make_us_wait_is_refused(store, name):
+    store.append(START, make_repeat())
+    path = store.folder(BASE) / name
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(RecordError, match=f"{name}: expected a regular file"):
+        store.read(BASE)
+
+
 def test_foreign_folders_are_left_alone(store, tmp_path):
     (tmp_path / "runs" / "notes").mkdir(parents=True)
     (tmp_path / "runs" / "notes" / "run.json").write_text("{}")
@@ -168,6 +178,7 @@ def test_run_id_changes_with_any_value_and_not_with_order():
 
 
 def test_run_ids_are_split_into_base_and_attempt():
+    assert split_run_id(f"{BASE}-{'9' * 5000}") is None
     assert split_run_id(BASE) == (BASE, 1)
     assert split_run_id(f"{BASE}-12") == (BASE, 12)
     assert split_run_id("notes") is None

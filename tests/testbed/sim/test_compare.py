@@ -19,7 +19,7 @@ def record():
 
 def test_every_record_of_the_reference_machine_is_predicted():
     # Those of Tables 1 and 2 are of another machine: tests/results/test_published_validation.py.
-    folders = [folder for folder in PUBLISHED.iterdir() if folder.name != "paper-small"]
+    folders = [folder for folder in PUBLISHED.glob("*/") if folder.name != "paper-small"]
     found = compare(folders, load_calibration())
     assert len(found) >= 7
     compared = [each for each in found if isinstance(each, Comparison)]
@@ -123,6 +123,29 @@ def test_the_command(capsys, tmp_path):
     assert capsys.readouterr().out.count("klonet-llama2-3b/tpi") == 2
     assert main([str(tmp_path)]) == 0
     assert "no run record" in capsys.readouterr().out
-    (tmp_path / "run.json").write_text("{")
-    assert main([str(tmp_path)]) == ConfigError.exit_status
-    assert "run.json" in capsys.readouterr().err
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "run.json").write_text("{")
+    assert main([str(PUBLISHED / "klonet-llama2-3b"), str(tmp_path)]) == ConfigError.exit_status
+    out = capsys.readouterr().out
+    assert out.count("klonet-llama2-3b/tpi") == 2
+    assert "bad | skipped: " in out
+    assert main([str(tmp_path / "gone")]) == ConfigError.exit_status
+    assert "no such folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"config": []},
+        {"system": []},
+        {"metrics": {"a": 1}},
+        {"metrics": {"ttft_s": {"median": 0}, "token_latency_s": None}},
+        {"metrics": {"ttft_s": {"median": "1"}, "token_latency_s": None}},
+        {"calibration": {"dilation": {"factor": 0}}},
+    ],
+)
+def test_what_no_record_holds_is_a_line(change, tmp_path):
+    (tmp_path / "run.json").write_text(json.dumps({**record(), **change}))
+    (found,) = compare([tmp_path], load_calibration())
+    assert isinstance(found, Skipped)
+    assert "holds what no record of ours" in found.reason or "record " in found.reason
