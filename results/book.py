@@ -26,6 +26,8 @@ _SHARES = {
 # What a run without a timing says; any other status is a failure.
 _WORDS = {"oom": "oom", "infeasible": "infeasible", "interrupted": "not run"}
 
+_HOW_OFTEN = ("repeats", "max_minutes")  # not what was run, and may be more by now
+
 
 @dataclass(frozen=True, slots=True)
 class Book:
@@ -130,15 +132,40 @@ def _run_cells(
 def mismatch_of(entry: Entry, record: RunRecord) -> str:
     """Why a record cannot be the run of an entry; empty if it can."""
     asked = dict(each.partition("=")[::2] for each in entry.overrides)
-    expected = {"system": entry.system, "model": asked.get("model", "")}
-    found = {"system": record.system, "model": model_of(record)}
-    for what, wanted in expected.items():
-        if wanted and found[what] and found[what] != wanted:
-            return (
-                f"index: {_key(entry)}: record {record.run_id} is of {found[what]}, expected"
-                f" {wanted}"
-            )
+    pairs = [(record.system, entry.system), (model_of(record), asked.get("model", ""))]
+    pairs += [
+        (f"{key}={found}", f"{key}={wanted}")
+        for key, wanted in asked.items()
+        if key not in _HOW_OFTEN and not _agree(found := _setting(record, key), wanted)
+    ]
+    for found, wanted in pairs:
+        if wanted and found and found != wanted:
+            return f"index: {_key(entry)}: record {record.run_id} is of {found}, expected {wanted}"
     return ""
+
+
+def _setting(record: RunRecord, key: str) -> object:
+    """What a record was configured with, by a dotted key or an option of its system."""
+    found: object = record.config
+    for part in key.split("."):
+        found = found.get(part) if isinstance(found, Mapping) else None
+    if found is None and key != "systems":
+        systems = record.config.get("systems")
+        options = systems.get(record.system) if isinstance(systems, Mapping) else None
+        found = options.get(key) if isinstance(options, Mapping) else None
+    return found
+
+
+def _agree(found: object, wanted: str) -> bool:
+    """Whether they are one number or word, or nothing that can be compared."""
+    if isinstance(found, bool) or not isinstance(found, int | float | str):
+        return True
+    if isinstance(found, str):
+        return found == wanted or "/" in wanted
+    try:
+        return float(wanted) == found
+    except ValueError:  # a size in words, or a choice that became a number
+        return True
 
 
 def model_of(record: RunRecord) -> str:

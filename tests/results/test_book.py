@@ -17,14 +17,14 @@ DOCKER = {"testbed": {"name": "klonet", "backend": "docker"}}
 PLACE = Place("table1", "llama2-3b", "on", "token_latency_s")
 
 
-def make_run(folder, name="on", backend="docker", **changes):
+def make_run(folder, name="on", backend="docker", config=None, **changes):
     run_id = make_run_id("tpi", {"name": name, "backend": backend})
     record = RunRecord(
         run_id=run_id,
         system="tpi",
         status="ok",
         check=Check("exact", True),
-        config={"testbed": {"backend": backend}},
+        config={"testbed": {"backend": backend}, **(config or {})},
         calibration={"dilation": {"factor": 8.0}} if backend == "docker" else {},
         **changes,
     )
@@ -110,6 +110,26 @@ def test_a_record_of_another_system_is_refused_by_name(tmp_path):
     [problem] = book.problems
     assert (cell.word, cell.detail) == ("unusable", problem)
     assert f"{record.run_id} is of tpi, expected galaxy" in problem
+
+
+@pytest.mark.parametrize(
+    ("override", "is_other"),
+    [
+        ("devices=2", True), ("devices=8.0", False), ("window=4", True), ("window=2", False),
+        ("link.delay_ms=5", True), ("dtype=bfloat16", True), ("dtype=float32", False),
+        ("repeats=9", False), ("testbed=klonet", False), ("device.memory=8GiB", False),
+    ],
+)  # fmt: skip
+def test_a_record_of_another_setting_is_refused_by_name(tmp_path, override, is_other):
+    config = {
+        "devices": 8, "repeats": 2, "dtype": "float32", "systems": {"tpi": {"window": 2}},
+        "link": {"delay_ms": 2.0}, "device": {"memory": 8 << 30},
+    }  # fmt: skip
+    record = make_run(tmp_path, config=config)
+    write_index(tmp_path, Index("small", (replace(entry(record), overrides=(override,)),)))
+    problems = read_book(tmp_path).problems
+    assert len(problems) == is_other
+    assert not problems or f"expected {override}" in problems[0]
 
 
 def test_a_run_that_was_stopped_before_its_first_repeat_ended_was_not_run(tmp_path):
