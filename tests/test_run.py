@@ -320,9 +320,9 @@ def test_flood_of_signals_does_not_nest(number):
         "for number in POLITE:\n"
         "    signal.signal(number, signal.SIG_DFL)\n"  # ignored in a background job, with nohup
         "with PoliteSignals():\n"
-        "    print('ready', flush=True)\n"
         "    for _ in range(2):\n"
         "        try:\n"
+        "            print('ready', flush=True)\n"
         "            while True:\n"
         "                pass\n"
         "        except KeyboardInterrupt:\n"
