@@ -116,14 +116,15 @@ def test_a_record_of_another_system_is_refused_by_name(tmp_path):
     ("override", "is_other"),
     [
         ("devices=2", True), ("devices=8.0", False), ("window=4", True), ("window=2", False),
-        ("link.delay_ms=5", True), ("dtype=bfloat16", True), ("dtype=float32", False),
+        ("workload.new_tokens=5", True), ("device.cores=6", False),
+        ("dtype=bfloat16", True), ("dtype=float32", False),
         ("repeats=9", False), ("testbed=klonet", False), ("device.memory=8GiB", False),
     ],
 )  # fmt: skip
 def test_a_record_of_another_setting_is_refused_by_name(tmp_path, override, is_other):
     config = {
         "devices": 8, "repeats": 2, "dtype": "float32", "systems": {"tpi": {"window": 2}},
-        "link": {"delay_ms": 2.0}, "device": {"memory": 8 << 30},
+        "workload": {"new_tokens": 4}, "device": {"memory": 8 << 30, "cores": 8.0},
     }  # fmt: skip
     record = make_run(tmp_path, config=config)
     write_index(tmp_path, Index("small", (replace(entry(record), overrides=(override,)),)))
