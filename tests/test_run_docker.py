@@ -39,7 +39,7 @@ def run_until_valid(tmp_path, *arguments):
 def test_every_system_runs_in_containers_and_its_tokens_are_right(tmp_path):
     done, records = run_until_valid(
         tmp_path, "model=tiny", "devices=2", "systems=all", "testbed=docker", "repeats=1",
-        "link.delay_ms=1", "link.rate_mbps=500", "device.memory=1GiB",
+        "link.delay_ms=5", "link.rate_mbps=500", "device.memory=1GiB",
         "workload.prompt_tokens=8", "workload.new_tokens=4",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
@@ -74,11 +74,11 @@ def test_faults_of_links_are_made_and_kept_with_the_record(tmp_path):
     fault = "link.faults=[{device: 1, kind: delay, value: 40, at_s: 0, for_s: 60}]"
     done, records = run_until_valid(
         tmp_path, "model=tiny", "devices=2", "systems=[tpi-resident]", "testbed=docker",
-        "repeats=1", "link.delay_ms=1", fault, "workload.new_tokens=4",
+        "repeats=1", "link.delay_ms=5", fault, "workload.new_tokens=4",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     record = records["tpi-resident"]
-    # 15 allreduces of 4 ms, each 80 ms longer there and back.
+    # 15 allreduces of 20 ms, each 80 ms longer there and back.
     assert record["metrics"]["token_latency_s"]["median"] > 15 * 0.08
     assert "link faults were made during the measured request: 2 changes" in record["notes"]
 

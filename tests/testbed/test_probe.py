@@ -423,6 +423,8 @@ def model(tmp_path):
 
 
 REAL = DeviceLimits(cpus=0.5, memory=96 * MIB, read_bps=60_000_000)
+# A virtual host wakes programs late: 0.6 to 1.2 ms there and back, whatever the delay is.
+REAL_LINK = LinkSpec(0.005, 300e6, 0.0, 16 * MIB)
 
 
 def real_probe(tmp_path: Path, model: Path, wanted: Expected) -> ProbeReport:
@@ -431,7 +433,7 @@ def real_probe(tmp_path: Path, model: Path, wanted: Expected) -> ProbeReport:
     with DockerTestbed(
         tmp_path / "bed",
         [REAL] * 2,
-        [KLONET] * 2,
+        [REAL_LINK] * 2,
         image=device_image(),
         mounts=[model],
         label=label,
@@ -442,7 +444,7 @@ def real_probe(tmp_path: Path, model: Path, wanted: Expected) -> ProbeReport:
 @pytest.mark.docker
 @pytest.mark.timeout(90)
 def test_containers_with_links_are_within_their_bands(tmp_path, model):
-    report = real_probe(tmp_path, model, Expected(REAL, KLONET, disk_files(model)))
+    report = real_probe(tmp_path, model, Expected(REAL, REAL_LINK, disk_files(model)))
     # Whoever else uses this host shows in the CPU share, which is what that is measured for.
     assert [p for p in report.problems if ": CPU " not in p] == []
     assert len(report.figures) == 8

@@ -141,7 +141,7 @@ def test_after_comes_after_before(device, links):
 def test_a_repeat_in_containers_is_proved(tmp_path):
     """Two containers that burn and talk between two probes; whoever else burns here shows."""
     limits = DeviceLimits(cpus=0.4, memory=96 << 20)
-    link = LinkSpec(0.001, 100e6, 0.0, 4 << 20)
+    link = LinkSpec(0.02, 100e6, 0.0, 4 << 20)  # a virtual host adds a millisecond
 
     def make(devices: Any, network: Any) -> Prover:
         return Prover(devices, [Expected(limits, link)] * len(devices), network)
