@@ -53,7 +53,7 @@ def test_every_system_runs_in_containers_and_its_tokens_are_right(tmp_path):
     assert "docker: CPU not limited" in records["tpi"]["environment"]["testbed_notes"]
     memory = records["tpi"]["metrics"]["peak_memory"]
     assert all(100e6 < peak < 1 << 30 for peak in (*memory["rss_hwm"], *memory["cgroup_peak"]))
-    text = "testbed docker (backend docker), devices free (1 GiB), link ideal (1 ms, 500 Mbit/s)"
+    text = "testbed docker (backend docker), devices free (1 GiB), link ideal (5 ms, 500 Mbit/s)"
     assert text in " ".join(done.stdout.split())
 
 
