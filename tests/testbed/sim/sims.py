@@ -8,7 +8,7 @@ from testbed.sim.base import SimDevice, SimRun
 from testbed.sim.calibration import Calibration, load_calibration
 from tpi.config import ModelConfig, load_preset
 
-_ENDLESS = 1e30
+_ENDLESS = 1e18  # the most that a calibration may say
 
 
 def free_calibration(**changes) -> Calibration:
