@@ -11,6 +11,7 @@ fits; the error under other choices is printed. Read `fit` first.
 
 import statistics
 import sys
+from argparse import ArgumentParser
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -264,4 +265,8 @@ def _summary(what: str, found: Mapping[Place, float]) -> str:
 
 
 if __name__ == "__main__":
+    ArgumentParser(
+        prog="python -m results.published_times",
+        description="Predict the times of the paper's Tables 1, 3 and 8 from few of their cells.",
+    ).parse_args()
     sys.exit(main())

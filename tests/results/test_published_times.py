@@ -1,4 +1,6 @@
 import statistics
+import subprocess
+import sys
 
 import pytest
 
@@ -61,3 +63,12 @@ def test_every_predicted_cell_says_what_it_is():
     assert fitted == {*KLONET.chosen, *LAPTOPS.chosen}
     assert "not known" not in {c.detail for c in cells}
     assert len(cells) == len(KLONET_TIMES) + len(reported_times(LAPTOPS))
+
+
+@pytest.mark.parametrize("module", ["results.published_times", "results.published_memory"])
+def test_an_argument_that_means_nothing_is_refused(module):
+    asked = [sys.executable, "-m", module, "--only", "table1"]
+    run = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=60)
+    assert run.returncode == 2
+    assert run.stdout == ""
+    assert "unrecognized arguments: --only table1" in run.stderr
