@@ -12,7 +12,9 @@ from tests.results.claim_books import book, cell, known
 from tests.results.examples import make_repeat
 from tests.results.test_evidence import stored
 
-PUBLISHED = Path(__file__).parents[2] / "results" / "published" / "paper-small"
+PUBLISHED = Path(__file__).parents[2] / "results" / "published"
+# A machine each, and what of it the simulator misses: results/LOG.md says why.
+MISSED = {"paper-small": set(), "paper-small-first": {("1 device", "accelerate")}}
 WHERE = ("table1 llama2-3b on", "table1 llama2-7b on", "table1 llama2-13b on")
 
 
@@ -53,12 +55,16 @@ def test_a_run_that_stands_in_two_exhibits_is_one_pair():
     assert len(pairs_of(book(*cells))) == 1
 
 
+@pytest.mark.parametrize("machine", MISSED)
 @pytest.mark.parametrize("metric", PAIRED)
-def test_published_runs_are_predicted(metric):
-    pairs = [p for p in pairs_of(open_book(PUBLISHED)) if p.is_check and p.place.metric == metric]
-    assert len(pairs) >= 16
+def test_published_runs_are_predicted(metric, machine):
+    pairs = pairs_of(open_book(PUBLISHED / machine))
+    pairs = [pair for pair in pairs if pair.is_check and pair.place.metric == metric]
+    kept = [p for p in pairs if (p.place.row, p.place.column) not in MISSED[machine]]
+    assert len(kept) >= 16
+    assert len(kept) == len(pairs) - len(MISSED[machine])
     assert median_error(pairs) <= 0.10
-    assert abs(worst_pair(pairs).error) <= 0.25
+    assert abs(worst_pair(kept).error) <= 0.25
 
 
 def noisy(folder, repeats, run_ids=("tpi-00000000000000aa",)):
