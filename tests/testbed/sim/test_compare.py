@@ -149,3 +149,4 @@ def test_what_no_record_holds_is_a_line(change, tmp_path):
     (tmp_path / "run.json").write_text(json.dumps({**record(), **change}))
     (found,) = compare([tmp_path], load_calibration())
     assert isinstance(found, Skipped)
+    assert not found.reason.startswith("simulated")  # it was refused before that
