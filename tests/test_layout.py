@@ -22,7 +22,7 @@ TORCH_FREE = (
     "tpi.weights.shard", "tpi.weights.blockfile", "tpi.planner", "tpi.plan_report",
     "tpi.comm.wire", "harness.config", "harness.plan", "results.schema", "results.tables", "run",
     "results.reported", "results.computed", "results.published_times", "results.render",
-    "results.claims", "results.report",
+    "results.claims", "results.paper.report.main",
     "testbed.sim.simulate", "testbed.sim.calibration", "testbed.sim.compare",
     "harness.simulation", "harness.calibrate",
 )  # fmt: skip
