@@ -71,16 +71,13 @@ def condition_lines(verifications: Sequence[Verification]) -> Iterator[str]:
     """What else happened on the host during the repeats, at its worst, and what did not hold."""
     found = [each.conditions for each in verifications if each.conditions]
     if found:
-        for words, values in (
-            ("cores used by other programs", [each.foreign_cores for each in found]),
-            ("cores stolen by the hypervisor", [each.steal_cores for each in found]),
-            (
-                "retransmissions that nothing explains",
-                [each.unexplained_retransmissions or 0 for each in found],
-            ),
-            ("pages swapped out", [each.swapped_out for each in found]),
-        ):
-            yield f"{words}: at most {max(values):.3g}"
+        foreign = max(each.foreign_cores for each in found)
+        stolen = max(each.steal_cores for each in found)
+        resent = max(each.unexplained_retransmissions or 0 for each in found)
+        yield f"cores used by other programs: at most {foreign:.3g}"
+        yield f"cores stolen by the hypervisor: at most {stolen:.3g}"
+        yield f"retransmissions that nothing explains: at most {resent:.3g}"
+        yield f"swapped out: at most {format_bytes(max(each.swapped_out for each in found))}"
     if late := [each.late_us.p99 for each in found if each.late_us]:
         yield f"timers late, 99 of 100: at most {max(late):.0f} µs"
     for verification in verifications:

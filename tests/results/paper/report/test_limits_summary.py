@@ -17,7 +17,7 @@ def found(*proofs):
 PROOF = {
     "before": {"figures": [probe(1, 0.064), probe(2, 0.066)]},
     "after": {"figures": [probe(1, 0.096, "off"), probe(0, 0.2, what="cpus", expected=0.2)]},
-    "conditions": {"foreign_cores": 0.01, "steal_cores": 0.0, "late_us": {"p99": 93}},
+    "conditions": {"foreign_cores": 0.01, "swapped_out": 8192, "late_us": {"p99": 93}},
     "problems": ["rank 1: <slow>"],
 }
 
@@ -40,6 +40,7 @@ def test_conditions_are_the_worst_of_all_repeats():
     calm = PROOF | {"conditions": {"foreign_cores": 0.0}, "problems": []}
     lines = list(condition_lines(found(calm, PROOF)))
     assert "cores used by other programs: at most 0.01" in lines
+    assert "swapped out: at most 8 KiB" in lines
     assert "timers late, 99 of 100: at most 93 µs" in lines
     assert lines[-1] == "did not hold: rank 1: <slow>"
 
