@@ -1,0 +1,1 @@
+"""What the paper reports, one file an exhibit, and models that predict it."""
