@@ -1,8 +1,8 @@
 """Cells that follow from a model's shape and a formula alone, beside what the paper reports.
 
 One place may have several, told apart by `source`: "as published" is the authors' implementation
-(`published_memory.py`), "formula" and "published: hops" the paper's own formulas, "ours" what
-`tpi` makes of it: its plan of memory, its files, its cost of an allreduce. Read `computed_cells`.
+(`paper/authors_model/memory.py`), "formula" and "published: hops" the paper's own formulas, "ours"
+what `tpi` makes of it: its plan of memory, its files, its cost of an allreduce.
 """
 
 import functools
@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 
 from results.cells import Cell, Place
-from results.published_memory import (
+from results.paper.authors_model.memory import (
     WINDOWS,
     Setting,
     memory_cells,
@@ -106,7 +106,9 @@ def _stored_blocks(model: str, devices: int, rank: int) -> tuple[tuple[BlockId, 
 
 def _block_sizes() -> Iterator[Cell]:
     config = load_preset(_TABLE4_MODEL)
-    formula = published_block_bytes(config, 1 / _TABLE4_DEVICES)
+    formula = published_block_bytes(
+        config, config.num_kv_heads / _TABLE4_DEVICES, config.ffn_size / _TABLE4_DEVICES
+    )
     plan = make_shard_plan(config, _TABLE4_DEVICES)
     ours = dict.fromkeys(formula, 0)
     rows = {"embed": "preprocess", "attn": "attention", "ffn": "ffn", "head": "postprocess"}

@@ -1,8 +1,8 @@
 """The paper's own times, predicted from as few of its cells as fix the unknown rates.
 
-    python -m results.published_times
+    python -m results.paper.authors_model.times
 
-`published_schedule.replay` knows what the authors' implementation does; how fast its devices load
+`schedule.replay` knows what the authors' implementation does; how fast its devices load
 and compute is not in the paper. Two cells of Table 1 fix two rates for Klonet, four cells of
 Table 3 fix those of the laptops; every other cell of Tables 1, 3 and 8 is a prediction. The cells
 were chosen for what dominates them (`KLONET_CELLS`, `LAPTOP_CELLS`), not for how well the rest then
@@ -22,7 +22,7 @@ from rich.table import Table
 from scipy.optimize import least_squares
 
 from results.cells import Cell, Place
-from results.published_schedule import Rates, Setup, Times, replay
+from results.paper.authors_model.schedule import Rates, Setup, Times, replay
 from results.reported import reported_cells
 from tpi.config import load_preset
 from tpi.units import format_seconds
@@ -266,7 +266,7 @@ def _summary(what: str, found: Mapping[Place, float]) -> str:
 
 if __name__ == "__main__":
     ArgumentParser(
-        prog="python -m results.published_times",
+        prog="python -m results.paper.authors_model.times",
         description="Predict the times of the paper's Tables 1, 3 and 8 from few of their cells.",
     ).parse_args()
     sys.exit(main())
