@@ -189,6 +189,8 @@ def _describe(wanted: Any) -> str:
     if isinstance(wanted, inspect.UnionType):
         words = [_describe(each) for each in wanted.types]
         return " or ".join(words) if all(words) else ""
+    if isinstance(wanted, inspect.TupleType):
+        return f"a list of {len(wanted.item_types)}"
     if isinstance(wanted, inspect.LiteralType):
         return " | ".join(map(str, wanted.values))
     if isinstance(wanted, inspect.IntType | inspect.FloatType):

@@ -113,7 +113,7 @@ HOSTILE = {
     "offsets backwards": (file_of({"w": tensor("F32", [2], 8, 0)}, 8), "span -8"),
     "three offsets": (
         file_of({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8, 8]}}, 8),
-        "data_offsets must be array of length 2, got [0, 8, 8]",
+        "data_offsets must be a list of 2, got [0, 8, 8]",
     ),
     "fraction": (file_of({"w": tensor("F32", [2.0], 0, 8)}, 8), "2^63, got 2.0"),
     "true as a size": (file_of({"w": tensor("F32", [True, 2], 0, 8)}, 8), "2^63, got True"),
