@@ -75,7 +75,7 @@ def test_what_fits_is_a_typed_value():
 
 
 def test_a_key_that_is_no_text_is_shown():
-    with pytest.raises(ConfigError, match=r"x: sizes.True: the key must be str, got True"):
+    with pytest.raises(ConfigError, match=r"x: sizes.True: the key must be a string, got True"):
         convert({"items": [], "sizes": {"a": 1, True: 2}}, Outer, "x", ConfigError)
 
 

@@ -74,7 +74,8 @@ def _refusal(message: str, raw: object, as_type: type) -> str:
     steps = _steps(match["path"], message, raw, as_type) if match else []
     if match and match["of_key"]:
         bad = _bad_key(steps, message, raw, as_type)
-        return f"{_render([*steps, bad])}: the key must be {_plain(text)}, got {shown(bad)}"
+        wanted = _describe(getattr(_type_at(as_type, steps), "key_type", None)) or _plain(text)
+        return f"{_render([*steps, bad])}: the key must be {wanted}, got {shown(bad)}"
     if missing := _MISSING.match(text):
         return f"{_render([*steps, missing['key']])} is missing"
     if unknown := _UNKNOWN.match(text):
