@@ -178,7 +178,7 @@ def test_a_section_of_another_scale_is_checked_and_left_out(tmp_path):
     assert len(read_plan("smoke", tmp_path).entries) == 1
     assert read_plan("small", tmp_path).entries == ()
     write(tmp_path, "rows: a")
-    with pytest.raises(ConfigError, match="unknown key 'smoke.runs.0..rows'"):
+    with pytest.raises(ConfigError, match=r"unknown key 'smoke.runs\[0\].rows'"):
         read_plan("small", tmp_path)
 
 
