@@ -28,10 +28,11 @@ Text = Annotated[str, Meta(min_length=1, pattern=r"^[^\x00]*$", description="a n
 
 _Step = str | int
 
-_PATH = re.compile(r" - at `(?P<of_key>key)?(?:` in `| in )?\$(?P<path>.*)`$")
-_MISSING = re.compile(r"Object missing required field `(?P<key>.*?)`")
-_UNKNOWN = re.compile(r"Object contains unknown field `(?P<key>.*?)`")
-_STEP = re.compile(r"\.(?P<key>[^.\[\]]+)|\[(?P<index>\d+|\.\.\.)\]")
+# Compiled when something is refused, not when a worker starts.
+_PATH = r" - at `(?P<of_key>key)?(?:` in `| in )?\$(?P<path>.*)`$"
+_MISSING = r"Object missing required field `(?P<key>.*?)`"
+_UNKNOWN = r"Object contains unknown field `(?P<key>.*?)`"
+_STEP = r"\.(?P<key>[^.\[\]]+)|\[(?P<index>\d+|\.\.\.)\]"
 
 
 def decode(data: bytes, as_type: type[T], where: str, error: ErrorType, advice: str = "") -> T:
@@ -69,16 +70,16 @@ def convert(raw: object, as_type: type[T], where: str, error: ErrorType, advice:
 
 def _refusal(message: str, raw: object, as_type: type) -> str:
     """What msgspec found, in our words."""
-    match = _PATH.search(message)
+    match = re.search(_PATH, message)
     text = message[: match.start()] if match else message
     steps = _steps(match["path"], message, raw, as_type) if match else []
     if match and match["of_key"]:
         bad = _bad_key(steps, message, raw, as_type)
         wanted = _describe(getattr(_type_at(as_type, steps), "key_type", None)) or _plain(text)
         return f"{_render([*steps, bad])}: the key must be {wanted}, got {shown(bad)}"
-    if missing := _MISSING.match(text):
+    if missing := re.match(_MISSING, text):
         return f"{_render([*steps, missing['key']])} is missing"
-    if unknown := _UNKNOWN.match(text):
+    if unknown := re.match(_UNKNOWN, text):
         close = difflib.get_close_matches(unknown["key"], _field_names(_type_at(as_type, steps)), 1)
         hint = f"; did you mean {close[0]}?" if close else ""
         return f"unknown key {_render([*steps, unknown['key']])!r}{hint}"
@@ -101,7 +102,7 @@ def _plain(text: str) -> str:
 def _steps(path: str, message: str, raw: object, as_type: type) -> list[_Step]:
     """The keys and indices of a path; msgspec leaves out which key of a mapping it was."""
     steps: list[_Step] = []
-    for step in _STEP.finditer(path):
+    for step in re.finditer(_STEP, path):
         if step["key"] is not None:
             steps.append(step["key"])
         elif step["index"] == "...":
