@@ -11,7 +11,6 @@ it has of the same study is not measured again (`--fresh` does). Read `measure` 
 """
 
 import argparse
-import json
 import os
 import queue
 import secrets
@@ -21,8 +20,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
+from msgspec import Struct
 from rich.console import Console
 from rich.table import Table
 
@@ -39,12 +39,23 @@ from testbed.label import RunLabel
 from testbed.limits import DeviceLimits
 from testbed.link import LinkSpec, wire_bytes
 from tpi.allreduce_cost import ours_allreduce_s, published_link_latency_s
+from tpi.decode import decode
 from tpi.errors import EXIT_INTERRUPTED, ConfigError, TpiError
 
 _HOPS_TO_CORE = 2  # of the paper's topology: device, gateway, core
 _START_S, _LEAD_S, _ANSWER_S = 180.0, 0.05, 60.0
 _DELAY_S, _DEVICE_CPU_S = 5.0, 3.0  # links and containers, and importing torch on each
 _WARMUP_ROUNDS = 3  # the window of every connection grows to the payload
+
+
+class _Sum(Struct, frozen=True, forbid_unknown_fields=True):
+    """What a rank of `baselines.sum_rounds` says: `up` alone, or `sum` with all of it."""
+
+    event: str
+    round: int = 0
+    end_ns: int = 0
+    late_ns: int = 0
+    ok: bool = True
 
 
 def expected_s(
@@ -82,9 +93,9 @@ def measure(
                 for process in processes:
                     process.send(f"{number} {at_ns}")
                 said = _hear(inbox, len(devices), _ANSWER_S + period_s)
-                if not all(event["ok"] for event in said):
+                if not all(event.ok for event in said):
                     raise DeviceError(f"allreduce {cell[0]} of {cell[1]} bytes: a wrong sum")
-                latencies.append((max(event["end_ns"] for event in said) - at_ns) / 1e9)
+                latencies.append((max(event.end_ns for event in said) - at_ns) / 1e9)
             yield cell, latencies[_WARMUP_ROUNDS:]
     finally:
         for process in processes:
@@ -117,9 +128,9 @@ def _start(
     ]
 
 
-def _hear(inbox: Inbox, count: int, timeout_s: float) -> list[Mapping[str, Any]]:
+def _hear(inbox: Inbox, count: int, timeout_s: float) -> list[_Sum]:
     """One line of every rank."""
-    said: list[Mapping[str, Any]] = []
+    said: list[_Sum] = []
     while len(said) < count:
         try:
             output = inbox.get(timeout=timeout_s)
@@ -128,7 +139,7 @@ def _hear(inbox: Inbox, count: int, timeout_s: float) -> list[Mapping[str, Any]]
         if output.exit is not None:
             last = output.exit.log_tail.strip().splitlines()[-1:] or ["it said nothing"]
             raise DeviceError(f"allreduce: rank {output.device} ended: {last[0]}")
-        said.append(json.loads(output.line))
+        said.append(decode(output.line, _Sum, f"allreduce: rank {output.device}", DeviceError))
     return said
 
 
