@@ -1,5 +1,4 @@
 import pytest
-
 from tpi.allreduce_cost import (
     ours_allreduce_s,
     ours_chained_star_s,
@@ -8,6 +7,7 @@ from tpi.allreduce_cost import (
     published_link_latency_s,
     published_token_allreduce_s,
 )
+
 from tpi.comm.topology import ALGORITHMS
 from tpi.errors import ConfigError
 

@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tpi.allreduce_cost import ours_allreduce_s
 
 from testbed.link import LinkSpec, wire_bytes
 from testbed.sim.collectives import Collectives
 from testbed.sim.network import Network
 from tests.testbed.sim.sims import free_calibration
-from tpi.allreduce_cost import ours_allreduce_s
 from tpi.comm.topology import ALGORITHMS, CHUNK_ELEMENTS, traffic
 from tpi.comm.wire import HEADER_BYTES
 from tpi.errors import ConfigError
