@@ -3,7 +3,7 @@ import pytest
 from tests.comm.allreduces.toy import installed
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def toys(tmp_path_factory):
     with installed(tmp_path_factory.mktemp("toy")):
         yield
