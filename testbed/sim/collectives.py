@@ -107,7 +107,7 @@ class _Clocks:
         self.now: Ints = np.zeros(network.size, dtype=np.int64)
         self._network = network
         self._itemsize = itemsize
-        self._turns: dict[tuple[bytes, bool], Turn] = {}
+        self._turns: dict[tuple[tuple[int, ...], bool], Turn] = {}
 
     def _message(self, count: int) -> Message:
         return self._network.message(count * self._itemsize)
@@ -127,11 +127,12 @@ class _Clocks:
         self.now[ranks] = np.maximum(self.now[ranks], received)
 
     def turn(self, counts: Sequence[int], *, adds: bool) -> None:
-        payload = self._payload(counts)
-        key = (payload.tobytes(), adds)
-        if key not in self._turns:
-            self._turns[key] = make_turn(self._network, payload, adds=adds)
-        run_turn(self._network, self.now, self._turns[key])
+        key = (tuple(counts), adds)
+        turn = self._turns.get(key)
+        if turn is None:
+            turn = make_turn(self._network, self._payload(counts), adds=adds)
+            self._turns[key] = turn
+        run_turn(self._network, self.now, turn)
 
     def swap_slices(self, counts: Sequence[int]) -> None:
         self._swap(self._payload(counts), adds=True)
