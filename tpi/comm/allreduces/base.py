@@ -7,10 +7,12 @@ says so. Modules of allreduces import neither torch nor NumPy, which planning do
 """
 
 from collections.abc import Sequence
-from typing import ClassVar, NoReturn, Protocol
+from typing import TYPE_CHECKING, ClassVar, NoReturn, Protocol
 
-from tpi.comm.allreduces.call import Call
 from tpi.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tpi.comm.allreduces.call import Call
 
 
 class MessageNetwork(Protocol):
@@ -55,7 +57,7 @@ class AllReduceAlgorithm:
     inbox_is_by_rank: ClassVar[bool] = False
     in_paper: ClassVar[bool] = False
 
-    def run(self, call: Call, num_elements: int) -> None:
+    def run(self, call: "Call", num_elements: int) -> None:
         """Leave the sum over all ranks in the vector of the call, the same bits on every rank."""
         self._lacks("run", "how it runs")
 

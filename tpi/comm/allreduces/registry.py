@@ -6,7 +6,6 @@ built in, or to list all, since that takes milliseconds.
 """
 
 from collections.abc import Iterable
-from difflib import get_close_matches
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -47,6 +46,8 @@ def _load(name: str) -> AllReduceAlgorithm:
     for entry in _installed():
         if entry.name == name:
             return _open(entry)
+    from difflib import get_close_matches  # for the message alone
+
     known = allreduce_names()
     near = get_close_matches(name, known, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""

@@ -1,8 +1,12 @@
 """The ring: slices travel round and are summed on the way; then the sums travel round."""
 
+from typing import TYPE_CHECKING
+
 from tpi.comm.allreduces.base import AllReduceAlgorithm, MessageNetwork
-from tpi.comm.allreduces.call import Call
 from tpi.comm.topology import chunks, slices
+
+if TYPE_CHECKING:
+    from tpi.comm.allreduces.call import Call
 
 
 class Ring(AllReduceAlgorithm):
@@ -14,7 +18,7 @@ class Ring(AllReduceAlgorithm):
     name = "ring"
     in_paper = True
 
-    def run(self, call: Call, num_elements: int) -> None:
+    def run(self, call: "Call", num_elements: int) -> None:
         """In turn t rank r sends slice r - t and gets r - t - 1; then, one further, the sums."""
         ranks = call.transport.ranks
         size, right, left = ranks.world_size, (ranks.rank + 1) % ranks.world_size, ranks.rank - 1

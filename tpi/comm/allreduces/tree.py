@@ -2,10 +2,13 @@
 
 from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING
 
 from tpi.comm.allreduces.base import AllReduceAlgorithm, MessageNetwork
-from tpi.comm.allreduces.call import Call
 from tpi.comm.topology import chunks
+
+if TYPE_CHECKING:
+    from tpi.comm.allreduces.call import Call
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,7 @@ class Tree(AllReduceAlgorithm):
     name = "tree"
     in_paper = True
 
-    def run(self, call: Call, num_elements: int) -> None:
+    def run(self, call: "Call", num_elements: int) -> None:
         """Sum the children's, send it up, and send down what comes back."""
         place = make_place(call.transport.ranks.rank, call.transport.ranks.world_size)
         for start, stop in chunks(num_elements):
