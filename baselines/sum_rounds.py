@@ -19,6 +19,7 @@ import torch
 from msgspec import Struct
 
 from tpi.comm.allreduce import AllReduce
+from tpi.comm.allreduces.registry import find_allreduce
 from tpi.comm.deadlines import Deadlines
 from tpi.comm.join import join
 from tpi.comm.wire import Op
@@ -62,7 +63,7 @@ def serve(spec: SumSpec, commands: Iterable[str]) -> None:
         session=bytes.fromhex(spec.session),
         fingerprint=bytes(32),
         deadlines=Deadlines().scaled(spec.time_scale),
-        peer_links=any(r.algorithm != "star" for r in rounds),
+        peer_links=any(find_allreduce(r.algorithm).needs_peer_links for r in rounds),
         trust_network=True,
     ) as mesh:
         sums = {

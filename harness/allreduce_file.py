@@ -16,11 +16,11 @@ from msgspec import Struct, to_builtins
 from results.allreduce_cells import read_body, signed
 from results.environment import host_environment, host_fingerprint
 from results.schema import RecordError
+from tpi.comm.allreduces.registry import PAPER_ALLREDUCES
 from tpi.decode import convert
 from tpi.errors import ConfigError, map_errors
 from tpi.files import write_atomic
 
-ALGORITHMS = ("star", "tree", "ring")
 _SCHEMA = 1
 Key = tuple[str, float, int, int, int]
 
@@ -74,7 +74,7 @@ class Asked:
 
     def keys(self, delay_ms: float) -> Iterator[Key]:
         """Every latency that is asked for at one delay."""
-        for algorithm, num_bytes in itertools.product(ALGORITHMS, self.bytes):
+        for algorithm, num_bytes in itertools.product(PAPER_ALLREDUCES, self.bytes):
             yield algorithm, delay_ms, num_bytes, self.devices, self.rounds
 
     def is_kept(self, path: Path) -> bool:

@@ -18,7 +18,7 @@ from results.paper.authors_model.memory import (
     setting_of,
 )
 from results.reported import reported_cells
-from tpi.allreduce_cost import ours_allreduce_s, published_link_latency_s
+from tpi.comm.allreduces.registry import find_allreduce
 from tpi.config import ModelConfig, load_preset
 from tpi.memory import block_bytes, choose_window
 from tpi.planner import published_block_bytes
@@ -177,16 +177,15 @@ def _allreduce_over_latency() -> Iterator[Cell]:
         place = cell.place
         if place.exhibit != "figure3":
             continue
-        hop_s = float(place.row) / 1e3
+        hop_s, allreduce = float(place.row) / 1e3, find_allreduce(place.column)
         yield _computed(
             place,
-            published_link_latency_s(place.column, hop_s=hop_s),
+            allreduce.published_link_s(hop_s=hop_s),
             HOPS,
             "links passed one after another, times their latency; no payload",
         )
         for source, num_bytes in _PAYLOADS.items():
-            value = ours_allreduce_s(
-                place.column,
+            value = allreduce.cost_s(
                 world_size=_DEVICES,
                 num_bytes=num_bytes,
                 delay_s=_HOPS_PER_PATH * hop_s,

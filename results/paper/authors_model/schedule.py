@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from results.paper.authors_model.blocks import block_bytes
-from tpi.allreduce_cost import ours_allreduce_s
+from tpi.comm.allreduces.star import Star
 from tpi.config import ModelConfig
 
 _STORED_SHARE = 0.5  # checkpoints are 16-bit, computing is float32
@@ -112,8 +112,7 @@ def _pass(setup: Setup, ranks: Sequence[_Rank], start_s: float) -> float:
     if several:
         payload_s = 8 * num_bytes / setup.rate_bps
         broadcast_s = setup.delay_s + (setup.world_size - 1) * payload_s
-        sum_s = ours_allreduce_s(
-            "star",
+        sum_s = Star().cost_s(
             world_size=setup.world_size,
             num_bytes=num_bytes,
             delay_s=setup.delay_s,
