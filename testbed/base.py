@@ -6,7 +6,7 @@ of the host. So plain processes (`local.py`), containers and a simulator fit beh
 
 A program's standard output arrives line by line in an `Inbox` that all devices of a run share, so
 that one thread can wait for whichever speaks first; the last thing that comes from a process is
-its `Exit`. Closing a program's standard input ends its lease (`tpi/events.py`).
+its `Exit`. Closing a program's standard input ends its lease (`tpi/program/events.py`).
 """
 
 import queue
@@ -190,7 +190,7 @@ class Testbed(Protocol):
         """
 
     def fault(self, index: int, kind: str, value: float) -> None:
-        """Change a device's link while it is up; `testbed.linkfault` has the kinds.
+        """Change a device's link while it is up; `testbed.links.linkfault` has the kinds.
 
         Raises:
             DeviceError: There is no link that could be changed.

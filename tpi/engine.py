@@ -16,9 +16,9 @@ from tpi.comm.allreduce import Sums
 from tpi.comm.broadcast import Broadcast, StepBroadcast
 from tpi.comm.transport import Transport
 from tpi.comm.wire import FrameType, Op
-from tpi.config import ModelConfig
 from tpi.errors import ConfigError
 from tpi.model.llama import Llama
+from tpi.model_config import ModelConfig
 from tpi.sampling import Sampler
 from tpi.trace import Tracer
 from tpi.weights.embedding import EmbeddingRows

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from results.book import Book
-from results.cells import Cell, Place
-from results.index import Entry
-from results.schema import RunRecord
+from results.paper.cell import Cell, Place
+from results.paper.cells.result_set import Book
+from results.paper.index import Entry
+from results.records.schema import RunRecord
 
 GIB = 2.0**30
 

@@ -1,8 +1,8 @@
 """Books made by hand: one line a cell."""
 
-from results.book import Book
-from results.cells import Cell, Place
-from results.evidence import MEASURED, View
+from results.paper.cell import Cell, Place
+from results.paper.cells.result_set import Book
+from results.paper.claims.evidence import MEASURED, View
 
 GIB = 1 << 30
 

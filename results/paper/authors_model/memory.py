@@ -27,11 +27,11 @@ from dataclasses import dataclass, replace
 from rich.console import Console
 from rich.table import Table
 
-from results.cells import Cell
 from results.paper.authors_model.blocks import block_bytes
-from results.reported import reported_cells
-from tpi.config import DTYPE_BYTES, load_preset
+from results.paper.cell import Cell
+from results.paper.values.paper_values import reported_cells
 from tpi.errors import ConfigError
+from tpi.model_config import DTYPE_BYTES, load_preset
 
 FITTED_ON = "table1"
 PREDICTED = ("table2", "table6")

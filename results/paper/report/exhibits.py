@@ -1,7 +1,7 @@
 """The report's tables and figures: the paper's value above ours, each kind in its own colour.
 
-Rows, columns and words are those of `grid.py`, as in every other rendering. Figures are drawn by
-`figures/` or taken from a folder.
+Rows, columns and words are those of `results/paper/render/sections.py`, as in every other
+rendering. Figures are drawn by `figures/` or taken from a folder.
 """
 
 import base64
@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from results.book import Book
-from results.cells import EXHIBITS, Cell
-from results.exhibits import label_of, title_of
-from results.footnotes import Footnotes, below
-from results.grid import Group, Section, sections_of
-from results.marks import mark_dilation, ran, show
-from results.stand_ins import stand_in_name
+from results.paper.cell import EXHIBITS, Cell
+from results.paper.cells.result_set import Book
+from results.paper.cells.substitutions import stand_in_name
+from results.paper.render.cell_format import mark_dilation, ran, show
+from results.paper.render.footnotes import Footnotes, below
+from results.paper.render.layouts import label_of, title_of
+from results.paper.render.sections import Group, Section, sections_of
 from tpi.errors import ResourceError, map_errors
 
 TABLES = tuple(name for name in EXHIBITS if name.startswith("table"))
@@ -154,8 +154,8 @@ def _read(folder: Path, exhibit: str) -> bytes:
 
 def _draw(book: Book, exhibit: str) -> bytes:
     # Here, since matplotlib takes a second to load.
-    from results.figures.draw import draw
-    from results.figures.style import house_style, svg_bytes
+    from results.paper.render.figures.draw import draw
+    from results.paper.render.figures.style import house_style, svg_bytes
 
     with house_style():
         return svg_bytes(draw(book, exhibit))

@@ -13,17 +13,17 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from results.book import Book
-from results.claims import Judgement, basis_of_all, judge_claims
-from results.collected import open_book
-from results.index import INDEX_FILE
-from results.marks import LEGEND, STAND_IN_LEGEND, plain
-from results.outfile import check_out
+from results.paper.cells.load import open_book
+from results.paper.cells.result_set import Book
+from results.paper.claims.judge import Judgement, basis_of_all, judge_claims
+from results.paper.claims.verdict import VERDICTS
+from results.paper.index import INDEX_FILE
+from results.paper.render.cell_format import LEGEND, STAND_IN_LEGEND, plain
 from results.paper.report import runs, trust
 from results.paper.report.exhibits import FIGURES, TABLES, ShownExhibit, draw_all, shown_exhibit
-from results.verdicts import VERDICTS
 from tpi.errors import EXIT_OK, ResourceError, TpiError, map_errors
 from tpi.files import write_atomic
+from tpi.outfile import check_out
 from tpi.units import counted
 
 

@@ -5,12 +5,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from results.book import Book, mismatch_of
-from results.exhibits import label_of, title_of
-from results.index import Entry
+from results.paper.cells.result_set import Book, mismatch_of
+from results.paper.index import Entry
+from results.paper.render.layouts import label_of, title_of
 from results.paper.report.record_facts import Facts, environment_facts
-from results.schema import RunRecord
-from results.tables import where_lines
+from results.records.comparison_table import where_lines
+from results.records.schema import RunRecord
 from tpi.units import counted
 
 

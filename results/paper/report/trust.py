@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from results.book import Book, backend_of
-from results.marks import in_words
+from results.paper.cells.result_set import Book, backend_of
+from results.paper.cells.validation import Floor, Pair, noise_floors, pairs_of
+from results.paper.claims.verdict import in_times
+from results.paper.render.cell_format import in_words
+from results.paper.render.validation_table import percent, summary
 from results.paper.report.limits_summary import LimitSummary, condition_lines, summarise
 from results.paper.report.record_facts import Facts, simulator_facts, verifications_of
-from results.schema import RunRecord
-from results.validation import Floor, Pair, noise_floors, pairs_of
-from results.validation_table import percent, summary
-from results.verdicts import in_times
+from results.records.schema import RunRecord
 from tpi.errors import ConfigError
 
 

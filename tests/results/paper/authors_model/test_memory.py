@@ -5,7 +5,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from results.cells import Cell, Place
 from results.paper.authors_model.memory import (
     PREDICTED,
     Setting,
@@ -22,8 +21,9 @@ from results.paper.authors_model.memory import (
     summary,
     weight_peak_bytes,
 )
-from tpi.config import load_preset
+from results.paper.cell import Cell, Place
 from tpi.errors import ConfigError
+from tpi.model_config import load_preset
 
 GIB = 2**30
 
