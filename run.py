@@ -16,14 +16,14 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 
 from harness.config.compose import compose_all, help_text
 from harness.run.session import EXIT_BROKEN_PIPE, WIDTH, Output, prepare, run
-from harness.run.signals import PoliteSignals, ignore_signals, write_nowhere
+from harness.run.signals import GracefulShutdown, ignore_signals, write_nowhere
 from tpi.errors import EXIT_INTERRUPTED, EXIT_OK, ResourceError, TpiError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     args = list(sys.argv[1:] if argv is None else argv)
-    with PoliteSignals() as signals:
+    with GracefulShutdown() as signals:
         try:
             return _run_all(args)
         except TpiError as exc:

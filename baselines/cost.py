@@ -3,7 +3,7 @@
 Memory of `tpi` and what is built of its parts comes from `tpi.planner.memory`, which a test holds
 to within 10 % of what is measured; `baselines/accelerate/cost.py` has the others. The seconds are
 estimates, made from the bytes of a step, the disk's measured rate and compute rates that are meant
-to be too low: they decide what is cut to fit `max_minutes`, nothing else. Read `cost_of`.
+to be too low: they decide what is cut to fit `max_minutes`, nothing else. Read `predict`.
 """
 
 from dataclasses import replace
@@ -15,7 +15,7 @@ from baselines.accelerate.cost import (
     transformers_cost,
     transformers_tp_cost,
 )
-from baselines.cost_inputs import MATVEC_BPS, Cost, Setting
+from baselines.cost_inputs import MATVEC_BPS, CostInputs, Prediction
 from baselines.options import (
     Accelerate2024Options,
     AccelerateOptions,
@@ -39,7 +39,7 @@ _HASH_BPS = 0.8e9  # SHA-256, once for new shards
 _NOT_OVERLAPPED = 0.25  # of the shorter of reading and computing
 
 
-def cost_of(name: str, options: SystemOptions, setting: Setting) -> Cost:
+def predict(name: str, options: SystemOptions, setting: CostInputs) -> Prediction:
     """Predict one system.
 
     Raises:
@@ -67,10 +67,10 @@ def cost_of(name: str, options: SystemOptions, setting: Setting) -> Cost:
             return _node_cost(setting, options.node, devices)
 
 
-def reference_cost(setting: Setting, model: ModelConfig | None = None) -> Cost:
+def reference_cost(setting: CostInputs, model: ModelConfig | None = None) -> Prediction:
     """Predict the reference, Transformers in float32; on another model, if one is given."""
     setting = replace(setting, model=model or setting.model, dtype="float32")
-    return cost_of(REFERENCE, TransformersOptions(), setting)
+    return predict(REFERENCE, TransformersOptions(), setting)
 
 
 def most_distinct_layers(model: ModelConfig, plan: ShardPlan, dtype: str, max_bytes: int) -> int:
@@ -87,7 +87,7 @@ def write_seconds(num_bytes: int, host: Host) -> float:
     return num_bytes / min(host.write_bps, 0.5e9) + num_bytes / min(host.read_bps, _HASH_BPS)
 
 
-def _own(setting: Setting, options: TransformersOptions) -> Setting:
+def _own(setting: CostInputs, options: TransformersOptions) -> CostInputs:
     """The setting with the dtype and threads that were given for this system alone."""
     return replace(
         setting,
@@ -96,7 +96,7 @@ def _own(setting: Setting, options: TransformersOptions) -> Setting:
     )
 
 
-def _node_cost(setting: Setting, options: TpiOptions, devices: int) -> Cost:
+def _node_cost(setting: CostInputs, options: TpiOptions, devices: int) -> Prediction:
     """Predict `tpi node` on every device, and what is made of its parts."""
     model, storage = setting.model, setting.storage
     plan = make_shard_plan(model, devices, options.shares)
@@ -125,7 +125,7 @@ def _node_cost(setting: Setting, options: TpiOptions, devices: int) -> Cost:
     exchange_s = allreduces * setting.exchange_s(devices, setting.hidden_bytes)
     chunk = min(options.prefill_chunk, setting.prompt_tokens) * setting.hidden_bytes
     passes = -(-setting.prompt_tokens // options.prefill_chunk)
-    return Cost(
+    return Prediction(
         peak_bytes=tuple(choice.peak_bytes for choice in choices),
         read_bytes_per_step=streamed,
         start_s=setting.start_s(devices) + (stored - streamed) / setting.read_bps(devices),
@@ -135,7 +135,7 @@ def _node_cost(setting: Setting, options: TpiOptions, devices: int) -> Cost:
     )
 
 
-def _pipeline_cost(setting: Setting, options: PipelineOptions) -> Cost:
+def _pipeline_cost(setting: CostInputs, options: PipelineOptions) -> Prediction:
     """Predict the pipeline: one device computes at a time, as long as all together would."""
     peaks = stage_peaks(
         setting.model,
@@ -149,7 +149,7 @@ def _pipeline_cost(setting: Setting, options: PipelineOptions) -> Cost:
     stored = setting.stored_bytes
     hops = setting.devices - 1
     pass_s = hops * setting.exchange_s(min(2, setting.devices), setting.hidden_bytes)
-    return Cost(
+    return Prediction(
         peak_bytes=tuple(peaks),
         read_bytes_per_step=0,
         start_s=setting.start_s(setting.devices) + stored / setting.read_bps(),

@@ -1,4 +1,4 @@
-"""What a prediction starts from (`Setting`) and what it says (`Cost`). Pure.
+"""What a prediction starts from (`CostInputs`) and what it says (`Prediction`). Pure.
 
 Rates are low ends of what was seen on two-core virtual machines (2023 EPYC and Xeon), per thread.
 """
@@ -22,7 +22,7 @@ _MESSAGE_S = 0.5e-3  # one message of an allreduce, as it costs both ends
 
 
 @dataclass(frozen=True, slots=True)
-class Cost:
+class Prediction:
     """One start of a system, one request in it.
 
     Attributes:
@@ -52,7 +52,7 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
+class CostInputs:
     """What all systems of a plan have in common; limits and links are as enforced here."""
 
     model: ModelConfig
@@ -125,7 +125,7 @@ class Setting:
         )
 
 
-def setting_of(
+def cost_inputs_of(
     config: Config,
     model: ModelConfig,
     storage: str,
@@ -133,9 +133,9 @@ def setting_of(
     host: Host,
     limits: tuple[DeviceLimits, ...] = (),
     links: tuple[LinkSpec, ...] = (),
-) -> Setting:
+) -> CostInputs:
     """What all systems of a configuration have in common."""
-    return Setting(
+    return CostInputs(
         model=model,
         storage=storage,
         dtype=config.dtype,

@@ -18,7 +18,7 @@ from tpi.weights.split import required_bytes
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class WeightFormat:
     """One form; `shard_plan` of shards only, `file_type` of what has to do with GGUF.
 
     Attributes:
@@ -49,35 +49,39 @@ class Form:
         return f"{self.kind}-{self.file_type}" if self.file_type else self.kind
 
 
-HF = Form("hf")
+HF = WeightFormat("hf")
 
 
-def form_of(
+def weight_format_of(
     name: str, options: SystemOptions, model: ModelConfig, devices: int, dtype: str
-) -> Form:
+) -> WeightFormat:
     """The form that a system reads."""
     if isinstance(options, LlamacppOptions):
-        return Form("gguf", file_type=options.file_type(dtype))
+        return WeightFormat("gguf", file_type=options.file_type(dtype))
     if name == "pipeline":  # each device reads its own layers, whole
-        return Form("shards", make_shard_plan(model, 1))
+        return WeightFormat("shards", make_shard_plan(model, 1))
     if "transformers" in SYSTEMS[name].packages:
         return HF
     world_size = devices if SYSTEMS[name].distributed else 1
-    return Form("shards", make_shard_plan(model, world_size, getattr(options, "shares", None)))
+    return WeightFormat(
+        "shards", make_shard_plan(model, world_size, getattr(options, "shares", None))
+    )
 
 
-def reference_form(form: Form) -> Form:
+def reference_format(form: WeightFormat) -> WeightFormat:
     """What the reference reads to check a system that reads `form`.
 
     A quantized file holds other numbers than the checkpoint, and no honest arithmetic gives the
     checkpoint's tokens from them; so the reference is Transformers on the file's own numbers.
     """
     is_quantized = form.kind == "gguf" and form.file_type not in DTYPES
-    return Form("dequantized", file_type=form.file_type) if is_quantized else HF
+    return WeightFormat("dequantized", file_type=form.file_type) if is_quantized else HF
 
 
 @functools.lru_cache(maxsize=64)  # asked again for every cut that a plan considers
-def form_bytes(form: Form, model: ModelConfig, storage: str, distinct_layers: int) -> int:
+def format_num_bytes(
+    form: WeightFormat, model: ModelConfig, storage: str, distinct_layers: int
+) -> int:
     """Bytes that a form takes on disk; only shards keep repeated layers once."""
     if form.shard_plan is not None:
         return required_bytes(model, form.shard_plan, storage, distinct_layers)

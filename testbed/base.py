@@ -90,7 +90,7 @@ class Meters:
 
 
 @dataclass(frozen=True, slots=True)
-class Proof:
+class VerificationReport:
     """What was measured of limits and links on the devices themselves.
 
     Attributes:
@@ -101,10 +101,10 @@ class Proof:
     figures: Mapping[str, object] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
 
-    def joined(self, later: "Proof") -> "Proof":
+    def joined(self, later: "VerificationReport") -> "VerificationReport":
         """Both."""
         figures = {**self.figures, **later.figures}
-        return Proof(figures, tuple(dict.fromkeys((*self.problems, *later.problems))))
+        return VerificationReport(figures, tuple(dict.fromkeys((*self.problems, *later.problems))))
 
 
 class Process(Protocol):
@@ -196,7 +196,7 @@ class Testbed(Protocol):
             DeviceError: There is no link that could be changed.
         """
 
-    def prove(self, moment: str) -> Proof:
+    def prove(self, moment: str) -> VerificationReport:
         """Measure on the devices that are up whether limits and links hold.
 
         Args:

@@ -9,7 +9,7 @@ import pytest
 from harness.paper import allreduce_study as study
 from harness.paper.allreduce_file import read_points
 from results.paper.cell import VALIDATION
-from results.paper.cells.load import open_book
+from results.paper.cells.load import open_result_set
 from results.paper.index import INDEX_FILE
 from results.paper.render import markdown as paper_tables
 from results.paper.render import validation_table
@@ -46,7 +46,7 @@ def test_table_is_what_its_records_give(name, text):
 
 def test_paper_tables_are_what_their_records_give():
     for name, exhibit, text in PAPERS:
-        book = open_book(PUBLISHED / name)
+        book = open_result_set(PUBLISHED / name)
         assert not book.problems
         if exhibit == VALIDATION:
             drawn = validation_table.markdown(book)

@@ -13,7 +13,7 @@ import torch
 from tpi.comm.allreduce import AllReduce
 from tpi.comm.broadcast import StepBroadcast
 from tpi.comm.transport import Transport
-from tpi.engine import Engine, Parts
+from tpi.engine import Engine, EngineComponents
 from tpi.model.llama import Llama
 from tpi.planner.memory import WindowChoice, choose_window
 from tpi.trace import Tracer
@@ -74,7 +74,7 @@ def open_parts(
     tracer: Tracer,
     on_wait: OnWait | None = None,
     layers: range | None = None,
-) -> Iterator[Parts]:
+) -> Iterator[EngineComponents]:
     """Open what every engine needs; the window is to be started when all else is there.
 
     Args:
@@ -98,7 +98,7 @@ def open_parts(
         if transport.ranks.is_master:
             entry = next(e for e in manifest.blocks if e.id.kind == "embed")
             embedding = stack.enter_context(EmbeddingRows(entry))
-        yield Parts(
+        yield EngineComponents(
             model=manifest.config,
             llama=Llama(
                 manifest.config, manifest.plan.shares[manifest.rank],
@@ -116,14 +116,14 @@ def open_parts(
         )  # fmt: skip
 
 
-def make_broadcast(parts: Parts) -> StepBroadcast:
+def make_broadcast(parts: EngineComponents) -> StepBroadcast:
     """Return what starts a step: from the master to all workers."""
     return StepBroadcast(
         parts.transport, parts.max_elements, parts.model.hidden_size, tracer=parts.tracer
     )
 
 
-def make_allreduce(parts: Parts, options: EngineOptions) -> AllReduce:
+def make_allreduce(parts: EngineComponents, options: EngineOptions) -> AllReduce:
     """Return the sums that the options ask for."""
     return AllReduce(
         parts.transport, options.allreduce, options.wire_dtype, parts.max_elements, parts.tracer

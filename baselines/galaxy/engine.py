@@ -12,14 +12,14 @@ from typing import TypeVar
 
 import torch
 
-from baselines.galaxy.ring import Courier, Place, Ring
+from baselines.galaxy.ring import Place, Ring, RingSender
 from baselines.galaxy.tiles import last_owner, make_tiles, splits_rows
-from tpi.comm.allreduce import Sums, check_finite
+from tpi.comm.allreduce import Reducer, check_finite
 from tpi.comm.broadcast import Broadcast, StepBroadcast
 from tpi.comm.transport import Recv, Send
 from tpi.comm.vector import as_bytes
 from tpi.comm.wire import Expect, Op
-from tpi.engine import Engine, Parts
+from tpi.engine import Engine, EngineComponents
 from tpi.model.rope import apply_rope
 from tpi.ranks import MASTER_RANK
 from tpi.weights.shard import BlockId, ShardPlan
@@ -33,12 +33,12 @@ class GalaxyEngine(Engine):
 
     def __init__(
         self,
-        parts: Parts,
+        parts: EngineComponents,
         broadcast: StepBroadcast,
-        allreduce: Sums,
+        allreduce: Reducer,
         *,
         plan: ShardPlan,
-        courier: Courier,
+        courier: RingSender,
     ) -> None:
         super().__init__(parts, broadcast, allreduce)
         self._plan = plan
@@ -56,7 +56,12 @@ class _Prefill:
     """One step of one sequence, cut along it."""
 
     def __init__(
-        self, parts: Parts, plan: ShardPlan, ring: Ring, info: Broadcast, hidden_SD: torch.Tensor
+        self,
+        parts: EngineComponents,
+        plan: ShardPlan,
+        ring: Ring,
+        info: Broadcast,
+        hidden_SD: torch.Tensor,
     ) -> None:
         self._parts = parts
         self._llama = parts.llama

@@ -2,7 +2,7 @@
 
 `Ring.gather` hands every rank's tile of rows to every rank, `Ring.scatter` sums every tile over
 the ranks onto the rank that owns it. Both take N - 1 turns, in each of which a tile goes to the
-right neighbour and one comes from the left. `Courier` moves the frames of a turn, in a thread of
+right neighbour and one comes from the left. `RingSender` moves the frames of a turn, in a thread of
 its own if asked: it and the caller take strict turns, so that channels have one user at a time.
 """
 
@@ -26,7 +26,7 @@ Tiles = Sequence[tuple[int, int]]
 _Load = tuple[Sequence[Send], Sequence[Recv]]
 
 
-class Courier:
+class RingSender:
     """Moves frames while the caller does something else; a context manager that ends its thread.
 
     Args:
@@ -119,7 +119,7 @@ class Place:
 class Ring:
     """Every rank sends to the next one and receives from the one before."""
 
-    def __init__(self, ranks: Ranks, courier: Courier) -> None:
+    def __init__(self, ranks: Ranks, courier: RingSender) -> None:
         self._rank = ranks.rank
         self._size = ranks.world_size
         self._courier = courier

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from msgspec import Struct
 
 from baselines.galaxy.engine import GalaxyEngine
-from baselines.galaxy.ring import Courier
+from baselines.galaxy.ring import RingSender
 from tpi.build_engine import (
     EngineOptions,
     OnWait,
@@ -55,7 +55,7 @@ def open_galaxy(
     choice = plan_rank(manifest, options)
     with (
         open_parts(manifest, transport, options, choice, tracer, on_wait) as parts,
-        Courier(transport, tracer, overlap=overlap) as courier,
+        RingSender(transport, tracer, overlap=overlap) as courier,
     ):
         engine = GalaxyEngine(
             parts, make_broadcast(parts), make_allreduce(parts, options),

@@ -48,7 +48,7 @@ class Options(Struct, frozen=True, forbid_unknown_fields=True):
     trust_network: bool = False
 
 
-class WholeParts:
+class NoReduce:
     """Sums of one part: looks whether it is finite, and shows that this rank gets on."""
 
     def __init__(self, ranks: Ranks, on_wait: OnWait | None) -> None:
@@ -126,7 +126,7 @@ def open_pipeline(
             source=ranks.rank - 1, targets=[ranks.rank + 1][: ranks.world_size - 1 - ranks.rank],
             tracer=tracer, span="allreduce",
         )  # fmt: skip
-        engine = PipelineEngine(parts, link, WholeParts(ranks, on_wait))
+        engine = PipelineEngine(parts, link, NoReduce(ranks, on_wait))
         parts.window.start()
         yield engine, parts.window, choice
 

@@ -19,7 +19,7 @@ from testbed.sim.costs import Costs
 from testbed.sim.devices import Block, Devices
 from testbed.sim.network import Network
 from testbed.sim.rank_plans import MAPPED_BYTES, NodeOptions
-from testbed.sim.timeline import Mark, Story, tell
+from testbed.sim.timeline import Mark, Story, to_events
 from tpi.errors import ConfigError
 from tpi.planner.memory import StepShape, block_bytes, memory_parts
 from tpi.ranks import MASTER_RANK
@@ -171,7 +171,9 @@ def pipeline(run: SimRun, calibration: Calibration) -> SimOutcome:
         prefill_passes=engine.prefill_passes,
         said=[{"window": "all", "retained": 0, "predicted_peak_bytes": peak} for peak in rss],
     )  # fmt: skip
-    return SimOutcome(tell(story), held, resident(run.devices, anon), notes=notes_of(run, anon))
+    return SimOutcome(
+        to_events(story), held, resident(run.devices, anon), notes=notes_of(run, anon)
+    )
 
 
 def _peak(run: SimRun, engine: PipelineEngine, rank: int, shape: StepShape) -> int:

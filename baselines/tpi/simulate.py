@@ -11,7 +11,7 @@ from baselines.tpi.schedule import Engine
 from testbed.sim.base import SimDevice, SimOutcome, SimRun
 from testbed.sim.calibration import Calibration
 from testbed.sim.rank_plans import MAPPED_BYTES, NodeOptions, RankPlan, plan_ranks
-from testbed.sim.timeline import Story, tell
+from testbed.sim.timeline import Story, to_events
 from tpi.planner.memory import WindowChoice
 from tpi.units import format_bytes
 
@@ -71,7 +71,9 @@ def serve(
         ready, go, first, tokens, held, engine.devices.spans,
         prefill_passes=engine.prefill_passes, said=[_said(rank.choice) for rank in ranks],
     )  # fmt: skip
-    return SimOutcome(tell(story), held, resident(run.devices, anon), notes=notes_of(run, anon))
+    return SimOutcome(
+        to_events(story), held, resident(run.devices, anon), notes=notes_of(run, anon)
+    )
 
 
 def _said(choice: WindowChoice) -> dict[str, object]:

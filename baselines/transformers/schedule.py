@@ -17,7 +17,7 @@ from baselines.tpi.simulate import PAGED, out_of_memory, resident
 from testbed.sim.base import SimDevice, SimOutcome, SimRun
 from testbed.sim.calibration import Calibration
 from testbed.sim.devices import Span, Tally
-from testbed.sim.timeline import Mark, Story, tell
+from testbed.sim.timeline import Mark, Story, to_events
 from tpi.errors import ConfigError
 from tpi.model_config import DTYPE_BYTES, ModelConfig
 from tpi.planner.memory import StepShape, memory_parts
@@ -183,7 +183,7 @@ def _serve(run: SimRun, calibration: Calibration, plan: _Plan) -> SimOutcome:
     ready = np.array([round(ready_s * 1e9)])
     story = Story(ready, int(ready[0]), first, marks, held, clock.spans)
     return SimOutcome(
-        tell(story), held, resident(run.devices, anon), notes=(PAGED,) if clock.reads else ()
+        to_events(story), held, resident(run.devices, anon), notes=(PAGED,) if clock.reads else ()
     )
 
 

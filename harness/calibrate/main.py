@@ -24,7 +24,7 @@ from harness.calibrate.sizes import Sizes
 from harness.calibrate.table import calibration_table
 from harness.progress.live import Live
 from harness.run.session import WIDTH
-from harness.run.signals import PoliteSignals
+from harness.run.signals import GracefulShutdown
 from testbed.base import DeviceError
 from testbed.host.environment import host_environment
 from testbed.host.hostlock import host_lock
@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None, sizes: Sizes | None = None) -> int:
     arguments = _parser().parse_args(argv)
     out = Path(arguments.out or arguments.dir / FILE_NAME)
     try:
-        with PoliteSignals():
+        with GracefulShutdown():
             _run(arguments.dir, out, sizes or Sizes())
     except TpiError as exc:
         sys.stderr.write(f"calibrate: {' '.join(str(exc).split())}\n")

@@ -31,7 +31,7 @@ from harness.config.profiles import LINK_BACKENDS
 from harness.paper.allreduce_file import Asked, Point, keep_aside
 from harness.run.emulation import open_testbed
 from harness.run.scratch import scratch_folder
-from harness.run.signals import PoliteSignals
+from harness.run.signals import GracefulShutdown
 from testbed.base import Device, DeviceError, Inbox, Process, make_inbox
 from testbed.docker.watchdog import janitor
 from testbed.host.hostlock import host_lock
@@ -246,7 +246,7 @@ def _column(column: tuple[int, str]) -> tuple[int, int]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the study; returns the exit status."""
     try:
-        with PoliteSignals():
+        with GracefulShutdown():
             carry_out(sys.argv[1:] if argv is None else argv, Console(highlight=False))
     except TpiError as exc:
         sys.stderr.write(f"allreduce_study: {exc}\n")

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 from rich.console import Console
 
-from harness.paper.index_writer import PaperIndex, Standing
+from harness.paper.index_writer import EntryStatus, PaperIndex
 from harness.paper.time_estimate import TimeLeft, time_words
-from harness.paper.work import Outlook, Work
+from harness.paper.work import Work, WorkStatus
 from testbed.base import DeviceError
 from testbed.host.hostlock import host_lock
 from tpi.errors import EXIT_OK, TpiError
@@ -70,7 +70,7 @@ class Driver:
         self._others = others
         self._again = again or (lambda exhibit: make_command(exhibit, index.scale, "RETRY=1"))
         self._time = TimeLeft()
-        self._outlooks: list[Outlook] = []
+        self._outlooks: list[WorkStatus] = []
         self._tried: set[int] = set()
 
     def run(self) -> int:
@@ -123,11 +123,11 @@ class Driver:
         for work in self._others:
             self._note(work, self._look(work))
 
-    def _look(self, work: Work) -> Outlook:
+    def _look(self, work: Work) -> WorkStatus:
         try:
             return work.look()
         except Exception as exc:  # noqa: BLE001  # a defect in one must not end all the others
-            return Outlook("failed", self._unexpected(exc))
+            return WorkStatus("failed", self._unexpected(exc))
 
     def _unexpected(self, exc: Exception) -> str:
         """Its line; the log gets where it came from."""
@@ -160,7 +160,7 @@ class Driver:
             self._note(self._works[at], self._outlooks[at])
             self._index.write()
 
-    def _try(self, work: Work, outlook: Outlook) -> str:
+    def _try(self, work: Work, outlook: WorkStatus) -> str:
         """Run it; returns why it broke off, empty if it did not."""
         self._log.print(f"\n== {work.title}", markup=False, soft_wrap=True)
         try:
@@ -184,10 +184,10 @@ class Driver:
         with contextlib.redirect_stderr(self._log.file):
             yield
 
-    def _note(self, work: Work, outlook: Outlook) -> None:
+    def _note(self, work: Work, outlook: WorkStatus) -> None:
         # A record speaks for itself.
         reason = "" if outlook.run_id else outlook.reason
-        standing = Standing(
+        standing = EntryStatus(
             outlook.run_id,
             refusal=reason if outlook.state == "refused" else "",
             failure=reason if outlook.state == "failed" else "",
@@ -220,18 +220,18 @@ class Driver:
         self._console.print(text, markup=False, soft_wrap=True)
 
 
-def _was_disturbed(outlook: Outlook) -> bool:
+def _was_disturbed(outlook: WorkStatus) -> bool:
     """Whether a probe did not hold: what disturbed it may be gone, and a second try costs less."""
     return outlook.state == "todo" and outlook.kind == "invalid"
 
 
-def _ended(outlook: Outlook, reason: str) -> Outlook:
+def _ended(outlook: WorkStatus, reason: str) -> WorkStatus:
     """How it stands after it was run: what still is to do has failed, by what just broke off."""
     if outlook.state not in ("todo", "failed") or (outlook.state == "failed" and not reason):
         return outlook
     text = reason or outlook.reason or "it left no record"
-    return Outlook("failed", text, outlook.run_id)
+    return WorkStatus("failed", text, outlook.run_id)
 
 
-def _words(outlook: Outlook) -> str:
+def _words(outlook: WorkStatus) -> str:
     return outlook.reason if outlook.state == "done" else f"{outlook.state}: {outlook.reason}"

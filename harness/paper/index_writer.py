@@ -25,7 +25,7 @@ KEPT_FILE = f"{INDEX_FILE}.old"
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class EntryStatus:
     """What stands behind entries: a record, or why there is none; all empty before a run."""
 
     run_id: str = ""
@@ -76,7 +76,7 @@ class PaperIndex:
         entries, studies = tuple(self._entries.values()), tuple(self._studies.values())
         return Index(self._scale, entries, studies, sources)
 
-    def note(self, entries: Iterable[Entry], standing: Standing) -> None:
+    def note(self, entries: Iterable[Entry], standing: EntryStatus) -> None:
         """Say what stands behind some entries."""
         for entry in entries:
             self._entries[_key(entry)] = replace(
@@ -87,7 +87,7 @@ class PaperIndex:
                 source=_source(entry) if standing.run_id else "",
             )
 
-    def note_study(self, study: Study, standing: Standing) -> None:
+    def note_study(self, study: Study, standing: EntryStatus) -> None:
         """Say why a study has given nothing, if it has not."""
         words = _one_line(standing.refusal), _one_line(standing.failure)
         self._studies[study.name] = StudyEntry(study.name, study.exhibit, *words)

@@ -25,8 +25,8 @@ from harness.paper.index_writer import PaperIndex, folder_lock
 from harness.paper.plan import PaperPlan, exhibits_of, read_plan
 from harness.paper.work import Work, works_of
 from harness.run.session import EXIT_BROKEN_PIPE, WIDTH, Output
-from harness.run.signals import PoliteSignals, ignore_signals, write_nowhere
-from results.paper.cell import HOLDERS, SCALES
+from harness.run.signals import GracefulShutdown, ignore_signals, write_nowhere
+from results.paper.cell import ALL_EXHIBITS, SCALES
 from tpi.errors import EXIT_INTERRUPTED, ResourceError, TpiError
 from tpi.units import counted
 
@@ -37,7 +37,7 @@ _RENDERED = "rendered"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     arguments = _parser().parse_args(argv)
-    with PoliteSignals() as signals:
+    with GracefulShutdown() as signals:
         try:
             return _run(arguments)
         except BrokenPipeError:
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     console = Output(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
     plan = read_plan(arguments.scale)
-    wanted = {e for word in arguments.only for e in exhibits_of(word)} or set(HOLDERS)
+    wanted = {e for word in arguments.only for e in exhibits_of(word)} or set(ALL_EXHIBITS)
     folder = _folder(arguments)
     if arguments.dry_run:
         works, _ = _works(plan, folder, wanted, retry=arguments.retry)
@@ -67,7 +67,7 @@ def _run(arguments: argparse.Namespace) -> int:
         return Driver(works, index, console, console).dry_run()
     with folder_lock(folder):
         status = _run_all(arguments, plan, wanted, console)
-        paths = _render(folder, [e for e in HOLDERS if e in wanted])
+        paths = _render(folder, [e for e in ALL_EXHIBITS if e in wanted])
     lines = [
         f"{counted(len(paths), 'file')} in {folder / _RENDERED}",
         f"next: {_report_command(arguments)}",

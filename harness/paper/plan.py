@@ -30,7 +30,7 @@ from msgspec import Struct, field
 from baselines.registry import SYSTEMS
 from baselines.validators import nearest
 from harness.paper import allreduce_study
-from results.paper.cell import HOLDERS, SCALES
+from results.paper.cell import ALL_EXHIBITS, SCALES
 from results.paper.index import Entry
 from tpi.decode import Text, convert
 from tpi.errors import ConfigError, map_errors
@@ -111,7 +111,7 @@ def exhibits_of(name: str) -> tuple[str, ...]:
     Raises:
         ConfigError: There is none of that name.
     """
-    found = tuple(e for e in HOLDERS if name in (e, e.rstrip("abc")))
+    found = tuple(e for e in ALL_EXHIBITS if name in (e, e.rstrip("abc")))
     if not found:
         raise ConfigError(f"exhibit: unknown {name!r}{nearest(name, exhibit_words())}")
     return found
@@ -119,7 +119,7 @@ def exhibits_of(name: str) -> tuple[str, ...]:
 
 def exhibit_words() -> tuple[str, ...]:
     """Every word that `exhibits_of` takes."""
-    return tuple(dict.fromkeys(word for e in HOLDERS for word in (e.rstrip("abc"), e)))
+    return tuple(dict.fromkeys(word for e in ALL_EXHIBITS for word in (e.rstrip("abc"), e)))
 
 
 def _refuse_twice(found: Sequence[Entry | str], where: str) -> None:
@@ -162,7 +162,7 @@ def _entries(section: _Section, stem: str, where: str) -> Iterator[Entry]:
     for number, run in enumerate(section.runs, start=1):
         here = f"{where}: run {number}"
         exhibits = [stem] if run.exhibits is None else run.exhibits
-        _check_names("exhibits: unknown", exhibits, HOLDERS, here)
+        _check_names("exhibits: unknown", exhibits, ALL_EXHIBITS, here)
         if not run.columns:
             raise ConfigError(f"{here}: columns: none, expected COLUMN: SYSTEM")
         for column, system in run.columns.items():

@@ -41,7 +41,7 @@ _SIMULATE_S = 1.0  # most simulations are quicker, and none is predicted
 
 
 @dataclass(frozen=True, slots=True)
-class Outlook:
+class WorkStatus:
     """How a piece of work stands.
 
     Attributes:
@@ -80,10 +80,10 @@ class Work(Protocol):
     def study(self) -> Study | None:
         """The study that it is, if it is no run."""
 
-    def look(self) -> Outlook:
+    def look(self) -> WorkStatus:
         """Say how it stands; nothing is started or written."""
 
-    def run(self, outlook: Outlook, log: Console) -> None:
+    def run(self, outlook: WorkStatus, log: Console) -> None:
         """Do it, telling `log` what happens.
 
         Raises:
@@ -120,32 +120,32 @@ class RunWork:
         """As `Work` says."""
         return frozenset(entry.exhibit for entry in self.entries)
 
-    def look(self) -> Outlook:
+    def look(self) -> WorkStatus:
         """As `Work` says."""
         try:
             prepared = session.prepare(self._compose())
         except TpiError as exc:
-            return Outlook("failed", str(exc))
+            return WorkStatus("failed", str(exc))
         store, base_id = RunStore(self.folder), run_name(prepared)
         try:
             record = store.latest(base_id)
         except RecordError as exc:
             # Nothing older is taken in its place, and a changed record is not ours to remove: a
             # retry measures anew beside it.
-            unusable = Outlook("failed", str(exc), store.latest_id(base_id))
+            unusable = WorkStatus("failed", str(exc), store.latest_id(base_id))
             return _before(_forced(prepared), unusable) if self.retry else unusable
-        seen = Outlook("todo")
+        seen = WorkStatus("todo")
         if record is not None:
-            seen = Outlook("todo", words_of(record), record.run_id, kind=record.status)
+            seen = WorkStatus("todo", words_of(record), record.run_id, kind=record.status)
         if record is None or _is_to_do(record, prepared):
             return _before(prepared, seen)
         if record.status in _DONE:
             return replace(seen, state="done", kind=_kind(record, prepared))
         if self.retry:
             return _before(_forced(prepared), seen)
-        return Outlook("failed", words_of(record), record.run_id)
+        return WorkStatus("failed", words_of(record), record.run_id)
 
-    def run(self, outlook: Outlook, log: Console) -> None:
+    def run(self, outlook: WorkStatus, log: Console) -> None:
         """As `Work` says."""
         self.retry = False  # once
         if outlook.prepared is not None:
@@ -182,25 +182,25 @@ class StudyWork:
         """The file that is kept."""
         return self.folder / f"{self.study.name}.json"
 
-    def look(self) -> Outlook:
+    def look(self) -> WorkStatus:
         """As `Work` says."""
         try:
             if allreduce_study.is_kept(self.study.arguments, self.path):
-                return Outlook("done", str(self.path), kind="measured")
+                return WorkStatus("done", str(self.path), kind="measured")
         except TpiError as exc:
             if not self.retry:
-                return Outlook("failed", str(exc))
+                return WorkStatus("failed", str(exc))
         try:
             predicted_s = allreduce_study.predicted_s(self.study.arguments)
         except TpiError as exc:
-            return Outlook("failed", str(exc))
+            return WorkStatus("failed", str(exc))
         try:
             session.require_emulation("auto")
         except TpiError as exc:
-            return Outlook("refused", str(exc))
-        return Outlook("todo", predicted_s=predicted_s)
+            return WorkStatus("refused", str(exc))
+        return WorkStatus("todo", predicted_s=predicted_s)
 
-    def run(self, outlook: Outlook, log: Console) -> None:
+    def run(self, outlook: WorkStatus, log: Console) -> None:
         """As `Work` says."""
         del outlook
         fresh = ["--fresh"] if self.retry and not self._is_readable() else []
@@ -258,21 +258,21 @@ def _is_to_do(record: RunRecord, prepared: Prepared | PreparedSim) -> bool:
     return not record.is_finished(prepared.plan.config.repeats)
 
 
-def _before(prepared: Prepared | PreparedSim, seen: Outlook) -> Outlook:
+def _before(prepared: Prepared | PreparedSim, seen: WorkStatus) -> WorkStatus:
     """What stands in the way of a run, or how long it will take; `seen` is what there is of it."""
     reason, run_id = seen.reason, seen.run_id
     if isinstance(prepared, PreparedSim):
-        return Outlook("todo", reason, run_id, _SIMULATE_S, prepared)
+        return WorkStatus("todo", reason, run_id, _SIMULATE_S, prepared)
     plan = prepared.plan
     if not plan.runnable:  # it is written down as infeasible, which takes no time
-        return Outlook("todo", plan.systems[0].refusal or "", run_id, 0.0, prepared)
+        return WorkStatus("todo", plan.systems[0].refusal or "", run_id, 0.0, prepared)
     try:
         check_space(plan, locate(plan), prepared.host.free_disk)
         if plan.is_emulated:
             session.require_docker(plan)
     except TpiError as exc:
-        return Outlook("refused", str(exc), run_id)
-    return Outlook("todo", reason, run_id, plan.predicted_s, prepared, seen.kind)
+        return WorkStatus("refused", str(exc), run_id)
+    return WorkStatus("todo", reason, run_id, plan.predicted_s, prepared, seen.kind)
 
 
 def _forced(prepared: Prepared | PreparedSim) -> Prepared | PreparedSim:

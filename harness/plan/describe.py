@@ -3,7 +3,7 @@
 from dataclasses import asdict
 
 from baselines.cost_inputs import parameters_text
-from harness.plan.plan import two_layer_plan
+from harness.plan.plan import reduced_plan
 from harness.plan.types import Plan, SystemPlan
 from results.records.testbed_words import device_words, link_words
 from testbed.host.rates import Host
@@ -118,7 +118,7 @@ def _check_text(plan: Plan) -> str:
     if plan.check == "reference":
         kinds = {system.check for system in plan.runnable}
         return "; ".join(text for kind, text in _CHECKS.items() if kind in kinds)
-    small = two_layer_plan(plan)
+    small = reduced_plan(plan)
     num_bytes = format_bytes(sum(small.forms.values()))
     return (
         f"first the same shape with two layers must give Transformers' tokens"

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from baselines.cost import reference_cost, write_seconds
-from baselines.cost_inputs import setting_of
+from baselines.cost_inputs import cost_inputs_of
 from baselines.registry import REFERENCE
-from harness.plan.types import Plan, two_layer_model
+from harness.plan.types import Plan, reduced_model
 from testbed.host.rates import Host
 from tpi.errors import ConfigError
 from tpi.units import format_seconds
@@ -69,13 +69,13 @@ def _check_s(plan: Plan, host: Host) -> float:
     if plan.check == "none":
         return 0.0
     # The reference runs beside the devices, on the whole host.
-    setting = setting_of(plan.config, plan.model, plan.storage, plan.prompt_tokens, host)
+    setting = cost_inputs_of(plan.config, plan.model, plan.storage, plan.prompt_tokens, host)
     if plan.check == "reference":
         if any(s.name == REFERENCE and s.check == "exact" for s in plan.runnable):
             return 0.0  # its own tokens are the reference
         cost = reference_cost(setting)
         return cost.start_s + cost.request_s(plan.new_tokens)
-    cut = two_layer_model(plan.model)
+    cut = reduced_model(plan.model)
     cost = reference_cost(setting, cut)
     share = cut.num_layers / plan.model.num_layers
     seconds = 2 * write_seconds(required_hf_bytes(cut, plan.storage), host)

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from baselines.cost import cost_of, most_distinct_layers, reference_cost
-from baselines.cost_inputs import Cost, Setting, setting_of
+from baselines.cost import most_distinct_layers, predict, reference_cost
+from baselines.cost_inputs import CostInputs, Prediction, cost_inputs_of
 from baselines.options import (
     LlamacppOptions,
     PipelineOptions,
@@ -21,12 +21,12 @@ from baselines.options import (
     TransformersOptions,
 )
 from baselines.registry import REFERENCE
-from baselines.weight_formats import form_bytes, form_of
+from baselines.weight_formats import format_num_bytes, weight_format_of
 from harness.config.config import Config, ModelChoice
 from harness.config.profiles import LinkFault
 from harness.plan.dilation import Dilation, HostRates, choose_dilation, limits_of
 from harness.plan.fit_time import fit_time
-from harness.plan.types import Plan, SystemPlan, two_layer_model
+from harness.plan.types import Plan, SystemPlan, reduced_model
 from testbed.host.rates import Host
 from testbed.limits.limits import LEAST_CPUS, DeviceLimits
 from testbed.links.link import LinkSpec
@@ -52,7 +52,7 @@ def make_plan(config: Config, model: ModelConfig, prompt_tokens: int, host: Host
     synthetic = is_synthetic(config)
     storage = model.dtype if config.weights.dtype == "auto" else config.weights.dtype
     limits, links, dilation = _enforced(config, host)
-    setting = setting_of(config, model, storage, prompt_tokens, host, limits, links)
+    setting = cost_inputs_of(config, model, storage, prompt_tokens, host, limits, links)
     limit = int(MEMORY_SHARE * host.available_memory)
     systems = tuple(
         _plan_system(config, setting, name, options, limit)
@@ -156,17 +156,17 @@ def check_fits_model(config: Config, model: ModelConfig, prompt_tokens: int) -> 
 
 
 def _plan_system(
-    config: Config, setting: Setting, name: str, options: SystemOptions, limit: int
+    config: Config, setting: CostInputs, name: str, options: SystemOptions, limit: int
 ) -> SystemPlan:
     try:
-        cost = cost_of(name, options, setting)
+        cost = predict(name, options, setting)
     except ResourceError as exc:
         raise ConfigError(f"memory_budget: {exc}") from exc
     return SystemPlan(
         name=name,
         options=options,
         world_size=len(cost.peak_bytes),
-        form=form_of(name, options, setting.model, config.devices, config.dtype),
+        form=weight_format_of(name, options, setting.model, config.devices, config.dtype),
         cost=cost,
         check="exact" if is_exact(options, config.dtype) else "bounded",
         refusal=_refusal(config, setting, name, options, cost, limit),
@@ -175,10 +175,10 @@ def _plan_system(
 
 def _refusal(
     config: Config,
-    setting: Setting,
+    setting: CostInputs,
     name: str,
     options: SystemOptions,
-    cost: Cost,
+    cost: Prediction,
     limit: int,
 ) -> str | None:
     """Why a system cannot run on this machine, computed; None if it can."""
@@ -197,11 +197,11 @@ def _refusal(
             f"needs {format_bytes(need)} of memory ({what}), the limit is"
             f" {format_bytes(limit)} ({MEMORY_SHARE:.0%} of what is free)"
         )
-    form = form_of(name, options, setting.model, config.devices, config.dtype)
+    form = weight_format_of(name, options, setting.model, config.devices, config.dtype)
     most = config.weights.max_bytes
     # Block files of repeated layers are links; these forms hold every layer in full.
     if form.shard_plan is None and is_synthetic(config):
-        num_bytes = form_bytes(form, setting.model, setting.storage, setting.model.num_layers)
+        num_bytes = format_num_bytes(form, setting.model, setting.storage, setting.model.num_layers)
         if num_bytes > most:
             return (
                 f"needs {format_bytes(num_bytes)} of disk ({form.words}),"
@@ -219,7 +219,7 @@ def is_exact(options: SystemOptions, dtype: str) -> bool:
     return dtype == "float32" and getattr(options, "wire_dtype", "float32") == "float32"
 
 
-def _plan_check(setting: Setting, limit: int, runs: Sequence[str]) -> tuple[str, str]:
+def _plan_check(setting: CostInputs, limit: int, runs: Sequence[str]) -> tuple[str, str]:
     """What tokens of the systems in `runs` are checked against, and why it is no better."""
     full = reference_cost(setting).need_bytes
     if full <= limit:
@@ -227,15 +227,15 @@ def _plan_check(setting: Setting, limit: int, runs: Sequence[str]) -> tuple[str,
     why = f"the reference needs {format_bytes(full)}, the limit is {format_bytes(limit)}"
     if set(runs) <= {REFERENCE}:
         return "none", f"{why}; two layers of it would check others, and none runs"
-    small = reference_cost(setting, two_layer_model(setting.model)).need_bytes
+    small = reference_cost(setting, reduced_model(setting.model)).need_bytes
     if small <= limit:
         return "two_layer", why
     return "none", f"{why}; even two layers of it need {format_bytes(small)}"
 
 
-def two_layer_plan(plan: Plan) -> Plan:
+def reduced_plan(plan: Plan) -> Plan:
     """The check that stands in for a reference, as a plan: each system once, synthetic weights."""
-    model = two_layer_model(plan.model)
+    model = reduced_model(plan.model)
     new_tokens = max(plan.new_tokens, min(_CHECK_TOKENS, model.max_positions - plan.prompt_tokens))
     name = Path(plan.config.model.path or plan.config.model.name).resolve().name
     config = replace(
@@ -260,7 +260,7 @@ def two_layer_plan(plan: Plan) -> Plan:
 
 
 def _on_two_layers(system: SystemPlan, config: Config, model: ModelConfig) -> SystemPlan:
-    form = form_of(system.name, system.options, model, config.devices, config.dtype)
+    form = weight_format_of(system.name, system.options, model, config.devices, config.dtype)
     if isinstance(system.options, PipelineOptions):  # no device of it can be without a layer
         world_size = min(system.world_size, model.num_layers)
         options = replace(system.options, shares=None)

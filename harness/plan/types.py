@@ -6,10 +6,10 @@ them. Read `Plan` first.
 
 from dataclasses import dataclass, field, replace
 
-from baselines.cost_inputs import Cost
+from baselines.cost_inputs import Prediction
 from baselines.options import SystemOptions
 from baselines.registry import REFERENCE
-from baselines.weight_formats import HF, Form, form_bytes, reference_form
+from baselines.weight_formats import HF, WeightFormat, format_num_bytes, reference_format
 from harness.config.config import Config
 from harness.plan.dilation import Dilation
 from testbed.limits.limits import DeviceLimits
@@ -32,8 +32,8 @@ class SystemPlan:
     name: str
     options: SystemOptions
     world_size: int
-    form: Form
-    cost: Cost
+    form: WeightFormat
+    cost: Prediction
     check: str
     refusal: str | None = None
 
@@ -123,19 +123,19 @@ class Plan:
         return tuple(system for system in self.runnable if system.name != REFERENCE)
 
     @property
-    def forms(self) -> dict[Form, int]:
+    def forms(self) -> dict[WeightFormat, int]:
         """The forms of the weights that will be read, and the bytes that each is to take."""
         forms = [system.form for system in self.runnable]
         if self.check == "reference":
-            forms += [reference_form(system.form) for system in self.runnable]
+            forms += [reference_format(system.form) for system in self.runnable]
         return {form: self._bytes_of(form) for form in dict.fromkeys(forms)}
 
-    def _bytes_of(self, form: Form) -> int:
+    def _bytes_of(self, form: WeightFormat) -> int:
         if form == HF and not self.synthetic:
             return 0  # a folder is its own Hugging Face form
-        return form_bytes(form, self.model, self.storage, self.distinct_layers)
+        return format_num_bytes(form, self.model, self.storage, self.distinct_layers)
 
 
-def two_layer_model(model: ModelConfig) -> ModelConfig:
+def reduced_model(model: ModelConfig) -> ModelConfig:
     """The same shape, cut to two layers."""
     return replace(model, num_layers=min(_CHECK_LAYERS, model.num_layers))

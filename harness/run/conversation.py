@@ -1,6 +1,6 @@
 """The harness's end of all programs' standard input and output, through one repeat.
 
-`Conversation.hold` waits until all are ready, sends `go` for one request after the other, and
+`ProgramSession.hold` waits until all are ready, sends `go` for one request after the other, and
 keeps every event of every rank until all have ended. What goes wrong becomes a `Failure`: a
 deadline that passed, a program that ended early or reported an error, or one whose output broke
 the contract (`harness/run/protocol_checker.py`). Read `hold` first.
@@ -81,7 +81,7 @@ class _Stop(Exception):  # not an error: it ends the conversation
         self.failure = Failure(status, reason, is_breach)
 
 
-class Conversation:
+class ProgramSession:
     """One repeat's; `inbox` is where all of its programs are heard."""
 
     def __init__(

@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # Docker's client takes a while to import, and plain processe
     from testbed.docker.device import DockerDevice
     from testbed.docker.testbed import ProverFactory
     from testbed.links.network import Network
-    from testbed.verify.verifier import Prover
+    from testbed.verify.verifier import LimitVerifier
 
 
 # What nearly every program reads of the image; else the first device would be charged for it.
@@ -68,12 +68,12 @@ def _make_prover(
     model_dirs: Sequence[Path],
     devices: "Sequence[DockerDevice]",
     network: "Network",
-) -> "Prover":
+) -> "LimitVerifier":
     from testbed.verify.probe import disk_files
     from testbed.verify.tolerances import Expected
-    from testbed.verify.verifier import Prover
+    from testbed.verify.verifier import LimitVerifier
 
-    return Prover(
+    return LimitVerifier(
         devices,
         [
             Expected(limit, link, disk_files(folder))

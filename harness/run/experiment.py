@@ -18,7 +18,7 @@ from harness.run.jobs import Job, Jobs
 from harness.run.judge import checked_status, judge
 from harness.run.launch import MEASURED_ID, PROGRAMS, make_launch, make_testbed
 from harness.run.link_faults import FaultyRun
-from harness.run.reduced_model_check import TwoLayers
+from harness.run.reduced_model_check import ReducedModelCheck
 from harness.run.reference import Reference
 from harness.run.runner import run_repeat
 from results.records.schema import Repeat, RunRecord
@@ -105,7 +105,7 @@ class Experiment:
         jobs = [job for job in self._jobs.pending if job.system.name in names]
         if not jobs:
             return
-        with TwoLayers(
+        with ReducedModelCheck(
             self._plan,
             [job.system.name for job in jobs],
             self._prompt_ids,

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from baselines.weight_formats import HF, reference_form
+from baselines.weight_formats import HF, reference_format
 from harness.plan.types import Plan, SystemPlan
 from harness.progress.live import Live
 from harness.run.emulation import notes_of
@@ -167,7 +167,7 @@ def _own_ways(plan: Plan, system: SystemPlan) -> list[str]:
     own = {name: getattr(system.options, name, None) or value for name, value in asked.items()}
     notes = [f"{name}: {own[name]}, of the run: {asked[name]}" for name in asked]
     notes = [note for note, name in zip(notes, asked, strict=True) if own[name] != asked[name]]
-    if reference_form(system.form) != HF:
+    if reference_format(system.form) != HF:
         notes.append(f"{system.form.words}; its tokens are checked against the file's own numbers")
     return notes
 

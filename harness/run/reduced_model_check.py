@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Self
 
-from harness.plan.plan import two_layer_plan
+from harness.plan.plan import reduced_plan
 from harness.plan.types import Plan, SystemPlan
 from harness.progress.live import Live
 from harness.run import weights as weight_sets
@@ -28,7 +28,7 @@ from tpi.files import write_atomic
 _WHAT = "the same shape with two layers"
 
 
-class TwoLayers:
+class ReducedModelCheck:
     """The small model of a plan, and the checks on it.
 
     A context manager: weights that were made for it go when it is left.
@@ -54,7 +54,7 @@ class TwoLayers:
         *,
         threads: int,
     ) -> None:
-        small = two_layer_plan(plan)
+        small = reduced_plan(plan)
         systems = tuple(s for s in small.systems if s.name in names)
         self._plan = replace(small, systems=systems)
         self._prompt_ids = prompt_ids

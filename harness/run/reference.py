@@ -25,7 +25,7 @@ from baselines.transformers.reference import (
     write_job,
     write_reference,
 )
-from baselines.weight_formats import reference_form
+from baselines.weight_formats import reference_format
 from harness.plan.types import Plan, SystemPlan
 from harness.progress.live import Live
 from harness.run.judge import check_bounded, check_exact
@@ -101,7 +101,7 @@ class Reference:
     def _bounded(self, system: SystemPlan, tokens: tuple[int, ...]) -> Check:
         """Two jobs: what the reference says itself, once, and what it thinks of these tokens."""
         job = replace(self._job, model_dir=str(self._weights.reference_dir(system).absolute()))
-        form = {"form": reference_form(system.form).folder_name}
+        form = {"form": reference_format(system.form).folder_name}
         own = self._once(replace(job, error_of="bfloat16"), {**form, "error_of": "bfloat16"})
         job = replace(job, new_tokens=0, answers={"answer": tokens})
         seen = self._once(job, {**form, "answer": tokens})

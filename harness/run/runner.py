@@ -1,6 +1,6 @@
 """One repeat of one system: programs are started on fresh devices, spoken to, and taken down.
 
-`run_repeat` writes each device's spec, starts its program, and lets a `Conversation` do the talk.
+`run_repeat` writes each device's spec, starts its program, and lets a `ProgramSession` do the talk.
 It judges nothing but what only the conversation can see (`Failure`); the rest is `verdict.py`'s.
 Read `run_repeat` first.
 """
@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from harness.run.conversation import Conversation, Deadlines, Failure, Watch
+from harness.run.conversation import Deadlines, Failure, ProgramSession, Watch
 from results.records.schema import RankEvent
-from testbed.base import Device, Exit, Meters, Proof, Testbed
+from testbed.base import Device, Exit, Meters, Testbed, VerificationReport
 from tpi.program.spec import NodeSpec, Request, spec_to_json
 from tpi.ranks import MASTER_RANK
 
@@ -51,7 +51,7 @@ class Outcome:
     meters: tuple[Meters, ...]
     facts: tuple[dict[str, object], ...]
     failure: Failure | None = None
-    proof: Proof = field(default_factory=Proof)
+    proof: VerificationReport = field(default_factory=VerificationReport)
 
 
 def run_repeat(launch: Launch, testbed: Testbed, watch: Watch | None = None) -> Outcome:
@@ -66,7 +66,7 @@ def run_repeat(launch: Launch, testbed: Testbed, watch: Watch | None = None) -> 
         if before.problems:  # nothing that is measured now would count
             return _unproved(devices, before)
         deadlines = launch.deadlines.scaled(launch.time_scale)
-        talk = Conversation(launch.requests, deadlines, watch, keep_spans=launch.keep_spans)
+        talk = ProgramSession(launch.requests, deadlines, watch, keep_spans=launch.keep_spans)
         for device, spec in zip(devices, make_specs(launch, devices), strict=True):
             argv = [device.python, *launch.program]
             talk.join(device.run(argv, talk.inbox, spec_to_json(spec)))
@@ -76,7 +76,7 @@ def run_repeat(launch: Launch, testbed: Testbed, watch: Watch | None = None) -> 
         meters = tuple(device.meter() for device in devices)
         facts = tuple(device.facts() for device in devices)
         # Of what failed anyway nothing has to be proved, and its devices may be gone.
-        after = testbed.prove("after") if failure is None else Proof()
+        after = testbed.prove("after") if failure is None else VerificationReport()
         return Outcome(
             start_ns=talk.start_ns,
             events=tuple(talk.events),
@@ -90,7 +90,7 @@ def run_repeat(launch: Launch, testbed: Testbed, watch: Watch | None = None) -> 
         testbed.down()
 
 
-def _unproved(devices: Sequence[Device], proof: Proof) -> Outcome:
+def _unproved(devices: Sequence[Device], proof: VerificationReport) -> Outcome:
     """The outcome of a repeat that was not begun, since limits or links do not hold."""
     return Outcome(
         start_ns=(),

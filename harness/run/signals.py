@@ -4,7 +4,7 @@ The first raises `KeyboardInterrupt` in the main thread, once, and what was star
 order. At another one all our child processes are killed, so that nothing is left to wait for, and
 half a second later this process ends whatever it does: containers and other things that are no
 children hang on a lease of ours. A thread hears of signals by a pipe, for the main thread may be
-deep in a call that does not return. Read `PoliteSignals._on_signal` and `_watch` first.
+deep in a call that does not return. Read `GracefulShutdown._on_signal` and `_watch` first.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ _STDERR = 2
 _NOTHING = operator.is_
 
 
-class PoliteSignals:
+class GracefulShutdown:
     """While its `with` block lasts, signals end the block as the module says."""
 
     def __init__(self) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from baselines.llamacpp.gguf_file import MODEL_FILE, make_gguf
 from baselines.llamacpp.gguf_source import GgufSource
-from baselines.weight_formats import HF, Form, reference_form
+from baselines.weight_formats import HF, WeightFormat, reference_format
 from harness.plan.types import Plan, SystemPlan
 from harness.progress.live import Live
 from tpi.errors import ConfigError
@@ -47,8 +47,8 @@ class WeightSet:
     identity: str
     base: Path
     hf: Path
-    folders: Mapping[Form, Path]
-    missing: Mapping[Form, int]
+    folders: Mapping[WeightFormat, Path]
+    missing: Mapping[WeightFormat, int]
 
     @property
     def to_write(self) -> int:
@@ -57,7 +57,7 @@ class WeightSet:
 
     def reference_dir(self, system: SystemPlan) -> Path:
         """What the reference reads to check a system."""
-        form = reference_form(system.form)
+        form = reference_format(system.form)
         return self.hf if form == HF else self.folders[form]
 
     def model_dirs(self, system: SystemPlan) -> tuple[Path, ...]:
@@ -97,7 +97,7 @@ def locate(plan: Plan) -> WeightSet:
     )
 
 
-def _is_complete(form: Form, folder: Path) -> bool:
+def _is_complete(form: WeightFormat, folder: Path) -> bool:
     """Whether what is written last is there."""
     if form.shard_plan is not None:
         ranks = range(form.shard_plan.world_size)
@@ -156,14 +156,17 @@ def obtain(plan: Plan, weights: WeightSet, live: Live) -> None:
 
 
 def _write(
-    form: Form, source: TensorSource, folder: Path, storage: str, progress: Progress | None
+    form: WeightFormat, source: TensorSource, folder: Path, storage: str, progress: Progress | None
 ) -> None:
     if form.shard_plan is not None:
         split(source, form.shard_plan, folder, dtype=storage, progress=progress)
     elif form.kind == "gguf":
         make_gguf(source, folder, form.file_type, progress)
     elif form.kind == "dequantized":
-        gguf = folder.with_name(Form("gguf", file_type=form.file_type).folder_name) / MODEL_FILE
+        gguf = (
+            folder.with_name(WeightFormat("gguf", file_type=form.file_type).folder_name)
+            / MODEL_FILE
+        )
         write_hf_folder(GgufSource(gguf, source.config), folder, progress=progress)
     else:
         write_hf_folder(source, folder, progress=progress)

@@ -34,7 +34,7 @@ EXHIBITS = (
     *("figure5a", "figure5b", "figure5c", "figure6"),
 )
 VALIDATION = "validation"  # no exhibit of the paper: runs that the simulator is checked on
-HOLDERS = (*EXHIBITS, VALIDATION)  # whatever runs are made for
+ALL_EXHIBITS = (*EXHIBITS, VALIDATION)  # whatever runs are made for
 # Metric -> unit. A run record gives the first ones.
 METRICS = {
     "ttft_s": "s",  # request to first token, without loading
@@ -58,7 +58,7 @@ class Place:
     """Where a number stands.
 
     Attributes:
-        exhibit: One of `HOLDERS`.
+        exhibit: One of `ALL_EXHIBITS`.
         row: A preset's name (`llama2-3b`), or what the row or the x axis of a figure is (`8`).
         column: A column or a series: `on`, `off/4`, `accelerate`, `star` ...
         metric: One of `METRICS`.
@@ -70,8 +70,8 @@ class Place:
     metric: str
 
     def __post_init__(self) -> None:
-        if self.exhibit not in HOLDERS:
-            raise ConfigError(f"exhibit: got {self.exhibit!r}, expected one of {HOLDERS}")
+        if self.exhibit not in ALL_EXHIBITS:
+            raise ConfigError(f"exhibit: got {self.exhibit!r}, expected one of {ALL_EXHIBITS}")
         if self.metric not in METRICS:
             raise ConfigError(f"metric: got {self.metric!r}, expected one of {tuple(METRICS)}")
 

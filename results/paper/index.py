@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from results.paper.cell import HOLDERS, SCALES
+from results.paper.cell import ALL_EXHIBITS, SCALES
 from results.records.hashing import split_run_id
 from results.records.schema import RecordError
 from tpi.errors import ConfigError, ResourceError, map_errors
@@ -129,7 +129,7 @@ def _entries(raw: Sequence[dict[str, object]]) -> tuple[Entry, ...]:
         fields = Fields(each, "entries")
         entries.append(
             Entry(
-                exhibit=fields.take_choice("exhibit", HOLDERS),
+                exhibit=fields.take_choice("exhibit", ALL_EXHIBITS),
                 row=fields.take_str("row"),
                 column=fields.take_str("column"),
                 system=fields.take_str("system"),
@@ -152,7 +152,7 @@ def _studies(raw: Sequence[dict[str, object]]) -> tuple[StudyEntry, ...]:
         studies.append(
             StudyEntry(
                 name=fields.take_str("name"),
-                exhibit=fields.take_choice("exhibit", HOLDERS),
+                exhibit=fields.take_choice("exhibit", ALL_EXHIBITS),
                 refusal=fields.take("refusal", "a string", _is_str),
                 failure=fields.take("failure", "a string", _is_str),
             )

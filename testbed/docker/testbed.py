@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Self
 
-from testbed.base import DeviceError, Proof, make_inbox
+from testbed.base import DeviceError, VerificationReport, make_inbox
 from testbed.docker.container import Container
 from testbed.docker.container_spec import ContainerSpec
 from testbed.docker.daemon import Daemon
@@ -29,7 +29,7 @@ from testbed.limits.limits import DeviceLimits, limit_notes
 from testbed.links.link import LinkSpec
 from testbed.links.network import Network, open_network
 from testbed.local.local import device_environment
-from testbed.verify.verifier import Prover
+from testbed.verify.verifier import LimitVerifier
 from tpi.weights.verify import stamp_path
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ _WARM_UP_S = 120.0
 
 NetworkFactory = Callable[[Sequence[LinkSpec]], Network]
 # Gets the devices that are up and their links.
-ProverFactory = Callable[[Sequence[DockerDevice], Network], Prover]
+ProverFactory = Callable[[Sequence[DockerDevice], Network], LimitVerifier]
 
 
 class DockerTestbed:
@@ -93,7 +93,7 @@ class DockerTestbed:
         self._mounts = tuple(path.resolve() for path in mounts)
         self._env = dict(env or {})
         self._make_prover = prover_factory
-        self._prover: Prover | None = None
+        self._prover: LimitVerifier | None = None
         self._warm_up = tuple(warm_up)
         self._open_links = network_factory or _default_factory(link_backend, dilation)
         self._owner = (os.getuid(), os.getgid()) if os.getuid() else _UNPRIVILEGED
@@ -132,9 +132,9 @@ class DockerTestbed:
             raise
         return list(self._devices)
 
-    def prove(self, moment: str) -> Proof:
+    def prove(self, moment: str) -> VerificationReport:
         """Measure whether limits and links hold; memory that this takes at first is not counted."""
-        return Proof() if self._prover is None else self._prover.prove(moment)
+        return VerificationReport() if self._prover is None else self._prover.prove(moment)
 
     def fault(self, index: int, kind: str, value: float) -> None:
         """Change a device's link while it is up."""

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
-from testbed.base import DeviceError, Inbox, Meters, Proof
+from testbed.base import DeviceError, Inbox, Meters, VerificationReport
 from testbed.host.procfs import PeakSampler
 from testbed.local.process import LocalProcess
 
@@ -133,9 +133,9 @@ class LocalTestbed:
         """Refuse: plain processes talk over loopback."""
         raise DeviceError(f"link of device {index}: plain processes have none to {kind}")
 
-    def prove(self, moment: str) -> Proof:  # noqa: ARG002 - the protocol's
+    def prove(self, moment: str) -> VerificationReport:  # noqa: ARG002 - the protocol's
         """Nothing is limited, so there is nothing to prove."""
-        return Proof()
+        return VerificationReport()
 
     def down(self) -> None:
         """Stop every program and forget the devices. Twice is fine."""

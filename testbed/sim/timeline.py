@@ -1,7 +1,7 @@
 """From clocks and counters to the events that the real programs would have written.
 
 A system's schedule leaves a `Mark` at the start of the measured request and after each token;
-`tell` makes the events of them: `ready` of every rank, `request` and `token` of rank 0, `counters`
+`to_events` makes the events of them: `ready` of every rank, `request` and `token` of rank 0, `counters`
 and `end` of every rank, as `tpi/program/session.py` does, and `spans` where they were kept.
 """
 
@@ -55,7 +55,7 @@ class Story:
     said: Sequence[Mapping[str, object]] = ()
 
 
-def tell(story: Story) -> tuple[_Told, ...]:
+def to_events(story: Story) -> tuple[_Told, ...]:
     """All events, in the order of their stamps."""
     ranks = range(len(story.ready))
     told: list[_Told] = [

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from testbed.links.tcp_counters import unexplained_retransmissions
-from testbed.verify.host_counters import DeviceLook, Look
+from testbed.verify.host_counters import CounterSnapshot, DeviceLook
 
 _LEAST_S = 1e-3
 
@@ -67,8 +67,8 @@ class RunConditions:
 
 
 def conditions_between(
-    begin: Look,
-    end: Look,
+    begin: CounterSnapshot,
+    end: CounterSnapshot,
     *,
     dilation: float = 1.0,
     may_resend: bool = False,

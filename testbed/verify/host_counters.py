@@ -34,7 +34,7 @@ class DeviceLook:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class CounterSnapshot:
     """Counters at one moment.
 
     Attributes:
@@ -64,7 +64,7 @@ def look(
     *,
     proc: Path = PROC,
     clock: Callable[[], float] = time.monotonic,
-) -> Look:
+) -> CounterSnapshot:
     """Read all counters.
 
     Args:
@@ -78,7 +78,7 @@ def look(
     """
     busy_s, steal_s = _cpu_times(proc)
     swapped_in, swapped_out = _swapped(proc)
-    return Look(
+    return CounterSnapshot(
         t_s=clock(),
         busy_s=busy_s,
         steal_s=steal_s,

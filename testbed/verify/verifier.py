@@ -1,16 +1,16 @@
 """The proof that limits and links of a repeat's devices held: before, meanwhile and after.
 
-`Prover.prove` is what a testbed's `prove` does: read it first. The measuring itself is that of
+`LimitVerifier.prove` is what a testbed's `prove` does: read it first. The measuring itself is that of
 `probe.py`, what happened meanwhile is told by `conditions.py`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from testbed.base import Device, DeviceError, Proof
+from testbed.base import Device, DeviceError, VerificationReport
 from testbed.limits.cgroup import Cgroup
 from testbed.verify.conditions import conditions_between
-from testbed.verify.host_counters import Look, look
+from testbed.verify.host_counters import CounterSnapshot, look
 from testbed.verify.probe import probe_devices
 from testbed.verify.tolerances import Expected, ProbeReport
 from tpi.errors import ConfigError
@@ -39,7 +39,7 @@ class Links(Protocol):
         """What was counted."""
 
 
-class Prover:
+class LimitVerifier:
     """The proof of one repeat: `prove("before")`, then the repeat, then `prove("after")`."""
 
     def __init__(
@@ -73,9 +73,9 @@ class Prover:
         self._options = {"host_read_bps": host_read_bps, "oversubscribed": oversubscribed}
         self._may_resend = has_faults or any(e.link.loss_frac > 0 for e in expected)
         self._probe = probe
-        self._begin: Look | None = None
+        self._begin: CounterSnapshot | None = None
 
-    def prove(self, moment: str) -> Proof:
+    def prove(self, moment: str) -> VerificationReport:
         """Measure before or after a repeat; see `testbed.base.Testbed.prove`.
 
         Raises:
@@ -83,20 +83,20 @@ class Prover:
         """
         if moment not in (BEFORE, AFTER):
             raise ConfigError(f"prove: got {moment!r}, expected {BEFORE!r} or {AFTER!r}")
-        conditions = self._conditions() if moment == AFTER else Proof()
+        conditions = self._conditions() if moment == AFTER else VerificationReport()
         report = self._probe(
             self._devices, self._expected, dilation=self._dilation, **self._options
         )
         problems = [f"{moment} the run: {p}" for p in (*report.problems, *self._link_problems())]
-        probed = Proof({moment: report.to_json()}, tuple(problems))
+        probed = VerificationReport({moment: report.to_json()}, tuple(problems))
         if moment == BEFORE:
             for device in self._devices:
                 device.reset_meter()
             self._begin = self._look()
-            probed = probed.joined(Proof({"links": self._links_as_set()}))
+            probed = probed.joined(VerificationReport({"links": self._links_as_set()}))
         return conditions.joined(probed)
 
-    def _conditions(self) -> Proof:
+    def _conditions(self) -> VerificationReport:
         if self._begin is None:
             raise DeviceError("prove: after a run of which nothing was measured before")
         found = conditions_between(
@@ -106,7 +106,7 @@ class Prover:
             may_resend=self._may_resend,
             may_swap=any(e.limits.swap for e in self._expected),
         )
-        return Proof({"conditions": found.to_json()}, found.problems)
+        return VerificationReport({"conditions": found.to_json()}, found.problems)
 
     def _links_as_set(self) -> dict[str, object]:
         """What emulates the links, and each device's interface, route and TCP as read back."""
@@ -120,5 +120,5 @@ class Prover:
             return [str(exc)]
         return []
 
-    def _look(self) -> Look:
+    def _look(self) -> CounterSnapshot:
         return look([device.cgroup for device in self._devices], self._network.counters)

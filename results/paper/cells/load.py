@@ -1,7 +1,7 @@
 """The whole book of one folder: what the paper reports, what is computed, predicted or run.
 
 `results/paper/render/main.py`, the report and the claims all open the same book, so that a number
-is the same wherever it stands. Read `open_book` first.
+is the same wherever it stands. Read `open_result_set` first.
 """
 
 from dataclasses import replace
@@ -11,12 +11,12 @@ from results.paper.authors_model.times import published_time_cells
 from results.paper.cells.allreduce import allreduce_cells
 from results.paper.cells.computed import computed_cells
 from results.paper.cells.pipeline_shares import of_pipelines
-from results.paper.cells.result_set import Book, read_book
+from results.paper.cells.result_set import ResultSet, read_book
 from results.paper.index import read_index
 from results.paper.values.paper_values import reported_cells
 
 
-def open_book(folder: Path) -> Book:
+def open_result_set(folder: Path) -> ResultSet:
     """Read a folder's records with the reported, computed and studied cells beside them.
 
     Raises:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from results.paper.cell import Cell, Place
-from results.paper.cells.result_set import Book
+from results.paper.cells.result_set import ResultSet
 from results.records.schema import RunRecord
 
 NOTE = (
@@ -40,7 +40,7 @@ def devices_of(record: RunRecord) -> int | None:
     return devices if isinstance(devices, int) and devices > 0 else None
 
 
-def of_pipelines(book: Book) -> Book:
+def of_pipelines(book: ResultSet) -> ResultSet:
     """A book whose shares of pipelines are those of all devices together."""
     cells = dict(book.cells)
     for place, found in book.cells.items():
@@ -49,7 +49,7 @@ def of_pipelines(book: Book) -> Book:
     return replace(book, cells=cells)
 
 
-def _of_all(book: Book, cell: Cell) -> Cell:
+def _of_all(book: ResultSet, cell: Cell) -> Cell:
     record = book.records.get(cell.run_id)
     if cell.value is None or record is None or record.metrics is None:
         return cell

@@ -32,7 +32,7 @@ _NOT_COMPARED = ("repeats", "max_minutes", "device.", "link.", "testbed.")
 
 
 @dataclass(frozen=True, slots=True)
-class Book:
+class ResultSet:
     """Cells by place, the records that they come from, and what could not be read.
 
     Attributes:
@@ -70,7 +70,7 @@ class Book:
                 yield from cells
 
 
-def read_book(folder: Path, others: Iterable[Cell] = ()) -> Book:
+def read_book(folder: Path, others: Iterable[Cell] = ()) -> ResultSet:
     """Read the index of a folder and every record it names.
 
     Args:
@@ -85,7 +85,7 @@ def read_book(folder: Path, others: Iterable[Cell] = ()) -> Book:
     cells: dict[Place, list[Cell]] = {}
     for cell in (*others, *_run_cells(index, records, problems, RunStore(folder))):
         cells.setdefault(cell.place, []).append(cell)
-    return Book(
+    return ResultSet(
         scale=index.scale,
         cells={place: tuple(found) for place, found in cells.items()},
         records=records,

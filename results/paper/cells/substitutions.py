@@ -7,7 +7,7 @@ judged by it. Read `stand_in` first.
 import re
 
 from results.paper.cell import Cell, Place
-from results.paper.cells.result_set import Book, model_of
+from results.paper.cells.result_set import ResultSet, model_of
 from results.paper.render.cell_format import ran
 from results.records.schema import RunRecord
 
@@ -27,7 +27,7 @@ def expected_model(place: Place) -> str:
     return _MODEL_OF.get(exhibit, place.row)
 
 
-def stand_in(book: Book, cell: Cell) -> str:
+def stand_in(book: ResultSet, cell: Cell) -> str:
     """Why a cell is of another size than the paper's; empty if it is not."""
     name = stand_in_name(book, cell)
     if cell.place.exhibit == _STUDIED:
@@ -38,7 +38,7 @@ def stand_in(book: Book, cell: Cell) -> str:
     return f"{name} ran in the place of {expected_model(cell.place)}" if name else ""
 
 
-def stand_in_name(book: Book, cell: Cell) -> str:
+def stand_in_name(book: ResultSet, cell: Cell) -> str:
     """What ran in the place of the paper's: a model, or fewer devices; empty where none did."""
     if cell.place.exhibit == _STUDIED:
         return _other_network(cell)
@@ -48,7 +48,7 @@ def stand_in_name(book: Book, cell: Cell) -> str:
     return "smoke" if cell.scale == "smoke" and cell.evidence == "measured" else ""
 
 
-def stand_in_names(book: Book, exhibit: str) -> list[str]:
+def stand_in_names(book: ResultSet, exhibit: str) -> list[str]:
     """Of all that ran for an exhibit, each once."""
     cells = [cell for cell in book.exhibit(exhibit) if ran(cell)]
     return sorted({name for cell in cells if (name := stand_in_name(book, cell))})

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from results.paper.cell import METRICS, VALIDATION, Cell, Place
-from results.paper.cells.result_set import Book, model_of
+from results.paper.cells.result_set import ResultSet, model_of
 from results.paper.cells.substitutions import stand_in
 from results.paper.render.footnotes import relative
 from results.records.hashing import split_run_id
@@ -51,7 +51,7 @@ class Floor:
     reason: str = ""
 
 
-def pairs_of(book: Book) -> list[Pair]:
+def pairs_of(book: ResultSet) -> list[Pair]:
     """Every pair by its place; each run behind it once for each metric."""
     found: dict[tuple[str, ...], Pair] = {}
     for place in sorted(book.cells):
@@ -64,7 +64,7 @@ def pairs_of(book: Book) -> list[Pair]:
     return list(found.values())
 
 
-def _pairs_at(book: Book, place: Place) -> Iterator[Pair]:
+def _pairs_at(book: ResultSet, place: Place) -> Iterator[Pair]:
     for measured in _with_values(book, place, "measured"):
         if METRICS[place.metric] == "s" and measured.backend == "local":
             continue  # no limit of a device held, and the simulator's do
@@ -90,7 +90,7 @@ def _has_its_costs(simulated: RunRecord | None, measured: RunRecord | None) -> b
     return str(simulated.environment.get("calibrated_host", "")).startswith(host)
 
 
-def _with_values(book: Book, place: Place, evidence: str) -> list[Cell]:
+def _with_values(book: ResultSet, place: Place, evidence: str) -> list[Cell]:
     cells = book.of(place, evidence)
     return [cell for cell in cells if cell.value is not None and not stand_in(book, cell)]
 
@@ -105,7 +105,7 @@ def worst_pair(pairs: Sequence[Pair]) -> Pair:
     return max(pairs, key=lambda pair: abs(pair.error))
 
 
-def noise_floors(book: Book) -> list[Floor]:
+def noise_floors(book: ResultSet) -> list[Floor]:
     """Token latency of every measured run with a timing, beside itself.
 
     One whose samples cannot be used, or those of the run before it, is not known and says why.
@@ -123,7 +123,7 @@ def noise_floors(book: Book) -> list[Floor]:
     return floors
 
 
-def _halves(book: Book, record: RunRecord) -> Floor:
+def _halves(book: ResultSet, record: RunRecord) -> Floor:
     what = "first half of its repeats over the second"
     try:
         gaps = _gaps(book, record)
@@ -136,7 +136,7 @@ def _halves(book: Book, record: RunRecord) -> Floor:
     return Floor(record, what, ratio_of_means(gaps[:middle], gaps[middle:]))
 
 
-def _attempts(book: Book, record: RunRecord) -> Iterator[Floor]:
+def _attempts(book: ResultSet, record: RunRecord) -> Iterator[Floor]:
     """Beside the run before it in the same configuration, if it was measured again."""
     split = split_run_id(record.run_id)
     if split is None or split[1] == 1:
@@ -156,11 +156,11 @@ def _attempts(book: Book, record: RunRecord) -> Iterator[Floor]:
         yield Floor(record, what, ratio_of_means(gaps, earlier))
 
 
-def _not_known(book: Book, record: RunRecord, what: str, exc: RecordError) -> Floor:
+def _not_known(book: ResultSet, record: RunRecord, what: str, exc: RecordError) -> Floor:
     return Floor(record, what, None, f"not known: {relative(book, str(exc))}")
 
 
-def _gaps(book: Book, record: RunRecord) -> list[tuple[float, ...]]:
+def _gaps(book: ResultSet, record: RunRecord) -> list[tuple[float, ...]]:
     repeats = RunStore(book.folder).repeats(record)
     gaps = [measure(repeat).gaps_s for repeat in repeats if repeat.status == "ok"]
     return [each for each in gaps if each]

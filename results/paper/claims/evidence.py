@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from results.paper.cell import METRICS, Cell, Place
 from results.paper.cells.pipeline_shares import devices_of, is_pipeline, pipeline_shares
-from results.paper.cells.result_set import Book
+from results.paper.cells.result_set import ResultSet
 from results.paper.cells.substitutions import stand_in as stand_in
 from results.paper.render.footnotes import relative
 from results.records.measure import measure
@@ -70,7 +70,7 @@ class Seen:
 class View:
     """A book through one kind of evidence."""
 
-    book: Book
+    book: ResultSet
     kind: Kind
 
     def look(self, place: Place, source: str = "") -> Seen:
@@ -131,7 +131,7 @@ class View:
         return ", ".join(reasons) or "measured on different backends or hosts"
 
 
-def _one_host(book: Book, top: Cell, bottom: Cell) -> bool:
+def _one_host(book: ResultSet, top: Cell, bottom: Cell) -> bool:
     """Whether two runs shared a host, as far as their records say; the simulator has none."""
     records = [book.records.get(cell.run_id) for cell in (top, bottom)]
     hosts = {host_fingerprint(record.environment) for record in records if record is not None}
@@ -143,7 +143,7 @@ def is_sim(cell: Cell) -> bool:
     return cell.evidence == "simulated" or cell.backend == "sim"
 
 
-def samples_of(book: Book, cell: Cell) -> Groups | None:
+def samples_of(book: ResultSet, cell: Cell) -> Groups | None:
     """One group of values a repeat, of a measured time or share; None where a cell has none.
 
     Raises:
@@ -173,7 +173,7 @@ def _values(metric: str, repeat: RepeatMetrics, pipeline: int | None) -> list[fl
     return [] if share is None or not metric.endswith("_share") else [share]
 
 
-def _no_answer(book: Book, cell: Cell) -> str:
+def _no_answer(book: ResultSet, cell: Cell) -> str:
     if cell.word in ("not run", "unusable") or cell.evidence == "infeasible":
         return ""
     if METRICS[cell.place.metric] in _TIMED and cell.backend == "local":
@@ -199,6 +199,6 @@ def _is_number(text: str) -> bool:
     return text.replace(".", "", 1).isdigit()
 
 
-def views(book: Book) -> Iterator[View]:
+def views(book: ResultSet) -> Iterator[View]:
     """A view of every kind."""
     return (View(book, kind) for kind in KINDS)

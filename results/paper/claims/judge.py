@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from results.paper.cells.load import open_book
-from results.paper.cells.result_set import Book, backend_of, model_of
+from results.paper.cells.load import open_result_set
+from results.paper.cells.result_set import ResultSet, backend_of, model_of
 from results.paper.claims.evidence import MEASURED, REPORTED, SIMULATED, View, views
 from results.paper.claims.list import CLAIMS, Claim
 from results.paper.claims.verdict import REPRODUCED, UNDECIDED, Finding
@@ -53,13 +53,13 @@ class Judgement:
         return f"{self.verdict} ({', '.join(said)})" if said else self.verdict
 
 
-def judge_claims(book: Book) -> list[Judgement]:
+def judge_claims(book: ResultSet) -> list[Judgement]:
     """A judgement of every claim, in the order of `CLAIMS`."""
     models = measured_models(book)
     return [replace(judge(book, claim), models=models) for claim in CLAIMS]
 
 
-def measured_models(book: Book) -> tuple[str, ...]:
+def measured_models(book: ResultSet) -> tuple[str, ...]:
     """The models of the runs that were measured and have a timing, each once."""
     runs = (r for r in book.records.values() if r.metrics and backend_of(r) != "sim")
     return tuple(sorted({model_of(record) or "not named" for record in runs}))
@@ -80,7 +80,7 @@ def basis_of_all(judgements: Sequence[Judgement]) -> str:
     )
 
 
-def judge(book: Book, claim: Claim) -> Judgement:
+def judge(book: ResultSet, claim: Claim) -> Judgement:
     """Judge one claim by every kind of evidence, and choose the verdict."""
     found = {view.kind.name: _decided(view, claim) for view in views(book)}
     shown = {
@@ -96,7 +96,7 @@ def judge(book: Book, claim: Claim) -> Judgement:
     return Judgement(claim, UNDECIDED, "", reason, shown)
 
 
-def _dilations(book: Book, claim: Claim) -> tuple[float, ...]:
+def _dilations(book: ResultSet, claim: Claim) -> tuple[float, ...]:
     """Of the measured numbers at a claim's places, those that are not 1."""
     cells = (cell for place in claim.places for cell in book.of(place, MEASURED.evidence))
     found = {cell.dilation for cell in cells if cell.value is not None} - {1.0}
@@ -168,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="with index.json and the run records")
     args = parser.parse_args(argv)
     try:
-        text = markdown(judge_claims(open_book(args.folder)))
+        text = markdown(judge_claims(open_result_set(args.folder)))
     except TpiError as exc:
         sys.stderr.write(f"error: {exc}\n")
         return exc.exit_status

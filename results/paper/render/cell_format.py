@@ -1,6 +1,6 @@
 """How one cell looks: its value in words, and the kind of evidence that sets it apart.
 
-Every rendering dresses the same `Shown` in its own way (`MARKDOWN` here, LaTeX in
+Every rendering dresses the same `FormattedCell` in its own way (`MARKDOWN` here, LaTeX in
 `results/paper/render/latex.py`, fills and hatches in `figures/style.py`), so that measured,
 dilated, simulated, computed and reported numbers never look alike. Read `show` first.
 """
@@ -36,7 +36,7 @@ _UNITS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class FormattedCell:
     """A cell in words.
 
     Attributes:
@@ -66,10 +66,10 @@ def ran(cell: Cell) -> bool:
     return kind_of(cell) in ("measured", "dilated")
 
 
-def show(cell: Cell, stand_in: str = "") -> Shown:
+def show(cell: Cell, stand_in: str = "") -> FormattedCell:
     """A cell in words, its kind and what stands in for the paper's model beside them."""
     text = cell.word or (plain(cell.text) if cell.value is None else value_text(cell))
-    return Shown(kind_of(cell), text, cell.dilation, stand_in if ran(cell) else "")
+    return FormattedCell(kind_of(cell), text, cell.dilation, stand_in if ran(cell) else "")
 
 
 def value_text(cell: Cell) -> str:
@@ -95,7 +95,7 @@ def mark_dilation(dilation: float) -> str:
     return "ᵈ" + f"{dilation:g}".translate(_SUPERSCRIPTS)
 
 
-MARKDOWN: Mapping[str, Callable[[Shown], str]] = {
+MARKDOWN: Mapping[str, Callable[[FormattedCell], str]] = {
     "measured": lambda shown: f"**{shown.text}**",
     "dilated": lambda shown: f"{shown.text} {mark_dilation(shown.dilation)}",
     "simulated": lambda shown: f"*~{shown.text}*",
@@ -105,14 +105,14 @@ MARKDOWN: Mapping[str, Callable[[Shown], str]] = {
 }
 
 
-def markdown_of(shown: Shown) -> str:
+def markdown_of(shown: FormattedCell) -> str:
     """A cell as Markdown, the mark of its kind on it."""
     return MARKDOWN[shown.kind](shown) + (f" {shown.stand_in}" if shown.stand_in else "")
 
 
 def markdown_legend() -> list[str]:
     """What the marks mean, one line each."""
-    samples = [Shown(kind, "word" if kind == "absent" else "1 s", 8.0) for kind in KINDS]
+    samples = [FormattedCell(kind, "word" if kind == "absent" else "1 s", 8.0) for kind in KINDS]
     return [*(f"{markdown_of(shown)}: {LEGEND[shown.kind]}" for shown in samples), STAND_IN_LEGEND]
 
 

@@ -9,7 +9,7 @@ import io
 from collections.abc import Iterable
 
 from results.paper.cell import METRICS, Cell
-from results.paper.cells.result_set import Book
+from results.paper.cells.result_set import ResultSet
 from results.paper.cells.substitutions import stand_in_name
 from results.paper.render.cell_format import ran
 
@@ -19,7 +19,7 @@ COLUMNS = (
 )
 
 
-def cells_csv(cells: Iterable[Cell], book: Book) -> str:
+def cells_csv(cells: Iterable[Cell], book: ResultSet) -> str:
     """A header and one line a cell; the last field says what ran in the place of the paper's."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -28,7 +28,7 @@ def cells_csv(cells: Iterable[Cell], book: Book) -> str:
     return out.getvalue()
 
 
-def _row(cell: Cell, book: Book) -> tuple[object, ...]:
+def _row(cell: Cell, book: ResultSet) -> tuple[object, ...]:
     place = cell.place
     return (
         *(place.exhibit, place.row, place.column, place.metric, cell.evidence),

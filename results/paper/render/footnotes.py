@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from results.paper.cell import Cell
-from results.paper.cells.result_set import Book
+from results.paper.cells.result_set import ResultSet
 from results.paper.render.cell_format import plain
 from results.paper.render.filling import source_of
 from results.records.comparison_table import where_lines
@@ -25,12 +25,12 @@ class Footnotes:
         shared: By source, what holds for all of its cells: said once, without a number.
     """
 
-    book: Book
+    book: ResultSet
     shared: dict[str, tuple[str, ...]] = field(default_factory=dict)
     texts: list[str] = field(default_factory=list)
 
     @classmethod
-    def of(cls, book: Book, exhibit: str) -> "Footnotes":
+    def of(cls, book: ResultSet, exhibit: str) -> "Footnotes":
         """Footnotes of an exhibit, what its cells share already set apart."""
         parts: dict[str, list[tuple[str, ...]]] = {}
         for cell in book.exhibit(exhibit):
@@ -63,16 +63,16 @@ class Footnotes:
             yield self.texts.index(text) + 1
 
 
-def _parts(book: Book, cell: Cell) -> tuple[str, ...]:
+def _parts(book: ResultSet, cell: Cell) -> tuple[str, ...]:
     return tuple(part for part in relative(book, cell.detail).split(_SEPARATOR) if part)
 
 
-def relative(book: Book, text: str) -> str:
+def relative(book: ResultSet, text: str) -> str:
     """One line without control characters and without the path of the book's folder."""
     return plain(text).replace(f"{book.folder}/", "") if book.folder.name else plain(text)
 
 
-def below(book: Book, exhibit: str) -> list[str]:
+def below(book: ResultSet, exhibit: str) -> list[str]:
     """Testbeds of an exhibit's runs and what could not be read, each once."""
     runs = [entry.run_id for entry in book.entries if entry.exhibit == exhibit]
     records = [book.records[run] for run in dict.fromkeys(runs) if run in book.records]

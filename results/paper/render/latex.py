@@ -8,9 +8,9 @@ import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 
 from results.paper.cell import Cell
-from results.paper.cells.result_set import Book
+from results.paper.cells.result_set import ResultSet
 from results.paper.cells.substitutions import stand_in_name
-from results.paper.render.cell_format import KINDS, LEGEND, STAND_IN_LEGEND, Shown, show
+from results.paper.render.cell_format import KINDS, LEGEND, STAND_IN_LEGEND, FormattedCell, show
 from results.paper.render.footnotes import Footnotes, below
 from results.paper.render.layouts import label_of, title_of
 from results.paper.render.sections import Line, Section, sections_of
@@ -28,7 +28,7 @@ _SPECIAL = {
     "\N{LEFT FLOOR}": r"$\lfloor$", "\N{RIGHT FLOOR}": r"$\rfloor$",
     "\N{LEFT CEILING}": r"$\lceil$", "\N{RIGHT CEILING}": r"$\rceil$",
 }  # fmt: skip
-_DRESS: Mapping[str, Callable[[Shown, str], str]] = {
+_DRESS: Mapping[str, Callable[[FormattedCell, str], str]] = {
     "measured": lambda _, text: rf"\textbf{{{text}}}",
     "dilated": lambda shown, text: rf"{text}$^{{d{shown.dilation:g}}}$",
     "simulated": lambda _, text: rf"\textit{{$\sim${text}}}",
@@ -39,7 +39,7 @@ _DRESS: Mapping[str, Callable[[Shown, str], str]] = {
 }
 
 
-def latex(book: Book, exhibit: str) -> str:
+def latex(book: ResultSet, exhibit: str) -> str:
     """A table as a LaTeX fragment."""
     notes = Footnotes.of(book, exhibit)
     sections = [_tabular(section, notes, exhibit) for section in sections_of(book, exhibit)]
@@ -64,12 +64,12 @@ def latex(book: Book, exhibit: str) -> str:
 
 def latex_legend() -> str:
     """What the marks mean, in one line."""
-    samples = (Shown(kind, "word" if kind == "absent" else "1 s", 8.0) for kind in KINDS)
+    samples = (FormattedCell(kind, "word" if kind == "absent" else "1 s", 8.0) for kind in KINDS)
     words = [f"{latex_of(shown)} {escape(LEGEND[shown.kind])}" for shown in samples]
     return "; ".join([*words, escape(STAND_IN_LEGEND)]) + "."
 
 
-def latex_of(shown: Shown) -> str:
+def latex_of(shown: FormattedCell) -> str:
     """A cell as LaTeX, the mark of its kind on it."""
     dressed = _DRESS[shown.kind](shown, escape(shown.text))
     return dressed + (rf" \textsc{{{escape(shown.stand_in)}}}" if shown.stand_in else "")
@@ -108,5 +108,5 @@ def _texts(line: Line, notes: Footnotes) -> Iterator[str]:
         yield shown + (rf"\textsuperscript{{{marks}}}" if marks else "")
 
 
-def _said(book: Book, cell: Cell) -> str:
+def _said(book: ResultSet, cell: Cell) -> str:
     return latex_of(show(cell, stand_in_name(book, cell)))

@@ -2,7 +2,7 @@
 
 Every exhibit becomes files of its own, `table1.md`, `.tex`, `.csv` and `figure3.svg`, `.png`,
 `.md`, `.csv`, in FOLDER/rendered or where `--out` says; `validation.md` lies beside them. One that
-fails does not stop the others. Nothing is measured here. Read `render_book` first.
+fails does not stop the others. Nothing is measured here. Read `render_result_set` first.
 """
 
 import argparse
@@ -10,9 +10,9 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from results.paper.cell import HOLDERS, VALIDATION
-from results.paper.cells.load import open_book
-from results.paper.cells.result_set import Book
+from results.paper.cell import ALL_EXHIBITS, VALIDATION
+from results.paper.cells.load import open_result_set
+from results.paper.cells.result_set import ResultSet
 from results.paper.render import validation_table
 from results.paper.render.cell_format import plain
 from results.paper.render.csv import cells_csv
@@ -44,10 +44,12 @@ def render_folder(folder: Path, out_dir: Path, exhibits: Sequence[str] | None = 
         ResourceError: The disk is full or cannot be written.
         RenderError: Some exhibits failed; it names each, and the rest is written.
     """
-    return render_book(open_book(folder), out_dir, exhibits)
+    return render_result_set(open_result_set(folder), out_dir, exhibits)
 
 
-def render_book(book: Book, out_dir: Path, exhibits: Sequence[str] | None = None) -> list[Path]:
+def render_result_set(
+    book: ResultSet, out_dir: Path, exhibits: Sequence[str] | None = None
+) -> list[Path]:
     """Write every exhibit of a book, or those named, and return the paths; raises as above."""
     names = exhibits_named(exhibits)
     with map_errors({OSError: ResourceError}, f"cannot write {out_dir}"):
@@ -74,23 +76,23 @@ def exhibits_named(words: Sequence[str] | None) -> list[str]:
         ConfigError: A word names none.
     """
     if words is None:
-        return list(HOLDERS)
+        return list(ALL_EXHIBITS)
     for word in words:
-        if not any(_is_named(name, word) for name in HOLDERS):
-            raise ConfigError(f"--only: got {word!r}, expected some of {', '.join(HOLDERS)}")
-    return [name for name in HOLDERS if any(_is_named(name, word) for word in words)]
+        if not any(_is_named(name, word) for name in ALL_EXHIBITS):
+            raise ConfigError(f"--only: got {word!r}, expected some of {', '.join(ALL_EXHIBITS)}")
+    return [name for name in ALL_EXHIBITS if any(_is_named(name, word) for word in words)]
 
 
 def _is_named(exhibit: str, word: str) -> bool:
     return exhibit == word or (exhibit.startswith("figure") and exhibit.rstrip("abc") == word)
 
 
-def _files(book: Book, exhibit: str) -> Iterator[tuple[str, bytes]]:
+def _files(book: ResultSet, exhibit: str) -> Iterator[tuple[str, bytes]]:
     """Suffix and content of each file of an exhibit."""
     if exhibit == VALIDATION:
         yield "md", validation_table.markdown(book).encode()
         return
-    texts: Mapping[str, Callable[[Book, str], str]] = {"md": markdown, "tex": latex}
+    texts: Mapping[str, Callable[[ResultSet, str], str]] = {"md": markdown, "tex": latex}
     if exhibit.startswith("figure"):
         yield from _drawings(book, exhibit)
         texts = {"md": figure_markdown}
@@ -99,7 +101,7 @@ def _files(book: Book, exhibit: str) -> Iterator[tuple[str, bytes]]:
     yield "csv", cells_csv(shown_cells(book, exhibit), book).encode()
 
 
-def _drawings(book: Book, exhibit: str) -> Iterator[tuple[str, bytes]]:
+def _drawings(book: ResultSet, exhibit: str) -> Iterator[tuple[str, bytes]]:
     # Here, since matplotlib takes a second to load and tables need none of it.
     from results.paper.render.figures.draw import draw
     from results.paper.render.figures.style import house_style, png_bytes, svg_bytes
@@ -121,8 +123,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     out_dir = args.out or args.folder / OUT_FOLDER
     try:
-        book = open_book(args.folder)
-        paths = render_book(book, out_dir, args.only)
+        book = open_result_set(args.folder)
+        paths = render_result_set(book, out_dir, args.only)
     except TpiError as exc:
         sys.stderr.write(f"error: {exc}\n")
         return exc.exit_status

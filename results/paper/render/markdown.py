@@ -9,7 +9,7 @@ are never mixed. Below stand the legend, numbered notes, the testbeds and what c
 from collections.abc import Iterator, Sequence
 
 from results.paper.cell import Cell
-from results.paper.cells.result_set import Book
+from results.paper.cells.result_set import ResultSet
 from results.paper.cells.substitutions import stand_in_name, stand_in_names
 from results.paper.render.cell_format import escaped, markdown_legend, markdown_of, show
 from results.paper.render.footnotes import Footnotes, below
@@ -19,19 +19,19 @@ from results.paper.render.sections import Line, Section, sections_of
 Grid = list[tuple[str, ...]]
 
 
-def markdown(book: Book, exhibit: str) -> str:
+def markdown(book: ResultSet, exhibit: str) -> str:
     """A table as Markdown that is aligned when read as plain text."""
     return _joined([f"### {title_of(exhibit)}", "", *_body(book, exhibit)])
 
 
-def figure_markdown(book: Book, exhibit: str) -> str:
+def figure_markdown(book: ResultSet, exhibit: str) -> str:
     """A figure's caption, and the values that it draws, as Markdown."""
     image = f"![{title_of(exhibit)}]({exhibit}.svg)"
     caption = f"{LAYOUTS[exhibit].caption} {_dilations(book, exhibit)}"
     return _joined([f"### {title_of(exhibit)}", "", image, "", caption, "", *_body(book, exhibit)])
 
 
-def _body(book: Book, exhibit: str) -> Iterator[str]:
+def _body(book: ResultSet, exhibit: str) -> Iterator[str]:
     """Values, legend, numbered notes, and what is known of the runs."""
     notes = Footnotes.of(book, exhibit)
     for section in sections_of(book, exhibit):
@@ -50,7 +50,7 @@ def _joined(lines: Sequence[str]) -> str:
     return "\n".join(lines).replace("\n\n\n", "\n\n").rstrip() + "\n"
 
 
-def _dilations(book: Book, exhibit: str) -> str:
+def _dilations(book: ResultSet, exhibit: str) -> str:
     """Scale and dilation of what is drawn, for a caption."""
     factors = sorted({cell.dilation for cell in book.exhibit(exhibit) if cell.dilation != 1})
     words = [f"Measured at scale {book.scale}"]
@@ -86,5 +86,5 @@ def _texts(line: Line, notes: Footnotes) -> Iterator[str]:
         yield shown + notes.numbers(cells)
 
 
-def _said(book: Book, cell: Cell) -> str:
+def _said(book: ResultSet, cell: Cell) -> str:
     return escaped(markdown_of(show(cell, stand_in_name(book, cell))))

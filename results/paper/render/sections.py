@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from results.paper.cell import Cell, Place
-from results.paper.cells.result_set import Book
+from results.paper.cells.result_set import ResultSet
 from results.paper.render.filling import MEASURED, REPORTED, Filling, Source, source_of
 from results.paper.render.layouts import (
     FIRST,
@@ -62,7 +62,7 @@ class Section:
                     yield from cells
 
 
-def sections_of(book: Book, exhibit: str) -> tuple[Section, ...]:
+def sections_of(book: ResultSet, exhibit: str) -> tuple[Section, ...]:
     """All sections of an exhibit, every place filled."""
     layout = LAYOUTS[exhibit]
     if not layout.has_table:
@@ -76,7 +76,7 @@ def sections_of(book: Book, exhibit: str) -> tuple[Section, ...]:
     )
 
 
-def shown_cells(book: Book, exhibit: str) -> list[Cell]:
+def shown_cells(book: ResultSet, exhibit: str) -> list[Cell]:
     """Every cell of an exhibit as it is shown, words for what is missing among them."""
     if not LAYOUTS[exhibit].has_table:
         return list(book.exhibit(exhibit))

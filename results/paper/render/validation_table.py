@@ -7,7 +7,7 @@ A side without a number says in a word why; such a line has no error and counts 
 from collections.abc import Iterator, Mapping, Sequence
 
 from results.paper.cell import VALIDATION, Cell, Place
-from results.paper.cells.result_set import Book
+from results.paper.cells.result_set import ResultSet
 from results.paper.cells.validation import PAIRED, Pair, median_error, pairs_of, worst_pair
 from results.paper.render.cell_format import escaped, markdown_of, show
 from results.paper.render.layouts import METRIC_LABELS, VALIDATION_TITLE, label_of
@@ -17,7 +17,7 @@ from tpi.units import counted
 _BAND = 0.25  # what a simulated time may be off to be of use
 
 
-def markdown(book: Book) -> str:
+def markdown(book: ResultSet) -> str:
     """Every configuration that the simulator is checked on, then the errors in a line a metric."""
     pairs = {pair.place: pair for pair in pairs_of(book) if pair.is_check}
     places = dict.fromkeys((cell.place.row, cell.place.column) for cell in book.exhibit(VALIDATION))
@@ -57,7 +57,7 @@ def percent(error: float) -> str:
     return f"{100 * error:+.1f} %"
 
 
-def _cells(book: Book, place: Place, pairs: Mapping[Place, Pair]) -> tuple[str, str, str]:
+def _cells(book: ResultSet, place: Place, pairs: Mapping[Place, Pair]) -> tuple[str, str, str]:
     if pair := pairs.get(place):
         return _said(pair.measured), _said(pair.simulated), percent(pair.error)
     sides = (book.of(place, evidence) for evidence in ("measured", "simulated"))

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 import pytest
 import torch
 
-from baselines.galaxy.ring import Courier, Place, Ring
+from baselines.galaxy.ring import Place, Ring, RingSender
 from tests.comm.peers import group, outcomes, run_ranks, socket_group
 from tpi.comm.transport import WireCounters
 from tpi.comm.wire import Op
@@ -31,7 +31,7 @@ def rows(rank: int, num_rows: int) -> torch.Tensor:
 
 def on_every_rank(kind, world_size, overlap, work):
     def run(mesh):
-        with Courier(mesh, Tracer(), overlap=overlap) as courier:
+        with RingSender(mesh, Tracer(), overlap=overlap) as courier:
             return work(mesh.ranks, Ring(mesh.ranks, courier), TILES[world_size])
 
     return run_ranks(group(kind, world_size), run)
@@ -134,7 +134,7 @@ def test_tiles_are_used_while_the_next_ones_travel(overlap):
 
     if not overlap:
         transport.free.release(10)
-    with Courier(transport, Tracer(), overlap=overlap) as courier:
+    with RingSender(transport, Tracer(), overlap=overlap) as courier:
         ring = Ring(transport.ranks, courier)
         ring.gather(torch.zeros(6, WIDTH), [(0, 2), (2, 4), (4, 6)], PLACE, use)
     if overlap:
@@ -163,7 +163,7 @@ def test_parts_are_made_while_the_sums_before_them_travel():
         return torch.ones(stop - start, WIDTH)
 
     tracer = Tracer(keep=True)
-    with Courier(transport, tracer, overlap=True) as courier:
+    with RingSender(transport, tracer, overlap=True) as courier:
         Ring(transport.ranks, courier).scatter(WIDTH, [(0, 2), (2, 4), (4, 6)], PLACE, make)
     assert transport.log == [
         "make 0", "begin [0] [4]", "make 4", "end", "begin [4] [2]", "make 2", "end",
@@ -176,7 +176,7 @@ def test_an_error_of_the_transfer_is_raised_where_the_caller_waits():
     transport = Recorder(Ranks(1, 3), error)
     transport.free.release()
     used = []
-    with Courier(transport, Tracer(), overlap=True) as courier:
+    with RingSender(transport, Tracer(), overlap=True) as courier:
         ring = Ring(transport.ranks, courier)
         with pytest.raises(PeerLostError) as caught:
             ring.gather(
@@ -198,7 +198,7 @@ def test_an_error_of_the_work_ends_the_transfer_and_is_raised_itself():
         raise Interrupted
 
     with ExitStack() as stack:
-        courier = stack.enter_context(Courier(transport, Tracer(), overlap=True))
+        courier = stack.enter_context(RingSender(transport, Tracer(), overlap=True))
         with pytest.raises(Interrupted):
             Ring(transport.ranks, courier).gather(
                 torch.zeros(3, 1), [(0, 1), (1, 2), (2, 3)], PLACE, use
@@ -213,7 +213,7 @@ def test_work_that_fails_on_one_rank_ends_every_rank(overlap):
             if mesh.ranks.rank == 1:
                 raise ValueError("of rank 1")
 
-        with Courier(mesh, Tracer(), overlap=overlap) as courier:
+        with RingSender(mesh, Tracer(), overlap=overlap) as courier:
             ring = Ring(mesh.ranks, courier)
             for step in range(50):
                 place = Place(step, 0, Op.FFN)

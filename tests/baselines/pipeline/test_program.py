@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from baselines.pipeline.engine import WholeParts, open_pipeline, own_blocks, setup
+from baselines.pipeline.engine import NoReduce, open_pipeline, own_blocks, setup
 from baselines.pipeline.stages import make_stages, traffic
 from tests.baselines.distributed import check_bounded, check_logits, run_request, splitter
 from tests.checkpoints import NEW_TOKENS, PROMPT_IDS, reference_tokens
@@ -94,7 +94,7 @@ def test_counters_are_the_closed_form(split_once, world_size):
 
 
 def test_a_rank_that_computes_nan_is_named():
-    parts = WholeParts(Ranks(2, 3), None)
+    parts = NoReduce(Ranks(2, 3), None)
     values = torch.zeros(4)
     parts.reduce(values, step=7, layer=1, op=Op.FFN)
     values[1] = torch.nan
@@ -106,7 +106,7 @@ def test_a_rank_at_work_shows_that_it_gets_on(monkeypatch):
     now_ns = [10**12]
     monkeypatch.setattr("baselines.pipeline.engine.time.monotonic_ns", lambda: now_ns[0])
     shown: list[int] = []
-    parts = WholeParts(Ranks(0, 2), shown.append)
+    parts = NoReduce(Ranks(0, 2), shown.append)
     for _ in range(9):  # blocks of 0.1 s
         parts.all_reduce(torch.zeros(1), step=0, layer=0, op=Op.ATTN)
         now_ns[0] += 100_000_000

@@ -11,14 +11,14 @@ from rich.console import Console
 
 from harness.paper import main as paper
 from harness.paper.driver import Driver
-from harness.paper.index_writer import PaperIndex, Standing, folder_lock
+from harness.paper.index_writer import EntryStatus, PaperIndex, folder_lock
 from harness.paper.plan import Study
-from harness.paper.work import Outlook
+from harness.paper.work import WorkStatus
 from results.paper.index import INDEX_FILE, Entry, Index, read_index, write_index
 from testbed.base import DeviceError
 from tpi.errors import ConfigError, WeightsError
 
-OK = Outlook("done", "ok: 1 s a token", "tpi-0000000000000001", kind="measured")
+OK = WorkStatus("done", "ok: 1 s a token", "tpi-0000000000000001", kind="measured")
 
 
 def entry(row, exhibit="table1", column="on"):
@@ -30,8 +30,8 @@ class FakeWork:
     """Stands as `outlook` says, and as `after` says once it was run; running it may raise."""
 
     title: str
-    outlook: Outlook
-    after: Outlook | None = None
+    outlook: WorkStatus
+    after: WorkStatus | None = None
     raises: BaseException | None = None
     takes_s: float = 0.0
     runs: int = 0
@@ -60,11 +60,11 @@ class FakeWork:
             raise self.raises
 
 
-INVALID = Outlook("todo", "invalid: a link was slow", "tpi-0000000000000007", kind="invalid")
+INVALID = WorkStatus("todo", "invalid: a link was slow", "tpi-0000000000000007", kind="invalid")
 
 
 def todo(name, after=OK, predicted_s=60.0, **more):
-    return FakeWork(name, Outlook("todo", predicted_s=predicted_s), after, **more)
+    return FakeWork(name, WorkStatus("todo", predicted_s=predicted_s), after, **more)
 
 
 class Setup:
@@ -96,7 +96,7 @@ def in_index(tmp_path):
 
 
 def test_only_what_is_to_do_is_run(tmp_path, driver):
-    works = [todo("a"), FakeWork("b", OK), FakeWork("c", Outlook("refused", "no Docker"))]
+    works = [todo("a"), FakeWork("b", OK), FakeWork("c", WorkStatus("refused", "no Docker"))]
     assert driver(*works).run() == 0
     assert [work.runs for work in works] == [1, 0, 0]
     assert in_index(tmp_path) == {
@@ -112,12 +112,12 @@ def test_only_what_is_to_do_is_run(tmp_path, driver):
 
 
 def test_a_failure_keeps_going_and_makes_the_status(tmp_path, driver):
-    failed = Outlook("failed", "crashed: it fell over", "tpi-0000000000000009")
+    failed = WorkStatus("failed", "crashed: it fell over", "tpi-0000000000000009")
     works = [
         todo("a", after=failed),
-        todo("b", after=Outlook("todo"), raises=WeightsError("rank-0: truncated")),
+        todo("b", after=WorkStatus("todo"), raises=WeightsError("rank-0: truncated")),
         todo("c", after=INVALID),
-        todo("d", after=Outlook("todo")),
+        todo("d", after=WorkStatus("todo")),
         todo("e"),
     ]
     assert driver(*works).run() == 1
@@ -144,7 +144,7 @@ def test_a_defect_in_one_run_is_one_failure_and_its_traceback_is_kept(tmp_path, 
             raise AttributeError("no such thing")
 
     works = [
-        todo("a", after=Outlook("todo"), raises=ValueError("boom")), Blind("b", OK), todo("c"),
+        todo("a", after=WorkStatus("todo"), raises=ValueError("boom")), Blind("b", OK), todo("c"),
     ]  # fmt: skip
     assert driver(*works).run() == 1
     assert works[2].runs == 1
@@ -160,7 +160,7 @@ def test_a_defect_in_one_run_is_one_failure_and_its_traceback_is_kept(tmp_path, 
 def test_the_end_counts_kinds(driver):
     works = [
         FakeWork("a", replace(OK, kind="simulated")), FakeWork("b", replace(OK, kind="oom")),
-        FakeWork("c", Outlook("refused", "no Docker")),
+        FakeWork("c", WorkStatus("refused", "no Docker")),
     ]  # fmt: skip
     driver(*works).run()
     last = driver.out.getvalue().splitlines()[-1]
@@ -169,7 +169,7 @@ def test_the_end_counts_kinds(driver):
 
 def test_the_words_of_a_study_stand_in_the_index(tmp_path, driver):
     study = Study("allreduce", "figure3", ())
-    work = FakeWork("s", Outlook("refused", "no Docker"), exhibit="figure3", study=study)
+    work = FakeWork("s", WorkStatus("refused", "no Docker"), exhibit="figure3", study=study)
     driver(work).run()
     (kept,) = read_index(tmp_path).studies
     assert (kept.name, kept.exhibit, kept.refusal, kept.failure) == (
@@ -181,7 +181,7 @@ def test_the_words_of_a_study_stand_in_the_index(tmp_path, driver):
 
 
 def test_an_entry_has_the_version_of_its_source(tmp_path, driver):
-    driver(todo("a"), FakeWork("b", Outlook("refused", "no Docker"))).run()
+    driver(todo("a"), FakeWork("b", WorkStatus("refused", "no Docker"))).run()
     index = read_index(tmp_path)
     assert [e.source for e in index.entries] == [index.sources["tpi"], ""]
     assert len(index.sources["tpi"]) == 12
@@ -194,15 +194,15 @@ def test_a_record_beside_an_error_is_what_counts(tmp_path, driver):
 
 
 def test_what_is_asked_for_wrongly_fails_the_whole(tmp_path, driver):
-    works = [FakeWork("a", Outlook("failed", "unknown option\n'x'")), todo("b")]
+    works = [FakeWork("a", WorkStatus("failed", "unknown option\n'x'")), todo("b")]
     assert driver(*works).run() == 1
     assert works[1].runs == 1
     assert in_index(tmp_path)["a"] == ("", "unknown option 'x'")
 
 
 def test_only_what_was_run_is_said_to_be_run_again(driver):
-    old = Outlook("failed", "crashed: once", "tpi-0000000000000004")
-    works = [FakeWork("a", Outlook("failed", "unknown option 'x'")), FakeWork("b", old)]
+    old = WorkStatus("failed", "crashed: once", "tpi-0000000000000004")
+    works = [FakeWork("a", WorkStatus("failed", "unknown option 'x'")), FakeWork("b", old)]
     assert driver(*works).run() == 1
     lines = [line for line in driver.out.getvalue().splitlines() if line.startswith("failed")]
     assert lines == [
@@ -212,13 +212,13 @@ def test_only_what_was_run_is_said_to_be_run_again(driver):
 
 
 def test_what_breaks_off_now_is_said_and_not_how_it_failed_before(driver):
-    old = Outlook("failed", "crashed: once", "tpi-0000000000000004")
+    old = WorkStatus("failed", "crashed: once", "tpi-0000000000000004")
     driver(todo("a", after=old, raises=WeightsError("the disk is gone"))).run()
     assert "failed: a: the disk is gone;" in driver.out.getvalue()
 
 
 def test_time_left_learns_nothing_from_what_broke_off(driver):
-    works = [todo("a", after=Outlook("todo"), raises=WeightsError("at once"), takes_s=0.0)]
+    works = [todo("a", after=WorkStatus("todo"), raises=WeightsError("at once"), takes_s=0.0)]
     driver(*works, *(todo(name, takes_s=60.0) for name in "bc")).run()
     left = re.findall(r"about (.*) left", driver.out.getvalue())
     assert left == ["3 min", "2 min", "60 s"]
@@ -229,14 +229,14 @@ def test_what_was_disturbed_is_measured_once_more(driver):
         def look(self):
             return self.outlook if not self.runs else INVALID if self.runs == 1 else OK
 
-    work = Recovers("a", Outlook("todo", predicted_s=60.0))
+    work = Recovers("a", WorkStatus("todo", predicted_s=60.0))
     assert driver(work).run() == 0
     assert work.runs == 2
     assert "invalid: a link was slow; once more ..." in driver.out.getvalue()
 
 
 def test_an_interrupt_keeps_the_index_and_the_rest_for_later(tmp_path, driver):
-    half = Outlook("todo", "interrupted", "tpi-0000000000000003", 60.0)
+    half = WorkStatus("todo", "interrupted", "tpi-0000000000000003", 60.0)
     works = [todo("a"), todo("b", after=half, raises=KeyboardInterrupt()), todo("c")]
     with pytest.raises(KeyboardInterrupt):
         driver(*works).run()
@@ -252,7 +252,7 @@ def test_another_harness_stops_the_whole(tmp_path, driver):
     def alone():
         raise DeviceError("another harness runs on this host")
 
-    works = [todo("a", after=Outlook("todo"), raises=DeviceError("lock")), todo("b")]
+    works = [todo("a", after=WorkStatus("todo"), raises=DeviceError("lock")), todo("b")]
     with pytest.raises(DeviceError, match="another harness"):
         driver(*works, alone=alone).run()
     assert works[1].runs == 0
@@ -260,7 +260,7 @@ def test_another_harness_stops_the_whole(tmp_path, driver):
 
 
 def test_a_device_that_fails_is_one_failure(driver):
-    works = [todo("a", after=Outlook("todo"), raises=DeviceError("no link")), todo("b")]
+    works = [todo("a", after=WorkStatus("todo"), raises=DeviceError("no link")), todo("b")]
     assert driver(*works).run() == 1
     assert works[1].runs == 1
 
@@ -290,13 +290,13 @@ def test_what_runs_print_goes_to_the_log(driver, capsys):
 
 
 def test_dry_run_says_everything_and_starts_nothing(tmp_path, driver):
-    works = [todo("a"), FakeWork("b", OK), FakeWork("c", Outlook("refused", "no Docker"))]
+    works = [todo("a"), FakeWork("b", OK), FakeWork("c", WorkStatus("refused", "no Docker"))]
     assert driver(*works).dry_run() == 0
     assert not (tmp_path / INDEX_FILE).exists()
     assert not any(work.runs for work in works)
     lines = driver.out.getvalue().splitlines()
     assert lines[2:] == ["todo    a, 60 s", "done    b: ok: 1 s a token", "refused c: no Docker"]
-    assert driver(FakeWork("a", Outlook("failed", "x"))).dry_run() == 1
+    assert driver(FakeWork("a", WorkStatus("failed", "x"))).dry_run() == 1
 
 
 def test_one_table_keeps_what_stands_behind_the_others(tmp_path):
@@ -305,7 +305,7 @@ def test_one_table_keeps_what_stands_behind_the_others(tmp_path):
     kept = [Entry(**{**_fields(e), "run_id": "tpi-0000000000000004"}) for e in others]
     write_index(tmp_path, Index("smoke", (*kept, stale)))
     index = PaperIndex(tmp_path, "smoke", [entry("a", "table2"), entry("b")])
-    index.note([entry("b")], Standing("tpi-0000000000000006"))
+    index.note([entry("b")], EntryStatus("tpi-0000000000000006"))
     index.write()
     found = {(e.exhibit, e.row): e.run_id for e in read_index(tmp_path).entries}
     assert found == {
@@ -340,7 +340,7 @@ def test_an_index_that_is_gone_is_made_anew_too(tmp_path, driver):
     (tmp_path / OK.run_id / "run.json").touch()
     driver(todo("a"), others=[FakeWork("b", OK)]).run()
     assert in_index(tmp_path)["b"] == (OK.run_id, "")
-    driver(todo("a"), others=[FakeWork("b", Outlook("todo"))]).run()
+    driver(todo("a"), others=[FakeWork("b", WorkStatus("todo"))]).run()
     assert in_index(tmp_path)["b"] == (OK.run_id, "")  # a good one is believed
 
 
@@ -406,7 +406,7 @@ def test_command_line_ends_on_an_interrupt(tmp_path, works, rendered, capsys):
 def test_commands_are_those_of_the_makefile_where_it_has_them(tmp_path, monkeypatch, works,
                                                               rendered, capsys):  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    works[0].after = Outlook("failed", "crashed: x", "tpi-0000000000000009")
+    works[0].after = WorkStatus("failed", "crashed: x", "tpi-0000000000000009")
     assert paper.main(["--only", "table1", "--scale", "small"]) == 1
     out = capsys.readouterr().out
     assert "crashed: x; again: make table1 SCALE=small RETRY=1" in out

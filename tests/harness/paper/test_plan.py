@@ -6,7 +6,7 @@ import pytest
 
 from harness.config.compose import CONF_DIR, compose
 from harness.paper.plan import PAPER_DIR, exhibit_words, exhibits_of, read_plan
-from results.paper.cell import EXHIBITS, HOLDERS, SCALES, VALIDATION, Place
+from results.paper.cell import ALL_EXHIBITS, EXHIBITS, SCALES, VALIDATION, Place
 from tpi.errors import ConfigError
 from tpi.model_config import preset_names
 
@@ -115,7 +115,7 @@ def test_words_of_the_command_line_are_exhibits():
     assert exhibits_of("table1") == ("table1",)
     assert exhibits_of("figure1") == ("figure1a", "figure1b", "figure1c")
     assert exhibits_of("figure5b") == ("figure5b",)
-    assert {e for word in exhibit_words() for e in exhibits_of(word)} == {*HOLDERS}
+    assert {e for word in exhibit_words() for e in exhibits_of(word)} == {*ALL_EXHIBITS}
     with pytest.raises(ConfigError, match=r"unknown 'table9'; did you mean table"):
         exhibits_of("table9")
 
@@ -123,7 +123,7 @@ def test_words_of_the_command_line_are_exhibits():
 def test_every_exhibit_has_a_verb_in_the_makefile():
     makefile = (CONF_DIR.parent / "Makefile").read_text()
     verbs = makefile.partition("EXHIBITS :=")[2].partition(".PHONY")[0].replace("\\", "").split()
-    assert {e for verb in verbs for e in exhibits_of(verb)} == {*HOLDERS}
+    assert {e for verb in verbs for e in exhibits_of(verb)} == {*ALL_EXHIBITS}
 
 
 def test_files_are_called_after_verbs():

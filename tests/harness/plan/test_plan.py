@@ -7,7 +7,7 @@ from baselines.cost_inputs import num_parameters
 from baselines.registry import SYSTEMS
 from baselines.weight_formats import HF
 from harness.plan.describe import describe
-from harness.plan.plan import make_plan, two_layer_plan
+from harness.plan.plan import make_plan, reduced_plan
 from tests.harness.micro import GIB, HOST, MODEL, make_config
 from tpi.errors import ConfigError
 from tpi.model_config import load_preset
@@ -219,7 +219,7 @@ def test_shares_are_the_shard_plan(tmp_path):
 
 def test_two_layer_plan_is_the_same_but_for_its_depth(tmp_path):
     plan = plan_of(tmp_path, "llama2-70b")
-    small = two_layer_plan(plan)
+    small = reduced_plan(plan)
     assert small.model == replace(plan.model, num_layers=2)
     assert small.systems[0].form == plan.systems[0].form
     assert (small.check, checks(small)) == ("reference", ["exact"])
@@ -288,7 +288,7 @@ def test_every_system_but_the_reference_proves_itself_on_two_layers(tmp_path):
         tmp_path, "llama2-7b", systems=systems, dtype="bfloat16", max_minutes=100000, devices=4
     )
     assert plan.check == "two_layer"
-    small = two_layer_plan(plan)
+    small = reduced_plan(plan)
     assert [s.name for s in small.systems] == ["tpi", "pipeline", "galaxy", "accelerate"]
     worlds = {s.name: s.world_size for s in small.systems}
     # A pipeline has no device without a layer.

@@ -55,7 +55,7 @@ class Device:
         return Meters(rss_hwm=self.rss_hwm)
 
 
-class Shown:
+class FormattedCell:
     """A `Live` whose clock stands still, and what is on its screen."""
 
     def __init__(self, width=120, is_terminal=True):
@@ -93,7 +93,7 @@ HEADINGS = "system        state            repeat     TTFT    token   time  memo
 
 
 def test_each_phase_of_a_repeat_is_in_its_systems_row():
-    shown = Shown()
+    shown = FormattedCell()
     rows = []
     with shown.live.run({"tpi": 2, "transformers": 2}, 2):
         with shown.live.repeat("tpi, repeat 1", LAUNCH) as watch:
@@ -133,7 +133,7 @@ def one_repeat(shown, system, seconds, status="ok"):
 
 
 def test_last_line_tells_how_far_the_run_is_and_how_long_it_may_take():
-    shown = Shown(width=80)
+    shown = FormattedCell(width=80)
     last = []
     with shown.live.run({"tpi": 2, "transformers": 2}, 2):
         last.append(shown.screen(0)[-1])
@@ -154,7 +154,7 @@ def test_last_line_tells_how_far_the_run_is_and_how_long_it_may_take():
 
 
 def test_ended_system_is_done_with_its_times_or_failed_with_its_status():
-    shown = Shown(width=80)
+    shown = FormattedCell(width=80)
     with shown.live.run({"tpi": 1, "transformers": 2}, 2):
         one_repeat(shown, "tpi", 7)
         one_repeat(shown, "transformers", 3, "wrong_output")
@@ -166,7 +166,7 @@ def test_ended_system_is_done_with_its_times_or_failed_with_its_status():
 
 @pytest.mark.parametrize("width", [1, 5, 20, 40, 60, 79, 80, 100, 120, 200])
 def test_every_line_fits_any_terminal(width):
-    shown = Shown(width)
+    shown = FormattedCell(width)
     name = "transformers-window"
     with shown.live.run({name: 3, "tpi": 3}, 3):
         launch = Launch(name, LAUNCH.program, (Path("a"),) * 7, LAUNCH.requests, 8)
@@ -183,7 +183,7 @@ def test_every_line_fits_any_terminal(width):
 
 
 def test_what_goes_on_beside_the_table_stands_below_it():
-    shown = Shown(width=80)
+    shown = FormattedCell(width=80)
     with shown.live.run({"tpi": 1}, 1), shown.live.waiting("reference: [x]"):
         lines = shown.screen(65)
     assert lines[2] == "reference: [x] 1:05"
@@ -191,7 +191,7 @@ def test_what_goes_on_beside_the_table_stands_below_it():
 
 
 def test_before_a_run_what_is_written_or_checked_is_a_line():
-    shown = Shown(width=80)
+    shown = FormattedCell(width=80)
     with shown.live.writing("shards") as progress:
         progress(1 * MIB, 1024 * MIB)
         assert re.fullmatch(r"shards \S+ 1 MiB of 1 GiB, 0:01", shown.screen(1)[0])
@@ -203,7 +203,7 @@ def test_before_a_run_what_is_written_or_checked_is_a_line():
 
 
 def test_lines_stay_above_the_view_which_goes_away():
-    shown = Shown(width=80)
+    shown = FormattedCell(width=80)
     with shown.live.run({"tpi": 1}, 1):
         shown.live.line("tpi [x]: kept")
     text = shown.out.getvalue()
@@ -256,7 +256,7 @@ def test_dumb_terminal_gets_plain_lines():
 
 
 def test_plain_output_is_a_line_at_the_start_and_at_most_one_each_half_minute():
-    shown = Shown(width=80, is_terminal=False)
+    shown = FormattedCell(width=80, is_terminal=False)
     lines = []
     with (
         shown.live.run({"tpi": 2}, 2),

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from results.paper.cell import HOLDERS, SCALES
+from results.paper.cell import ALL_EXHIBITS, SCALES
 from results.paper.index import INDEX_FILE, Entry, Index, StudyEntry, read_index, write_index
 from results.records.schema import RecordError
 
@@ -18,7 +18,7 @@ TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1
     entries=st.lists(
         st.builds(
             Entry,
-            exhibit=st.sampled_from(HOLDERS),
+            exhibit=st.sampled_from(ALL_EXHIBITS),
             row=TEXT,
             column=TEXT,
             system=TEXT,

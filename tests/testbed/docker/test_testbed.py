@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from testbed.base import DeviceError, Proof, make_inbox
+from testbed.base import DeviceError, VerificationReport, make_inbox
 from testbed.docker.daemon import Daemon
 from testbed.docker.device import DockerDevice
 from testbed.docker.testbed import DockerTestbed
@@ -23,7 +23,7 @@ from testbed.limits.limits import DeviceLimits
 from testbed.links.link import LinkSpec
 from testbed.links.network import Network
 from testbed.verify.tolerances import Expected, ProbeReport
-from testbed.verify.verifier import Prover
+from testbed.verify.verifier import LimitVerifier
 from tests.testbed.beds import DaemonProxy, NoLinks, containers_of, device_image, inspect, make_bed
 from tests.testbed.programs import OBEDIENT, is_gone, read_line, read_to_exit, start
 from tpi.errors import ConfigError
@@ -354,14 +354,14 @@ class TestEnds:
             assert read_to_exit(inbox)[1].code == 0
             return ProbeReport((), 1.5)
 
-        def make_prover(devices: Sequence[DockerDevice], network: Network) -> Prover:
+        def make_prover(devices: Sequence[DockerDevice], network: Network) -> LimitVerifier:
             expected = [Expected(DeviceLimits(), LinkSpec())] * len(devices)
-            return Prover(devices, expected, network, probe=probe)
+            return LimitVerifier(devices, expected, network, probe=probe)
 
         links = NoLinks()
         with make_bed(tmp_path, links=links, prover_factory=make_prover) as bed:
             device = bed.up(2)[0]
-            assert bed.prove("before") == Proof(
+            assert bed.prove("before") == VerificationReport(
                 {"before": ProbeReport((), 1.5).to_json(), "links": {}}
             )
             meters = device.meter()

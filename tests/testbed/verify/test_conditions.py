@@ -11,13 +11,13 @@ import pytest
 from testbed.base import DeviceError
 from testbed.limits.cgroup import open_cgroup
 from testbed.verify.conditions import conditions_between
-from testbed.verify.host_counters import DeviceLook, Look, look, own_cpu_s
+from testbed.verify.host_counters import CounterSnapshot, DeviceLook, look, own_cpu_s
 from tests.testbed.cgroups import make_v1, make_v2, write
 
 PORT = {"up_bytes": 1000, "up_dropped": 0, "up_lost": 0, "down_dropped": 0, "down_lost": 0}
 TCP = {"RetransSegs": 4, "TCPSynRetrans": 0, "OutSegs": 100}
 LATE_US = {"p50": 5.0, "p99": 60.0, "max": 900.0}
-BEGIN = Look(
+BEGIN = CounterSnapshot(
     t_s=100.0,
     busy_s=50.0,
     steal_s=1.0,
@@ -37,7 +37,9 @@ END = replace(
 )
 
 
-def with_tcp(look: Look, *counters: dict[str, int] | None, **port: int) -> Look:
+def with_tcp(
+    look: CounterSnapshot, *counters: dict[str, int] | None, **port: int
+) -> CounterSnapshot:
     network = {**look.network, "tcp": list(counters), "ports": [{**PORT, **port}, PORT]}
     return replace(look, network=network)
 

@@ -14,7 +14,7 @@ from testbed.limits.cgroup import open_cgroup
 from testbed.limits.limits import DeviceLimits
 from testbed.links.link import LinkSpec
 from testbed.verify.tolerances import Expected, ProbeReport, judge
-from testbed.verify.verifier import Prover
+from testbed.verify.verifier import LimitVerifier
 from tests.testbed.beds import device_image
 from tests.testbed.cgroups import make_v1
 from tests.testbed.programs import read_to_exit, start
@@ -86,8 +86,8 @@ def prover(
     probe: FakeProbe,
     link: LinkSpec = LinkSpec(),  # noqa: B008 - a frozen value
     **options: Any,
-) -> Prover:
-    return Prover([device], [Expected(DeviceLimits(), link)], links, probe=probe, **options)
+) -> LimitVerifier:
+    return LimitVerifier([device], [Expected(DeviceLimits(), link)], links, probe=probe, **options)
 
 
 def test_everything_holds(device, links):
@@ -143,8 +143,8 @@ def test_a_repeat_in_containers_is_proved(tmp_path):
     limits = DeviceLimits(cpus=0.4, memory=96 << 20)
     link = LinkSpec(0.02, 100e6, 0.0, 4 << 20)  # a virtual host adds a millisecond
 
-    def make(devices: Any, network: Any) -> Prover:
-        return Prover(devices, [Expected(limits, link)] * len(devices), network)
+    def make(devices: Any, network: Any) -> LimitVerifier:
+        return LimitVerifier(devices, [Expected(limits, link)] * len(devices), network)
 
     with DockerTestbed(
         tmp_path / "bed",

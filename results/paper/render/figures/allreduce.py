@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from results.paper.cell import Cell
-from results.paper.cells.result_set import Book
+from results.paper.cells.result_set import ResultSet
 from results.paper.render.cell_format import kind_of
 from results.paper.render.figures.style import (
     GREY,
@@ -51,7 +51,7 @@ _PANELS = (
 )
 
 
-def draw_allreduce(book: Book, exhibit: str) -> Figure:
+def draw_allreduce(book: ResultSet, exhibit: str) -> Figure:
     """Draw the panels side by side."""
     cells = list(book.exhibit(exhibit))
     figure = new_figure(WIDE, 2.6)

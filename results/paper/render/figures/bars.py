@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from results.paper.cell import Cell
-from results.paper.cells.result_set import Book
+from results.paper.cells.result_set import ResultSet
 from results.paper.render.figures.style import (
     COLUMN,
     PALETTE,
@@ -60,7 +60,7 @@ class Panel:
     bars: tuple[Bar, ...]
 
 
-def draw_bars(book: Book, exhibit: str) -> Figure:
+def draw_bars(book: ResultSet, exhibit: str) -> Figure:
     """Draw an exhibit of bars, one panel a metric."""
     panels = panels_of(book, exhibit)
     wide = max(len(panel.bars) for panel in panels) > 16
@@ -78,7 +78,7 @@ def draw_bars(book: Book, exhibit: str) -> Figure:
     return figure
 
 
-def panels_of(book: Book, exhibit: str) -> list[Panel]:
+def panels_of(book: ResultSet, exhibit: str) -> list[Panel]:
     """The panels of an exhibit; figure 6 groups by system and has the models as series."""
     (section,) = sections_of(book, exhibit)
     metrics: dict[str, list[int]] = {}

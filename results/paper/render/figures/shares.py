@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from results.paper.cell import Cell
-from results.paper.cells.result_set import Book
+from results.paper.cells.result_set import ResultSet
 from results.paper.render.cell_format import in_words
 from results.paper.render.figures.style import (
     ACTIVITY_COLOURS,
@@ -45,7 +45,7 @@ class Stack:
         return {name: cell for name, cell in self.cells.items() if cell.value is not None}
 
 
-def draw_shares(book: Book, exhibit: str) -> Figure:
+def draw_shares(book: ResultSet, exhibit: str) -> Figure:
     """Draw the stacked bars, those of one system side by side."""
     stacks = list(stacks_of(book, exhibit))
     figure = new_figure(COLUMN, 2.6)
@@ -66,7 +66,7 @@ def draw_shares(book: Book, exhibit: str) -> Figure:
     return figure
 
 
-def stacks_of(book: Book, exhibit: str) -> Iterator[Stack]:
+def stacks_of(book: ResultSet, exhibit: str) -> Iterator[Stack]:
     """Every bar: system by system, the paper's first."""
     (section,) = sections_of(book, exhibit)
     names = [column.metric.removesuffix("_share") for column in section.columns]

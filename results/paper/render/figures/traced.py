@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from results.paper.cell import Place
-from results.paper.cells.result_set import Book, backend_of, dilation_of
+from results.paper.cells.result_set import ResultSet, backend_of, dilation_of
 from results.paper.cells.substitutions import other_model
 from results.paper.index import Entry
 from results.records.schema import Repeat, RunRecord
@@ -32,7 +32,7 @@ class Traced:
     spans: tuple[RankSpan, ...]
 
 
-def traced_runs(book: Book, exhibit: str) -> Iterator[Traced]:
+def traced_runs(book: ResultSet, exhibit: str) -> Iterator[Traced]:
     """The runs of an exhibit that kept spans, in the order of the index.
 
     Raises:
@@ -59,7 +59,7 @@ def _kind(record: RunRecord) -> str:
     return "dilated" if dilation_of(record) != 1 else "measured"
 
 
-def _words(book: Book, entry: Entry, record: RunRecord, kind: str) -> str:
+def _words(book: ResultSet, entry: Entry, record: RunRecord, kind: str) -> str:
     if kind == "simulated":
         return kind
     how = kind if kind != "dilated" else f"measured, dilation {dilation_of(record):g}"

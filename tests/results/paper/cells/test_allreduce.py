@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from results.paper.cells.allreduce import LINKS_MS, STUDY_FILE, allreduce_cells, read_study, signed
-from results.paper.cells.load import open_book
+from results.paper.cells.load import open_result_set
 from results.paper.index import Index, StudyEntry, write_index
 from results.records.schema import RecordError
 
@@ -80,12 +80,12 @@ def test_a_changed_figure_is_a_problem_of_the_book(tmp_path):
     path = study(tmp_path, POINT)
     path.write_text(json.dumps(signed(json.loads(path.read_text()))))
     write_index(tmp_path, Index("small"))
-    assert open_book(tmp_path).problems == ()
+    assert open_result_set(tmp_path).problems == ()
     path.write_text(path.read_text().replace("0.0085", "9.0085"))
-    [problem] = open_book(tmp_path).problems
+    [problem] = open_result_set(tmp_path).problems
     assert f"{STUDY_FILE}: was changed after it was written" in problem
     path.write_bytes(path.read_bytes()[:50])
-    [problem] = open_book(tmp_path).problems
+    [problem] = open_result_set(tmp_path).problems
     assert "not JSON" in problem
 
 
@@ -94,10 +94,10 @@ def test_a_changed_figure_is_a_problem_of_the_book(tmp_path):
 )
 def test_figure_3_says_why_there_is_no_study(tmp_path, words, word):
     write_index(tmp_path, Index("small", (), (StudyEntry("allreduce", "figure3", **words),)))
-    measured = [c for c in open_book(tmp_path).exhibit("figure3") if c.evidence == "measured"]
+    measured = [c for c in open_result_set(tmp_path).exhibit("figure3") if c.evidence == "measured"]
     assert {(c.word, c.detail) for c in measured} == {(word, *words.values())}
     study(tmp_path, POINT)
-    cells = open_book(tmp_path).exhibit("figure3")
+    cells = open_result_set(tmp_path).exhibit("figure3")
     assert not any(c.word for c in cells if c.evidence == "measured")
 
 

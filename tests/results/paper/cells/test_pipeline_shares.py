@@ -4,7 +4,7 @@ import io
 import pytest
 
 from results.paper.cell import Place
-from results.paper.cells.load import open_book
+from results.paper.cells.load import open_result_set
 from results.paper.cells.pipeline_shares import devices_of, pipeline_shares
 from results.paper.claims.evidence import samples_of
 from results.paper.claims.judge import judge
@@ -55,7 +55,7 @@ def opened(folder, **config):
     RunStore(folder).append(record, make_repeat(gap_ms=200))
     entry = Entry("figure1b", "pipeline", "run", "pipeline", (), RUN_ID)
     write_index(folder, Index("small", (entry,)))
-    return open_book(folder)
+    return open_result_set(folder)
 
 
 def test_without_a_count_of_devices_there_is_no_share(tmp_path):

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from results.paper.cells.load import open_book
+from results.paper.cells.load import open_result_set
 from results.paper.cells.result_set import read_book
 from results.paper.cells.validation import PAIRED, median_error, noise_floors, pairs_of, worst_pair
 from results.paper.index import Entry, Index, write_index
@@ -58,7 +58,7 @@ def test_a_run_that_stands_in_two_exhibits_is_one_pair():
 @pytest.mark.parametrize("machine", MISSED)
 @pytest.mark.parametrize("metric", PAIRED)
 def test_published_runs_are_predicted(metric, machine):
-    pairs = pairs_of(open_book(PUBLISHED / machine))
+    pairs = pairs_of(open_result_set(PUBLISHED / machine))
     pairs = [pair for pair in pairs if pair.is_check and pair.place.metric == metric]
     kept = [p for p in pairs if (p.place.row, p.place.column) not in MISSED[machine]]
     assert len(kept) >= 16

@@ -3,7 +3,7 @@ import pytest
 from results.paper.render.cell_format import (
     KINDS,
     LEGEND,
-    Shown,
+    FormattedCell,
     in_words,
     markdown_legend,
     markdown_of,
@@ -54,7 +54,7 @@ def test_only_what_ran_is_marked_with_what_stood_in(made, text):
 
 
 def test_no_two_kinds_look_alike():
-    shown = {markdown_of(Shown(kind, "1 s", 8.0)) for kind in KINDS}
+    shown = {markdown_of(FormattedCell(kind, "1 s", 8.0)) for kind in KINDS}
     assert len(shown) == len(KINDS) == len(LEGEND)
 
 

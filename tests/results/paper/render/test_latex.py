@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from results.paper.cell import EXHIBITS
-from results.paper.render.cell_format import KINDS, Shown
+from results.paper.render.cell_format import KINDS, FormattedCell
 from results.paper.render.latex import escape, latex, latex_of
 from results.paper.render.layouts import MODELS, label_of
 from tests.results.books import book, cell, every_kind
@@ -35,7 +35,7 @@ def test_table_has_every_model_and_every_mark():
 
 
 def test_no_two_kinds_look_alike():
-    assert len({latex_of(Shown(kind, "1 s", 8.0)) for kind in KINDS}) == len(KINDS)
+    assert len({latex_of(FormattedCell(kind, "1 s", 8.0)) for kind in KINDS}) == len(KINDS)
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from results.paper.cell import HOLDERS
+from results.paper.cell import ALL_EXHIBITS
 from results.paper.index import Entry, Index, write_index
 from results.paper.render import main as render
-from results.paper.render.main import RenderError, exhibits_named, main, render_book, render_folder
+from results.paper.render.main import (
+    RenderError,
+    exhibits_named,
+    main,
+    render_folder,
+    render_result_set,
+)
 from results.records.schema import RecordError, RunRecord
 from results.records.store import RunStore
 from tests.results.books import every_kind
@@ -88,7 +94,7 @@ def test_paper_and_computed_values_are_beside_ours(folder):
 
 
 def test_every_exhibit_has_its_files(tmp_path):
-    paths = render_book(every_kind(), tmp_path, ["table1", "table4", "figure5a"])
+    paths = render_result_set(every_kind(), tmp_path, ["table1", "table4", "figure5a"])
     assert sorted(path.name for path in paths) == [
         *(f"figure5a.{suffix}" for suffix in ("csv", "md", "png", "svg")),
         *(f"table{n}.{suffix}" for n in (1, 4) for suffix in ("csv", "md", "tex")),
@@ -104,14 +110,14 @@ def test_exhibit_that_fails_is_named_and_the_others_are_written(tmp_path, monkey
 
     monkeypatch.setattr(render, "markdown", broken)
     with pytest.raises(RenderError, match="table2: ZeroDivisionError: no rows") as caught:
-        render_book(every_kind(), tmp_path, ["table1", "table2", "table3"])
+        render_result_set(every_kind(), tmp_path, ["table1", "table2", "table3"])
     names = {path.name for path in caught.value.paths}
     assert {"table1.md", "table3.md", "table3.csv"} <= names
     assert (tmp_path / "table3.md").read_text() == "fine"
 
 
 def test_words_of_the_command_line_name_exhibits():
-    assert exhibits_named(None) == list(HOLDERS)
+    assert exhibits_named(None) == list(ALL_EXHIBITS)
     assert exhibits_named(["figure1", "table3"]) == ["table3", "figure1a", "figure1b", "figure1c"]
     assert exhibits_named(["figure5b"]) == ["figure5b"]
     with pytest.raises(ConfigError, match="'table9'"):

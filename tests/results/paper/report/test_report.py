@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from results.paper.cell import EXHIBITS
-from results.paper.cells.result_set import Book
+from results.paper.cells.result_set import ResultSet
 from results.paper.claims.judge import basis_of_all, judge_claims
 from results.paper.claims.list import CLAIMS
 from results.paper.index import Entry
@@ -98,7 +98,7 @@ def checked(text):
     return page
 
 
-def full(**changes) -> Book:
+def full(**changes) -> ResultSet:
     """The paper's cells, one of every kind of evidence, and records that say evil things."""
     place = "table1 llama2-3b on token_latency_s"
     record = RunRecord(
