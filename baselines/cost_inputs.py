@@ -6,7 +6,6 @@ Rates are low ends of what was seen on two-core virtual machines (2023 EPYC and 
 import math
 from dataclasses import dataclass
 
-from harness.config.config import Config
 from testbed.host.rates import Host
 from testbed.limits.limits import DeviceLimits
 from testbed.links.link import LinkSpec
@@ -123,30 +122,6 @@ class CostInputs:
         return operations * self.prompt_tokens / (_PREFILL_FLOPS * cores) + operations / (
             MATVEC_BPS * cores
         )
-
-
-def cost_inputs_of(
-    config: Config,
-    model: ModelConfig,
-    storage: str,
-    prompt_tokens: int,
-    host: Host,
-    limits: tuple[DeviceLimits, ...] = (),
-    links: tuple[LinkSpec, ...] = (),
-) -> CostInputs:
-    """What all systems of a configuration have in common."""
-    return CostInputs(
-        model=model,
-        storage=storage,
-        dtype=config.dtype,
-        threads=limits[0].threads if limits else 1,
-        devices=config.devices,
-        prompt_tokens=prompt_tokens,
-        new_tokens=config.workload.new_tokens,
-        host=host,
-        limits=limits,
-        links=links,
-    )
 
 
 def num_parameters(model: ModelConfig) -> int:

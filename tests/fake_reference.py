@@ -1,4 +1,4 @@
-"""Stands in for baselines.transformers.reference: the tokens 0, 1, 2, ... and no shortfall anywhere."""
+"""Stands in for the reference program: the tokens 0, 1, 2, ... and no shortfall anywhere."""
 
 import json
 import os

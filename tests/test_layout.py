@@ -12,19 +12,21 @@ SHIPPED = ("tpi", "harness", "testbed", "baselines", "results")
 FILES = [ROOT / "run.py", *(p for d in SHIPPED for p in sorted((ROOT / d).rglob("*.py")))]
 MAY_IMPORT = {
     "tpi": {"tpi"},
-    "baselines": {"baselines", "tpi"},
     "testbed": {"testbed", "tpi"},
-    "results": {"results", "tpi"},
-    "harness": {"harness", "testbed", "baselines", "results", "tpi"},
+    "baselines": {"baselines", "testbed", "tpi"},
+    "results": {"results", "baselines", "testbed", "tpi"},
+    "harness": {"harness", "results", "baselines", "testbed", "tpi"},
 }
 TORCH_FREE = (
-    "tpi.errors", "tpi.ranks", "tpi.trace", "tpi.model_config", "tpi.program.spec", "tpi.program.events", "tpi.cli",
-    "tpi.weights.shard", "tpi.weights.blockfile", "tpi.planner.window_replay", "tpi.planner.report",
-    "tpi.comm.wire", "harness.config.config", "harness.plan.plan", "results.records.schema", "results.records.comparison_table", "run",
-    "results.paper.values.paper_values", "results.paper.cells.computed", "results.paper.authors_model.times", "results.paper.render.main",
-    "results.paper.claims.judge", "results.paper.report.main",
-    "baselines.simulate", "testbed.sim.calibration", "results.paper.cells.sim_compare",
-    "harness.run.simulation", "harness.calibrate.main",
+    "tpi.errors", "tpi.ranks", "tpi.trace", "tpi.model_config", "tpi.program.spec",
+    "tpi.program.events", "tpi.cli", "tpi.weights.shard", "tpi.weights.blockfile",
+    "tpi.planner.window_replay", "tpi.planner.report", "tpi.comm.wire", "harness.config.config",
+    "harness.plan.plan", "results.records.schema", "results.records.comparison_table", "run",
+    "results.paper.values.paper_values", "results.paper.cells.computed",
+    "results.paper.authors_model.times", "results.paper.render.main",
+    "results.paper.claims.judge", "results.paper.report.main", "baselines.simulate",
+    "testbed.sim.calibration", "results.paper.cells.sim_compare", "harness.run.simulation",
+    "harness.calibrate.main",
 )  # fmt: skip
 BANNED_MODULES = {"pickle", "cPickle", "marshal", "shelve", "dill", "joblib", "cloudpickle"}
 BANNED_CALLS = {"eval", "exec", "compile", "__import__"}

@@ -1,4 +1,4 @@
-"""Galaxy (arXiv 2405.17245): tensor and sequence parallelism: `python -m baselines.galaxy.program SPEC`.
+"""Galaxy (arXiv 2405.17245), tensor and sequence parallel: `-m baselines.galaxy.program SPEC`.
 
 Of the Galaxy paper it has: attention and FFN cut by heads and columns over all devices, even or
 in proportion to their capability (the shard plan's shares); norms and residuals cut along the

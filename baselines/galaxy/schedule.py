@@ -23,7 +23,7 @@ from tpi.weights.shard import ShardPlan
 
 
 def make_tiles(plan: ShardPlan, num_rows: int) -> tuple[tuple[int, int], ...]:
-    """Rows of each rank, as `baselines/galaxy/tiles.py` cuts them: none where it lacks a kind of block."""
+    """Rows of each rank, as `tiles.py` cuts them: none where it lacks a kind of block."""
     owns = [share.local_num_heads > 0 and share.local_ffn_size > 0 for share in plan.shares]
     parts = iter(slices(0, num_rows, sum(owns)))
     stops = [0]

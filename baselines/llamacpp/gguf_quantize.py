@@ -1,4 +1,4 @@
-"""Quantizes a GGUF file with llama.cpp: `python -m baselines.llamacpp.gguf_quantize IN OUT q8_0|q4_0`.
+"""Quantizes a GGUF file with llama.cpp: `-m baselines.llamacpp.gguf_quantize IN OUT TYPE`.
 
 `quantize` starts that program and waits for it: the library aborts where it meets what it did not
 expect, keeps its buffers, and talks much, which is all the affair of a process of its own. Settings

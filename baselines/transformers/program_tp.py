@@ -1,4 +1,4 @@
-"""Transformers' own tensor parallelism over gloo: `python -m baselines.transformers.program_tp SPEC`.
+"""Transformers' own tensor parallelism over gloo: `-m baselines.transformers.program_tp SPEC`.
 
 What a user gets with no other software: `from_pretrained` with `DistributedConfig(tp_size=N)`, one
 process a device, then `generate` on all of them. Each rank reads its slices of the checkpoint and

@@ -1,1 +1,1 @@
-"""What `make calibrate` measures of this machine, part by part; `harness/calibrate/main.py` joins it."""
+"""What `make calibrate` measures of this machine, part by part; `main.py` joins it."""

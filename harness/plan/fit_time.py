@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from baselines.cost import reference_cost, write_seconds
-from baselines.cost_inputs import cost_inputs_of
 from baselines.registry import REFERENCE
+from harness.plan.inputs import cost_inputs_of
 from harness.plan.types import Plan, reduced_model
 from testbed.host.rates import Host
 from tpi.errors import ConfigError

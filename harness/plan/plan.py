@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from baselines.cost import most_distinct_layers, predict, reference_cost
-from baselines.cost_inputs import CostInputs, Prediction, cost_inputs_of
+from baselines.cost_inputs import CostInputs, Prediction
 from baselines.options import (
     LlamacppOptions,
     PipelineOptions,
@@ -26,6 +26,7 @@ from harness.config.config import Config, ModelChoice
 from harness.config.profiles import LinkFault
 from harness.plan.dilation import Dilation, HostRates, choose_dilation, limits_of
 from harness.plan.fit_time import fit_time
+from harness.plan.inputs import cost_inputs_of
 from harness.plan.types import Plan, SystemPlan, reduced_model
 from testbed.host.rates import Host
 from testbed.limits.limits import LEAST_CPUS, DeviceLimits

@@ -36,7 +36,8 @@ _ALLREDUCES = "tpi, 2 devices: allreduces per token"
 _LIST_MODULES = (
     # As in `probe.py`: a module that the tree lacks must not come from an editable install.
     "import json, sys; sys.meta_path[:] = [f for f in sys.meta_path "
-    "if not getattr(f, '__module__', '').startswith('__editable__')]; import tpi.cli, tpi.program.node; "
+    "if not getattr(f, '__module__', '').startswith('__editable__')]; import tpi.cli; "
+    "import tpi.program.node; "
     "sys.stdout.write(json.dumps({'tpi': sys.modules['tpi'].__file__, 'names': list(sys.modules)}))"
 )
 

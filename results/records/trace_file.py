@@ -1,4 +1,4 @@
-"""The spans of a run as a trace file: `python -m results.records.trace_file RECORD [--repeat N] [--out F]`.
+"""The spans of a run as a trace file for ui.perfetto.dev.
 
 A file in the JSON form that Perfetto (ui.perfetto.dev) and Chrome (about:tracing) open: a process
 for each device, in it a thread for each kind of span (compute, allreduce, load, wait), and marks at

@@ -2,7 +2,7 @@
 
 A device sees this source tree and the model folders read-only, and a work folder of its own on the
 host's disk; it has no network but its link. `DockerTestbed.up` makes all devices or none: read it
-first. `testbed/docker/device.py` has the device, `container.py` its container, `exec_process.py` a program.
+first. `device.py` has the device, `container.py` its container, `exec_process.py` a program.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""What this machine can enforce on devices and links: `python -m testbed.doctor.doctor [WEIGHTS_FOLDER]`.
+"""What this machine can enforce on devices and links, and what is missing.
 
 Prints a table, and for what is missing the command that mends it. Exit status 0 if testbeds with
 `backend: docker` can run here, else 1; plain processes (`testbed=local`) need nothing of it.

@@ -1,8 +1,8 @@
 """From clocks and counters to the events that the real programs would have written.
 
 A system's schedule leaves a `Mark` at the start of the measured request and after each token;
-`to_events` makes the events of them: `ready` of every rank, `request` and `token` of rank 0, `counters`
-and `end` of every rank, as `tpi/program/session.py` does, and `spans` where they were kept.
+`to_events` makes events of them, as `tpi/program/session.py` does: `ready` of every rank, `request`
+and `token` of rank 0, `counters` and `end` of every rank, and `spans` where they were kept.
 """
 
 from collections.abc import Mapping, Sequence

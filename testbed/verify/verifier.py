@@ -1,7 +1,7 @@
 """The proof that limits and links of a repeat's devices held: before, meanwhile and after.
 
-`LimitVerifier.prove` is what a testbed's `prove` does: read it first. The measuring itself is that of
-`probe.py`, what happened meanwhile is told by `conditions.py`.
+`LimitVerifier.prove` is what a testbed's `prove` does. `probe.py` measures; `conditions.py` tells
+what happened meanwhile.
 """
 
 from collections.abc import Callable, Mapping, Sequence

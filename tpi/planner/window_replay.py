@@ -2,7 +2,7 @@
 
 `published_*` is what arXiv:2410.00531 says, letter by letter. Ours, which the engine obeys and the
 harness believes: for time `predict_step`, which replays the window's rule block by block, with the
-finite window and the blocks that the propositions leave out; for memory `tpi/planner/memory.py`; for
+finite window and the blocks that the propositions leave out; for memory `memory.py`; for
 allreduces `tpi/comm/allreduces/`. Times are seconds, sizes bytes.
 """
 

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 
 from results.paper.authors_model.memory import (
     WINDOWS,
-    CostInputs,
-    cost_inputs_of,
+    CellSetting,
     memory_cells,
     published_peak_bytes,
+    setting_of,
 )
 from results.paper.cell import Cell, Place
 from results.paper.values.paper_values import reported_cells
@@ -52,7 +52,7 @@ def _computed(place: Place, value: float, source: str, detail: str) -> Cell:
     return Cell(place, "computed", value=float(value), source=source, detail=detail)
 
 
-def _both_memories(place: Place, setting: CostInputs) -> Iterator[Cell]:
+def _both_memories(place: Place, setting: CellSetting) -> Iterator[Cell]:
     window = "all blocks resident" if setting.window is None else f"window {setting.window}"
     yield _computed(
         place,
@@ -72,11 +72,11 @@ def _both_memories(place: Place, setting: CostInputs) -> Iterator[Cell]:
 def _memory_tables() -> Iterator[Cell]:
     for exhibit in WINDOWS:
         for cell in memory_cells(exhibit):
-            yield from _both_memories(cell.place, cost_inputs_of(cell))
+            yield from _both_memories(cell.place, setting_of(cell))
 
 
 @functools.cache
-def ours_peak_bytes(setting: CostInputs, rank: int = MASTER_RANK) -> int:
+def ours_peak_bytes(setting: CellSetting, rank: int = MASTER_RANK) -> int:
     """Predict the peak memory of a rank of `tpi`, 16-bit storage, float32 compute.
 
     The master's is the largest: of even shares it has the larger ones where they differ by one,
@@ -169,7 +169,7 @@ def _memory_over_devices() -> Iterator[Cell]:
             "float32 weights divided by the devices",
         )
         for column, window in (("tensor-parallel", None), ("tpi", WINDOWS["table2"])):
-            yield from _both_memories(place(column), CostInputs(_FIGURE1_MODEL, devices, window))
+            yield from _both_memories(place(column), CellSetting(_FIGURE1_MODEL, devices, window))
 
 
 def _allreduce_over_latency() -> Iterator[Cell]:

@@ -1,4 +1,4 @@
-"""Render the paper's tables and figures from run records: `python -m results.paper.render.main FOLDER`.
+"""Render the paper's tables and figures from the run records of a folder.
 
 Every exhibit becomes files of its own, `table1.md`, `.tex`, `.csv` and `figure3.svg`, `.png`,
 `.md`, `.csv`, in FOLDER/rendered or where `--out` says; `validation.md` lies beside them. One that

@@ -1,4 +1,4 @@
-"""Copy exhibits with the records behind them: `python -m results.paper.render.publish FOLDER OUT --only table1`.
+"""Copy exhibits to another folder, with the records behind them.
 
 OUT gets an index of those exhibits alone, every record that it names, the samples that these name,
 and `SHA256SUMS` of index and records, as `sha256sum -c` checks them. Nothing is published that

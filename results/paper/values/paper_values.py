@@ -62,14 +62,16 @@ def load_exhibits() -> tuple[Exhibit, ...]:
     Raises:
         ConfigError: A file is missing or something in it does not fit.
     """
-    folder = resources.files("results") / "paper"
+    folder = resources.files(__package__)
     found = {path.name for path in folder.iterdir() if path.name.endswith(".yaml")}
     stray = sorted(found - {f"{name}.yaml" for name in EXHIBITS})
     if stray:
-        raise ConfigError(f"results/paper/{stray[0]}: not an exhibit; expected one of {EXHIBITS}")
+        raise ConfigError(
+            f"results/paper/values/{stray[0]}: not an exhibit; expected one of {EXHIBITS}"
+        )
     exhibits = []
     for name in EXHIBITS:
-        where = f"results/paper/{name}.yaml"
+        where = f"results/paper/values/{name}.yaml"
         with map_errors({OSError: ConfigError}, where):
             text = (folder / f"{name}.yaml").read_text(encoding="utf-8")
         exhibits.append(parse_exhibit(name, text, where))

@@ -199,7 +199,8 @@ def test_a_module_that_is_not_there_is_refused():
 def test_nothing_of_a_program_is_imported():
     code = (
         "import sys; from harness.run.source_digest import source_digest;"
-        "source_digest('baselines.transformers.program', 'tpi.program.node', 'testbed.docker.testbed');"
+        "source_digest('baselines.transformers.program', 'tpi.program.node',"
+        " 'testbed.docker.testbed');"
         "print({'torch', 'docker', 'baselines', 'testbed'} & {*sys.modules})"
     )
     done = subprocess.run(

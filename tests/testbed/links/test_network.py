@@ -84,7 +84,8 @@ def test_missing_tun_is_said_with_what_mends_it(tmp_path):
 @pytest.mark.docker
 def test_without_rights_everything_is_refused_in_one_line():
     program = (
-        "from testbed.links.network import *; from testbed.links.link import LinkSpec; import json\n"
+        "from testbed.links.network import *; import json\n"
+        "from testbed.links.link import LinkSpec\n"
         "print(json.dumps(capabilities()))\n"
         "try: open_network([LinkSpec()], label='abcdef')\n"
         "except DeviceError as exc: print(exc)\n"

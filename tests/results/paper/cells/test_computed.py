@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from results.paper.authors_model.memory import CostInputs
+from results.paper.authors_model.memory import CellSetting
 from results.paper.cells.computed import (
     AS_PUBLISHED,
     FORMULA,
@@ -116,7 +116,7 @@ def test_memory_over_devices(cells):
 @pytest.mark.parametrize("model", ["llama2-70b", "llama2-7b"])
 @pytest.mark.parametrize("window", [None, 2])
 def test_the_master_is_our_largest_rank(model, window):
-    setting = CostInputs(model, 6, window)
+    setting = CellSetting(model, 6, window)
     peaks = [ours_peak_bytes(setting, rank) for rank in range(6)]
     assert max(peaks) == peaks[0]
 

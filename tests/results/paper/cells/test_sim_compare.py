@@ -27,7 +27,7 @@ def record():
 
 
 def test_every_record_of_the_reference_machine_is_predicted():
-    # Those of the paper's tables are of other machines: tests/results/paper/cells/test_validation.py.
+    # Those of the paper's tables are of other machines: test_validation.py.
     folders = [folder for folder in PUBLISHED.glob("*/") if not (folder / INDEX_FILE).exists()]
     found = compare(folders, load_calibration())
     assert len(found) >= 7
