@@ -3,10 +3,12 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from msgspec import Struct
+from msgspec.structs import replace
+
 from baselines.galaxy_engine import GalaxyEngine
 from baselines.ring import Courier
 from tpi.assemble import (
-    EngineOptions,
     OnWait,
     make_allreduce,
     make_broadcast,
@@ -17,18 +19,25 @@ from tpi.comm.transport import Transport
 from tpi.engine import Engine
 from tpi.errors import ConfigError
 from tpi.memory import WindowChoice
-from tpi.node import OpenedEngine, Setup, make_engine_options, read_shard
-from tpi.spec import Fields, NodeSpec, SystemOptions
+from tpi.node import OpenedEngine, Setup, read_shard
+from tpi.options import ComputeOptions
+from tpi.spec import NodeSpec, own_options
 from tpi.trace import Tracer
 from tpi.weights.manifest import Manifest
 from tpi.weights.window import Window
+
+
+class GalaxyOptions(Struct, frozen=True, forbid_unknown_fields=True):
+    """Whether ring steps overlap with products in prefill."""
+
+    overlap: bool = True
 
 
 @contextmanager
 def open_galaxy(
     manifest: Manifest,
     transport: Transport,
-    options: EngineOptions,
+    options: ComputeOptions,
     tracer: Tracer,
     on_wait: OnWait | None = None,
     *,
@@ -54,22 +63,23 @@ def setup(spec: NodeSpec) -> Setup:
     Raises:
         ConfigError, WeightsError: options or a folder that cannot be used.
     """
-    fields = Fields(spec.options, "spec options")
-    options = SystemOptions(
-        window=None,
-        allreduce="ring",
-        prefill_chunk=fields.take_int("prefill_chunk", 1, 512),
-        trust_network=fields.take_bool("trust_network", False),
+    overlap = own_options(spec, GalaxyOptions).overlap
+    # Weights are resident, and what is summed in decoding goes round the ring, unrounded.
+    options = replace(
+        spec.compute, window=None, memory_budget=None, allreduce="ring", wire_dtype="float32"
     )
-    overlap = fields.take_bool("overlap", True)
-    fields.finish()
-    if spec.max_batch != 1:
-        raise ConfigError(f"galaxy: runs with batch 1, max_batch is {spec.max_batch}")
+    if options.max_batch != 1:
+        raise ConfigError(f"galaxy: runs with batch 1, max_batch is {options.max_batch}")
     manifest = read_shard(spec, spec.rank, spec.world_size)
-    engine_options = make_engine_options(spec, options)
 
     def open_it(transport: Transport, tracer: Tracer, on_wait: OnWait) -> OpenedEngine:
-        return open_galaxy(manifest, transport, engine_options, tracer, on_wait, overlap=overlap)
+        return open_galaxy(manifest, transport, options, tracer, on_wait, overlap=overlap)
 
-    agreed = ("galaxy", manifest.plan_digest, spec.dtype, spec.max_tokens, options.prefill_chunk)
-    return Setup(options, manifest, agreed, peer_links=True, open=open_it)
+    agreed = (
+        "galaxy",
+        manifest.plan_digest,
+        options.dtype,
+        options.max_tokens,
+        options.prefill_chunk,
+    )
+    return Setup(manifest, agreed, peer_links=True, open=open_it)

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tpi.config import DTYPE_BYTES, ModelConfig
+from tpi.config import DTYPE_BYTES, DTYPES, ModelConfig
 from tpi.weights.checkpoint import expected_tensors, split_layer_name
 from tpi.weights.dtypes import RawArray
 from tpi.weights.layout import align_up
 
 QUANTIZED = ("q8_0", "q4_0")
-FILE_TYPES = ("float32", "float16", "bfloat16", *QUANTIZED)
+FILE_TYPES = (*DTYPES, *QUANTIZED)
 MODEL_FILE = "model.gguf"
 ROPE_FACTORS = "rope_freqs.weight"
 ALIGN_BYTES = 32

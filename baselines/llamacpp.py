@@ -137,13 +137,13 @@ def load(spec: NodeSpec) -> LlamaCppModel:
     """Load `model.gguf` of the spec's folder."""
     fields = Fields(spec.options, "spec options")
     mmap = fields.take_bool("mmap", True)
-    file_type = fields.take_choice("file_type", FILE_TYPES, spec.dtype)
+    file_type = fields.take_choice("file_type", FILE_TYPES, spec.compute.dtype)
     fields.finish()
     return LlamaCppModel(
         spec.model_dir / MODEL_FILE,
         file_type=file_type,
         threads=spec.threads,
-        max_tokens=spec.max_tokens,
+        max_tokens=spec.compute.max_tokens,
         mmap=mmap,
     )
 

@@ -8,26 +8,35 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Annotated
 
 import torch
+from msgspec import Meta, Struct
 
 from baselines.stages import fixed_bytes, holds, make_stages
-from tpi.assemble import EngineOptions, OnWait, open_parts
+from tpi.assemble import OnWait, open_parts
 from tpi.comm.allreduce import check_finite
 from tpi.comm.broadcast import Broadcast, StepBroadcast
 from tpi.comm.transport import Recv, Send, Transport
 from tpi.comm.vector import as_bytes
 from tpi.comm.wire import Expect, FrameHeader, FrameType, Op, WireDtype
 from tpi.engine import Engine
-from tpi.memory import StepShape, WindowChoice, plan_memory
-from tpi.node import OpenedEngine, Setup, make_engine_options, read_shard
+from tpi.memory import WindowChoice, plan_memory
+from tpi.node import OpenedEngine, Setup, read_shard
+from tpi.options import ComputeOptions
 from tpi.ranks import MASTER_RANK, Ranks
-from tpi.spec import Fields, NodeSpec, SystemOptions, is_number
+from tpi.spec import NodeSpec, own_options
 from tpi.trace import Tracer
 from tpi.weights.manifest import Manifest
 from tpi.weights.window import Window
 
 _SHOW_LIFE_NS = 200_000_000  # between two signs of progress; heartbeats carry one a second
+
+
+class PipelineOptions(Struct, frozen=True, forbid_unknown_fields=True):
+    """`shares` are the proportions of the devices' memories; None for all alike."""
+
+    shares: list[Annotated[float, Meta(ge=0, le=1e18)]] | None = None
 
 
 class WholeParts:
@@ -93,7 +102,7 @@ class PipelineEngine(Engine):
 def open_pipeline(
     manifest: Manifest,
     transport: Transport,
-    options: EngineOptions,
+    options: ComputeOptions,
     tracer: Tracer,
     on_wait: OnWait | None = None,
     *,
@@ -113,11 +122,12 @@ def open_pipeline(
         yield engine, parts.window, choice
 
 
-def plan_stage(manifest: Manifest, rank: int, stage: range, options: EngineOptions) -> WindowChoice:
+def plan_stage(
+    manifest: Manifest, rank: int, stage: range, options: ComputeOptions
+) -> WindowChoice:
     """All blocks of the stage stay in memory; with the predicted peak."""
-    shape = StepShape(options.max_batch, options.max_tokens, options.step_tokens, options.dtype)
     held = [(e.id, e.num_bytes) for e in manifest.blocks if e.id.kind != "embed"]
-    fixed = fixed_bytes(manifest.config, rank, stage, shape)
+    fixed = fixed_bytes(manifest.config, rank, stage, options)
     return plan_memory(tuple(held), window=None, memory_budget=None, fixed_bytes=fixed)
 
 
@@ -132,29 +142,17 @@ def setup(spec: NodeSpec) -> Setup:
     Raises:
         ConfigError, WeightsError: options or a folder that cannot be used.
     """
-    fields = Fields(spec.options, "spec options")
-    shares = fields.take("shares", "a list of numbers > 0, or null", _are_shares, None)
-    options = SystemOptions(
-        window=None,
-        prefill_chunk=fields.take_int("prefill_chunk", 1, 512),
-        trust_network=fields.take_bool("trust_network", False),
-    )
-    fields.finish()
+    shares, options = own_options(spec, PipelineOptions).shares, spec.compute
     whole = read_shard(spec, 0, 1)
     stages = make_stages(whole.config, spec.world_size, shares, whole.dtype)
     stage = stages[spec.rank]
     manifest = own_blocks(whole, spec.rank, stage)
-    engine_options = make_engine_options(spec, options)
 
     def open_it(transport: Transport, tracer: Tracer, on_wait: OnWait) -> OpenedEngine:
-        return open_pipeline(manifest, transport, engine_options, tracer, on_wait, stage=stage)
+        return open_pipeline(manifest, transport, options, tracer, on_wait, stage=stage)
 
     agreed = (
-        "pipeline", whole.plan_digest, spec.dtype, spec.max_batch, spec.max_tokens,
+        "pipeline", whole.plan_digest, options.dtype, options.max_batch, options.max_tokens,
         options.prefill_chunk, [(s.start, s.stop) for s in stages],
     )  # fmt: skip
-    return Setup(options, manifest, agreed, peer_links=True, open=open_it)
-
-
-def _are_shares(value: object) -> bool:
-    return value is None or (isinstance(value, list) and all(is_number(v, 0, 1e18) for v in value))
+    return Setup(manifest, agreed, peer_links=True, open=open_it)

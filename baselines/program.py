@@ -101,11 +101,11 @@ def main(load: Load, argv: Sequence[str] | None = None, *, shared: bool = False)
 
 
 def _check_devices(spec: NodeSpec, shared: bool) -> None:
-    if spec.max_batch != 1 or (spec.world_size != 1 and not shared):
+    if spec.compute.max_batch != 1 or (spec.world_size != 1 and not shared):
         devices = "" if shared else "on one device "
         raise ConfigError(
             f"{spec.system}: runs {devices}with batch 1, "
-            f"got {spec.world_size} devices and batch {spec.max_batch}"
+            f"got {spec.world_size} devices and batch {spec.compute.max_batch}"
         )
 
 

@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tpi.errors import EXIT_OK, ConfigError, NumericsError, ResourceError, TpiError, map_errors
-from tpi.spec import DTYPES, Fields, is_int
+from tpi.options import COMPUTE_DTYPES
+from tpi.spec import Fields, is_int
 
 if TYPE_CHECKING:
     import torch
@@ -86,7 +87,7 @@ def read_job(path: Path) -> tuple[ReferenceJob, Path]:
         threads=fields.take_int("threads", 1, 1),
         answers={name: tuple(tokens) for name, tokens in answers.items()},
         error_of=fields.take(
-            "error_of", "a dtype or null", lambda v: v is None or v in DTYPES, None
+            "error_of", "a dtype or null", lambda v: v is None or v in COMPUTE_DTYPES, None
         ),
     )
     out = Path(fields.take_str("out"))

@@ -33,9 +33,11 @@ def load(spec: NodeSpec) -> "Generator":
     if is_lazy:
         # Null, not false, is the library's default: it turns mapping off where that is harmful.
         disable_mmap = None if mmap else True
-        model = load_model(spec.model_dir, spec.dtype, spec.threads, disable_mmap=disable_mmap)
+        model = load_model(
+            spec.model_dir, spec.compute.dtype, spec.threads, disable_mmap=disable_mmap
+        )
     else:
-        model = load_model_twice(spec.model_dir, spec.dtype, spec.threads, mmap=mmap)
+        model = load_model_twice(spec.model_dir, spec.compute.dtype, spec.threads, mmap=mmap)
     return Generator(model)
 
 

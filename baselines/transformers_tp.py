@@ -3,7 +3,7 @@
 What a user gets with no other software: `from_pretrained` with `DistributedConfig(tp_size=N)`, one
 process a device, then `generate` on all of them. Each rank reads its slices of the checkpoint and
 keeps them; the embedding and the LM head are split too, and every rank has the prompt and picks
-the tokens. One option, `trust_network`. `problems` says what it cannot do; it needs neither torch
+the tokens. It has no options. `problems` says what it cannot do; it needs neither torch
 nor Transformers.
 """
 
@@ -78,26 +78,26 @@ def load(spec: NodeSpec) -> Model:
     Raises:
         ConfigError: So many devices cannot share this model.
     """
-    fields = Fields(spec.options, "spec options")
-    trust_network = fields.take_bool("trust_network", False)
-    fields.finish()
-    for problem in problems(load_config(spec.model_dir), spec.world_size, spec.dtype):
+    Fields(spec.options, "spec options").finish()
+    for problem in problems(load_config(spec.model_dir), spec.world_size, spec.compute.dtype):
         raise ConfigError(f"transformers-tp: {problem}")
     # Only here: a wrong spec is refused before the library's seconds of import.
     from baselines.huggingface import Generator, load_model
 
     if spec.world_size == 1:
-        return Generator(load_model(spec.model_dir, spec.dtype, spec.threads))
+        return Generator(load_model(spec.model_dir, spec.compute.dtype, spec.threads))
     from transformers.distributed.configuration_utils import DistributedConfig
 
     from baselines.collectives import CollectiveClock
     from baselines.gloo import GlooGroup
 
-    group = GlooGroup(spec, trust_network=trust_network)
+    group = GlooGroup(spec)
     clock = CollectiveClock()
     sharing = DistributedConfig(tp_size=spec.world_size)
     with group.peers_named("the load"):
-        model = load_model(spec.model_dir, spec.dtype, spec.threads, distributed_config=sharing)
+        model = load_model(
+            spec.model_dir, spec.compute.dtype, spec.threads, distributed_config=sharing
+        )
     return TensorParallelModel(Generator(model), group, clock)
 
 

@@ -25,11 +25,12 @@ from harness.values import (
     nearest,
 )
 from testbed.link import LinkSpec
+from tpi.config import DTYPES
 from tpi.errors import ConfigError
-from tpi.spec import DTYPES
+from tpi.options import COMPUTE_DTYPES
 
 FOLDER = "folder"
-STORAGE_DTYPES = ("auto", "float32", "float16", "bfloat16")
+STORAGE_DTYPES = ("auto", *DTYPES)
 
 
 @dataclass
@@ -131,7 +132,7 @@ class Config:
         if not self.systems:
             raise ConfigError(f"systems: none given, expected some of {', '.join(SYSTEMS)}")
         check_count("devices", self.devices, high=1024)
-        check_choice("dtype", self.dtype, DTYPES)
+        check_choice("dtype", self.dtype, COMPUTE_DTYPES)
         check_count("repeats", self.repeats, high=1000)
         self.max_minutes = check_number("max_minutes", self.max_minutes, low=0.01, high=1e6)
         check_text("results_dir", self.results_dir)

@@ -63,7 +63,7 @@ def form_of(
     if "transformers" in SYSTEMS[name].packages:
         return HF
     world_size = devices if SYSTEMS[name].distributed else 1
-    return Form("shards", make_shard_plan(model, world_size, getattr(options, "shares", None)))
+    return Form("shards", make_shard_plan(model, world_size, options.split))
 
 
 def reference_form(form: Form) -> Form:

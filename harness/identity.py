@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+import msgspec
+
 from harness.planned import Plan, SystemPlan
 from harness.systems import SYSTEMS
 from harness.weights import WeightSet
@@ -83,10 +85,11 @@ def simulated_decisive(run: SimRun, calibration_digest: str) -> dict[str, object
     """Everything that decides the numbers of a simulated system: no host is among it."""
     return {
         "system": run.system,
+        "compute": msgspec.to_builtins(run.compute),
+        "shares": run.shares,
         "options": dict(run.options),
         "model": config_to_json(run.model),
         "storage": run.storage,
-        "dtype": run.dtype,
         "prompt_tokens": run.prompt_tokens,
         "new_tokens": run.new_tokens,
         "devices": [asdict(device) for device in run.devices],

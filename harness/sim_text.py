@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 
+from harness.config import Config
 from harness.setting import parameters_text
 from harness.sim_plan import SimPlan, limits_of
 from results.where import device_words, link_words
@@ -22,7 +23,7 @@ def describe_simulation(plan: SimPlan, pending: list[str]) -> list[tuple[str, st
         ("testbed", _testbed_text(plan)),
         ("costs", f"calibration {plan.calibration_name}: {plan.calibration.host}"),
     ]
-    lines += [(run.system, _run_text(run, config.dtype)) for run in plan.runs]
+    lines += [(run.system, _run_text(run, config)) for run in plan.runs]
     lines.append(
         (
             "request",
@@ -51,14 +52,11 @@ def _testbed_text(plan: SimPlan) -> str:
     )
 
 
-def _run_text(run: SimRun, dtype: str) -> str:
+def _run_text(run: SimRun, config: Config) -> str:
     text = "1 device" if run.world_size == 1 else f"{run.world_size} devices"
     said = ("window", "memory_budget", "allreduce", "wire_dtype", "overlap", "max_memory")
-    options = [
-        f"{name} {str(run.options[name]).lower()}"
-        for name in said
-        if run.options.get(name) is not None
-    ]
-    if run.dtype != dtype:
-        options.append(f"dtype {run.dtype}")
+    asked = vars(config.systems[run.system])
+    options = [f"{name} {str(asked[name]).lower()}" for name in said if asked.get(name) is not None]
+    if run.compute.dtype != config.dtype:
+        options.append(f"dtype {run.compute.dtype}")
     return ", ".join([text, *options])

@@ -21,6 +21,7 @@ from results.reported import reported_cells
 from tpi.allreduce_cost import ours_allreduce_s, published_link_latency_s
 from tpi.config import ModelConfig, load_preset
 from tpi.memory import block_bytes, choose_window
+from tpi.options import ComputeOptions
 from tpi.planner import published_block_bytes
 from tpi.ranks import MASTER_RANK
 from tpi.weights.shard import BlockId, BlockSpec, make_shard_plan, rank_blocks
@@ -84,18 +85,9 @@ def ours_peak_bytes(setting: Setting, rank: int = MASTER_RANK) -> int:
     """
     config = load_preset(setting.model)
     plan = make_shard_plan(config, setting.devices)
-    return choose_window(
-        config,
-        plan,
-        rank,
-        blocks=_stored_blocks(setting.model, setting.devices, rank),
-        dtype="float32",
-        max_batch=1,
-        max_tokens=_MAX_TOKENS,
-        step_tokens=_MAX_TOKENS,
-        window=setting.window,
-        memory_budget=None,
-    ).peak_bytes
+    blocks = _stored_blocks(setting.model, setting.devices, rank)
+    options = ComputeOptions(window=setting.window, max_tokens=_MAX_TOKENS)
+    return choose_window(config, plan, rank, blocks, options).peak_bytes
 
 
 @functools.cache  # two windows and the resident form of each

@@ -19,8 +19,8 @@ from tpi.jsonkeys import JsonKeys, json_object
 
 CONFIG_FILE = "config.json"
 MAX_CONFIG_BYTES = 1 << 20
-DTYPES = ("float32", "float16", "bfloat16")
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+DTYPES = tuple(DTYPE_BYTES)
 
 _ARCHITECTURES = {
     "LlamaForCausalLM": "llama",

@@ -57,9 +57,16 @@ def convert(raw: object, as_type: type[T], where: str, error: ErrorType) -> T:
         error: One line: `where`, the key, what was expected and what was found.
     """
     try:
-        return msgspec.convert(raw, as_type)
+        return msgspec.convert(raw, as_type, dec_hook=_other)
     except msgspec.ValidationError as exc:
         raise error(f"{where}: {_refusal(str(exc), raw, as_type)}") from exc
+
+
+def _other(as_type: type[Any], value: Any) -> object:
+    """Types that JSON has no form of its own for: paths, which are strings there."""
+    if as_type is Path and isinstance(value, str) and value and "\0" not in value:
+        return Path(value)
+    raise ValueError(f"no {as_type.__name__}")
 
 
 def _refusal(message: str, raw: object, as_type: object) -> str:
@@ -165,6 +172,7 @@ def _words() -> tuple[tuple[type, str], ...]:
         (inspect.StructType, "a JSON object"),
         (inspect.DataclassType, "a JSON object"),
         (inspect.DictType, "a JSON object"),
+        (inspect.CustomType, "a non-empty string"),  # a path
     )
 
 
@@ -172,9 +180,13 @@ def _number(wanted: Any, noun: str) -> str:
     low = wanted.ge if wanted.ge is not None else wanted.gt
     high = wanted.le if wanted.le is not None else wanted.lt
     if low is not None and high is not None:
-        return f"{noun} in {low:.12g}..{high:.12g}"
+        return f"{noun} in {_bound(low)}..{_bound(high)}"
     if low is not None:
-        return f"{noun} {'>=' if wanted.ge is not None else '>'} {low:.12g}"
+        return f"{noun} {'>=' if wanted.ge is not None else '>'} {_bound(low)}"
     if high is not None:
-        return f"{noun} {'<=' if wanted.le is not None else '<'} {high:.12g}"
+        return f"{noun} {'<=' if wanted.le is not None else '<'} {_bound(high)}"
     return noun
+
+
+def _bound(limit: float) -> str:
+    return str(limit) if isinstance(limit, int) else f"{limit:.12g}"

@@ -6,11 +6,12 @@ Memory follows from the model's shape; times from rates or from measured times o
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tpi.allreduce_cost import ours_allreduce_s
 from tpi.config import DTYPE_BYTES, ModelConfig
 from tpi.memory import WindowChoice, block_bytes, choose_window
+from tpi.options import ComputeOptions
 from tpi.planner import (
     BlockTimes,
     LayerTimes,
@@ -47,15 +48,8 @@ class PlanOptions:
 
     devices: int
     shares: tuple[float, ...] | None = None
-    memory: int | None = None
-    window: int | None = 2
     storage: str = "bfloat16"
-    dtype: str = "float32"
-    max_batch: int = 1
-    max_tokens: int = 128
-    prefill_chunk: int = 512
-    allreduce: str = "star"
-    wire_dtype: str = "float32"
+    compute: ComputeOptions = field(default_factory=ComputeOptions)
     rates: Rates = Rates()
     times: LayerTimes | None = None
 
@@ -111,9 +105,9 @@ def make_report(model: str, config: ModelConfig, options: PlanOptions) -> PlanRe
         allreduce_s = options.times.allreduce_s
     else:
         allreduce_s = ours_allreduce_s(
-            options.allreduce,
+            options.compute.allreduce,
             world_size=options.devices,
-            num_bytes=config.hidden_size * DTYPE_BYTES[options.wire_dtype],
+            num_bytes=config.hidden_size * DTYPE_BYTES[options.compute.wire_dtype],
             delay_s=options.rates.link_delay_s,
             rate_bps=options.rates.link_bps,
         )
@@ -127,20 +121,7 @@ def _row(
     blocks = block_bytes(config, plan, rank, options.storage)
     held = [(block, num_bytes) for block, num_bytes in blocks if block.kind != "embed"]
     share, is_master = plan.shares[rank], rank == MASTER_RANK
-    choice = choose_window(
-        config,
-        plan,
-        rank,
-        blocks=blocks,
-        dtype=options.dtype,
-        max_batch=options.max_batch,
-        max_tokens=options.max_tokens,
-        step_tokens=min(options.prefill_chunk, options.max_tokens),
-        window=options.window,
-        memory_budget=options.memory,
-        allreduce=options.allreduce,
-        wire_dtype=options.wire_dtype,
-    )
+    choice = choose_window(config, plan, rank, blocks, options.compute)
     layer = options.times or _layer_times(held, options.rates, allreduce_s)
     step = predict_step(_block_times(held, choice, layer), choice.window)
     window = choice.window or len(held)

@@ -20,6 +20,7 @@ from testbed.sim.simulate import SYSTEMS, simulate
 from tpi.config import load_preset
 from tpi.errors import ConfigError, ResourceError
 from tpi.files import parse_json, read_small_file
+from tpi.options import ComputeOptions
 
 _MAX_RECORD_BYTES = 64 << 20
 
@@ -89,17 +90,31 @@ def _rebuild(record: Mapping[str, Any]) -> SimRun:
     model = load_preset(config["model"]["name"])
     storage = config["weights"]["dtype"]
     links = [LinkSpec(**link).dilated(1 / factor) for link in calibration["links"]]
+    new_tokens = config["workload"]["new_tokens"]
     return SimRun(
         system=record["system"],
-        options=options,
+        compute=_compute(record["system"], options, config, len(config["prompt_ids"]) + new_tokens),
         model=model,
         storage=model.dtype if storage == "auto" else storage,
-        dtype=options.get("dtype") or config["dtype"],
         prompt_tokens=len(config["prompt_ids"]),
-        new_tokens=config["workload"]["new_tokens"],
+        new_tokens=new_tokens,
         devices=tuple(_device(each, options, calibration) for each in calibration["limits"]),
         links=tuple(links),
+        shares=None if options.get("shares") is None else tuple(options["shares"]),
+        options=options,
     )
+
+
+def _compute(
+    system: str, options: Mapping[str, Any], config: Mapping[str, Any], max_tokens: int
+) -> ComputeOptions:
+    """What a system without a window keeps in memory is all; Galaxy's sums go round a ring."""
+    fixed: dict[str, Any] = {} if "window" in options else {"window": None}
+    if system == "galaxy":
+        fixed["allreduce"] = "ring"
+    asked = {"dtype": config["dtype"], "max_tokens": max_tokens}
+    asked |= {name: value for name, value in options.items() if value is not None}
+    return ComputeOptions.named_in(asked, **fixed)
 
 
 def _device(

@@ -15,7 +15,7 @@ from testbed.sim.calibration import Calibration
 from testbed.sim.devices import Span
 from testbed.sim.network import Ints
 from testbed.sim.rounds import Turn, end_turn, make_turn, start_turn
-from testbed.sim.shards import NodeOptions, RankPlan
+from testbed.sim.shards import RankPlan
 from testbed.sim.tensor_parallel import Engine
 from tpi.comm.topology import slices
 from tpi.ranks import MASTER_RANK
@@ -46,13 +46,12 @@ class GalaxyEngine(Engine):
         self,
         run: SimRun,
         calibration: Calibration,
-        options: NodeOptions,
         ranks: tuple[RankPlan, ...],
         plan: ShardPlan,
         *,
         overlap: bool,
     ) -> None:
-        super().__init__(run, calibration, options, ranks)
+        super().__init__(run, calibration, ranks)
         self._plan = plan
         self._overlap = overlap
         self._courier_ns = self.costs.on_cores(calibration.sum_call_s)

@@ -8,15 +8,15 @@ from collections.abc import Callable, Mapping
 from testbed.sim.base import SimOutcome, SimRun
 from testbed.sim.calibration import Calibration
 from testbed.sim.library import accelerate, accelerate_2024, transformers
-from testbed.sim.node import galaxy, tpi, tpi_resident, transformers_window
+from testbed.sim.node import galaxy, tensor_parallel
 from testbed.sim.pipeline import pipeline
 from tpi.errors import ConfigError
 
 _Simulate = Callable[[SimRun, Calibration], SimOutcome]
 SYSTEMS: Mapping[str, _Simulate] = {
-    "tpi": tpi,
-    "tpi-resident": tpi_resident,
-    "transformers-window": transformers_window,
+    "tpi": tensor_parallel,
+    "tpi-resident": tensor_parallel,
+    "transformers-window": tensor_parallel,
     "galaxy": galaxy,
     "pipeline": pipeline,
     "transformers": transformers,
