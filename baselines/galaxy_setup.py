@@ -42,11 +42,12 @@ def open_galaxy(
     on_wait: OnWait | None = None,
     *,
     overlap: bool = True,
+    poison: bool = False,
 ) -> Iterator[tuple[Engine, Window, WindowChoice]]:
     """Put the parts of one rank together, as `open_engine` does."""
     choice = plan_rank(manifest, options)
     with (
-        open_parts(manifest, transport, options, choice, tracer, on_wait) as parts,
+        open_parts(manifest, transport, options, choice, tracer, on_wait, poison=poison) as parts,
         Courier(transport, tracer, overlap=overlap) as courier,
     ):
         engine = GalaxyEngine(

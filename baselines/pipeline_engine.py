@@ -107,11 +107,14 @@ def open_pipeline(
     on_wait: OnWait | None = None,
     *,
     stage: range,
+    poison: bool = False,
 ) -> Iterator[tuple[Engine, Window, WindowChoice]]:
     """Put the parts of one rank together; `manifest` has the blocks of its stage."""
     ranks = transport.ranks
     choice = plan_stage(manifest, ranks.rank, stage, options)
-    with open_parts(manifest, transport, options, choice, tracer, on_wait, stage) as parts:
+    with open_parts(
+        manifest, transport, options, choice, tracer, on_wait, stage, poison=poison
+    ) as parts:
         link = StepBroadcast(
             transport, parts.max_elements, parts.model.hidden_size,
             source=ranks.rank - 1, targets=[ranks.rank + 1][: ranks.world_size - 1 - ranks.rank],

@@ -8,12 +8,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
+from msgspec.structs import replace
+
 from tests.checkpoints import make_checkpoint
 from tpi.launch import free_port
+from tpi.options import ComputeOptions
 from tpi.spec import NodeSpec, Request, dump_spec
 from tpi.weights.checkpoint import open_checkpoint
 from tpi.weights.shard import make_shard_plan
@@ -32,15 +34,15 @@ def split_checkpoint(folder: Path, kind: str, world_size: int, shares=None, **ch
 
 def make_specs(
     shards: Path, *, new_tokens: int, max_tokens: int, time_scale=1.0, prompt=PROMPT[:8],
-    dtype="float32", **options,
+    own=None, **compute,
 ) -> list[NodeSpec]:  # fmt: skip
-    """One spec a rank, all for one request `r0`."""
+    """One spec a rank, all for one request `r0`; `own` are the system's own options."""
     world_size = len(list(shards.glob("rank-*/manifest.json")))
     master = NodeSpec(
         system="tpi", rank=0, world_size=world_size, session="ab" * 16, bind="127.0.0.1",
-        master=f"127.0.0.1:{free_port()}", model_dir=shards / "rank-0", threads=1, dtype=dtype,
-        max_tokens=max_tokens, time_scale=time_scale,
-        requests=(Request("r0", new_tokens, tuple(prompt)),), options=options,
+        master=f"127.0.0.1:{free_port()}", model_dir=shards / "rank-0", threads=1,
+        compute=ComputeOptions.named_in(compute, max_tokens=max_tokens), time_scale=time_scale,
+        requests=(Request("r0", new_tokens, tuple(prompt)),), options=own or {},
     )  # fmt: skip
     return [master] + [
         replace(

@@ -86,7 +86,11 @@ def test_stop_token_ends_the_request(tmp_path):
     expected = list(reference_tokens(tmp_path / "model" / "checkpoint"))
     stop = expected[5]
     specs = make_specs(
-        shards, new_tokens=NEW_TOKENS, max_tokens=80, prompt=PROMPT_IDS, stop_ids=[stop]
+        shards,
+        new_tokens=NEW_TOKENS,
+        max_tokens=80,
+        prompt=PROMPT_IDS,
+        own={"sampling": {"stop_ids": [stop]}},
     )
     with Nodes(specs, tmp_path) as nodes:
         nodes.wait_for("ready", ranks=range(2))

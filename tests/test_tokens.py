@@ -16,12 +16,13 @@ import torch
 from tests.checkpoints import NEW_TOKENS, PROMPT_IDS, reference_logits, reference_tokens
 from tests.checkpoints import shared_checkpoint as checkpoint
 from tests.cluster import run_cluster
-from tpi.assemble import EngineOptions, plan_rank
+from tpi.assemble import plan_rank
 from tpi.comm.topology import ALGORITHMS, traffic
 from tpi.comm.wire import HEADER_BYTES
 from tpi.config import RopeScaling
 from tpi.model.llama import Llama
 from tpi.model.matvec import Kernels
+from tpi.options import ComputeOptions
 from tpi.weights.blockfile import open_shard_folder
 from tpi.weights.checkpoint import open_checkpoint
 from tpi.weights.shard import make_shard_plan
@@ -125,11 +126,11 @@ def test_batch_of_prompts_of_different_length_equals_each_alone(split_once):
 def test_memory_budget_reads_only_what_is_not_retained(split_once):
     folder, shards = split_once("mha", 2)
     manifests = [open_shard_folder(shards / f"rank-{r}", verify=False) for r in range(2)]
-    options = EngineOptions(max_tokens=len(PROMPT_IDS) + NEW_TOKENS)
+    options = ComputeOptions(max_tokens=len(PROMPT_IDS) + NEW_TOKENS)
     low = plan_rank(manifests[0], options)
     total = sum(e.num_bytes for e in manifests[0].blocks if e.id.kind != "embed")
     budget = low.peak_bytes + (total - low.arena_bytes) // 2
-    choice = plan_rank(manifests[0], EngineOptions(max_tokens=56, memory_budget=budget))
+    choice = plan_rank(manifests[0], ComputeOptions(max_tokens=56, memory_budget=budget))
     assert choice.retained
     assert 0 < choice.streamed_bytes_per_pass < total
     result = run_cluster(shards, list(PROMPT_IDS), NEW_TOKENS, memory_budget=budget)

@@ -81,7 +81,7 @@ class NodeSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     time_scale: Annotated[float, Meta(gt=0, le=1e6, description="a number > 0")] = 1.0
     keep_spans: bool = False
     trust_network: bool = False
-    options: Mapping[str, object] = {}
+    options: Mapping[str, Any] = {}
 
     def request(self, request_id: str) -> Request:
         """The request of that id.

@@ -3,11 +3,12 @@
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from baselines import accelerate, accelerate_2024
 from tests.baselines.bounded import check_bounded
@@ -20,6 +21,7 @@ from tests.checkpoints import (
 )
 from tpi.errors import ConfigError, ResourceError, WeightsError
 from tpi.events import parse_event
+from tpi.options import ComputeOptions
 from tpi.spec import NodeSpec, Request, dump_spec
 
 KINDS = ("mha", "gqa2", "tied", "llama3_rope", "bias", "qk_norm", "bfloat16", "multi_file")
@@ -29,13 +31,14 @@ SYSTEMS = {"accelerate": accelerate, "accelerate_2024": accelerate_2024}
 BIG = {"vocab_size": 4096, "hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 4}
 
 
-def make_spec(folder: Path, **changes: object) -> NodeSpec:
+def make_spec(folder: Path, dtype: str = "float32", **changes: Any) -> NodeSpec:
     spec = NodeSpec(
         system="accelerate", rank=0, world_size=1, session="0" * 32, bind="127.0.0.1",
-        master=None, model_dir=folder, threads=1, dtype="float32", max_tokens=128,
+        master=None, model_dir=folder, threads=1,
+        compute=ComputeOptions(dtype=dtype, max_tokens=128),
         requests=(Request("r0", NEW_TOKENS, PROMPT_IDS),),
     )  # fmt: skip
-    return replace(spec, **changes)  # type: ignore[arg-type]  # the test names the fields
+    return replace(spec, **changes)
 
 
 @pytest.fixture(autouse=True)

@@ -5,11 +5,12 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from msgspec.structs import replace
 from safetensors.torch import load_file, save_file
 
 from baselines.reference import (
@@ -26,6 +27,7 @@ from tests.checkpoints import NEW_TOKENS as NEW
 from tests.checkpoints import PROMPT_IDS, make_checkpoint, reference_tokens, shared_checkpoint
 from tpi.errors import ConfigError, WeightsError
 from tpi.events import parse_event
+from tpi.options import ComputeOptions
 from tpi.spec import NodeSpec, Request, dump_spec
 
 ROOT = Path(__file__).parent.parent.parent
@@ -33,13 +35,14 @@ PROMPT = (1, 50, 3, 77)
 NEW_TOKENS = 16
 
 
-def make_spec(folder: Path, **changes: object) -> NodeSpec:
+def make_spec(folder: Path, dtype: str = "float32", **changes: Any) -> NodeSpec:
     spec = NodeSpec(
         system="transformers", rank=0, world_size=1, session="0" * 32, bind="127.0.0.1",
-        master=None, model_dir=folder, threads=1, dtype="float32", max_tokens=64,
+        master=None, model_dir=folder, threads=1,
+        compute=ComputeOptions(dtype=dtype, max_tokens=64),
         requests=(Request("r0", NEW_TOKENS, PROMPT),),
     )  # fmt: skip
-    return replace(spec, **changes)  # type: ignore[arg-type]  # the test names the fields
+    return replace(spec, **changes)
 
 
 def greedy_by_hand(folder: Path) -> list[int]:

@@ -5,9 +5,9 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from baselines.gloo import interface_of
 from baselines.transformers_tp import load, problems
@@ -25,6 +25,7 @@ from tests.weights.shard_folders import small_config
 from tpi.config import load_preset
 from tpi.errors import ConfigError
 from tpi.launch import free_port
+from tpi.options import ComputeOptions
 from tpi.spec import NodeSpec, Request, dump_spec
 
 KINDS = ("mha", "gqa2", "tied", "llama3_rope", "bias", "qk_norm")
@@ -36,7 +37,7 @@ def make_specs(folder, world_size, requests=(("r0", NEW_TOKENS),), **changes) ->
     spec = NodeSpec(
         system="transformers-tp", rank=0, world_size=world_size, session="0" * 32,
         bind="127.0.0.1", master=f"127.0.0.1:{free_port()}" if world_size > 1 else None,
-        model_dir=folder, threads=1, dtype="float32", max_tokens=128, requests=asked,
+        model_dir=folder, threads=1, compute=ComputeOptions(max_tokens=128), requests=asked,
     )  # fmt: skip
     spec = replace(spec, **changes)
     hidden = tuple(replace(r, prompt_ids=None) for r in spec.requests)

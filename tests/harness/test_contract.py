@@ -16,6 +16,7 @@ from results.measure import measure
 from results.store import RunStore
 from testbed.local import LocalTestbed
 from tests.harness.test_experiment import experiment
+from tpi.options import ComputeOptions
 from tpi.spec import Request
 
 WARMUP, MEASURED = Request("warmup", 2, (1, 2, 3), warmup=True), Request("r0", 5, (1, 2, 3))
@@ -77,7 +78,7 @@ def play(tmp_path, ranks, base_ns):
         program=program(ranks, base_ns),
         model_dirs=(tmp_path,) * len(ranks),
         requests=(WARMUP, MEASURED),
-        max_tokens=16,
+        compute=ComputeOptions(max_tokens=16),
         deadlines=Deadlines(ready_s=30, token_s=10, end_s=10),
     )
     with LocalTestbed(tmp_path / "work") as testbed:

@@ -7,6 +7,7 @@ import pytest
 from harness.runner import Deadlines, Launch, run_repeat
 from harness.verdict import judge
 from testbed.local import LocalTestbed
+from tpi.options import ComputeOptions
 from tpi.spec import Request
 
 WARMUP = Request("warmup", 2, (1, 2, 3), warmup=True)
@@ -41,7 +42,7 @@ def run(tmp_path, world_size=2, deadlines=None, **options):
         program=("-m", "tests.fake_system"),
         model_dirs=(tmp_path,) * world_size,
         requests=(WARMUP, MEASURED),
-        max_tokens=16,
+        compute=ComputeOptions(max_tokens=16),
         options=options,
         deadlines=deadlines or Deadlines(ready_s=100, token_s=100, end_s=100),
         time_scale=0.1,
@@ -131,7 +132,7 @@ def test_run_repeat_never_ready_names_the_rank(tmp_path):
 
 
 def test_run_repeat_program_that_cannot_start_shows_its_last_line(tmp_path):
-    launch = Launch("fake", ("-m", "tests.no_such"), (tmp_path,), (MEASURED,), 16)
+    launch = Launch("fake", ("-m", "tests.no_such"), (tmp_path,), (MEASURED,), ComputeOptions())
     with LocalTestbed(tmp_path / "work") as testbed:
         repeat = judge(run_repeat(launch, testbed), 0, "r0", 4)
     assert repeat.status == "crashed"
@@ -139,7 +140,9 @@ def test_run_repeat_program_that_cannot_start_shows_its_last_line(tmp_path):
 
 
 def test_run_repeat_interrupt_takes_everything_down(tmp_path):
-    launch = Launch("fake", ("-m", "tests.fake_system"), (tmp_path,) * 2, (MEASURED,), 16)
+    launch = Launch(
+        "fake", ("-m", "tests.fake_system"), (tmp_path,) * 2, (MEASURED,), ComputeOptions()
+    )
     testbed = LocalTestbed(tmp_path / "work")
     with testbed, pytest.raises(KeyboardInterrupt):
         run_repeat(launch, testbed, Interrupting())

@@ -32,7 +32,7 @@ def test_every_record_of_the_reference_machine_is_predicted():
 
 def test_a_record_says_what_to_simulate():
     run = rebuild(record(), "x")
-    assert (run.system, run.storage, run.dtype) == ("tpi-resident", "float16", "float32")
+    assert (run.system, run.storage, run.compute.dtype) == ("tpi-resident", "float16", "float32")
     assert (run.prompt_tokens, run.new_tokens, run.world_size) == (8, 6, 8)
     assert run.devices[0].cores == pytest.approx(32 / 19.26, rel=1e-3)
     assert run.devices[0].disk_read_bps == 700e6
@@ -62,7 +62,7 @@ def test_a_prompt_is_as_long_as_it_was_and_a_system_has_a_dtype_and_threads_of_i
     raw["config"]["systems"]["tpi-resident"] |= {"dtype": "bfloat16", "threads": 2}
     raw["calibration"]["limits"][0].update(cpus=None)
     run = rebuild(raw, "x")
-    assert (run.prompt_tokens, run.dtype, run.devices[0].cores) == (3, "bfloat16", 16)
+    assert (run.prompt_tokens, run.compute.dtype, run.devices[0].cores) == (3, "bfloat16", 16)
 
 
 def test_what_cannot_be_rebuilt_is_a_line_and_the_table_goes_on(tmp_path):
