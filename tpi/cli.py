@@ -12,9 +12,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tpi import arguments
-from tpi.arguments import count, numbers
-from tpi.config import DTYPES
 from tpi.errors import EXIT_INTERRUPTED, EXIT_OK, ConfigError, TpiError
 from tpi.units import format_bytes, format_seconds
 
@@ -63,6 +60,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_split(parser: argparse.ArgumentParser) -> None:
+    from tpi.arguments import count, numbers
+    from tpi.config import DTYPES
+
     parser.add_argument("model", metavar="MODEL", help="Hugging Face folder, or a preset's name")
     parser.add_argument("--devices", type=count, required=True, metavar="N")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
@@ -149,20 +149,23 @@ def _node(args: argparse.Namespace) -> int:
 
 
 def _add_generate(parser: argparse.ArgumentParser) -> None:
+    from tpi.arguments import add_compute, add_sampling, count
+
     parser.add_argument("dir", type=Path, metavar="DIR", help="what `tpi split --out DIR` wrote")
     parser.add_argument("--devices", type=count, metavar="N", help="default: as many as split")
     prompt = parser.add_mutually_exclusive_group(required=True)
     prompt.add_argument("--prompt", metavar="TEXT")
     prompt.add_argument("--prompt-tokens", metavar="1,2,3", help="token ids; needs no tokenizer")
     parser.add_argument("--new-tokens", type=count, default=64, metavar="N")
-    arguments.add_compute(parser, "--memory-budget")
+    add_compute(parser, "--memory-budget")
     parser.add_argument("--threads", type=count, help="per device; default: cores / devices")
-    arguments.add_sampling(parser)
+    add_sampling(parser)
     parser.add_argument("--ignore-eos", action="store_true", help="always make N new tokens")
     parser.set_defaults(run=_generate)
 
 
 def _generate(args: argparse.Namespace) -> int:
+    from tpi.arguments import compute_of, sampling_of
     from tpi.launch import GenerateOptions, generate
 
     text_out = sys.stdout
@@ -172,9 +175,7 @@ def _generate(args: argparse.Namespace) -> int:
         text_out.flush()
 
     asked = {f.name: getattr(args, f.name) for f in fields(GenerateOptions) if f.name in args}
-    options = GenerateOptions(
-        **asked, compute=arguments.compute_of(args), sampling=arguments.sampling_of(args)
-    )
+    options = GenerateOptions(**asked, compute=compute_of(args), sampling=sampling_of(args))
     summary = generate(options, show)
     print()
     print(

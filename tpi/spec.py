@@ -201,7 +201,7 @@ def spec_to_json(spec: NodeSpec) -> dict[str, object]:
 
 def to_json(value: Struct) -> Any:
     """The JSON form of a spec or of a system's own options."""
-    return msgspec.to_builtins(value, enc_hook=str)  # paths
+    return msgspec.json.decode(msgspec.json.encode(value, enc_hook=str))  # str: of paths
 
 
 def dump_spec(spec: NodeSpec, path: Path) -> None:
