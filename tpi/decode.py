@@ -119,17 +119,17 @@ def _type_at(as_type: object, path: str) -> Any:
 
     found: Any = inspect.type_info(as_type)
     for step in _STEP.finditer(path):
-        found = _inner(found, step["key"])
+        found = _inner(found, step["key"], step["index"])
     return found
 
 
-def _inner(outer: Any, key: str | None) -> Any:
+def _inner(outer: Any, key: str | None, index: str | None) -> Any:
     from msgspec import inspect
 
     if isinstance(outer, inspect.Metadata):
-        return _inner(outer.type, key)
+        return _inner(outer.type, key, index)
     if isinstance(outer, inspect.UnionType):
-        found = [_inner(each, key) for each in outer.types]
+        found = [_inner(each, key, index) for each in outer.types]
         found = [each for each in found if each is not None]
         return found[0] if len(found) == 1 else None
     if key is not None:
@@ -137,6 +137,8 @@ def _inner(outer: Any, key: str | None) -> Any:
         return next((f.type for f in fields if f.encode_name == key), None)
     if isinstance(outer, inspect.DictType):
         return outer.value_type
+    if isinstance(outer, inspect.TupleType) and index is not None and index.isdecimal():
+        return outer.item_types[int(index)]
     return getattr(outer, "item_type", None)
 
 

@@ -149,7 +149,7 @@ BREACHES = {
     "a request of a worker": (
         1, 3, said("request", TOKEN_NS[0], id="r0"), "rank 1: a request from a worker",
     ),
-    "no id": (0, 3, said("token", TOKEN_NS[0], token=5), "rank 0: event token: bad or missing id"),
+    "no id": (0, 3, said("token", TOKEN_NS[0], token=5), "rank 0: event token: id is missing"),
     "another's counters": (
         1, 3, said("counters", TOKEN_NS[0], id="r0", rank=0), "rank 1: counters of rank 0",
     ),
@@ -250,7 +250,11 @@ def test_spans_come_in_as_many_events_as_they_need():
     [
         (SPANS, False, "rank 0: spans of request 'r0', which nobody asked for"),
         ({**SPANS, "rank": 1}, True, "rank 0: spans of rank 1"),
-        ({**SPANS, "spans": [["embed", 1, 2, ""]]}, True, "rank 0: event spans: not a list of"),
+        (
+            {**SPANS, "spans": [["embed", 1, 2, ""]]},
+            True,
+            "rank 0: event spans: spans[0][0] must be",
+        ),
         ({**SPANS, "id": "warmup"}, True, "rank 0: spans of request 'warmup', which is not run"),
     ],
 )

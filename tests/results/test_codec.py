@@ -98,5 +98,5 @@ def test_samples_without_their_last_lines_are_refused():
 
 def test_event_that_does_not_fit_is_refused_when_written():
     repeat = make_repeat(events=(RankEvent(0, Event("token", 1, {"id": "m"})),))
-    with pytest.raises(RecordError, match="bad or missing token"):
+    with pytest.raises(RecordError, match="event token: token"):
         encode_repeat(repeat)
