@@ -97,7 +97,7 @@ $(EXHIBITS): setup
 	@$(PAPER) --only $@
 
 report: setup  ## claims, tables and figures as one HTML file: make report SCALE=smoke
-	@$(PY) -m results.report results/paper-runs/$(SCALE) \
+	@$(PY) -m results.paper.report results/paper-runs/$(SCALE) \
 	  --out results/paper-runs/$(SCALE)/report.html
 
 render: setup  ## draw the paper's tables and figures again from what was run

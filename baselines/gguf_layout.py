@@ -9,17 +9,19 @@ knows the quantized ones too, and `problems` says what llama.cpp cannot do.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tpi.config import DTYPE_BYTES, DTYPES, ModelConfig
+from tpi.config import DTYPE_BYTES, ModelConfig
 from tpi.weights.checkpoint import expected_tensors, split_layer_name
 from tpi.weights.dtypes import RawArray
 from tpi.weights.layout import align_up
 
 QUANTIZED = ("q8_0", "q4_0")
-FILE_TYPES = (*DTYPES, *QUANTIZED)
+FileType = Literal["float32", "float16", "bfloat16", "q8_0", "q4_0"]
+FILE_TYPES = get_args(FileType)
 MODEL_FILE = "model.gguf"
 ROPE_FACTORS = "rope_freqs.weight"
 ALIGN_BYTES = 32

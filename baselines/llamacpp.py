@@ -12,13 +12,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec import Struct
 
-from baselines.gguf_layout import FILE_TYPES, MODEL_FILE
+from baselines.gguf_layout import MODEL_FILE, FileType
 from baselines.llama_library import library_log, set_fields
 from baselines.model import refuse_prompt
 from baselines.program import main
 from tpi.errors import ResourceError, TpiError, WeightsError
-from tpi.spec import Fields, NodeSpec
+from tpi.spec import NodeSpec, own_options
+
+
+class Options(Struct, frozen=True, forbid_unknown_fields=True):
+    """Of llama.cpp.
+
+    Attributes:
+        mmap: Map the file; else read it into memory of the process.
+        file_type: What the file holds; null is the dtype of the arithmetic.
+    """
+
+    mmap: bool = True
+    file_type: FileType | None = None
 
 
 class LlamaCppModel:
@@ -135,16 +148,13 @@ class LlamaCppModel:
 
 def load(spec: NodeSpec) -> LlamaCppModel:
     """Load `model.gguf` of the spec's folder."""
-    fields = Fields(spec.options, "spec options")
-    mmap = fields.take_bool("mmap", True)
-    file_type = fields.take_choice("file_type", FILE_TYPES, spec.compute.dtype)
-    fields.finish()
+    options = own_options(spec, Options)
     return LlamaCppModel(
         spec.model_dir / MODEL_FILE,
-        file_type=file_type,
+        file_type=options.file_type or spec.compute.dtype,
         threads=spec.threads,
         max_tokens=spec.compute.max_tokens,
-        mmap=mmap,
+        mmap=options.mmap,
     )
 
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 from harness.values import check_choice, check_count, check_flag, check_shares, check_size
-from tpi.comm.topology import ALGORITHMS
+from tpi.comm.allreduces.registry import find_allreduce
 from tpi.options import ALL_BLOCKS, COMPUTE_DTYPES, WIRE_DTYPES, ComputeOptions, window_word
 
 QUANTIZATIONS = ("none", "q8_0", "q4_0")
@@ -76,7 +76,7 @@ class ResidentOptions(Shared):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("allreduce", self.allreduce, tuple(ALGORITHMS))
+        find_allreduce(self.allreduce)
         check_choice("wire_dtype", self.wire_dtype, WIRE_DTYPES)
 
 

@@ -27,8 +27,8 @@ from harness.paper_work import Work, works_of
 from harness.session import EXIT_BROKEN_PIPE, WIDTH, Output
 from harness.signals import PoliteSignals, ignore_signals, write_nowhere
 from results.cells import HOLDERS, SCALES
-from results.markup import counted
 from tpi.errors import EXIT_INTERRUPTED, ResourceError, TpiError
+from tpi.units import counted
 
 RUNS_DIR = Path("results/paper-runs")
 _RENDERED = "rendered"
@@ -114,7 +114,7 @@ def _again_command(arguments: argparse.Namespace, exhibit: str) -> str:
 def _report_command(arguments: argparse.Namespace) -> str:
     if arguments.dir is None:
         return make_command("report", arguments.scale)
-    return shlex.join(["python", "-m", "results.report", str(arguments.dir)])
+    return shlex.join(["python", "-m", "results.paper.report", str(arguments.dir)])
 
 
 def _render_command(arguments: argparse.Namespace) -> str:

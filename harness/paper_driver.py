@@ -16,10 +16,10 @@ from rich.console import Console
 from harness.paper_index import PaperIndex, Standing
 from harness.paper_time import TimeLeft, time_words
 from harness.paper_work import Outlook, Work
-from results.markup import counted
 from testbed.base import DeviceError
 from testbed.hostlock import host_lock
 from tpi.errors import EXIT_OK, TpiError
+from tpi.units import counted
 
 EXIT_FAILED = 1
 LOG_FILE = "log.txt"

@@ -63,9 +63,8 @@ def load_exhibits() -> tuple[Exhibit, ...]:
         ConfigError: A file is missing or something in it does not fit.
     """
     folder = resources.files("results") / "paper"
-    stray = sorted(
-        path.name for path in folder.iterdir() if path.name.removesuffix(".yaml") not in EXHIBITS
-    )
+    found = {path.name for path in folder.iterdir() if path.name.endswith(".yaml")}
+    stray = sorted(found - {f"{name}.yaml" for name in EXHIBITS})
     if stray:
         raise ConfigError(f"results/paper/{stray[0]}: not an exhibit; expected one of {EXHIBITS}")
     exhibits = []

@@ -10,9 +10,9 @@ from results.book import Book
 from results.cells import VALIDATION, Cell, Place
 from results.exhibits import METRIC_LABELS, VALIDATION_TITLE, label_of
 from results.marks import escaped, markdown_of, show
-from results.markup import counted
 from results.paper_tables import aligned
 from results.validation import PAIRED, Pair, median_error, pairs_of, worst_pair
+from tpi.units import counted
 
 _BAND = 0.25  # what a simulated time may be off to be of use
 

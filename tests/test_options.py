@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from tpi.comm.topology import ALGORITHMS
+from tpi.comm.allreduces.registry import allreduce_names
 from tpi.decode import convert
 from tpi.errors import ConfigError
 from tpi.options import ComputeOptions, SamplingOptions
@@ -42,7 +42,7 @@ def test_sampling_option_out_of_range_is_refused_by_name(option, value):
         convert({option: value}, SamplingOptions, "spec x", ConfigError)
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", allreduce_names())
 def test_every_allreduce_there_is_can_be_asked_for(algorithm):
     assert ComputeOptions.named_in({"allreduce": algorithm}).allreduce == algorithm
 

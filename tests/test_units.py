@@ -1,7 +1,7 @@
 import pytest
 
 from tpi.errors import ConfigError
-from tpi.units import format_bytes, format_seconds, parse_bytes
+from tpi.units import counted, format_bytes, format_seconds, parse_bytes
 
 
 @pytest.mark.parametrize(
@@ -31,3 +31,7 @@ def test_sizes_and_times_are_written_for_people():
     assert format_seconds(0.0123) == "12.3 ms"
     assert format_seconds(5e-5) == "50 µs"
     assert format_seconds(61.24) == "61.2 s"
+
+
+def test_a_count_has_its_noun_in_the_plural_unless_it_is_one():
+    assert [counted(n, "run") for n in (0, 1, 2)] == ["0 runs", "1 run", "2 runs"]

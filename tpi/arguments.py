@@ -4,7 +4,6 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from tpi.comm.topology import ALGORITHMS
 from tpi.decode import convert
 from tpi.errors import ConfigError
 from tpi.options import ALL_BLOCKS, COMPUTE_DTYPES, WIRE_DTYPES, ComputeOptions, SamplingOptions
@@ -57,7 +56,7 @@ def add_compute(parser: argparse.ArgumentParser, budget: str) -> None:
     add(budget, "memory_budget", type=size, metavar="SIZE",
         help_text="what a device may use, such as 2GiB; takes the place of --window")  # fmt: skip
     add("--dtype", "dtype", choices=COMPUTE_DTYPES, help_text="of computing")
-    add("--allreduce", "allreduce", choices=tuple(ALGORITHMS))
+    add("--allreduce", "allreduce", metavar="NAME", help_text="star, tree, ring, ...")
     add("--wire-dtype", "wire_dtype", choices=WIRE_DTYPES, help_text="of sums on the wire")
     add("--prefill-chunk", "prefill_chunk", type=count, metavar="N",
         help_text="prompt tokens in a step")  # fmt: skip

@@ -9,7 +9,8 @@ import functools
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 
-from tpi.comm.topology import CHUNK_ELEMENTS, arity
+from tpi.comm.allreduces.registry import find_allreduce
+from tpi.comm.topology import CHUNK_ELEMENTS
 from tpi.config import DTYPE_BYTES, ModelConfig
 from tpi.errors import ResourceError
 from tpi.options import ComputeOptions
@@ -97,10 +98,10 @@ def _comm_bytes(
     if world_size == 1:
         return 0
     chunk = 4 * min(options.step_rows * config.hidden_size, CHUNK_ELEMENTS)
-    others = world_size - 1
-    places = {"tree": arity(world_size), "exchange": others}.get(options.allreduce, 1)
-    # The last sum of a step goes straight to the master, whatever the algorithm.
-    places = others if is_master else places
+    # The last sum of a step goes straight to the master, whatever the allreduce.
+    places = (
+        world_size - 1 if is_master else find_allreduce(options.allreduce).inbox_chunks(world_size)
+    )
     packed = 2 * options.step_rows * config.hidden_size if options.wire_dtype == "bfloat16" else 0
     return (places + 1) * chunk + packed
 

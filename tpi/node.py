@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import torch
 
 from tpi.assemble import OnWait, open_engine, plan_rank
+from tpi.comm.allreduces.registry import find_allreduce
 from tpi.comm.join import join
 from tpi.comm.mesh import Deadlines, SocketMesh, Transport
 from tpi.engine import Engine
@@ -88,7 +89,7 @@ def tpi_setup(spec: NodeSpec) -> Setup:
             manifest.plan_digest, options.dtype, options.allreduce, options.wire_dtype,
             options.max_batch, options.max_tokens, options.prefill_chunk,
         ),
-        peer_links=options.allreduce != "star",
+        peer_links=find_allreduce(options.allreduce).needs_peer_links,
         open=open_it,
         own=own,
     )  # fmt: skip

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Final
 
 from msgspec import Meta, Struct
 
-from tpi.comm.topology import ALGORITHMS
-from tpi.decode import Count, CountOrZero, NumBytes, convert
+from tpi.comm.allreduces.registry import find_allreduce
+from tpi.decode import Count, CountOrZero, NumBytes, Text, convert
 from tpi.errors import ConfigError
 
 COMPUTE_DTYPES: Final = ("float32", "bfloat16")
@@ -47,12 +47,15 @@ class ComputeOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     window: Count | None = 2
     memory_budget: NumBytes | None = None
-    allreduce: Annotated[str, _one_of(ALGORITHMS)] = "star"
+    allreduce: Text = "star"
     wire_dtype: Annotated[str, _one_of(WIRE_DTYPES)] = "float32"
     prefill_chunk: Count = 512
     dtype: ComputeDtype = "float32"
     max_batch: Count = 1
     max_tokens: Count = 128
+
+    def __post_init__(self) -> None:
+        find_allreduce(self.allreduce)  # packages may bring more: names are known at run time only
 
     @property
     def step_tokens(self) -> int:

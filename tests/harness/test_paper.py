@@ -382,7 +382,7 @@ def test_command_line_runs_one_table_and_renders_it(tmp_path, works, rendered, c
     last = capsys.readouterr().out.splitlines()[-2:]
     assert last == [
         f"1 file in {tmp_path / 'new' / 'rendered'}",
-        f"next: python -m results.report {tmp_path / 'new'}",
+        f"next: python -m results.paper.report {tmp_path / 'new'}",
     ]
     assert "inside llama2-3b" in (tmp_path / "new" / "log.txt").read_text()
 

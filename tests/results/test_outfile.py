@@ -2,8 +2,9 @@ import os
 
 import pytest
 
-from results import report, trace_file
+from results import trace_file
 from results.outfile import check_out
+from results.paper.report import main as report
 from tpi.errors import ConfigError
 
 
