@@ -14,8 +14,6 @@ from tpi.options import ComputeOptions, SamplingOptions
         ("window", 0, "an integer in 1.."),
         ("window", True, "an integer in 1.."),
         ("memory_budget", -1, "an integer in 1.."),
-        ("allreduce", "mesh", "star | tree"),
-        ("allreduce", "star\n", "star | tree"),
         ("wire_dtype", "int8", "float32 | bfloat16"),
         ("dtype", "float16", "float32 | bfloat16"),
         ("prefill_chunk", 0, "an integer in 1.."),
@@ -27,6 +25,12 @@ def test_way_of_computing_that_does_not_fit_is_refused_by_name(option, value, ex
     with pytest.raises(ConfigError) as caught:
         convert({option: value}, ComputeOptions, "spec x", ConfigError)
     assert str(caught.value).startswith(f"spec x: {option} must be {expected}")
+
+
+@pytest.mark.parametrize("name", ["mesh", "star\n", ""])
+def test_unknown_allreduce_is_refused_with_those_there_are(name):
+    with pytest.raises(ConfigError, match=r"^spec x: allreduce"):
+        convert({"allreduce": name}, ComputeOptions, "spec x", ConfigError)
 
 
 @pytest.mark.parametrize(

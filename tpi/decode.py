@@ -16,6 +16,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import Meta
 
+from tpi.errors import TpiError
 from tpi.files import ErrorType, parse_json, read_small_file
 
 T = TypeVar("T")
@@ -66,10 +67,14 @@ def convert(raw: object, as_type: type[T], where: str, error: ErrorType, advice:
     except msgspec.ValidationError as exc:
         message = f"{where}: {_refusal(str(exc), raw, as_type)}"
         raise error(f"{message}; {advice}" if advice else message) from exc
+    except TpiError as exc:  # of a type's own check
+        raise error(f"{where}: {exc}") from exc
 
 
 def _other(as_type: type[Any], value: Any) -> object:
     """Types that JSON has no form of its own for: paths, which are strings there."""
+    if as_type is object:
+        return value
     if as_type is Path and isinstance(value, str) and value and "\0" not in value:
         return Path(value)
     raise ValueError(f"no {as_type.__name__}")
@@ -124,7 +129,7 @@ def _bad_key(steps: list[_Step], message: str, raw: object, as_type: type) -> _S
     mapping = _value_at(raw, steps)
     for key, value in mapping.items() if isinstance(mapping, Mapping) else ():
         try:
-            msgspec.convert(_with(raw, steps, {key: value}), as_type)
+            msgspec.convert(_with(raw, steps, {key: value}), as_type, dec_hook=_other)
         except msgspec.ValidationError as exc:
             if str(exc) == message:
                 return key  # type: ignore[no-any-return]  # a key is whatever the file has
