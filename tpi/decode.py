@@ -9,7 +9,7 @@ that names the file, the key, what was expected and what was found:
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -25,6 +25,14 @@ Count = Annotated[int, Meta(ge=1, le=1 << 31)]
 CountOrZero = Annotated[int, Meta(ge=0, le=1 << 31)]
 NumBytes = Annotated[int, Meta(ge=1, le=1 << 62)]
 Text = Annotated[str, Meta(min_length=1, pattern=r"^[^\x00]*$", description="a non-empty string")]
+
+
+def one_of(choices: Iterable[str]) -> Meta:
+    """The constraint of a string that is one of some choices."""
+    words = tuple(choices)
+    pattern = rf"^(?:{'|'.join(map(re.escape, words))})\Z"
+    return Meta(pattern=pattern, description=" | ".join(words))
+
 
 _PATH = re.compile(r" - at `(?:key in )?\$(?P<path>.*)`$")
 _MISSING = re.compile(r"Object missing required field `(?P<key>.*?)`")
