@@ -7,52 +7,17 @@ a study that asks for the same network, payloads and rounds. Read `Asked` first.
 import contextlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from results.allreduce_cells import read_body, signed
+import msgspec
+
+from results.allreduce_cells import ALGORITHMS, Key, Point, Study, read_study, signed
 from results.environment import host_environment, host_fingerprint
 from results.schema import RecordError
-from tpi.errors import ConfigError
+from tpi.errors import ConfigError, map_errors
 from tpi.files import write_atomic
-
-ALGORITHMS = ("star", "tree", "ring")
-_SCHEMA = 1
-Key = tuple[str, float, int, int, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Point:
-    """One latency, undilated, beside what it should be.
-
-    Attributes:
-        delay_ms: One way, device to core.
-        median_s: Over rounds; `low_s` and `high_s` are the quartiles.
-        bound_s: Delays and payloads with their headers, the ports they share counted.
-        published_s: The paper's: hops alone (Propositions 1 and 2).
-    """
-
-    algorithm: str
-    delay_ms: float
-    num_bytes: int
-    world_size: int
-    median_s: float
-    low_s: float
-    high_s: float
-    rounds: int
-    bound_s: float
-    published_s: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """As it is kept."""
-        return asdict(self)
-
-    @property
-    def key(self) -> Key:
-        """What it is the latency of."""
-        return self.algorithm, self.delay_ms, self.num_bytes, self.world_size, self.rounds
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +55,8 @@ class Asked:
         """
         if not path.exists():
             return {}
-        environment = read_study(path).get("environment")
-        here = host_fingerprint(host_environment())
-        if not isinstance(environment, Mapping) or host_fingerprint(environment) != here:
+        host = _study(path).environment
+        if host is None or host_fingerprint(host) != host_fingerprint(host_environment()):
             return {}
         points = {point.key: point for point in self._same(path)}
         return {
@@ -107,19 +71,14 @@ class Asked:
         Raises:
             OSError: The disk is full or cannot be written.
         """
-        body = {
-            "schema": _SCHEMA,
-            "dilation": self.dilation,
-            "rate_mbps": self.rate_mbps,
-            "environment": host_environment(),
-            "points": [point.to_dict() for point in points],
-        }
+        study = Study(tuple(points), self.dilation, self.rate_mbps, host_environment())
+        body = msgspec.to_builtins(study)
         write_atomic(path, json.dumps(signed(body), indent=1).encode())
 
     def _same(self, path: Path) -> list[Point]:
         """The points of a file if they were measured on the network that is asked for."""
-        kept, asked = read_study(path), (self.dilation, self.rate_mbps)
-        return read_points(path) if (kept.get("dilation"), kept.get("rate_mbps")) == asked else []
+        kept, asked = _study(path), (self.dilation, self.rate_mbps)
+        return list(kept.points) if (kept.dilation, kept.rate_mbps) == asked else []
 
 
 def keep_aside(path: Path, kept: Sequence[Point]) -> Path | None:
@@ -144,18 +103,9 @@ def read_points(path: Path) -> list[Point]:
     Raises:
         ConfigError: It cannot be read, was changed, or is not such a file.
     """
-    points = read_study(path).get("points")
-    try:
-        if not isinstance(points, list):
-            raise TypeError("no list of points")
-        return [Point(**point) for point in points]
-    except TypeError as exc:
-        raise ConfigError(f"{path}: not a study of allreduce: {exc}") from exc
+    return list(_study(path).points)
 
 
-def read_study(path: Path) -> Mapping[str, object]:
-    """The whole file; raises as `read_points`."""
-    try:
-        return read_body(path)
-    except RecordError as exc:
-        raise ConfigError(f"{path}: not a study of allreduce: {exc}") from exc
+def _study(path: Path) -> Study:
+    with map_errors({RecordError: ConfigError}, f"{path}: not a study of allreduce"):
+        return read_study(path)

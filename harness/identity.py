@@ -1,14 +1,13 @@
 """What decides the numbers of one system in one plan; its hash names the run."""
 
 import functools
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 from harness.planned import Plan, SystemPlan
 from harness.systems import SYSTEMS
 from harness.weights import WeightSet
-from results.environment import DEPENDENCIES, dependency_versions, host_fingerprint
+from results.environment import DEPENDENCIES, HostFacts, dependency_versions, host_fingerprint
 from results.identity import content_digest
 from testbed.image import image_tag
 from testbed.sim.base import SimRun
@@ -23,7 +22,7 @@ def decisive(
     system: SystemPlan,
     weights: WeightSet,
     prompt_ids: tuple[int, ...],
-    environment: Mapping[str, object],
+    host: HostFacts,
 ) -> dict[str, object]:
     """Everything that decides the numbers of a system, and nothing else."""
     return {
@@ -39,7 +38,7 @@ def decisive(
         "dtype": plan.config.dtype,
         "devices": system.world_size,
         "testbed": _testbed(plan, system),
-        "host": host_fingerprint(environment),
+        "host": host_fingerprint(host),
         "versions": versions_of(system.name),
         "source": source_digest(system.name),
         # Only where it is on: keeping spans takes memory. Without it ids are what they were.

@@ -1,14 +1,14 @@
 """What a testbed of emulated devices measured of its own limits and links, summed up by kind. Pure.
 
-A record keeps, for each repeat, what was probed before and after it and the conditions between:
-`calibration.proofs[i].before.figures`, `.after.figures`, `.conditions`. Read `proven_of` first.
+A record keeps, for each repeat, what was probed before and after it and the conditions between.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from results.marks import plain
 from results.schema import RunRecord
+from results.testbed_facts import Figure
 from tpi.units import format_bytes, format_seconds
 
 _NAMES = {
@@ -56,32 +56,18 @@ class Proven:
 
 def proven_of(record: RunRecord) -> list[Proven]:
     """One line a kind of probe; none where nothing was probed."""
-    by_kind: dict[str, list[Mapping[str, object]]] = {}
-    for figure in _figures(record):
-        by_kind.setdefault(str(figure.get("what")), []).append(figure)
+    by_kind: dict[str, list[Figure]] = {}
+    for proof in record.calibration.proofs:
+        for figure in proof.figures:
+            by_kind.setdefault(figure.what, []).append(figure)
     return [_proven(what, figures) for what, figures in by_kind.items()]
 
 
-def _figures(record: RunRecord) -> Iterator[Mapping[str, object]]:
-    for proof in _proofs(record):
-        for when in ("before", "after"):
-            part = proof.get(when)
-            figures = part.get("figures") if isinstance(part, Mapping) else None
-            for figure in figures if isinstance(figures, list) else ():
-                if isinstance(figure, Mapping) and "measured" in figure and "expected" in figure:
-                    yield figure
-
-
-def _proofs(record: RunRecord) -> list[Mapping[str, object]]:
-    proofs = record.calibration.get("proofs")
-    return [p for p in proofs if isinstance(p, Mapping)] if isinstance(proofs, list) else []
-
-
-def _proven(what: str, figures: list[Mapping[str, object]]) -> Proven:
-    asked = [_number(figure, "expected") for figure in figures]
-    measured = [_number(figure, "measured") for figure in figures]
+def _proven(what: str, figures: Sequence[Figure]) -> Proven:
+    asked = [figure.expected or 0.0 for figure in figures]
+    measured = [figure.measured or 0.0 for figure in figures]
     off = [abs(m - a) / a for a, m in zip(asked, measured, strict=True) if a]
-    bands = [_number(figure, "band") / a for figure, a in zip(figures, asked, strict=True) if a]
+    bands = [figure.band / a for figure, a in zip(figures, asked, strict=True) if a]
     return Proven(
         what=what,
         asked=(min(asked), max(asked)),
@@ -89,36 +75,24 @@ def _proven(what: str, figures: list[Mapping[str, object]]) -> Proven:
         worst_share=max(off, default=0.0),
         band_share=max(bands, default=0.0),
         count=len(figures),
-        failed=sum(figure.get("verdict") != "ok" for figure in figures),
+        failed=sum(figure.verdict != "ok" for figure in figures),
     )
 
 
 def conditions_of(record: RunRecord) -> list[str]:
     """What else happened on the host during the repeats, at its worst, and what did not hold."""
-    conditions = [
-        each for proof in _proofs(record) if isinstance(each := proof.get("conditions"), Mapping)
-    ]
+    proofs = record.calibration.proofs
+    conditions = [proof.conditions for proof in proofs if proof.conditions is not None]
     lines = [
-        f"{words}: at most {max(_number(each, name) for each in conditions):.3g}"
+        f"{words}: at most {max(getattr(each, name) or 0.0 for each in conditions):.3g}"
         for name, words in _CONDITIONS.items()
         if conditions
     ]
-    late = [each["late_us"] for each in conditions if isinstance(each.get("late_us"), Mapping)]
-    if late:
-        lines.append(
-            f"timers late, 99 of 100: at most {max(_number(e, 'p99') for e in late):.0f} µs"
-        )
-    problems = [str(p) for proof in _proofs(record) for p in _list(proof.get("problems"))]
+    if late := [each.late_us for each in conditions if each.late_us is not None]:
+        worst_us = max(each.get("p99", 0.0) for each in late)
+        lines.append(f"timers late, 99 of 100: at most {worst_us:.0f} µs")
+    problems = [problem for proof in proofs for problem in proof.problems]
     return [*lines, *(f"did not hold: {plain(problem)}" for problem in problems)]
-
-
-def _list(value: object) -> list[object]:
-    return value if isinstance(value, list) else []
-
-
-def _number(values: Mapping[str, object], name: str) -> float:
-    value = values.get(name)
-    return float(value) if isinstance(value, int | float) else 0.0
 
 
 def _range(what: str, values: tuple[float, float]) -> str:

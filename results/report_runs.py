@@ -5,10 +5,11 @@ Read `rerun_section` first.
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from results.book import Book, mismatch_of
+from results.environment import HostFacts
 from results.exhibits import label_of, title_of
 from results.index import Entry
 from results.markup import Html, counted, folded, joined, listed, section, table, tag
@@ -17,7 +18,7 @@ from results.tables import where_lines
 
 _FACTS = (
     *("cpu_model", "cores", "usable_cores", "memory_gib", "swap_bytes", "architecture", "kernel"),
-    *("cgroup", "governor", "python", "calibrated_host"),
+    *("cgroup", "governor", "python"),
 )
 
 
@@ -42,14 +43,20 @@ def environment_section(book: Book) -> Html:
 
 def _facts(record: RunRecord) -> dict[str, object]:
     environment = record.environment
-    facts = {name: environment[name] for name in _FACTS if environment.get(name) is not None}
-    versions, disk = environment.get("versions"), environment.get("weights_disk")
-    if isinstance(versions, Mapping):
-        facts |= {
-            f"version of {name}": value or "not installed" for name, value in versions.items()
-        }
-    if isinstance(disk, Mapping):
-        facts |= {f"disk: {name}": disk[name] for name in ("device", "file_system") if name in disk}
+    facts: dict[str, object] = {} if environment.host is None else _of_host(environment.host)
+    if environment.calibrated_host is not None:
+        facts["calibrated_host"] = environment.calibrated_host.words
+    return facts
+
+
+def _of_host(host: HostFacts) -> dict[str, object]:
+    found = {name: getattr(host, name) for name in _FACTS}
+    facts = {name: value for name, value in found.items() if value is not None}
+    facts |= {
+        f"version of {name}": version or "not installed" for name, version in host.versions.items()
+    }
+    if disk := host.weights_disk:
+        facts |= {"disk: device": disk.device, "disk: file_system": disk.file_system}
     return facts
 
 

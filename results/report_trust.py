@@ -11,6 +11,7 @@ from results.marks import in_words
 from results.markup import Html, counted, folded, html, joined, listed, section, table, tag
 from results.proofs import conditions_of, proven_of
 from results.schema import RunRecord
+from results.testbed_facts import SimulatorFacts
 from results.validation import Floor, Pair, noise_floors, pairs_of
 from results.validation_table import percent, summary
 from results.verdicts import in_times
@@ -62,12 +63,10 @@ def _value(metric: str, value: float | None) -> str:
 
 def calibration_section(book: Book) -> Html:
     """What the simulator's costs rest on, once for each calibration."""
-    found: dict[str, tuple[Mapping[str, object], list[str]]] = {}
+    found: dict[str, tuple[SimulatorFacts, list[str]]] = {}
     for record in book.records.values():
-        simulator = record.calibration.get("simulator")
-        if isinstance(simulator, Mapping):
-            key = str(simulator.get("digest"))
-            found.setdefault(key, (simulator, []))[1].append(record.run_id)
+        if simulator := record.calibration.simulator:
+            found.setdefault(simulator.digest, (simulator, []))[1].append(record.run_id)
     parts = [_calibration(simulator, runs) for simulator, runs in found.values()]
     return section(
         "calibration",
@@ -76,9 +75,9 @@ def calibration_section(book: Book) -> Html:
     )
 
 
-def _calibration(simulator: Mapping[str, object], runs: Sequence[str]) -> Html:
-    facts = [(key, value) for key, value in flattened(simulator) if not key.startswith("content")]
-    content = [(key, value) for key, value in flattened(simulator) if key.startswith("content")]
+def _calibration(simulator: SimulatorFacts, runs: Sequence[str]) -> Html:
+    facts = [(name, getattr(simulator, name)) for name in ("name", "host", "digest")]
+    content = list(flattened(simulator.content, "content"))
     return joined(
         [
             tag("p", f"Behind {counted(len(runs), 'simulated run')}:"),

@@ -64,6 +64,7 @@ class Calibration:
         library_start_s: The same of Transformers, with imports.
         library_bytes: Peak memory of Transformers before any weight.
         library_anon_bytes: Of it, anonymous.
+        cpu_model: The host's processor, and `cores` of it; a file that does not say has neither.
     """
 
     host: str
@@ -92,6 +93,8 @@ class Calibration:
     library_start_s: float
     library_bytes: int
     library_anon_bytes: int
+    cpu_model: str = ""
+    cores: int = 0
     schema: int = field(default=SCHEMA_VERSION)
 
     def __post_init__(self) -> None:
@@ -195,7 +198,7 @@ def decode(raw: object, where: str) -> Calibration:
     if not isinstance(raw, dict):
         raise ConfigError(f"calibration {where}: expected a JSON object")
     known = {entry.name for entry in fields(Calibration)}
-    wrong = sorted(known ^ set(raw))
+    wrong = sorted((known ^ set(raw)) - {"cpu_model", "cores"})
     if wrong:
         raise ConfigError(
             f"calibration {where}: {wrong[0]} is {'missing' if wrong[0] in known else 'unknown'};"

@@ -1,5 +1,6 @@
 from results.proofs import conditions_of, proven_of
 from results.schema import RunRecord
+from tests.results.examples import as_calibration
 
 
 def figure(device, measured, verdict="ok", **changes):
@@ -8,7 +9,7 @@ def figure(device, measured, verdict="ok", **changes):
 
 
 def record(*proofs):
-    return RunRecord("tpi-1", "tpi", "ok", calibration={"proofs": list(proofs)})
+    return RunRecord("tpi-1", "tpi", "ok", calibration=as_calibration({"proofs": list(proofs)}))
 
 
 PROOF = {

@@ -18,6 +18,7 @@ from results.report_trust import flattened
 from results.reported import reported_cells
 from results.schema import RunRecord
 from tests.results.claim_books import book, cell
+from tests.results.examples import as_calibration, as_config, as_environment
 from tests.results.test_evidence import stored
 from tests.results.test_proofs import PROOF
 
@@ -59,19 +60,24 @@ def checked(text):
     return text
 
 
+MODEL = {"model": {"name": "llama2-3b"}}
+
+
 def full(**changes) -> Book:
     """The paper's cells, one of every kind of evidence, and a record that says evil things."""
     place = "table1 llama2-3b on token_latency_s"
     record = RunRecord(
         "tpi-1", "tpi", "ok",
-        config={"model": {"name": "llama2-3b"}, "testbed": {"name": EVIL, "backend": "docker"}},
-        environment={"cpu_model": EVIL, "versions": {"torch": "2.13.0"}},
-        calibration={"proofs": [PROOF]},
+        config=as_config(MODEL | {"testbed": {"name": EVIL, "backend": "docker"}}),
+        environment=as_environment({"host": {"cpu_model": EVIL, "versions": {"torch": "2.13.0"}}}),
+        calibration=as_calibration({"proofs": [PROOF]}),
     )  # fmt: skip
     simulated = RunRecord(
         "tpi-2", "tpi", "ok",
-        config={"model": {"name": "llama2-3b"}, "testbed": {"backend": "sim"}},
-        calibration={"simulator": {"name": "epyc", "digest": "d", "content": {"rate": 7.5}}},
+        config=as_config(MODEL | {"testbed": {"backend": "sim"}}),
+        calibration=as_calibration(
+            {"simulator": {"name": "epyc", "digest": "d", "content": {"rate": 7.5}}}
+        ),
     )  # fmt: skip
     cells = [
         *reported_cells(),
