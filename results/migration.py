@@ -89,7 +89,7 @@ def upgraded_record(raw: Json, where: str) -> Json:
         RecordError,
     )
     changed = {
-        "config": _config(old),
+        "config": _config(old, where),
         "environment": _environment(old.environment),
         "notes": [note_of(text) for text in old.notes],
         "schema_version": SCHEMA_VERSION,
@@ -121,12 +121,11 @@ def calibrated_host(words: str) -> CalibratedHost:
     return CalibratedHost(words, match["cpu_model"], int(match["cores"]))
 
 
-def _config(old: _OldRecord) -> Json:
+def _config(old: _OldRecord, where: str) -> Json:
     """The options of the system that ran in the place of those of all."""
     config = dict(old.config)
-    systems = config.pop("systems", {})
-    options = systems.get(old.system, {}) if isinstance(systems, dict) else systems
-    return {**config, "options": options}
+    systems = convert(config.pop("systems", {}), dict[str, Json], f"{where}: systems", RecordError)
+    return {**config, "options": systems.get(old.system, {})}
 
 
 def _environment(old: Json) -> Json:

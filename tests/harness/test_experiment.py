@@ -389,7 +389,8 @@ def test_what_a_system_was_asked_to_do_alone_stands_in_its_notes(tmp_path):
         "tpi": {},
         "llamacpp": {"quantization": "q4_0"},
     }
-    notes = {r.system: r.notes for r in experiment(tmp_path, systems=systems).records}
+    records = experiment(tmp_path, systems=systems).records
+    notes = {r.system: tuple(map(str, r.notes)) for r in records}
     assert notes["transformers"] == (
         "dtype: bfloat16, of the run: float32",
         "threads: 2, of the run: 1",
