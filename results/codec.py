@@ -112,8 +112,7 @@ def decode_repeat(data: bytes, where: str) -> Repeat:
     raw = _object(first, where)
     if "events" in raw:
         raise RecordError(f"{where}: line 1: unknown key 'events'")
-    raw = {**migration.upgraded_head(raw), "events": ()}
-    head = convert(raw, _FirstLine, f"{where}: line 1", RecordError)
+    head = convert({**raw, "events": ()}, _FirstLine, f"{where}: line 1", RecordError)
     if len(lines) != head.num_events + 1 or lines[-1] != b"":
         raise RecordError(f"{where}: is cut short: {len(lines) - 1} of {head.num_events} events")
     events = tuple(_event(line, where) for line in lines[:-1])

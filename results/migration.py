@@ -97,14 +97,6 @@ def upgraded_record(raw: Json, where: str) -> Json:
     return msgspec.to_builtins({**raw, **changed})  # type: ignore[no-any-return]
 
 
-def upgraded_head(raw: Json) -> Json:
-    """The first line of a samples file, which has no version: proofs may be empty."""
-    facts = raw.get("facts")
-    if isinstance(facts, dict) and facts.get("proof") == {}:
-        return {**raw, "facts": {**facts, "proof": None}}
-    return raw
-
-
 def note_of(text: str) -> Note:
     """A line as the fact that it was made from; what a program said in its own words otherwise."""
     for pattern, make in _NOTES:
