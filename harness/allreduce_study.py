@@ -26,12 +26,13 @@ from msgspec import Struct
 from rich.console import Console
 from rich.table import Table
 
-from harness.allreduce_file import Asked, Point, keep_aside
+from harness.allreduce_file import Asked, keep_aside
 from harness.emulation import open_testbed
 from harness.profiles import LINK_BACKENDS
 from harness.scratch import scratch_folder
 from harness.signals import PoliteSignals
 from harness.values import check_choice, check_count, check_number
+from results.allreduce_cells import Point
 from testbed.base import Device, DeviceError, Inbox, Process, make_inbox
 from testbed.hostlock import host_lock
 from testbed.janitor import janitor

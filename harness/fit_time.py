@@ -8,6 +8,7 @@ from harness.planned import Plan, two_layer_model
 from harness.predict import reference_cost, write_seconds
 from harness.setting import setting_of
 from harness.systems import REFERENCE
+from results.notes import Cut
 from tpi.errors import ConfigError
 from tpi.units import format_seconds
 from tpi.weights.hf_folder import required_hf_bytes
@@ -43,14 +44,14 @@ def _with(plan: Plan, repeats: int, new_tokens: int, warmup_tokens: int) -> Plan
     return replace(plan, config=config, warmup_tokens=warmup_tokens)
 
 
-def _cuts(asked: Plan, plan: Plan) -> tuple[str, ...]:
+def _cuts(asked: Plan, plan: Plan) -> tuple[Cut, ...]:
     pairs: Mapping[str, tuple[int, int]] = {
         "repeats": (asked.config.repeats, plan.config.repeats),
         "new tokens": (asked.new_tokens, plan.new_tokens),
         "warm-up tokens": (asked.warmup_tokens, plan.warmup_tokens),
     }
     return tuple(
-        f"{name} {before} -> {after}, to fit max_minutes={asked.config.max_minutes:g}"
+        Cut(name, before, after, asked.config.max_minutes)
         for name, (before, after) in pairs.items()
         if before != after
     )

@@ -1,6 +1,5 @@
 """What decides the numbers of one system in one plan; its hash names the run."""
 
-from collections.abc import Mapping
 from dataclasses import asdict
 
 import msgspec
@@ -9,7 +8,7 @@ from harness.planned import Plan, SystemPlan
 from harness.source_digest import source_digest
 from harness.systems import REFERENCE, SYSTEMS
 from harness.weights import WeightSet
-from results.environment import DEPENDENCIES, dependency_versions, host_fingerprint
+from results.environment import DEPENDENCIES, HostFacts, dependency_versions, host_fingerprint
 from testbed.image import image_tag
 from testbed.sim.base import SimRun
 from tpi.config import config_to_json
@@ -27,7 +26,7 @@ def decisive(
     system: SystemPlan,
     weights: WeightSet,
     prompt_ids: tuple[int, ...],
-    environment: Mapping[str, object],
+    host: HostFacts,
 ) -> dict[str, object]:
     """Everything that decides the numbers of a system, and nothing else."""
     return {
@@ -43,7 +42,7 @@ def decisive(
         "dtype": plan.config.dtype,
         "devices": system.world_size,
         "testbed": _testbed(plan, system),
-        "host": host_fingerprint(environment),
+        "host": host_fingerprint(host),
         "versions": versions_of(system.name),
         "source": measured_digest(system.name, plan.config.testbed.backend),
         # Only where it is on: keeping spans takes memory. Without it ids are what they were.

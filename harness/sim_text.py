@@ -1,7 +1,5 @@
 """A simulated plan in words: what is asked of the simulator, and from which costs."""
 
-from dataclasses import asdict
-
 from harness.config import Config
 from harness.setting import parameters_text
 from harness.sim_plan import SimPlan, limits_of
@@ -44,8 +42,8 @@ def _testbed_text(plan: SimPlan) -> str:
     words = [f"each worth {min(cores):.3g} of the calibrated cores"]
     if min(cores) != max(cores):
         words = [f"worth {min(cores):.3g} to {max(cores):.3g} of the calibrated cores"]
-    words.append(device_words([asdict(limits_of(device)) for device in runs.devices], 1.0))
-    links = link_words([asdict(link) for link in runs.links], 1.0)
+    words.append(device_words([limits_of(device) for device in runs.devices], 1.0))
+    links = link_words(runs.links, 1.0)
     return (
         f"{config.testbed.name} (backend {config.testbed.backend}): devices {names}"
         f" ({', '.join(word for word in words if word)}); link {config.link.name} ({links})"

@@ -78,7 +78,7 @@ def test_run_prints_plan_table_and_where_records_lie(tmp_path, arguments, capsys
     folders = re.findall(r"record: (.*)", out)
     assert len(folders) == 2
     record = RunStore(tmp_path / "runs").read(folders[0].rpartition("/")[2])
-    assert record.config["prompt_ids"] == [1, 2, 0, 0, 1, 0]  # commas and brackets are unknown
+    assert record.config.prompt_ids == (1, 2, 0, 0, 1, 0)  # commas and brackets are unknown
     assert "tpi, repeat 1: ok" in err
 
 

@@ -9,7 +9,7 @@ that names the file, the key, what was expected and what was found:
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -34,6 +34,13 @@ _PATH = r" - at `(?P<of_key>key)?(?:` in `| in )?\$(?P<path>.*)`$"
 _MISSING = r"Object missing required field `(?P<key>.*?)`"
 _UNKNOWN = r"Object contains unknown field `(?P<key>.*?)`"
 _STEP = r"\.(?P<key>[^.\[\]]+)|\[(?P<index>\d+|\.\.\.)\]"
+
+
+def one_of(choices: Iterable[str]) -> Meta:
+    """The constraint of a string that is one of some choices."""
+    words = tuple(choices)
+    pattern = rf"^(?:{'|'.join(map(re.escape, words))})\Z"
+    return Meta(pattern=pattern, description=" | ".join(words))
 
 
 def decode(data: bytes, as_type: type[T], where: str, error: ErrorType, advice: str = "") -> T:

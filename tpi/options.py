@@ -5,13 +5,13 @@ the planner and the simulator. Constraints hold for what is decoded (`tpi.decode
 options itself is trusted. No torch.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Final
 
 from msgspec import Meta, Struct
 
 from tpi.comm.allreduces.registry import find_allreduce
-from tpi.decode import Count, CountOrZero, NumBytes, Text, convert
+from tpi.decode import Count, CountOrZero, NumBytes, Text, convert, one_of
 from tpi.errors import ConfigError
 
 COMPUTE_DTYPES: Final = ("float32", "bfloat16")
@@ -20,13 +20,7 @@ WIRE_DTYPES: Final = ("float32", "bfloat16")
 ALL_BLOCKS: Final = "all"
 
 
-def _one_of(words: Iterable[str]) -> Meta:
-    """A constraint for words that are known only when the program runs."""
-    choices = tuple(words)
-    return Meta(pattern=rf"\A({'|'.join(choices)})\Z", description=" | ".join(choices))
-
-
-ComputeDtype = Annotated[str, _one_of(COMPUTE_DTYPES)]
+ComputeDtype = Annotated[str, one_of(COMPUTE_DTYPES)]
 TokenId = Annotated[int, Meta(ge=0, le=1 << 31)]
 
 
@@ -48,7 +42,7 @@ class ComputeOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     window: Count | None = 2
     memory_budget: NumBytes | None = None
     allreduce: Text = "star"
-    wire_dtype: Annotated[str, _one_of(WIRE_DTYPES)] = "float32"
+    wire_dtype: Annotated[str, one_of(WIRE_DTYPES)] = "float32"
     prefill_chunk: Count = 512
     dtype: ComputeDtype = "float32"
     max_batch: Count = 1

@@ -118,9 +118,7 @@ def run_in(
 
 def log_tails(repeat: Repeat) -> list[str]:
     """The last lines of every program."""
-    tails = repeat.facts["log_tails"]
-    assert isinstance(tails, list)
-    return tails
+    return list(repeat.facts.log_tails)
 
 
 def peaks(repeat: Repeat) -> list[int]:

@@ -6,13 +6,14 @@ import re
 from dataclasses import replace
 
 import pytest
+from msgspec import structs
 from rich.console import Console
 
 from harness import allreduce_study, launching, session
-from harness.allreduce_file import Point
 from harness.host import Host
 from harness.paper_plan import Study
 from harness.paper_work import RunWork, StudyWork, works_of
+from results.allreduce_cells import Point
 from results.index import Entry
 from results.store import RunStore
 from testbed.base import DeviceError
@@ -118,7 +119,7 @@ def test_what_is_invalid_is_run_again(tmp_path, work):
     done = finish(work())
     store = RunStore(tmp_path / "runs")
     record = store.read(done.run_id)
-    store.write(replace(record, status="invalid", reason="a link was slow", metrics=None))
+    store.write(structs.replace(record, status="invalid", reason="a link was slow", metrics=None))
     outlook = work().look()
     assert (outlook.state, outlook.run_id) == ("todo", done.run_id)
     assert outlook.reason == "invalid: a link was slow"

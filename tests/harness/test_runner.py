@@ -6,6 +6,7 @@ import pytest
 
 from harness.runner import Deadlines, Launch, run_repeat
 from harness.verdict import judge
+from results.schema import ProgramEnd
 from testbed.local import LocalTestbed
 from tpi.options import ComputeOptions
 from tpi.spec import Request
@@ -75,7 +76,7 @@ def test_run_repeat_gives_all_events_of_all_ranks(tmp_path):
         "request", "token", "token", "counters", "end",
     ]  # fmt: skip
     assert all(peak and peak > 1 << 20 for peak in repeat.peak_memory.rss_hwm)
-    assert repeat.facts["exits"] == [{"code": 0, "oom": False}] * 2
+    assert repeat.facts.exits == (ProgramEnd(0, oom=False),) * 2
 
 
 SHORT = Deadlines(ready_s=100, token_s=5.0, end_s=5.0)

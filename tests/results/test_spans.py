@@ -1,8 +1,7 @@
 """Spans of a repeat in the request's own seconds."""
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from results.codec import decode_repeat, encode_repeat
 from results.schema import RecordError

@@ -1,8 +1,8 @@
 import errno
 import os
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from results.identity import make_run_id, split_run_id
 from results.schema import Check, RecordError, RunRecord

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from results.book import Book, backend_of
 from results.marks import in_words
 from results.paper.report.limits_summary import LimitSummary, condition_lines, summarise
-from results.paper.report.record_facts import Facts, simulator_facts, verifications_of
+from results.paper.report.record_facts import Facts, simulator_facts
 from results.schema import RunRecord
 from results.validation import Floor, Pair, noise_floors, pairs_of
 from results.validation_table import percent, summary
@@ -118,7 +118,7 @@ def held_limits(book: Book) -> list[HeldLimits]:
 
 
 def _held(record: RunRecord) -> HeldLimits:
-    found = verifications_of(record)
+    found = record.calibration.proofs
     limits, conditions = tuple(summarise(found)), tuple(condition_lines(found))
     return HeldLimits(record.run_id, record.system, backend_of(record), limits, conditions)
 
