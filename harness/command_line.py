@@ -14,11 +14,12 @@ from pathlib import Path
 
 from hydra._internal.utils import get_args_parser  # the parser that `hydra.main` uses
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from harness.config import Config, option_names
+from harness.profiles import LinkFault
 from harness.values import nearest
 from tpi.errors import ConfigError
 
@@ -26,7 +27,14 @@ CONF_DIR = Path(__file__).parent.parent / "conf"
 _NO_AXIS = "paper"  # plans of many configurations: `paper_plan.py` reads them
 _UNSAFE = "--experimental-rerun"  # unpickles a file
 _PATHS = ("path", "dir", "prompt_file", "results_dir", "sweep_dir", "calibration")
-_TYPES = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
+# What OmegaConf says of a value, and what we say.
+_REFUSALS = {
+    r"Value (.*) of type .* converted to Integer": "got {}, expected a whole number",
+    r"Value (.*) of type .* converted to Float": "got {}, expected a number",
+    r"Value (.*) is not a valid bool": "got {}, expected true or false",
+    r".* is not a subclass of (\w+)\. value: (.*)": "got {1!r}, expected options ({0})",
+    r".* has missing mandatory value": "must be given",
+}
 _OF_HYDRA = re.compile(r"[+~]*hydra[./=]")
 # Options of single ranks; not every testbed names them, so Hydra may have to add them.
 _OF_RANK = re.compile(r"testbed\.(roster|links)\.r\d+\.\w+")
@@ -111,9 +119,9 @@ def quoted(text: str) -> str:
 def explain(exc: Exception, overrides: Sequence[str] = ()) -> str:
     """What Hydra or OmegaConf refused, in one line that names the option."""
     message = str(exc).partition("\n")[0]
-    if isinstance(exc, MissingConfigException) and exc.options and exc.missing_cfg_file:
-        axis, _, name = exc.missing_cfg_file.rpartition("/")
-        return f"{axis}: unknown {name!r}{nearest(name, exc.options)}"
+    if match := re.search(r"Could not (?:load|find) '(.+)/([^/]+)'", message):
+        choices = getattr(exc, "options", None) or groups().get(match[1], ())
+        return f"{match[1]}: unknown {match[2]!r}{nearest(match[2], choices)}"
     if match := re.match(r"Could not override '(systems\.([\w-]+)\.[\w.]+)'", message):
         return f"{match[1]}: {match[2]} is not among the systems of this run, add it: systems=[...]"
     if match := re.match(r"Ambiguous value for argument '(.*)'", message):
@@ -192,14 +200,17 @@ def _hint(key: str, known: Sequence[str]) -> str:
 
 
 def _of_type(exc: BaseException | None) -> str:
-    """A value of a wrong type, or a key that its type has not."""
-    if not isinstance(exc, OmegaConfBaseException) or not exc.full_key:
+    """A value of a wrong type, a key that its type has not, or one that must be given."""
+    if not isinstance(exc, OmegaConfBaseException):
         return ""
+    name, message = str(exc.full_key or "config"), str(exc).partition("\n")[0]
+    if exc.object_type is LinkFault and name in message:  # OmegaConf says only the last part
+        name = f"link.faults.{name}"
     if isinstance(exc, ConfigKeyError | ConfigAttributeError):
-        names = sorted({name.rpartition(".")[2] for name in option_names()})
-        last = str(exc.full_key).rpartition(".")[2]
-        return f"unknown option {exc.full_key}{nearest(last, names)}"
-    message = str(exc).partition("\n")[0]
-    if match := re.match(r"Value (.*) of type '\w+' could not be converted to (\w+)", message):
-        message = f"got {match[1]}, expected {_TYPES.get(match[2], match[2])}"
-    return f"{exc.full_key}: {message}"
+        last = name.rpartition(".")[2]
+        names = sorted({option.rpartition(".")[2] for option in option_names()})
+        return f"unknown option {name}{nearest(last, names)}"
+    for pattern, words in _REFUSALS.items():
+        if match := re.match(pattern, message):
+            return f"{name}: {words.format(*match.groups())}"
+    return f"{name}: {message}"

@@ -133,10 +133,11 @@ def _plan_all(config: DictConfig) -> None:
     words = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
     words += [str(override) for override in config.hydra.overrides.task]
     overrides = OverridesParser.create(config_loader=loader).parse_overrides(words)
-    for job in BasicSweeper.split_arguments(overrides, None)[0]:
-        composed = checked(loader.load_sweep_config(config, list(job)), job)
-        if launcher._target_ == BasicLauncherConf._target_:  # else it may be another host's
-            prepare(composed)
+    jobs = BasicSweeper.split_arguments(overrides, None)[0]
+    composed = [checked(loader.load_sweep_config(config, list(job)), job) for job in jobs]
+    if launcher._target_ == BasicLauncherConf._target_:  # else they may run on another host
+        for each in composed:
+            prepare(each)
 
 
 @contextmanager

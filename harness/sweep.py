@@ -183,10 +183,14 @@ def _numbers(record: RunRecord) -> tuple[object, ...]:
     return (metrics.ttft_s.median, *spread, metrics.ttft_s.n, *known)
 
 
+def _columns(lines: Sequence[Line]) -> list[tuple[str, ...]]:
+    rows = make_rows([line.record for line in lines])
+    return list(zip(*(row.cells for row in rows), strict=True))
+
+
 def _kept_columns(lines: Sequence[Line]) -> list[int]:
-    columns = zip(*(row.cells for row in make_rows([line.record for line in lines])), strict=True)
-    swept = [line.swept for line in lines]
-    said = list(zip(*swept, strict=True)) if swept else []  # `dev` where devices are swept
+    columns = _columns(lines)
+    said = list(zip(*(line.swept for line in lines), strict=True))  # `dev`, if that is swept
     return [
         i
         for i, cells in enumerate(columns)
@@ -196,12 +200,11 @@ def _kept_columns(lines: Sequence[Line]) -> list[int]:
 
 def _same_in_all(lines: Sequence[Line]) -> list[str]:
     """What was left out of the table, since every row has the same."""
-    kept, cells = _kept_columns(lines), make_rows([lines[0].record])[0].cells
-    columns = list(zip(*(row.cells for row in make_rows([line.record for line in lines]))))
+    kept = _kept_columns(lines)
     same = [
-        f"{COLUMNS[i][0]} {cells[i]}"
-        for i in range(len(cells))
-        if i not in kept and len(set(columns[i])) == 1
+        f"{COLUMNS[i][0]} {cells[0]}"
+        for i, cells in enumerate(_columns(lines))
+        if i not in kept and len(set(cells)) == 1
     ]
     return [f"In every row: {', '.join(same)}."] if same else []
 

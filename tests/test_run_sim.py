@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from harness.compose import CONF_DIR
+from harness.command_line import CONF_DIR
 from results.store import RunStore
 
 ROOT = CONF_DIR.parent
