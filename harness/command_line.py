@@ -25,7 +25,7 @@ from tpi.errors import ConfigError
 
 CONF_DIR = Path(__file__).parent.parent / "conf"
 _NO_AXIS = "paper"  # plans of many configurations: `paper_plan.py` reads them
-_UNSAFE = "--experimental-rerun"  # unpickles a file
+_UNSAFE = "--experimental-rerun"
 _PATHS = ("path", "dir", "prompt_file", "results_dir", "sweep_dir", "calibration")
 # What OmegaConf says of a value, and what we say.
 _REFUSALS = {
@@ -70,6 +70,8 @@ def read_command_line(args: Sequence[str]) -> CommandLine:
         known = sorted(f for f in parser.format_usage().replace("]", " ").split() if "--" in f)
         flags = [flag.strip("[") for flag in known if _UNSAFE not in flag]
         raise ConfigError(f"unknown flag {unknown[0]!r}{nearest(unknown[0], flags)}")
+    if given.experimental_rerun is not None:
+        raise ConfigError(f"{_UNSAFE}: it unpickles a file, which could run anything; leave it out")
     flags = list(args)
     for override in given.overrides:
         flags.remove(override)
@@ -173,8 +175,8 @@ def _is_unknown(word: str) -> bool:
     if not word.startswith("-"):
         return False
     with contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(SystemExit):
-        return bool(get_args_parser().parse_known_args([word, "job"])[1]) or word == _UNSAFE
-    return word == _UNSAFE
+        return bool(get_args_parser().parse_known_args([word, "job"])[1])
+    return False
 
 
 def _readable(override: str, axes: dict[str, tuple[str, ...]], known: Sequence[str]) -> str:

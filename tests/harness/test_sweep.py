@@ -72,7 +72,12 @@ def test_line_for_each_system_over_the_numeric_option():
 def test_plot_says_what_is_on_its_axes(tmp_path, monkeypatch, names, keep):
     figures = []
     save = Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda f, *a, **k: figures.append(f) or save(f, *a, **k))
+
+    def kept(figure, *args, **options):
+        figures.append(figure)
+        save(figure, *args, **options)
+
+    monkeypatch.setattr(Figure, "savefig", kept)
     lines = [Line(tuple(line.swept[i] for i in keep), line.record) for line in LINES]
     draw(names, lines, tmp_path / "sweep.png")
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
