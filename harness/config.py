@@ -23,7 +23,6 @@ from harness.systems import SYSTEMS
 from harness.values import (
     check_choice,
     check_count,
-    check_flag,
     check_number,
     check_size,
     check_text,
@@ -140,9 +139,6 @@ class Config:
         check_count("repeats", self.repeats, high=1000)
         self.max_minutes = check_number("max_minutes", self.max_minutes, low=0.01, high=1e6)
         check_text("results_dir", self.results_dir)
-        check_flag("force", self.force)
-        check_flag("trace", self.trace)
-        check_flag("allow_concurrent", self.allow_concurrent)
         profiles, links = self.profiles, self.links
         if self.testbed.backend == "local":
             self._refuse_limits(profiles, links)

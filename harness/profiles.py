@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from harness.values import (
     check_choice,
     check_count,
-    check_flag,
     check_number,
     check_size,
     check_text,
@@ -181,9 +180,7 @@ class TestbedChoice:
             if isinstance(self.dilation, str):
                 raise ConfigError(f"{text}: got {self.dilation!r}, expected auto or a number >= 1")
             self.dilation = check_number(text, self.dilation, low=1, high=1000)
-        check_flag("testbed.oversubscribe", self.oversubscribe)
         check_choice("testbed.fit", self.fit, FITS)
-        check_flag("testbed.make_swap", self.make_swap)
         check_text("testbed.calibration", self.calibration)
         if self.calibration != REFERENCE_CALIBRATION and self.backend != "sim":
             raise ConfigError(
