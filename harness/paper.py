@@ -20,11 +20,12 @@ from pathlib import Path
 
 from rich.console import Console
 
+from harness.failure import EXIT_BROKEN_PIPE
 from harness.paper_driver import LOG_FILE, Driver, make_command
 from harness.paper_index import PaperIndex, folder_lock
 from harness.paper_plan import PaperPlan, exhibits_of, read_plan
 from harness.paper_work import Work, works_of
-from harness.session import EXIT_BROKEN_PIPE, WIDTH, Output
+from harness.session import WIDTH, Output
 from harness.signals import PoliteSignals, ignore_signals, write_nowhere
 from results.cells import HOLDERS, SCALES
 from tpi.errors import EXIT_INTERRUPTED, ResourceError, TpiError

@@ -18,7 +18,7 @@ from tpi.units import format_bytes, seconds_quantity
 
 _NONE = "-"
 # Title, and whether numbers stand in it (then it is aligned to the right).
-_COLUMNS = (
+COLUMNS = (
     ("system", False),
     ("status", False),
     ("dev", True),
@@ -62,7 +62,7 @@ def rich_table(records: Sequence[RunRecord], title: str = "") -> Table:
     rows = make_rows(records)
     table = Table(title=title or None, title_justify="left", box=None, padding=(0, 1))
     table.pad_edge, table.collapse_padding = False, True
-    for name, is_number in _COLUMNS:
+    for name, is_number in COLUMNS:
         table.add_column(name, justify="right" if is_number else "left", no_wrap=True)
     for row in rows:
         # As Text: a name or reason is never read as markup.
@@ -75,12 +75,12 @@ def rich_table(records: Sequence[RunRecord], title: str = "") -> Table:
 def markdown(records: Sequence[RunRecord]) -> str:
     """The same table as Markdown that is aligned when read as plain text."""
     rows = make_rows(records)
-    grid = [tuple(name for name, _ in _COLUMNS), *(row.cells for row in rows)]
-    widths = [max(len(line[i]) for line in grid) for i in range(len(_COLUMNS))]
+    grid = [tuple(name for name, _ in COLUMNS), *(row.cells for row in rows)]
+    widths = [max(len(line[i]) for line in grid) for i in range(len(COLUMNS))]
     lines = [_markdown_line(line, widths) for line in grid]
     rule = "|".join(
         "-" * (width + 1) + (":" if is_number else "-")
-        for width, (_, is_number) in zip(widths, _COLUMNS, strict=True)
+        for width, (_, is_number) in zip(widths, COLUMNS, strict=True)
     )
     notes = [f"- {line}" for line in (*where_lines(records), *_all_notes(rows))]
     return "\n".join([lines[0], f"|{rule}|", *lines[1:], "", " ".join(LEGEND), "", *notes]).rstrip()
@@ -168,7 +168,7 @@ def format_time_share(time_share: Mapping[str, float]) -> str:
 def _cells(record: RunRecord) -> tuple[str, ...]:
     metrics = record.metrics
     if metrics is None:
-        blank = (_NONE,) * (len(_COLUMNS) - 4)
+        blank = (_NONE,) * (len(COLUMNS) - 4)
         check = _token_words(record)
         return (_plain(record.system), record.status, _devices(record), *blank, check)
     return (
@@ -228,7 +228,7 @@ def _all_notes(rows: Iterable[Row]) -> list[str]:
 def _markdown_line(cells: Sequence[str], widths: Sequence[int]) -> str:
     padded = [
         cell.rjust(width) if is_number else cell.ljust(width)
-        for cell, width, (_, is_number) in zip(cells, widths, _COLUMNS, strict=True)
+        for cell, width, (_, is_number) in zip(cells, widths, COLUMNS, strict=True)
     ]
     return "| " + " | ".join(cell.replace("|", "/") for cell in padded) + " |"
 

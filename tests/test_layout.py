@@ -103,7 +103,7 @@ def test_only_the_entry_knows_hydra():
         if {"hydra", "omegaconf"} & {
             m.split(".")[0] for m in _imports(ast.parse(path.read_text()))
         }:
-            assert path.name in ("run.py", "compose.py"), path
+            assert path.name in ("command_line.py", "compose.py", "hydra_app.py"), path
 
 
 def test_modules_that_must_start_fast_import_no_torch():

@@ -1,6 +1,7 @@
 """`run.py` from the command line, with fake systems, and once with the real ones."""
 
 import contextlib
+import csv
 import json
 import os
 import pty
@@ -18,7 +19,7 @@ import pytest
 
 import run
 from harness import launching
-from harness.compose import CONF_DIR
+from harness.command_line import CONF_DIR
 from harness.runner import run_repeat
 from results.store import RunStore
 from testbed.base import DeviceError
@@ -138,11 +139,25 @@ def test_missing_package_is_refused_by_name_and_a_row_through_all(
     assert "the package transformers is not installed" in out
 
 
-def test_sweep_runs_every_combination(fakes, arguments, capsys):
-    assert run.main(["-m", *arguments, "window=1,2", "systems=[tpi,transformers]"]) == 0
+def test_sweep_has_one_table_one_csv_and_one_plot(fakes, arguments, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments += [f"sweep_dir={tmp_path}/a, sweep", "systems=[tpi,transformers]"]
+    assert run.main(["-m", *arguments, "window=1,2"]) == 0
     out = capsys.readouterr().out
-    assert len(set(re.findall(r"record: .*/(tpi-.*)", out))) == 2
-    assert len(set(re.findall(r"record: .*/(transformers-.*)", out))) == 1
+    header, *rows = out.splitlines()[1:6]
+    assert header.split()[:3] == ["window", "system", "dev"]
+    assert [row.split()[:2] for row in rows[:4]] == [
+        ["1", "tpi"], ["1", "transformers"], ["2", "tpi"], ["2", "transformers"],
+    ]  # fmt: skip
+    assert f"sweep: {tmp_path}/a, sweep/sweep.csv" in out
+    kept = sorted(path.name for path in (tmp_path / "a, sweep").iterdir())
+    assert kept == ["multirun.yaml", "sweep.csv", "sweep.png"]
+    table = list(csv.DictReader((tmp_path / "a, sweep" / "sweep.csv").read_text().splitlines()))
+    assert [(line["window"], line["system"]) for line in table][-1] == ("2", "transformers")
+    assert len({line["run_id"] for line in table}) == 3  # no window in Transformers
+    assert {path.name for path in tmp_path.iterdir()} <= {
+        "a model", "a, sweep", "locks", "runs", "weights",
+    }  # fmt: skip
 
 
 def test_sweep_is_refused_as_a_whole_before_anything_is_measured(fakes, arguments, capsys):
@@ -155,6 +170,24 @@ def test_sweep_is_refused_as_a_whole_before_anything_is_measured(fakes, argument
     assert out == ""
     assert len(err.splitlines()) == 1
     assert "900" in err
+
+
+def test_sweep_that_is_ended_in_the_middle_shows_what_was_measured(
+    fakes, arguments, capsys, tmp_path, monkeypatch
+):
+    fail_at(monkeypatch, 2, KeyboardInterrupt())
+    arguments += [f"sweep_dir={tmp_path}/sweep", "systems=[transformers]", "repeats=1"]
+    assert run.main(["-m", *arguments, "workload.new_tokens=4,5,6"]) == 130
+    out, err = capsys.readouterr()
+    assert [line.split()[:3] for line in out.splitlines()[2:4]] == [
+        ["4", "transformers", "ok"], ["5", "transformers", "interrupted"],
+    ]  # fmt: skip
+    assert err.endswith("goes on where it stopped\n")
+
+
+def test_sweep_whose_jobs_fail_ends_with_their_status(fakes, arguments, tmp_path):
+    fakes(tpi={"tokens": [3, 3, 3, 3]})
+    assert run.main(["-m", *arguments, f"sweep_dir={tmp_path}/sweep", "window=1,2"]) == 1
 
 
 def fail_at(monkeypatch, count, error):

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from harness.compose import CONF_DIR
+from harness.command_line import CONF_DIR
 from harness.launching import PROGRAMS
 from results.store import RunStore
 from tests.faults import beds

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import tokenizers
 
-from harness.config import Config, config_from
+from harness.compose import config_from
+from harness.config import Config
 from harness.host import Host
 from tpi.config import ModelConfig, RopeScaling
 from tpi.weights.hf_folder import write_hf_folder

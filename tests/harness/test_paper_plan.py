@@ -4,7 +4,8 @@ from collections import Counter, defaultdict
 
 import pytest
 
-from harness.compose import CONF_DIR, compose
+from harness.command_line import CONF_DIR
+from harness.compose import compose
 from harness.paper_plan import PAPER_DIR, exhibit_words, exhibits_of, read_plan
 from results.cells import EXHIBITS, HOLDERS, SCALES, VALIDATION, Place
 from tpi.config import preset_names

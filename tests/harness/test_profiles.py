@@ -2,8 +2,7 @@
 
 import pytest
 
-from harness.compose import compose
-from harness.config import config_from
+from harness.compose import compose, config_from
 from testbed.link import LinkSpec
 from tpi.errors import ConfigError
 

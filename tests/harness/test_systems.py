@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.compose import CONF_DIR, groups
+from harness.command_line import CONF_DIR, groups
 from harness.identity import versions_of
 from harness.systems import REFERENCE, SYSTEMS
 
