@@ -87,6 +87,7 @@ def test_signal_ends_all_within_15_s_with_130(site, number):
         out, err = process.communicate(timeout=15)
     assert process.returncode == 130, out + err
     assert "interrupted" in row(out, "tpi")
+    assert "the same command goes on" in err
     assert "Traceback" not in err
     assert not site.leftovers()
     assert not site.scratch()
