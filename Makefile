@@ -15,7 +15,7 @@ OUT ?= trace.json
 
 # Tests on as many processes as there are cores, four at most: each takes a second core of it for
 # the programs that it starts, and 1 GiB of memory. Timings are never taken this way.
-PARALLEL = $(PY) -m pytest -q -n auto --maxprocesses 4 --dist worksteal -p no:benchmark \
+PARALLEL = $(PY) -m pytest -q -n logical --maxprocesses 4 --dist worksteal -p no:benchmark \
   --ignore tests/benchmarks
 
 .DEFAULT_GOAL := help
