@@ -69,8 +69,7 @@ trace: setup  ## a traced run's spans for ui.perfetto.dev: make trace RUN=result
 	@$(PY) -m results.trace_file "$(RUN)" --repeat "$(REPEAT)" --out "$(OUT)"
 
 test: setup  ## every test that needs no network, root or Docker (minutes)
-	@$(PARALLEL) -m "not docker and not bench and not serial"
-	@$(PY) -m pytest -q -m "serial and not docker and not bench"
+	@$(PARALLEL) -m "not docker and not bench"
 
 test-fast: setup  ## only the tests that take less than a second each
 	@$(PARALLEL)
