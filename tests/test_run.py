@@ -23,6 +23,8 @@ from results.store import RunStore
 from testbed.base import DeviceError
 from tests.harness.micro import write_model
 
+pytestmark = pytest.mark.timeout(60)  # real processes, on whatever machine
+
 ROOT = CONF_DIR.parent
 FAKE = ("-m", "tests.fake_system", '{"misdeed": "hang"}')
 

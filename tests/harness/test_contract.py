@@ -18,6 +18,8 @@ from testbed.local import LocalTestbed
 from tests.harness.test_experiment import experiment
 from tpi.spec import Request
 
+pytestmark = pytest.mark.timeout(60)  # real processes, on whatever machine
+
 WARMUP, MEASURED = Request("warmup", 2, (1, 2, 3), warmup=True), Request("r0", 5, (1, 2, 3))
 US = 1e-6
 # Offsets of stamps from a base of the test's own, in nanoseconds; nobody waits for them.

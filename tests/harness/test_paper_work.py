@@ -19,6 +19,8 @@ from testbed.base import DeviceError
 from tests.harness.micro import HOST, write_model
 from tpi.errors import WeightsError
 
+pytestmark = pytest.mark.timeout(60)  # real processes, on whatever machine
+
 
 @pytest.fixture(autouse=True)
 def machine(tmp_path, monkeypatch):

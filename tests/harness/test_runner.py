@@ -9,6 +9,8 @@ from harness.verdict import judge
 from testbed.local import LocalTestbed
 from tpi.spec import Request
 
+pytestmark = pytest.mark.timeout(60)  # real processes, on whatever machine
+
 WARMUP = Request("warmup", 2, (1, 2, 3), warmup=True)
 MEASURED = Request("r0", 4, (1, 2, 3))
 
