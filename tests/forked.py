@@ -18,15 +18,18 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Self
 
-_CONTEXT = multiprocessing.get_context("forkserver")
+from baselines import collectives, galaxy_setup, gloo, huggingface
+from tpi import entry, node
+
 # What programs import, but no program itself: that one must run as `__main__`.
-_CONTEXT.set_forkserver_preload(
-    [
-        "tests.forked", "tpi.node", "tpi.entry", "baselines.galaxy_setup", "baselines.collectives",
-        "baselines.gloo", "baselines.huggingface", "torch.distributed.tensor",
-        "transformers.models.llama.modeling_llama", "transformers.distributed.configuration_utils",
-    ]
-)  # fmt: skip
+_OURS = (collectives, entry, galaxy_setup, gloo, huggingface, node)
+_LIBRARIES = (
+    "torch.distributed.tensor",
+    "transformers.distributed.configuration_utils",
+    "transformers.models.llama.modeling_llama",
+)
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload([__name__, *_LIBRARIES, *(module.__name__ for module in _OURS)])
 
 
 def _run(module: str, arguments: Sequence[str], ends: Sequence[Connection]) -> None:
