@@ -13,8 +13,8 @@ STAMP := $(VENV)/.installed
 REPEAT ?= 0
 OUT ?= trace.json
 
-# Tests on as many processes as there are cores, four at most: each takes a second core of it for
-# the programs that it starts, and 1 GiB of memory. Timings are never taken this way.
+# Tests run in one process a core, at most four: each takes 1 GiB of memory and starts programs of
+# its own. Timings are never taken this way.
 PARALLEL = $(PY) -m pytest -q -n logical --maxprocesses 4 --dist worksteal -p no:benchmark \
   --ignore tests/benchmarks
 
