@@ -14,6 +14,7 @@ from typing import IO, Any
 from msgspec.structs import replace
 
 from tests.checkpoints import make_checkpoint
+from tests.forked import ForkedProgram
 from tpi.launch import free_port
 from tpi.options import ComputeOptions
 from tpi.spec import NodeSpec, Request, dump_spec
@@ -58,12 +59,23 @@ def _pipe(stream: IO[bytes] | None) -> IO[bytes]:
 
 
 class Nodes:
-    """Processes by name (their rank unless named otherwise) and everything they said."""
+    """Processes by name (their rank unless named otherwise) and everything they said.
 
-    def __init__(self, specs: Sequence[NodeSpec], folder: Path, module: str = "tpi.cli") -> None:
+    They are forked from one that has imported torch, unless `fresh` asks for new interpreters.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[NodeSpec],
+        folder: Path,
+        module: str = "tpi.cli",
+        *,
+        fresh: bool = False,
+    ) -> None:
         self._folder = folder
-        self._program = ["-m", module, *(["node"] if module == "tpi.cli" else [])]
-        self._processes: dict[object, subprocess.Popen[bytes]] = {}
+        self._module = module
+        self._fresh = fresh
+        self._processes: dict[object, subprocess.Popen[bytes] | ForkedProgram] = {}
         self._heard: dict[object, list[dict[str, Any]]] = {}
         self._queue: queue.SimpleQueue[tuple[object, dict[str, Any] | None]] = queue.SimpleQueue()
         for spec in specs:
@@ -73,14 +85,22 @@ class Nodes:
         name = spec.rank if name is None else name
         path = self._folder / f"spec-{name}.json"
         dump_spec(spec, path)
-        with (self._folder / f"{name}.log").open("wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, *self._program, str(path)],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
-            )  # fmt: skip
+        process = self._open([*(["node"] if self._module == "tpi.cli" else []), str(path)], name)
         self._processes[name] = process
         self._heard[name] = []
         threading.Thread(target=self._read, args=(name, process.stdout), daemon=True).start()
+
+    def _open(
+        self, arguments: Sequence[str], name: object
+    ) -> "subprocess.Popen[bytes] | ForkedProgram":
+        log = self._folder / f"{name}.log"
+        if not self._fresh:
+            return ForkedProgram(self._module, arguments, log)
+        with log.open("wb") as stderr:
+            return subprocess.Popen(
+                [sys.executable, "-m", self._module, *arguments],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr,
+            )  # fmt: skip
 
     def _read(self, name, stream) -> None:
         for line in stream:

@@ -13,6 +13,8 @@ from tpi.events import Event, parse_event
 from tpi.options import ComputeOptions
 from tpi.spec import NodeSpec, Request, dump_spec
 
+pytestmark = pytest.mark.timeout(60)  # real processes, on whatever machine
+
 ROOT = Path(__file__).parent.parent.parent
 PROGRAM = """
 import sys

@@ -223,6 +223,7 @@ def test_bad_job_is_one_line(tmp_path, capsys):
     assert "prompt_ids is missing" in lines[0]
 
 
+@pytest.mark.timeout(60)
 @pytest.mark.slow  # a process that imports torch and transformers
 def test_program_measures_itself_and_says_nothing_else(checkpoint, expected, tmp_path):
     dump_spec(make_spec(checkpoint), tmp_path / "spec.json")

@@ -19,6 +19,8 @@ from tests.harness.test_experiment import experiment
 from tpi.options import ComputeOptions
 from tpi.spec import Request
 
+pytestmark = pytest.mark.timeout(60)  # real processes, on whatever machine
+
 WARMUP, MEASURED = Request("warmup", 2, (1, 2, 3), warmup=True), Request("r0", 5, (1, 2, 3))
 US = 1e-6
 # Offsets of stamps from a base of the test's own, in nanoseconds; nobody waits for them.
@@ -277,25 +279,10 @@ def test_spans_are_bounded_in_bytes_too():
         contract.take(0, line)
 
 
+# One of each status; `test_runner.py` has every misdeed.
 MISDEEDS = [
     ({"misdeed": "few"}, "crashed"),
-    ({"misdeed": "many"}, "crashed"),
-    ({"misdeed": "die", "at": 2}, "crashed"),
-    ({"misdeed": "die", "rank": 1}, "crashed"),
-    ({"misdeed": "die_silently"}, "crashed"),
-    ({"misdeed": "error"}, "crashed"),
-    ({"misdeed": "hang"}, "timeout"),
     ({"misdeed": "hang", "rank": 1}, "timeout"),
-    ({"misdeed": "junk"}, "crashed"),
-    ({"misdeed": "long_line"}, "crashed"),
-    ({"misdeed": "flood"}, "crashed"),
-    ({"misdeed": "flood_junk", "rank": 1}, "crashed"),
-    ({"misdeed": "worker_token", "rank": 1}, "crashed"),
-    ({"misdeed": "backwards"}, "crashed"),
-    ({"misdeed": "no_counters"}, "crashed"),
-    ({"misdeed": "wrong_id"}, "crashed"),
-    ({"misdeed": "exit_1"}, "crashed"),
-    ({"misdeed": "stay"}, "timeout"),
     ({"tokens": [0, 1, 2, 3, 9]}, "wrong_output"),
 ]
 

@@ -23,6 +23,8 @@ from tests.harness.micro import GIB, HOST, MODEL, make_config
 from tests.results.examples import as_calibration, as_config
 from tpi.errors import ConfigError
 
+pytestmark = pytest.mark.timeout(60)  # real processes, on whatever machine
+
 PROMPT = (5, 6, 7, 8)
 FAKE = ("-m", "tests.fake_system")
 

@@ -21,6 +21,8 @@ from tests.harness.micro import HOST, write_model
 from tpi.comm.allreduces.registry import PAPER_ALLREDUCES
 from tpi.errors import WeightsError
 
+pytestmark = pytest.mark.timeout(60)  # real processes, on whatever machine
+
 
 @pytest.fixture(autouse=True)
 def machine(tmp_path, monkeypatch):
