@@ -23,7 +23,7 @@ PARALLEL = $(PY) -m pytest -q -n logical --maxprocesses 4 --dist worksteal -p no
 SCALE ?= smoke
 # RETRY=1 also runs again what crashed, gave wrong tokens or left a record that cannot be used.
 RETRY ?=
-PAPER = $(PY) -m harness.paper --scale $(SCALE) $(if $(filter-out 0,$(RETRY)),--retry)
+PAPER = $(PY) -m harness.paper.main --scale $(SCALE) $(if $(filter-out 0,$(RETRY)),--retry)
 EXHIBITS := table1 table2 table3 table4 table5 table6 table7 table8 \
   figure1 figure3 figure4 figure5 figure6 validation
 .PHONY: help setup llamacpp image doctor calibrate demo trace test test-fast test-docker lint types \
@@ -54,10 +54,10 @@ image: setup  ## build the image of emulated devices if its inputs changed (minu
 	@$(PY) -m testbed.image
 
 doctor: setup  ## say what this machine can emulate, and what is missing
-	@$(PY) -m testbed.doctor
+	@$(PY) -m testbed.doctor.doctor
 
 calibrate: setup  ## measure this machine for the simulator, into weights/ (two minutes)
-	@$(PY) -m harness.calibrate
+	@$(PY) -m harness.calibrate.main
 
 demo: setup  ## make a small checkpoint, run TPI-LLM on 4 local devices beside Transformers
 	@$(PY) -m harness.demo checkpoints/demo-50m
@@ -66,7 +66,7 @@ demo: setup  ## make a small checkpoint, run TPI-LLM on 4 local devices beside T
 
 trace: setup  ## a traced run's spans for ui.perfetto.dev: make trace RUN=results/runs/ID [OUT=FILE]
 	@test -n "$(RUN)" || { echo "say which run: make trace RUN=results/runs/ID, of one with trace=true"; exit 2; }
-	@$(PY) -m results.trace_file "$(RUN)" --repeat "$(REPEAT)" --out "$(OUT)"
+	@$(PY) -m results.records.trace_file "$(RUN)" --repeat "$(REPEAT)" --out "$(OUT)"
 
 test: setup  ## every test that needs no network, root or Docker (minutes)
 	@$(PARALLEL) -m "not docker and not bench"
@@ -106,7 +106,7 @@ report: setup  ## claims, tables and figures as one HTML file: make report SCALE
 	  --out results/paper-runs/$(SCALE)/report.html
 
 render: setup  ## draw the paper's tables and figures again from what was run
-	@$(PY) -m results.render results/paper-runs/$(SCALE)
+	@$(PY) -m results.paper.render.main results/paper-runs/$(SCALE)
 
 clean:  ## remove caches; never records, timings, weights or the environment
 	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

@@ -1,7 +1,7 @@
 """Measure systems side by side and print the table: `python run.py --help`.
 
 From here the path is: `read_command_line` (words -> overrides that Hydra can read) -> `drive`
-(Hydra composes and calls the job) -> `prepare` and `run` in `harness/session.py`.
+(Hydra composes and calls the job) -> `prepare` and `run` in `harness/run/session.py`.
 """
 
 import contextlib
@@ -13,17 +13,17 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
     # The imports below take a moment; until `main`, Ctrl-C ends the process without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-from harness.command_line import read_command_line
-from harness.compose import help_text
-from harness.failure import failure_of
-from harness.signals import PoliteSignals, ignore_signals, write_nowhere
+from harness.config.command_line import read_command_line
+from harness.config.compose import help_text
+from harness.run.failure import failure_of
+from harness.run.signals import GracefulShutdown, ignore_signals, write_nowhere
 from tpi.errors import EXIT_INTERRUPTED, EXIT_OK, TpiError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     args = list(sys.argv[1:] if argv is None else argv)
-    with PoliteSignals() as signals:
+    with GracefulShutdown() as signals:
         try:
             return _answer(args)
         except SystemExit as exc:  # of Hydra's own answers, and of a sweep
@@ -41,7 +41,9 @@ def _answer(args: Sequence[str]) -> int:
     if line.wants_help:
         print(help_text(), flush=True)
         return EXIT_OK
-    from harness.hydra_app import drive  # all that measures: --help and refusals need none of it
+    from harness.config.hydra_app import (
+        drive,  # all that measures: --help and refusals need none of it
+    )
 
     return drive(line)
 

@@ -3,8 +3,8 @@
 import threading
 from pathlib import Path
 
-from tpi.assemble import open_engine
-from tpi.comm.memory import MemoryMesh
+from tpi.build_engine import open_engine
+from tpi.comm.loopback import MemoryMesh
 from tpi.engine import Prompt
 from tpi.errors import TpiError
 from tpi.options import ComputeOptions

@@ -18,8 +18,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Self
 
-from baselines import collectives, galaxy_setup, gloo, huggingface
-from tpi import entry, node
+from baselines.galaxy import setup as galaxy_setup
+from baselines.transformers import collectives, gloo
+from baselines.transformers import loading as huggingface
+from tpi.program import entry, node
 
 # What programs import, but no program itself: that one must run as `__main__`.
 _OURS = (collectives, entry, galaxy_setup, gloo, huggingface, node)

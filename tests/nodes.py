@@ -17,7 +17,7 @@ from tests.checkpoints import make_checkpoint
 from tests.forked import ForkedProgram
 from tpi.launch import free_port
 from tpi.options import ComputeOptions
-from tpi.spec import NodeSpec, Request, dump_spec
+from tpi.program.spec import NodeSpec, Request, dump_spec
 from tpi.weights.checkpoint import open_checkpoint
 from tpi.weights.shard import make_shard_plan
 from tpi.weights.split import split

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 import run
-from harness.command_line import CONF_DIR, groups, quoted
-from harness.compose import compose, help_text
-from harness.options import AccelerateOptions, GalaxyOptions, TpiOptions, WindowOptions
-from harness.systems import SYSTEMS
-from tpi.config import preset_names
+from baselines.options import AccelerateOptions, GalaxyOptions, TpiOptions, WindowOptions
+from baselines.registry import SYSTEMS
+from harness.config.command_line import CONF_DIR, groups, quoted
+from harness.config.compose import compose, help_text
 from tpi.errors import ConfigError
+from tpi.model_config import preset_names
 
 FILES = [(axis, name) for axis, names in groups().items() for name in names]
 

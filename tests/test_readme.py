@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from harness import allreduce_study as study
-from harness.allreduce_file import read_points
-from results import paper_tables, validation_table
-from results.cells import VALIDATION
-from results.collected import open_book
-from results.index import INDEX_FILE
-from results.store import RunStore
-from results.tables import markdown
+from harness.paper import allreduce_study as study
+from harness.paper.allreduce_file import read_points
+from results.paper.cell import VALIDATION
+from results.paper.cells.load import open_result_set
+from results.paper.index import INDEX_FILE
+from results.paper.render import markdown as paper_tables
+from results.paper.render import validation_table
+from results.records.comparison_table import markdown
+from results.records.store import RunStore
 
 ROOT = Path(__file__).parent.parent
 PUBLISHED = ROOT / "results" / "published"
@@ -44,7 +45,7 @@ def test_table_is_what_its_records_give(name, text):
 
 
 def test_paper_tables_are_what_their_records_give():
-    books = {name: open_book(PUBLISHED / name) for name in {name for name, _, _ in PAPERS}}
+    books = {name: open_result_set(PUBLISHED / name) for name in {name for name, _, _ in PAPERS}}
     for name, exhibit, text in PAPERS:
         book = books[name]
         assert not book.problems

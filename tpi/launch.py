@@ -15,10 +15,10 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from tpi.errors import ConfigError
-from tpi.events import Event
 from tpi.local_nodes import Interrupts, LocalNodes
 from tpi.options import GREEDY, ComputeOptions, SamplingOptions
-from tpi.spec import NodeSpec, OwnOptions, Request, to_json
+from tpi.program.events import Event
+from tpi.program.spec import NodeSpec, OwnOptions, Request, to_json
 from tpi.tokenizer import StreamDecoder, Tokenizer
 from tpi.weights.blockfile import Manifest, open_shard_folder
 

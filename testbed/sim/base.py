@@ -8,10 +8,10 @@ are kept, `spans`. Times are the devices' own seconds, undilated; the simulator 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from testbed.link import LinkSpec
-from tpi.config import ModelConfig
-from tpi.events import Event
+from testbed.links.link import LinkSpec
+from tpi.model_config import ModelConfig
 from tpi.options import ComputeOptions
+from tpi.program.events import Event
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class SimRun:
     """One system on one testbed.
 
     Attributes:
-        system: Its name in `harness/systems.py`.
+        system: Its name in `baselines/registry.py`.
         compute: How each rank computes.
         storage: Dtype of the stored weights.
         devices: By rank; a system that takes one device gets one.

@@ -7,10 +7,10 @@ from pathlib import Path
 import docker.errors
 import pytest
 
-from results.schema import ProgramEnd
+from results.records.schema import ProgramEnd
 from testbed.base import DeviceError
+from testbed.docker.cleanup import reap
 from testbed.label import RunLabel, is_alive
-from testbed.reaper import reap
 from tests.faults import beds
 from tests.faults.beds import (
     LIMIT_BYTES,

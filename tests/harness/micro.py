@@ -4,10 +4,10 @@ from pathlib import Path
 
 import tokenizers
 
-from harness.compose import config_from
-from harness.config import Config
-from harness.host import Host
-from tpi.config import ModelConfig, RopeScaling
+from harness.config.compose import config_from
+from harness.config.config import Config
+from testbed.host.rates import Host
+from tpi.model_config import ModelConfig, RopeScaling
 from tpi.weights.hf_folder import write_hf_folder
 from tpi.weights.synthetic import SyntheticSource
 

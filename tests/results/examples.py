@@ -5,10 +5,10 @@ from typing import Any
 from msgspec import convert
 from msgspec.structs import replace
 
-from results.run_config import RunConfig
-from results.schema import PeakMemory, RankEvent, Repeat, RunEnvironment
-from results.testbed_facts import RunCalibration
-from tpi.events import Event
+from results.records.run_config import RunConfig
+from results.records.schema import PeakMemory, RankEvent, Repeat, RunEnvironment
+from results.records.testbed_facts import RunCalibration
+from tpi.program.events import Event
 
 MS = 1_000_000
 MIB = 1 << 20

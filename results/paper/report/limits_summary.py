@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from results.testbed_facts import Figure, Proof
+from results.records.testbed_facts import Figure, VerificationReport
 from tpi.units import format_bytes, format_seconds
 
 _NAMES = {
@@ -42,7 +42,7 @@ class LimitSummary:
         )
 
 
-def summarise(proofs: Sequence[Proof]) -> list[LimitSummary]:
+def summarise(proofs: Sequence[VerificationReport]) -> list[LimitSummary]:
     """One line a kind of probe; none where nothing was probed."""
     by_kind: dict[str, list[Figure]] = {}
     for proof in proofs:
@@ -67,7 +67,7 @@ def _summary(what: str, probes: Sequence[Figure]) -> LimitSummary:
     )
 
 
-def condition_lines(proofs: Sequence[Proof]) -> Iterator[str]:
+def condition_lines(proofs: Sequence[VerificationReport]) -> Iterator[str]:
     """What else happened on the host during the repeats, at its worst, and what did not hold."""
     found = [each.conditions for each in proofs if each.conditions]
     if found:

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping
 
 import msgspec
 
-from results.environment import HostFacts
-from results.schema import RunRecord
+from results.records.schema import RunRecord
+from testbed.host.environment import HostFacts
 
 Facts = tuple[tuple[str, str], ...]  # names and values, in the order in which they are shown
 

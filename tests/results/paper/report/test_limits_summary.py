@@ -1,6 +1,6 @@
 from results.paper.report.limits_summary import condition_lines, summarise
 from results.paper.report.record_facts import simulator_facts
-from results.schema import RunRecord
+from results.records.schema import RunRecord
 from tests.results.examples import as_calibration
 
 

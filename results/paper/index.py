@@ -1,0 +1,117 @@
+"""Which run stands behind which cell: `index.json` beside the run records of one scale.
+
+The driver of the paper's tables writes it, whatever renders them reads it, so that nothing has to
+be composed or planned again to draw a table from records:
+
+{"schema_version": 1, "scale": "small", "entries": [
+  {"exhibit": "table1", "row": "llama2-3b", "column": "on", "system": "tpi",
+   "overrides": ["model=llama2-3b", "devices=8", ...], "run_id": "tpi-0123456789abcdef",
+   "refusal": "", "failure": "", "source": "0123456789ab"}, ...],
+ "studies": [{"name": "allreduce", "exhibit": "figure3", "refusal": "no Docker", "failure": ""}],
+ "sources": {"tpi": "0123456789ab"}}
+
+An entry without a `run_id` says in `refusal` why this machine cannot run it, or in `failure` what
+went wrong; one that was not run yet has neither. `source` is the version of the program text that
+its run id stands for, and `sources` those of the last pass.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from results.paper.cell import ALL_EXHIBITS, SCALES
+from results.records.schema import RecordError
+from tpi.decode import Text, decode, one_of
+from tpi.errors import ResourceError, map_errors
+from tpi.files import read_small_file, write_atomic
+
+INDEX_FILE = "index.json"
+_MAX_BYTES = 64 << 20
+Holder = Annotated[str, one_of(ALL_EXHIBITS)]
+# It becomes a folder's name.
+_RUN_ID = Meta(
+    pattern=r"^(?:[^/\x00\n]+-[0-9a-f]{16}(?:-\d{1,9})?)?\Z", description="a run's name or nothing"
+)
+
+
+class Entry(Struct, frozen=True, forbid_unknown_fields=True):
+    """One run that a row and a column of an exhibit need; it gives several metrics."""
+
+    exhibit: Holder
+    row: Text
+    column: Text
+    system: Text
+    overrides: tuple[str, ...]
+    run_id: Annotated[str, _RUN_ID] = ""
+    refusal: str = ""
+    failure: str = ""
+    source: str = ""
+
+    @property
+    def is_simulated(self) -> bool:
+        """Whether its run is one of the simulator's, whatever became of it."""
+        chosen = dict(each.partition("=")[::2] for each in self.overrides)
+        backend = chosen.get("testbed.backend")
+        return backend == "sim" or (backend is None and chosen.get("testbed") == "sim")
+
+    @property
+    def program(self) -> str:
+        """What it runs, as `Index.sources` names it."""
+        return f"{self.system}, simulated" if self.is_simulated else self.system
+
+
+class StudyEntry(Struct, frozen=True, forbid_unknown_fields=True):
+    """Why a study, which is no run of a system, has given nothing; empty where nothing is wrong."""
+
+    name: Text
+    exhibit: Holder
+    refusal: str = ""
+    failure: str = ""
+
+
+class Index(Struct, frozen=True, forbid_unknown_fields=True):
+    """All entries of one scale.
+
+    Attributes:
+        sources: By program, the version of its text when runs were last looked at.
+    """
+
+    scale: Annotated[str, one_of(SCALES)]
+    entries: tuple[Entry, ...] = ()
+    studies: tuple[StudyEntry, ...] = ()
+    sources: Mapping[str, str] = msgspec.field(default_factory=dict)
+    schema_version: Literal[1] = 1
+
+
+def write_index(folder: Path, index: Index) -> None:
+    """Write `index.json`, whole or not at all.
+
+    Raises:
+        ResourceError: The disk is full or cannot be written.
+    """
+    body = msgspec.to_builtins(index)
+    path = folder / INDEX_FILE
+    with map_errors({OSError: ResourceError}, f"cannot write {path}"):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, (json.dumps(body, indent=1) + "\n").encode())
+
+
+def read_index(folder: Path) -> Index:
+    """Read and check `index.json`.
+
+    Raises:
+        RecordError: It is missing, half written, of another version, or a field does not fit.
+    """
+    path = folder / INDEX_FILE
+    where = f"index {path}"
+    if not path.exists():
+        scale = folder.name if folder.name in SCALES else "..."
+        raise RecordError(
+            f"index {path}: nothing was run at this scale yet: make paper SCALE={scale}"
+        )
+    data = read_small_file(path, _MAX_BYTES, RecordError, follow=True)
+    return decode(data, Index, where, RecordError)

@@ -1,0 +1,164 @@
+"""What the paper reports, cell by cell: the files of `paper/`, checked and in SI units.
+
+A file holds one exhibit and is laid out as the paper prints it, so that it can be read beside it:
+
+    title: ...            source: Table 1         doubts: [of every cell]
+    columns: [{column, metric, unit, doubt, source}, ...]      the last two where they differ
+    rows:    [[row, value of column 1, value of column 2, ...], ...]
+
+A value is a number in the column's unit, one of `WORDS`, a text where the metric is `text`, or
+`{value, doubt, source}`. What the paper does not say is `not found`, never a number. Read
+`reported_cells`, then `parse_exhibit`.
+"""
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from importlib import resources
+from typing import Annotated
+
+import yaml
+from msgspec import Meta, Struct
+
+from results.paper.cell import EXHIBITS, METRICS, WORDS, Cell, Place
+from tpi.decode import Text, convert, one_of
+from tpi.errors import ConfigError, map_errors
+
+# Printed unit -> SI. Exact fractions: 70 % is 0.7 and 5 ms is 0.005 to the last bit.
+_UNITS: dict[str, dict[str, Fraction]] = {
+    "s": {"s": Fraction(1), "ms": Fraction(1, 1000)},
+    "bytes": {"GiB": Fraction(2**30), "MiB": Fraction(2**20)},
+    "share": {"%": Fraction(1, 100)},
+    "bit/s": {"Mbit/s": Fraction(10**6)},
+    "": {"": Fraction(1), "billion": Fraction(10**9)},
+}
+
+
+class Column(Struct, frozen=True, forbid_unknown_fields=True):
+    """What one column of a file means; `source` and `doubt` are empty where they are the file's."""
+
+    column: Text
+    metric: Annotated[str, one_of(METRICS)]
+    unit: str
+    source: Text | None = None
+    doubt: Text | None = None
+
+
+class _Doubted(Struct, frozen=True, forbid_unknown_fields=True):
+    """A value with a source or a doubt of its own."""
+
+    value: int | float | str
+    source: Text | None = None
+    doubt: Text | None = None
+
+
+class _File(Struct, frozen=True, forbid_unknown_fields=True):
+    """One file as it is laid out."""
+
+    title: Text
+    source: Text
+    columns: Annotated[tuple[Column, ...], Meta(min_length=1)]
+    rows: tuple[Annotated[tuple[int | float | str | _Doubted, ...], Meta(min_length=1)], ...]
+    doubts: tuple[str, ...] = ()
+
+
+_Value = int | float | str | _Doubted
+
+
+@dataclass(frozen=True, slots=True)
+class Exhibit:
+    """One exhibit: a file, checked, its values as cells."""
+
+    name: str
+    title: str
+    source: str
+    doubts: tuple[str, ...]
+    cells: tuple[Cell, ...]
+
+
+@functools.cache
+def load_exhibits() -> tuple[Exhibit, ...]:
+    """Read every exhibit, in the order of `EXHIBITS`.
+
+    Raises:
+        ConfigError: A file is missing or something in it does not fit.
+    """
+    folder = resources.files("results") / "paper"
+    found = {path.name for path in folder.iterdir() if path.name.endswith(".yaml")}
+    stray = sorted(found - {f"{name}.yaml" for name in EXHIBITS})
+    if stray:
+        raise ConfigError(f"results/paper/{stray[0]}: not an exhibit; expected one of {EXHIBITS}")
+    exhibits = []
+    for name in EXHIBITS:
+        where = f"results/paper/{name}.yaml"
+        with map_errors({OSError: ConfigError}, where):
+            text = (folder / f"{name}.yaml").read_text(encoding="utf-8")
+        exhibits.append(parse_exhibit(name, text, where))
+    return tuple(exhibits)
+
+
+def reported_cells() -> tuple[Cell, ...]:
+    """Every cell that the paper has, with its source and doubts; words where it says nothing."""
+    return tuple(cell for exhibit in load_exhibits() for cell in exhibit.cells)
+
+
+def parse_exhibit(name: str, text: str, where: str) -> Exhibit:
+    """Check one file's text.
+
+    Raises:
+        ConfigError: Not YAML, an unknown or missing key, metric, unit or word, a row of another
+            length than the columns, or one place twice.
+    """
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as exc:  # its message has many lines
+        raise ConfigError(f"{where}: not YAML: {' '.join(str(exc).split())}") from exc
+    file = convert(raw, _File, where, ConfigError)
+    for number, column in enumerate(file.columns, 1):
+        _check_unit(column, f"{where}: column {number}")
+    cells: dict[Place, Cell] = {}
+    for row in file.rows:
+        for cell in _row(name, row, file, where):
+            if cell.place in cells:
+                raise ConfigError(f"{where}: {cell.place} is there twice")
+            cells[cell.place] = cell
+    return Exhibit(name, file.title, file.source, file.doubts, tuple(cells.values()))
+
+
+def _check_unit(column: Column, where: str) -> None:
+    units = _UNITS[METRICS[column.metric]]
+    if column.unit not in units:
+        raise ConfigError(f"{where}: unit must be {' | '.join(units)}, got {column.unit!r}")
+
+
+def _row(exhibit: str, row: Sequence[_Value], file: _File, where: str) -> Iterator[Cell]:
+    name, values = row[0], row[1:]
+    if not isinstance(name, str):
+        raise ConfigError(f"{where}: rows must be lists, a name first, got {name!r}")
+    if len(values) != len(file.columns):
+        raise ConfigError(
+            f"{where}: row {name} has {len(values)} values, expected {len(file.columns)}, one a"
+            " column"
+        )
+    for column, raw in zip(file.columns, values, strict=True):
+        place = Place(exhibit, name, column.column, column.metric)
+        yield _cell(place, raw, column, file, f"{where}: {place}")
+
+
+def _cell(place: Place, raw: _Value, column: Column, file: _File, where: str) -> Cell:
+    given = raw if isinstance(raw, _Doubted) else _Doubted(raw)
+    source = given.source or column.source or file.source
+    doubts = [each for each in (given.doubt, column.doubt) if each]
+    detail = "; ".join((*doubts, *file.doubts))
+    value = given.value
+    if value in WORDS:
+        return Cell(place, "reported", word=str(value), source=source, detail=detail)
+    if column.metric == "text":
+        if not isinstance(value, str) or not value:
+            raise ConfigError(f"{where}: value must be a text or one of {WORDS}, got {value!r}")
+        return Cell(place, "reported", text=value, source=source, detail=detail)
+    if isinstance(value, str) or not 0 <= value < float("inf"):
+        raise ConfigError(f"{where}: value must be a number or {WORDS}, got {value!r}")
+    number = float(Fraction(str(value)) * _UNITS[METRICS[column.metric]][column.unit])
+    return Cell(place, "reported", value=number, source=source, detail=detail)
