@@ -13,6 +13,11 @@ STAMP := $(VENV)/.installed
 REPEAT ?= 0
 OUT ?= trace.json
 
+# Tests run in one process a core, at most four: each takes 1 GiB of memory and starts programs of
+# its own. Timings are never taken this way.
+PARALLEL = $(PY) -m pytest -q -n logical --maxprocesses 4 --dist worksteal -p no:benchmark \
+  --ignore tests/benchmarks
+
 .DEFAULT_GOAL := help
 # How much of the paper to run: smoke (minutes), small (hours), full (the paper's own sizes).
 SCALE ?= smoke
@@ -64,10 +69,10 @@ trace: setup  ## a traced run's spans for ui.perfetto.dev: make trace RUN=result
 	@$(PY) -m results.records.trace_file "$(RUN)" --repeat "$(REPEAT)" --out "$(OUT)"
 
 test: setup  ## every test that needs no network, root or Docker (minutes)
-	@$(PY) -m pytest -q -m "not docker and not bench"
+	@$(PARALLEL) -m "not docker and not bench"
 
 test-fast: setup  ## only the tests that take less than a second each
-	@$(PY) -m pytest -q
+	@$(PARALLEL)
 
 test-docker: image  ## tests that need root, Docker, cgroups, TAP devices
 	@$(PY) -m pytest -q -m "docker and not bench" --timeout 300

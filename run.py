@@ -1,8 +1,7 @@
 """Measure systems side by side and print the table: `python run.py --help`.
 
-From here the path is: `compose_all` (command line -> configurations) -> `prepare` (what will be
-done) -> `run` (weights, repeats, records, table), both in `harness/run/session.py`. Read `_run_all`
-first; the rest is how it ends.
+From here the path is: `read_command_line` (words -> overrides that Hydra can read) -> `drive`
+(Hydra composes and calls the job) -> `prepare` and `run` in `harness/run/session.py`.
 """
 
 import contextlib
@@ -14,10 +13,11 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
     # The imports below take a moment; until `main`, Ctrl-C ends the process without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-from harness.config.compose import compose_all, help_text
-from harness.run.session import EXIT_BROKEN_PIPE, WIDTH, Output, prepare, run
+from harness.config.command_line import read_command_line
+from harness.config.compose import help_text
+from harness.run.failure import failure_of
 from harness.run.signals import GracefulShutdown, ignore_signals, write_nowhere
-from tpi.errors import EXIT_INTERRUPTED, EXIT_OK, ResourceError, TpiError
+from tpi.errors import EXIT_INTERRUPTED, EXIT_OK, TpiError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,35 +25,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     with GracefulShutdown() as signals:
         try:
-            return _run_all(args)
-        except TpiError as exc:
-            _complain(str(exc))
-            status = exc.exit_status
-        except BrokenPipeError:
-            status = EXIT_BROKEN_PIPE
-        except OSError as exc:
-            _complain(str(exc))
-            status = ResourceError.exit_status
-        except KeyboardInterrupt:
-            _complain("interrupted; the same command goes on where it stopped")
-            status = EXIT_INTERRUPTED
+            return _answer(args)
+        except SystemExit as exc:  # of Hydra's own answers, and of a sweep
+            return _as_status(exc.code)
+        except (TpiError, OSError, KeyboardInterrupt) as exc:
+            status, text = failure_of(exc)
+            _complain(text)
         _give_up_unwritable_output()
     # Ending on a signal can fail in its own ways, and is still that.
     return EXIT_INTERRUPTED if signals.seen else status
 
 
-def _run_all(args: Sequence[str]) -> int:
-    console = Output(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
-    if {"--help", "-h"} & set(args):
-        console.print(help_text(), markup=False, soft_wrap=True)
+def _answer(args: Sequence[str]) -> int:
+    line = read_command_line(args)
+    if line.wants_help:
+        print(help_text(), flush=True)
         return EXIT_OK
-    composed = compose_all(args)
-    # All are planned before the first is measured: what is wrong with the last is said now.
-    prepared = [prepare(one) for one in composed]
-    if len(composed) == 1:
-        return run(prepared[0], console)
-    # And each again when its turn comes: free memory and disk are others then.
-    return max(run(prepare(one), console) for one in composed)
+    from harness.config.hydra_app import (
+        drive,  # all that measures: --help and refusals need none of it
+    )
+
+    return drive(line)
+
+
+def _as_status(code: object) -> int:
+    return code if isinstance(code, int) else EXIT_OK if code is None else 1
 
 
 def _give_up_unwritable_output() -> None:
@@ -66,7 +62,8 @@ def _give_up_unwritable_output() -> None:
 
 def _complain(text: str) -> None:
     with contextlib.suppress(OSError):  # the terminal may be gone
-        print("run.py:", " ".join(text.split()), file=sys.stderr)
+        if text:
+            print("run.py:", " ".join(text.split()), file=sys.stderr)
 
 
 if __name__ == "__main__":

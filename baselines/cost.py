@@ -19,11 +19,9 @@ from baselines.cost_inputs import MATVEC_BPS, CostInputs, Prediction
 from baselines.options import (
     Accelerate2024Options,
     AccelerateOptions,
-    GalaxyOptions,
     LlamacppOptions,
     PipelineOptions,
     SystemOptions,
-    TpiOptions,
     TransformersOptions,
     TransformersTpOptions,
 )
@@ -59,12 +57,8 @@ def predict(name: str, options: SystemOptions, setting: CostInputs) -> Predictio
             return llamacpp_cost(setting, options)
         case PipelineOptions():
             return _pipeline_cost(setting, options)
-        case GalaxyOptions():
-            ring = TpiOptions("all", None, "ring", shares=options.shares,
-                              prefill_chunk=options.prefill_chunk)  # fmt: skip
-            return _node_cost(setting, ring, devices)
         case _:
-            return _node_cost(setting, options.node, devices)
+            return _node_cost(setting, options, devices)
 
 
 def reference_cost(setting: CostInputs, model: ModelConfig | None = None) -> Prediction:
@@ -96,35 +90,21 @@ def _own(setting: CostInputs, options: TransformersOptions) -> CostInputs:
     )
 
 
-def _node_cost(setting: CostInputs, options: TpiOptions, devices: int) -> Prediction:
+def _node_cost(setting: CostInputs, options: SystemOptions, devices: int) -> Prediction:
     """Predict `tpi node` on every device, and what is made of its parts."""
     model, storage = setting.model, setting.storage
-    plan = make_shard_plan(model, devices, options.shares)
+    compute = options.compute(setting.dtype, setting.max_tokens)
+    plan = make_shard_plan(model, devices, options.split)
     blocks = [block_bytes(model, plan, rank, storage) for rank in range(devices)]
-    choices = [
-        choose_window(
-            model,
-            plan,
-            rank,
-            blocks=blocks[rank],
-            dtype=setting.dtype,
-            max_batch=1,
-            max_tokens=setting.max_tokens,
-            step_tokens=min(options.prefill_chunk, setting.max_tokens),
-            window=None if options.window == "all" else int(options.window),
-            memory_budget=options.memory_budget,
-            allreduce=options.allreduce,
-        )
-        for rank in range(devices)
-    ]
+    choices = [choose_window(model, plan, rank, blocks[rank], compute) for rank in range(devices)]
     streamed = sum(choice.streamed_bytes_per_pass for choice in choices)
     stored = sum(num_bytes for rank in blocks for _, num_bytes in rank)
     cores = setting.cores(devices)
     stream_s = streamed / setting.read_bps(devices)
     allreduces = 2 * model.num_layers
     exchange_s = allreduces * setting.exchange_s(devices, setting.hidden_bytes)
-    chunk = min(options.prefill_chunk, setting.prompt_tokens) * setting.hidden_bytes
-    passes = -(-setting.prompt_tokens // options.prefill_chunk)
+    chunk = min(compute.prefill_chunk, setting.prompt_tokens) * setting.hidden_bytes
+    passes = -(-setting.prompt_tokens // compute.prefill_chunk)
     return Prediction(
         peak_bytes=tuple(choice.peak_bytes for choice in choices),
         read_bytes_per_step=streamed,
@@ -137,20 +117,13 @@ def _node_cost(setting: CostInputs, options: TpiOptions, devices: int) -> Predic
 
 def _pipeline_cost(setting: CostInputs, options: PipelineOptions) -> Prediction:
     """Predict the pipeline: one device computes at a time, as long as all together would."""
-    peaks = stage_peaks(
-        setting.model,
-        setting.devices,
-        options.shares,
-        setting.storage,
-        dtype=setting.dtype,
-        max_tokens=setting.max_tokens,
-        step_tokens=min(options.prefill_chunk, setting.max_tokens),
-    )
+    compute = options.compute(setting.dtype, setting.max_tokens)
+    peaks = stage_peaks(setting.model, setting.devices, options.shares, setting.storage, compute)
     stored = setting.stored_bytes
     hops = setting.devices - 1
     pass_s = hops * setting.exchange_s(min(2, setting.devices), setting.hidden_bytes)
     return Prediction(
-        peak_bytes=tuple(peaks),
+        peak_bytes=peaks,
         read_bytes_per_step=0,
         start_s=setting.start_s(setting.devices) + stored / setting.read_bps(),
         prefill_s=setting.prefill_s(setting.cores()) + pass_s,

@@ -14,8 +14,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from baselines.library_model import Model, Shared, Snapshot, Traced
 from baselines.library_spans import request_spans
@@ -101,11 +103,11 @@ def main(load: Load, argv: Sequence[str] | None = None, *, shared: bool = False)
 
 
 def _check_devices(spec: NodeSpec, shared: bool) -> None:
-    if spec.max_batch != 1 or (spec.world_size != 1 and not shared):
+    if spec.compute.max_batch != 1 or (spec.world_size != 1 and not shared):
         devices = "" if shared else "on one device "
         raise ConfigError(
             f"{spec.system}: runs {devices}with batch 1, "
-            f"got {spec.world_size} devices and batch {spec.max_batch}"
+            f"got {spec.world_size} devices and batch {spec.compute.max_batch}"
         )
 
 

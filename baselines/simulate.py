@@ -7,7 +7,7 @@ schedules.
 from collections.abc import Callable, Mapping
 
 from baselines.pipeline.schedule import pipeline
-from baselines.tpi.simulate import galaxy, tpi, tpi_resident, transformers_window
+from baselines.tpi.simulate import galaxy, tensor_parallel
 from baselines.transformers.schedule import accelerate, accelerate_2024, transformers
 from testbed.sim.base import SimOutcome, SimRun
 from testbed.sim.calibration import Calibration
@@ -15,9 +15,9 @@ from tpi.errors import ConfigError
 
 _Simulate = Callable[[SimRun, Calibration], SimOutcome]
 SYSTEMS: Mapping[str, _Simulate] = {
-    "tpi": tpi,
-    "tpi-resident": tpi_resident,
-    "transformers-window": transformers_window,
+    "tpi": tensor_parallel,
+    "tpi-resident": tensor_parallel,
+    "transformers-window": tensor_parallel,
     "galaxy": galaxy,
     "pipeline": pipeline,
     "transformers": transformers,

@@ -5,9 +5,7 @@ Values that exist in more than one spelling are returned in one (`4GiB` becomes 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from difflib import get_close_matches
-from typing import Any
 
 from tpi.errors import ConfigError
 from tpi.units import format_bytes, parse_bytes
@@ -83,24 +81,3 @@ def nearest(word: str, known: Sequence[str] | Mapping[str, object]) -> str:
     if close:
         return f"; did you mean {close[0]}?"
     return f"; there are: {', '.join(known)}" if len(known) <= 12 else ""
-
-
-def make_options(cls: Any, raw: object, name: str) -> Any:
-    """A dataclass of options from plain ones, which it checks; `name` is empty at the top.
-
-    Raises:
-        ConfigError: No mapping, an unknown option, or one that must be given and is not.
-    """
-    if isinstance(raw, cls):
-        return raw
-    if not isinstance(raw, Mapping):
-        raise ConfigError(f"{name}: got {raw!r}, expected options")
-    known = [f.name for f in fields(cls)]
-    for key in raw:
-        if key not in known:
-            full = f"{name}.{key}" if name else key
-            raise ConfigError(f"unknown option {full}{nearest(str(key), known)}")
-    try:
-        return cls(**raw)
-    except TypeError as exc:
-        raise ConfigError(f"{name}: {str(exc).partition('__init__() ')[2] or exc}") from exc

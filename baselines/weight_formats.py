@@ -63,9 +63,7 @@ def weight_format_of(
     if "transformers" in SYSTEMS[name].packages:
         return HF
     world_size = devices if SYSTEMS[name].distributed else 1
-    return WeightFormat(
-        "shards", make_shard_plan(model, world_size, getattr(options, "shares", None))
-    )
+    return WeightFormat("shards", make_shard_plan(model, world_size, options.split))
 
 
 def reference_format(form: WeightFormat) -> WeightFormat:

@@ -1,13 +1,13 @@
 """All ranks of a cluster as threads of this process, over memory channels."""
 
 import threading
-from dataclasses import replace
 from pathlib import Path
 
-from tpi.build_engine import EngineOptions, open_engine
+from tpi.build_engine import open_engine
 from tpi.comm.loopback import MemoryMesh
 from tpi.engine import Prompt
 from tpi.errors import TpiError
+from tpi.options import ComputeOptions
 from tpi.sampling import Sampler
 from tpi.trace import Tracer
 from tpi.weights.blockfile import open_shard_folder
@@ -74,20 +74,16 @@ def run_cluster(
     settings = cluster_options(prompts, new_tokens, **options)
 
     def open_rank(rank, mesh, tracer):
-        return open_engine(manifests[rank], mesh, settings, tracer)
+        return open_engine(manifests[rank], mesh, settings, tracer, poison=True)
 
     return run_engines(len(manifests), open_rank, prompts, new_tokens, requests=requests)
 
 
-def cluster_options(prompts, new_tokens: int, **options) -> EngineOptions:
-    """Room for the prompts and their answers, in poisoned memory."""
+def cluster_options(prompts, new_tokens: int, **options) -> ComputeOptions:
+    """Room for the prompts and their answers."""
     prompts = [prompts] if isinstance(prompts[0], int) else prompts
-    return replace(
-        EngineOptions(
-            max_batch=len(prompts), max_tokens=max(map(len, prompts)) + new_tokens, poison=True
-        ),
-        **options,
-    )
+    limits = {"max_batch": len(prompts), "max_tokens": max(map(len, prompts)) + new_tokens}
+    return ComputeOptions(**(limits | options))
 
 
 def run_engines(

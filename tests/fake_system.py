@@ -3,9 +3,8 @@
 `python -m tests.fake_system [JSON] SPEC`. What it does beside the contract is said by the spec's
 `options`, or by the JSON object before it:
     tokens    token ids to answer with, from the start for every request (default: 0, 1, 2, ...)
-    misdeed   few | many | die | die_silently | error | hang | junk | flood | flood_junk |
-              long_line | exit_1 | worker_token | backwards | no_counters | wrong_id | stay |
-              never_ready
+    misdeed   few | die | die_silently | error | hang | junk | flood | flood_junk | long_line |
+              exit_1 | stay | never_ready
     rank      who does the misdeed (default: 0)
     at        before which token of the last request (default: 1); workers do it at `go` time
 """
@@ -55,20 +54,17 @@ class Fake:
 
     def serve(self, request: Request, misdeed: str) -> None:
         """Answer one request."""
-        count = request.new_tokens + {"few": -1, "many": 1}.get(misdeed, 0)
+        count = request.new_tokens - (misdeed == "few")
         given = self.options.get("tokens", list(range(request.new_tokens)))
-        tokens = [*given, 0] if isinstance(given, list) else []
+        tokens = given if isinstance(given, list) else []
         if self.spec.rank != 0:
             self.misbehave(misdeed, request)
         for index in range(count if self.spec.rank == 0 else 0):
             if index == self.at:
                 self.misbehave(misdeed, request)
-            name = "other" if misdeed == "wrong_id" else request.id
-            t_ns = 1 if misdeed == "backwards" and index == self.at else None
-            self.events.emit("token", id=name, token=tokens[index], t_ns=t_ns)
+            self.events.emit("token", id=request.id, token=tokens[index])
         counters = {"disk_bytes_decode": 1000, "wire_bytes_sent_decode": 10, "rss_hwm": 1 << 20}
-        if misdeed != "no_counters":
-            self.events.emit("counters", id=request.id, rank=self.spec.rank, **counters)
+        self.events.emit("counters", id=request.id, rank=self.spec.rank, **counters)
         self.events.emit("end", id=request.id)
 
     def misbehave(self, misdeed: str, request: Request) -> None:
@@ -82,7 +78,6 @@ class Fake:
             "long_line": lambda: os.write(self.events._fd, b"x" * (1 << 20) + b"\n"),
             "flood": lambda: self.flood(request),
             "flood_junk": self.flood_junk,
-            "worker_token": lambda: self.events.emit("token", id=request.id, token=1),
         }
         if misdeed in deeds:
             deeds[misdeed]()

@@ -8,12 +8,15 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
+from msgspec.structs import replace
+
 from tests.checkpoints import make_checkpoint
+from tests.forked import ForkedProgram
 from tpi.launch import free_port
+from tpi.options import ComputeOptions
 from tpi.program.spec import NodeSpec, Request, dump_spec
 from tpi.weights.checkpoint import open_checkpoint
 from tpi.weights.shard import make_shard_plan
@@ -32,15 +35,15 @@ def split_checkpoint(folder: Path, kind: str, world_size: int, shares=None, **ch
 
 def make_specs(
     shards: Path, *, new_tokens: int, max_tokens: int, time_scale=1.0, prompt=PROMPT[:8],
-    dtype="float32", **options,
+    own=None, **compute,
 ) -> list[NodeSpec]:  # fmt: skip
-    """One spec a rank, all for one request `r0`."""
+    """One spec a rank, all for one request `r0`; `own` are the system's own options."""
     world_size = len(list(shards.glob("rank-*/manifest.json")))
     master = NodeSpec(
         system="tpi", rank=0, world_size=world_size, session="ab" * 16, bind="127.0.0.1",
-        master=f"127.0.0.1:{free_port()}", model_dir=shards / "rank-0", threads=1, dtype=dtype,
-        max_tokens=max_tokens, time_scale=time_scale,
-        requests=(Request("r0", new_tokens, tuple(prompt)),), options=options,
+        master=f"127.0.0.1:{free_port()}", model_dir=shards / "rank-0", threads=1,
+        compute=ComputeOptions.named_in(compute, max_tokens=max_tokens), time_scale=time_scale,
+        requests=(Request("r0", new_tokens, tuple(prompt)),), options=own or {},
     )  # fmt: skip
     return [master] + [
         replace(
@@ -56,12 +59,23 @@ def _pipe(stream: IO[bytes] | None) -> IO[bytes]:
 
 
 class Nodes:
-    """Processes by name (their rank unless named otherwise) and everything they said."""
+    """Processes by name (their rank unless named otherwise) and everything they said.
 
-    def __init__(self, specs: Sequence[NodeSpec], folder: Path, module: str = "tpi.cli") -> None:
+    They are forked from one that has imported torch, unless `fresh` asks for new interpreters.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[NodeSpec],
+        folder: Path,
+        module: str = "tpi.cli",
+        *,
+        fresh: bool = False,
+    ) -> None:
         self._folder = folder
-        self._program = ["-m", module, *(["node"] if module == "tpi.cli" else [])]
-        self._processes: dict[object, subprocess.Popen[bytes]] = {}
+        self._module = module
+        self._fresh = fresh
+        self._processes: dict[object, subprocess.Popen[bytes] | ForkedProgram] = {}
         self._heard: dict[object, list[dict[str, Any]]] = {}
         self._queue: queue.SimpleQueue[tuple[object, dict[str, Any] | None]] = queue.SimpleQueue()
         for spec in specs:
@@ -71,14 +85,22 @@ class Nodes:
         name = spec.rank if name is None else name
         path = self._folder / f"spec-{name}.json"
         dump_spec(spec, path)
-        with (self._folder / f"{name}.log").open("wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, *self._program, str(path)],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
-            )  # fmt: skip
+        process = self._open([*(["node"] if self._module == "tpi.cli" else []), str(path)], name)
         self._processes[name] = process
         self._heard[name] = []
         threading.Thread(target=self._read, args=(name, process.stdout), daemon=True).start()
+
+    def _open(
+        self, arguments: Sequence[str], name: object
+    ) -> "subprocess.Popen[bytes] | ForkedProgram":
+        log = self._folder / f"{name}.log"
+        if not self._fresh:
+            return ForkedProgram(self._module, arguments, log)
+        with log.open("wb") as stderr:
+            return subprocess.Popen(
+                [sys.executable, "-m", self._module, *arguments],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr,
+            )  # fmt: skip
 
     def _read(self, name, stream) -> None:
         for line in stream:

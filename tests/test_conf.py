@@ -5,10 +5,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
+import run
 from baselines.options import AccelerateOptions, GalaxyOptions, TpiOptions, WindowOptions
 from baselines.registry import SYSTEMS
-from harness.config.compose import CONF_DIR, compose, compose_all, groups, help_text
+from harness.config.command_line import CONF_DIR, groups, quoted
+from harness.config.compose import compose, help_text
 from tpi.errors import ConfigError
 from tpi.model_config import preset_names
 
@@ -121,10 +127,25 @@ def test_all_is_told_from_names():
         (["prompt=hi"], ["did you mean workload.prompt?"]),
         (["model.pat=x"], ["did you mean model.path?"]),
         (["+foo=1"], ["unknown option '+foo'"]),
+        (["++windo=1"], ["unknown option '++windo'", "did you mean window?"]),
         (["~window"], ["expected KEY=VALUE"]),
         (["x.y.z=3"], ["unknown option 'x.y.z'", "--help"]),
         (["devices"], ["got 'devices', expected KEY=VALUE"]),
-        (["--cfg"], ["unknown flag '--cfg'"]),
+        (["--cfg"], ["--cfg", "expected one argument"]),
+        (["--cfg", "jobs"], ["--cfg", "'jobs'", "'job'"]),
+        (["--cgf", "job"], ["unknown flag '--cgf'", "did you mean --cfg?"]),
+        (["--multirun", "--cfg", "job"], ["Only one of"]),
+        (["--experimental-rerun", "file"], ["--experimental-rerun", "unpickles"]),
+        (["--exp=file"], ["--experimental-rerun", "unpickles"]),
+        (["--config-dir", "/no/such"], ["/no/such"]),
+        (["-cn", "nothing"], ["nothing"]),
+        (["-m", "hydra/launcher=slurn"], ["hydra/launcher: unknown 'slurn'", "basic"]),
+        (["devices=none"], ["devices: got 'none', expected a whole number"]),
+        (["device.cores=many"], ["device.cores: got 'many', expected a number"]),
+        (["force=perhaps"], ["force: got 'perhaps', expected true or false"]),
+        (["-m", "model=tiny,tony"], ["model: unknown 'tony'", "did you mean tiny?"]),
+        (["-m", "systems=[tpi],[tpi,tpi]"], ["named twice"]),
+        (["-m", "window=2,0"], ["window: got 0"]),
         (["model=tony"], ["model: unknown 'tony'", "did you mean tiny?"]),
         (["systems=[tpi,transformer]"], ["did you mean transformers?"]),
         (["systems=[tpi,tpi]"], ["named twice"]),
@@ -139,28 +160,61 @@ def test_all_is_told_from_names():
     ],
     ids=lambda v: " ".join(v),
 )
-def test_mistakes_are_one_line(args, words):
-    with pytest.raises(ConfigError) as error:
-        compose_all(args)
-    message = str(error.value)
-    assert "\n" not in message
+def test_mistakes_are_one_line(args, words, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert run.main(args) == 2
+    out, message = capsys.readouterr()
+    assert out == ""
+    assert len(message.splitlines()) == 1
     for word in words:
         assert word in message
+    assert not list(tmp_path.iterdir())  # neither a record nor a folder of Hydra's
 
 
-def test_sweep_gives_every_combination_and_leaves_text_alone():
-    args = ["-m", "window=1,all", "devices=range(1,3)", "workload.prompt=a,b"]
-    found = []
-    for composed in compose_all(args):
-        tpi = composed.config.systems["tpi"]
-        assert isinstance(tpi, TpiOptions)
-        found.append((tpi.window, composed.config.devices, composed.config.workload.prompt))
-    assert found == [(1, 1, "a,b"), (1, 2, "a,b"), ("all", 1, "a,b"), ("all", 2, "a,b")]
+@given(text=st.text(st.sampled_from("\\'\"${}ab,= []~\n:()"), max_size=8))
+@settings(max_examples=300, deadline=None)
+def test_quoted_text_is_read_as_it_was_typed(text):
+    override = OverridesParser.create().parse_override(f"key={quoted(text)}")
+    # A sweeper passes it on in Hydra's own quotes.
+    again = OverridesParser.create().parse_override(f"key={override.get_value_element_as_str()}")
+    for each in (override, again):
+        tree = OmegaConf.create({"key": str(each.value())})
+        assert OmegaConf.to_container(tree, resolve=True) == {"key": text}
 
 
-def test_sweep_checks_every_combination_before_anything_starts():
-    with pytest.raises(ConfigError, match="window: got 0"):
-        compose_all(["-m", "window=2,0"])
+def test_hydra_answers_instead_of_a_run(capsys):
+    assert run.main(["--cfg", "job", "window=3", "workload.prompt=Hello, world"]) == 0
+    out, err = capsys.readouterr()
+    assert "window: 3" in out
+    assert "prompt: Hello, world" in out
+    assert err == ""
+    assert run.main(["--cfg", "hydra", "-p", "hydra.sweep", "sweep_dir=x"]) == 0
+    assert run.main(["--info", "searchpath"]) == 0
+    assert str(CONF_DIR) in capsys.readouterr().out
+    assert run.main(["--hydra-help"]) == 0
+    assert run.main(["-sc", "install=bash"]) == 0
+    assert "complete " in capsys.readouterr().out
+
+
+def test_completion_knows_options_and_choices(capsys, monkeypatch):
+    monkeypatch.setenv("COMP_LINE", "python run.py model=llama2-7")
+    monkeypatch.setenv("COMP_POINT", "29")
+    assert run.main(["-sc", "query=bash"]) == 0
+    assert "model=llama2-70b" in capsys.readouterr().out
+
+
+def test_pages_of_ones_own_are_found(tmp_path, capsys):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine.yaml").write_text("name: tiny\npath: null\n")
+    (tmp_path / "night.yaml").write_text("defaults: [config, _self_]\nrepeats: 7\n")
+    words = ["--config-dir", str(tmp_path), "-cn", "night", "model=mine", "--cfg", "job"]
+    assert run.main(words) == 0
+    assert "repeats: 7" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("override", ["experiment=disk-bound", "+experiment=disk-bound"])
+def test_experiments_are_chosen_as_hydras_users_do(override):
+    assert compose([override]).config.device.disk_read_mb_s == 100
 
 
 def test_help_names_every_short_option_and_axis():

@@ -25,6 +25,7 @@ class Outer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: Text = "a"
     flag: bool = False
     ids: tuple[Annotated[int, Meta(ge=0)], ...] = ()
+    pair: tuple[Literal["x", "y"], int] = ("x", 0)
     code: Annotated[str, Meta(pattern="^[0-9]{2}$", description="two digits")] = "00"
 
 
@@ -51,6 +52,7 @@ class Outer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         ('{"items": [], "name": "a\\u0000"}', "name must be a non-empty string, got 'a\\x00'"),
         ('{"items": [], "flag": 1}', "flag must be true or false, got 1"),
         ('{"items": [], "ids": [3, -1]}', "ids[1] must be an integer >= 0, got -1"),
+        ('{"items": [], "pair": ["z", 1]}', "pair[0] must be x | y, got 'z'"),
         ('{"items": [], "code": "1"}', "code must be two digits, got '1'"),
         ('{"items": [], "sizes": {"a": "b"}}', "sizes.a must be an integer, got 'b'"),
         (

@@ -9,10 +9,10 @@ import signal
 import socket
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from tests.nodes import Nodes, make_specs, split_checkpoint
 

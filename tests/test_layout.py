@@ -71,9 +71,9 @@ def violations(source: str) -> list[str]:
     return bad
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_file_holds_nothing_that_runs_foreign_code(path):
-    assert violations(path.read_text()) == []
+def test_no_file_holds_what_runs_foreign_code():
+    found = {str(path.relative_to(ROOT)): violations(path.read_text()) for path in FILES}
+    assert {name: bad for name, bad in found.items() if bad} == {}
 
 
 @pytest.mark.parametrize(
@@ -93,11 +93,14 @@ def test_model_eval_is_not_the_builtin():
     assert violations("model.eval()") == []
 
 
-@pytest.mark.parametrize("path", FILES[1:], ids=lambda p: str(p.relative_to(ROOT)))
-def test_imports_go_one_way(path):
-    package = path.relative_to(ROOT).parts[0]
-    ours = {m.split(".")[0] for m in _imports(ast.parse(path.read_text()))}
-    assert ours & {*SHIPPED, "run"} <= MAY_IMPORT[package]
+def test_imports_go_one_way():
+    upward = {}
+    for path in FILES[1:]:
+        package = path.relative_to(ROOT).parts[0]
+        ours = {m.split(".")[0] for m in _imports(ast.parse(path.read_text()))}
+        if bad := ours & {*SHIPPED, "run"} - MAY_IMPORT[package]:
+            upward[str(path.relative_to(ROOT))] = bad
+    assert upward == {}
 
 
 def test_only_the_entry_knows_hydra():
@@ -105,7 +108,7 @@ def test_only_the_entry_knows_hydra():
         if {"hydra", "omegaconf"} & {
             m.split(".")[0] for m in _imports(ast.parse(path.read_text()))
         }:
-            assert path.name in ("run.py", "compose.py"), path
+            assert path.name in ("command_line.py", "compose.py", "hydra_app.py"), path
 
 
 def test_modules_that_must_start_fast_import_no_torch():

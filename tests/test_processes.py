@@ -31,13 +31,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(90)]
 MAX_RSS_BEFORE_WEIGHTS = 260 << 20
 
 
-def generate(shards, tmp_path, **options):
+def generate(shards, tmp_path, *, fresh=False, **options):
     """Tokens and events of one request on real nodes."""
     max_tokens = len(PROMPT_IDS) + NEW_TOKENS
     specs = make_specs(
         shards, new_tokens=NEW_TOKENS, max_tokens=max_tokens, prompt=PROMPT_IDS, **options
     )
-    with Nodes(specs, tmp_path) as nodes:
+    with Nodes(specs, tmp_path, fresh=fresh) as nodes:
         nodes.wait_for("ready", ranks=range(len(specs)))
         nodes.go("r0")
         nodes.wait_for("end", ranks=range(len(specs)))
@@ -61,12 +61,19 @@ def test_tokens_are_those_of_transformers(tmp_path, kind, world_size, shares, op
     nodes = generate(shards, tmp_path, **options)
     assert nodes.tokens() == list(reference_tokens(tmp_path / "model" / "checkpoint"))
     for rank in range(world_size):
-        (ready,) = nodes.events(rank, "ready")
-        assert ready["rss_before_weights"] <= MAX_RSS_BEFORE_WEIGHTS
         (counters,) = nodes.events(rank, "counters")
         assert counters["steps"] == NEW_TOKENS
         if options["window"] == "all":
             assert counters["disk_bytes_decode"] <= NEW_TOKENS * 8192
+
+
+def test_fresh_processes_are_small_before_they_read_weights(tmp_path):
+    shards = split_checkpoint(tmp_path / "model", "mha", 2)
+    nodes = generate(shards, tmp_path, fresh=True)
+    assert nodes.tokens() == list(reference_tokens(tmp_path / "model" / "checkpoint"))
+    for rank in range(2):
+        (ready,) = nodes.events(rank, "ready")
+        assert ready["rss_before_weights"] <= MAX_RSS_BEFORE_WEIGHTS
 
 
 def test_star_sends_what_its_closed_form_says(tmp_path):
@@ -86,7 +93,11 @@ def test_stop_token_ends_the_request(tmp_path):
     expected = list(reference_tokens(tmp_path / "model" / "checkpoint"))
     stop = expected[5]
     specs = make_specs(
-        shards, new_tokens=NEW_TOKENS, max_tokens=80, prompt=PROMPT_IDS, stop_ids=[stop]
+        shards,
+        new_tokens=NEW_TOKENS,
+        max_tokens=80,
+        prompt=PROMPT_IDS,
+        own={"sampling": {"stop_ids": [stop]}},
     )
     with Nodes(specs, tmp_path) as nodes:
         nodes.wait_for("ready", ranks=range(2))

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from harness.config.compose import CONF_DIR
+from harness.config.command_line import CONF_DIR
 from results.records.store import RunStore
 
 ROOT = CONF_DIR.parent
@@ -66,9 +66,56 @@ def test_256_devices_take_no_longer(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(60)
 def test_a_sweep_is_as_quick(tmp_path):
-    done = simulate(tmp_path, "-m", "devices=2,4,8", "link.delay_ms=1,4", "systems=[tpi]")
+    done = simulate(
+        tmp_path,
+        "-m",
+        "devices=2,4,8",
+        "link.delay_ms=1,4",
+        "systems=[tpi]",
+        f"sweep_dir={tmp_path}/sweep",
+    )
     assert done.returncode == 0, done.stderr
     assert len(RunStore(tmp_path / "runs").scan()[0]) == 6
+
+
+LAUNCHER = """
+import os
+from dataclasses import dataclass
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+from hydra.core.config_store import ConfigStore
+
+class ForkingLauncher(BasicLauncher):
+    def launch(self, job_overrides, initial_job_idx):
+        for number, overrides in enumerate(job_overrides, start=initial_job_idx):
+            if not (pid := os.fork()):
+                super().launch([overrides], number)
+                os._exit(0)
+            os.waitpid(pid, 0)
+        return []
+
+@dataclass
+class Conf:
+    _target_: str = "hydra_plugins.forking.ForkingLauncher"
+
+ConfigStore.instance().store(group="hydra/launcher", name="forking", node=Conf)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60)
+def test_installed_launcher_starts_the_jobs_where_it_likes(tmp_path, monkeypatch):
+    """As Hydra's users install one; this one has a process per job."""
+    (tmp_path / "hydra_plugins").mkdir()
+    (tmp_path / "hydra_plugins" / "forking.py").write_text(LAUNCHER)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    words = ["-m", "devices=2,4", "systems=[tpi]", "hydra/launcher=forking"]
+    done = simulate(tmp_path, *words, f"sweep_dir={tmp_path}/sweep")
+    assert done.returncode == 0, done.stderr
+    rows = done.stdout.splitlines()[2:4]
+    assert [row.split()[:2] for row in rows] == [["2", "tpi"], ["4", "tpi"]]
+    failed = simulate(tmp_path, *words, "memory_budget=1MiB", f"sweep_dir={tmp_path}/sweep")
+    assert failed.returncode == 2
+    assert "run.py: memory_budget" in failed.stderr
 
 
 @pytest.mark.slow

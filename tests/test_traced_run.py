@@ -1,9 +1,9 @@
 """Real nodes write their spans: within the request, one after another, and as the counters say."""
 
-from dataclasses import replace
 from itertools import pairwise
 
 import pytest
+from msgspec.structs import replace
 
 from results.paper.render.window_history import window_history
 from results.records.schema import PeakMemory, RankEvent, Repeat

@@ -6,7 +6,6 @@ makes TPI-LLM's engine of it. Read `open_engine` first; `node.py` joins the mesh
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 
 import torch
 
@@ -15,6 +14,7 @@ from tpi.comm.broadcast import StepBroadcast
 from tpi.comm.transport import Transport
 from tpi.engine import Engine, EngineComponents
 from tpi.model.llama import Llama
+from tpi.options import ComputeOptions
 from tpi.planner.memory import WindowChoice, choose_window
 from tpi.trace import Tracer
 from tpi.weights.blockfile import Manifest
@@ -24,33 +24,15 @@ from tpi.weights.window import Window
 OnWait = Callable[[int], None]
 
 
-@dataclass(frozen=True, slots=True)
-class EngineOptions:
-    """What decides how a rank computes, beside its shard."""
-
-    dtype: str = "float32"
-    max_batch: int = 1
-    max_tokens: int = 128
-    prefill_chunk: int = 512
-    window: int | None = 2
-    memory_budget: int | None = None
-    allreduce: str = "star"
-    wire_dtype: str = "float32"
-    poison: bool = False
-
-    @property
-    def step_tokens(self) -> int:
-        """Most positions of a sequence in one pass."""
-        return min(self.prefill_chunk, self.max_tokens)
-
-
 @contextmanager
 def open_engine(
     manifest: Manifest,
     transport: Transport,
-    options: EngineOptions,
+    options: ComputeOptions,
     tracer: Tracer,
     on_wait: OnWait | None = None,
+    *,
+    poison: bool = False,
 ) -> Iterator[tuple[Engine, Window, WindowChoice]]:
     """Put the parts of one rank together and load what stays in memory.
 
@@ -59,7 +41,7 @@ def open_engine(
         WeightsError: a block cannot be read.
     """
     choice = plan_rank(manifest, options)
-    with open_parts(manifest, transport, options, choice, tracer, on_wait) as parts:
+    with open_parts(manifest, transport, options, choice, tracer, on_wait, poison=poison) as parts:
         engine = Engine(parts, make_broadcast(parts), make_allreduce(parts, options))
         parts.window.start()
         yield engine, parts.window, choice
@@ -69,11 +51,13 @@ def open_engine(
 def open_parts(
     manifest: Manifest,
     transport: Transport,
-    options: EngineOptions,
+    options: ComputeOptions,
     choice: WindowChoice,
     tracer: Tracer,
     on_wait: OnWait | None = None,
     layers: range | None = None,
+    *,
+    poison: bool = False,
 ) -> Iterator[EngineComponents]:
     """Open what every engine needs; the window is to be started when all else is there.
 
@@ -85,13 +69,14 @@ def open_parts(
         tracer: Where times go.
         on_wait: See `Window`.
         layers: The layers whose blocks these are; None for all.
+        poison: See `Window`.
     """
     streamed = [entry for entry in manifest.blocks if entry.id.kind != "embed"]
     with ExitStack() as stack:
         window = stack.enter_context(
             Window(
                 streamed, window=choice.window, retained=choice.retained,
-                poison=options.poison, tracer=tracer, on_wait=on_wait,
+                poison=poison, tracer=tracer, on_wait=on_wait,
             )
         )  # fmt: skip
         embedding = None
@@ -108,9 +93,7 @@ def open_parts(
             window=window,
             transport=transport,
             embedding=embedding,
-            max_batch=options.max_batch,
-            max_tokens=options.max_tokens,
-            step_tokens=options.step_tokens,
+            options=options,
             num_head_tiles=sum(e.id.kind == "head" for e in manifest.blocks),
             tracer=tracer,
         )  # fmt: skip
@@ -123,26 +106,14 @@ def make_broadcast(parts: EngineComponents) -> StepBroadcast:
     )
 
 
-def make_allreduce(parts: EngineComponents, options: EngineOptions) -> AllReduce:
+def make_allreduce(parts: EngineComponents, options: ComputeOptions) -> AllReduce:
     """Return the sums that the options ask for."""
     return AllReduce(
         parts.transport, options.allreduce, options.wire_dtype, parts.max_elements, parts.tracer
     )
 
 
-def plan_rank(manifest: Manifest, options: EngineOptions) -> WindowChoice:
+def plan_rank(manifest: Manifest, options: ComputeOptions) -> WindowChoice:
     """What this rank keeps in memory, and its predicted peak."""
-    return choose_window(
-        manifest.config,
-        manifest.plan,
-        manifest.rank,
-        blocks=tuple((entry.id, entry.num_bytes) for entry in manifest.blocks),
-        dtype=options.dtype,
-        max_batch=options.max_batch,
-        max_tokens=options.max_tokens,
-        step_tokens=options.step_tokens,
-        window=options.window,
-        memory_budget=options.memory_budget,
-        allreduce=options.allreduce,
-        wire_dtype=options.wire_dtype,
-    )
+    blocks = tuple((entry.id, entry.num_bytes) for entry in manifest.blocks)
+    return choose_window(manifest.config, manifest.plan, manifest.rank, blocks, options)

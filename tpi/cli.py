@@ -5,15 +5,15 @@ A mistake is one line and exit status 2; `errors.py` has the others. Nothing her
 """
 
 import argparse
-import math
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tpi.errors import EXIT_INTERRUPTED, EXIT_OK, ConfigError, TpiError
-from tpi.units import format_bytes, format_seconds, parse_bytes
+from tpi.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
     from tpi.weights.checkpoint import TensorSource
@@ -58,58 +58,21 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _shares(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.strip("[]").split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected numbers such as 2,1,1") from None
-
-
-def _window(text: str) -> int | None:
-    if text == "all":
-        return None
-    if text.isdecimal() and int(text) >= 1:
-        return int(text)
-    raise argparse.ArgumentTypeError(f"got {text!r}, expected a number of blocks >= 1 or 'all'")
-
-
-def _positive(text: str) -> int:
-    if text.isdecimal() and int(text) >= 1:
-        return int(text)
-    raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number >= 1")
-
-
-def _temperature(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value <= 100:  # false for NaN too
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number from 0 to 100")
-    return value
-
-
-def _size(text: str) -> int:
-    try:
-        return parse_bytes(text, "size")
-    except ConfigError as exc:
-        raise argparse.ArgumentTypeError(str(exc)) from None
-
-
 # --- tpi split -----------------------------------------------------------------------------
 
 
 def _add_split(parser: argparse.ArgumentParser) -> None:
+    from tpi.arguments import count, numbers
+    from tpi.model_config import DTYPES
+
     parser.add_argument("model", metavar="MODEL", help="Hugging Face folder, or a preset's name")
-    parser.add_argument("--devices", type=_positive, required=True, metavar="N")
+    parser.add_argument("--devices", type=count, required=True, metavar="N")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--shares", type=_shares, metavar="2,1,1", help="weights; default: even")
-    parser.add_argument(
-        "--dtype", choices=("float32", "float16", "bfloat16"), help="default: the checkpoint's"
-    )
+    parser.add_argument("--shares", type=numbers, metavar="2,1,1", help="weights; default: even")
+    parser.add_argument("--dtype", choices=DTYPES, help="default: the checkpoint's")
     parser.add_argument("--seed", type=int, default=0, help="for a preset's synthetic weights")
     parser.add_argument(
-        "--distinct-layers", type=_positive, metavar="K", help="synthetic: store K layers only"
+        "--distinct-layers", type=count, metavar="K", help="synthetic: store K layers only"
     )
     parser.add_argument("--force", action="store_true", help="replace shards of another model")
     parser.set_defaults(run=_split)
@@ -188,44 +151,33 @@ def _node(args: argparse.Namespace) -> int:
 
 
 def _add_generate(parser: argparse.ArgumentParser) -> None:
+    from tpi.arguments import add_compute, add_sampling, count
+
     parser.add_argument("dir", type=Path, metavar="DIR", help="what `tpi split --out DIR` wrote")
-    parser.add_argument("--devices", type=_positive, metavar="N", help="default: as many as split")
+    parser.add_argument("--devices", type=count, metavar="N", help="default: as many as split")
     prompt = parser.add_mutually_exclusive_group(required=True)
     prompt.add_argument("--prompt", metavar="TEXT")
     prompt.add_argument("--prompt-tokens", metavar="1,2,3", help="token ids; needs no tokenizer")
-    parser.add_argument("--new-tokens", type=_positive, default=64, metavar="N")
-    parser.add_argument("--window", type=_window, default=2, metavar="N|all", help="default: 2")
-    parser.add_argument("--memory-budget", type=_size, metavar="BYTES", help="such as 2GiB")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument(
-        "--allreduce", default="star", metavar="NAME", help="star, tree, ring, ... (default star)"
-    )
-    parser.add_argument("--wire-dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--threads", type=_positive, help="per device; default: cores / devices")
-    parser.add_argument(
-        "--temperature", type=_temperature, default=0.0, help="0 (default) is greedy"
-    )
-    parser.add_argument("--top-k", type=int, default=0)
-    parser.add_argument("--top-p", type=float, default=1.0)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--new-tokens", type=count, default=64, metavar="N")
+    add_compute(parser, "--memory-budget")
+    parser.add_argument("--threads", type=count, help="per device; default: cores / devices")
+    add_sampling(parser)
     parser.add_argument("--ignore-eos", action="store_true", help="always make N new tokens")
     parser.set_defaults(run=_generate)
 
 
 def _generate(args: argparse.Namespace) -> int:
-    from tpi.comm.allreduces.registry import find_allreduce
+    from tpi.arguments import compute_of, sampling_of
     from tpi.launch import GenerateOptions, generate
 
-    find_allreduce(args.allreduce)  # an unknown one is refused before anything is started
     text_out = sys.stdout
 
     def show(text: str) -> None:
         text_out.write(text)
         text_out.flush()
 
-    options = GenerateOptions(
-        **{k: v for k, v in vars(args).items() if k not in ("run", "command")}
-    )
+    asked = {f.name: getattr(args, f.name) for f in fields(GenerateOptions) if f.name in args}
+    options = GenerateOptions(**asked, compute=compute_of(args), sampling=sampling_of(args))
     summary = generate(options, show)
     print()
     print(

@@ -9,13 +9,14 @@ that names the file, the key, what was expected and what was found:
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import msgspec
 from msgspec import Meta
 
+from tpi.errors import TpiError
 from tpi.files import ErrorType, parse_json, read_small_file
 
 T = TypeVar("T")
@@ -33,6 +34,13 @@ _PATH = r" - at `(?P<of_key>key)?(?:` in `| in )?\$(?P<path>.*)`$"
 _MISSING = r"Object missing required field `(?P<key>.*?)`"
 _UNKNOWN = r"Object contains unknown field `(?P<key>.*?)`"
 _STEP = r"\.(?P<key>[^.\[\]]+)|\[(?P<index>\d+|\.\.\.)\]"
+
+
+def one_of(choices: Iterable[str]) -> Meta:
+    """The constraint of a string that is one of some choices."""
+    words = tuple(choices)
+    pattern = rf"^(?:{'|'.join(map(re.escape, words))})\Z"
+    return Meta(pattern=pattern, description=" | ".join(words))
 
 
 def decode(data: bytes, as_type: type[T], where: str, error: ErrorType, advice: str = "") -> T:
@@ -62,10 +70,21 @@ def convert(raw: object, as_type: type[T], where: str, error: ErrorType, advice:
         error: One line: `where`, the key, what was expected, what was found, and `advice`.
     """
     try:
-        return msgspec.convert(raw, as_type)
+        return msgspec.convert(raw, as_type, dec_hook=_other)
     except msgspec.ValidationError as exc:
         message = f"{where}: {_refusal(str(exc), raw, as_type)}"
         raise error(f"{message}; {advice}" if advice else message) from exc
+    except TpiError as exc:  # of a type's own check
+        raise error(f"{where}: {exc}") from exc
+
+
+def _other(as_type: type[Any], value: Any) -> object:
+    """Types that JSON has no form of its own for: paths, which are strings there."""
+    if as_type is object:
+        return value
+    if as_type is Path and isinstance(value, str) and value and "\0" not in value:
+        return Path(value)
+    raise ValueError(f"no {as_type.__name__}")
 
 
 def _refusal(message: str, raw: object, as_type: type) -> str:
@@ -117,7 +136,7 @@ def _bad_key(steps: list[_Step], message: str, raw: object, as_type: type) -> _S
     mapping = _value_at(raw, steps)
     for key, value in mapping.items() if isinstance(mapping, Mapping) else ():
         try:
-            msgspec.convert(_with(raw, steps, {key: value}), as_type)
+            msgspec.convert(_with(raw, steps, {key: value}), as_type, dec_hook=_other)
         except msgspec.ValidationError as exc:
             if str(exc) == message:
                 return key  # type: ignore[no-any-return]  # a key is whatever the file has
@@ -212,6 +231,7 @@ def _words() -> tuple[tuple[type, str], ...]:
         (inspect.StructType, "a JSON object"),
         (inspect.DataclassType, "a JSON object"),
         (inspect.DictType, "a JSON object"),
+        (inspect.CustomType, "a non-empty string"),  # a path
     )
 
 
@@ -219,9 +239,13 @@ def _number(wanted: Any, noun: str) -> str:
     low = wanted.ge if wanted.ge is not None else wanted.gt
     high = wanted.le if wanted.le is not None else wanted.lt
     if low is not None and high is not None:
-        return f"{noun} in {low:.12g}..{high:.12g}"
+        return f"{noun} in {_bound(low)}..{_bound(high)}"
     if low is not None:
-        return f"{noun} {'>=' if wanted.ge is not None else '>'} {low:.12g}"
+        return f"{noun} {'>=' if wanted.ge is not None else '>'} {_bound(low)}"
     if high is not None:
-        return f"{noun} {'<=' if wanted.le is not None else '<'} {high:.12g}"
+        return f"{noun} {'<=' if wanted.le is not None else '<'} {_bound(high)}"
     return noun
+
+
+def _bound(limit: float) -> str:
+    return str(limit) if isinstance(limit, int) else f"{limit:.12g}"

@@ -19,6 +19,7 @@ from tpi.comm.wire import FrameType, Op
 from tpi.errors import ConfigError
 from tpi.model.llama import Llama
 from tpi.model_config import ModelConfig
+from tpi.options import ComputeOptions
 from tpi.sampling import Sampler
 from tpi.trace import Tracer
 from tpi.weights.embedding import EmbeddingRows
@@ -52,9 +53,7 @@ class EngineComponents:
         window: Where the blocks come from.
         transport: The connected ranks.
         embedding: Rows of the embedding (master only).
-        max_batch: Most sequences of one request.
-        max_tokens: Most tokens of a sequence, prompt and new ones together.
-        step_tokens: Most tokens of one pass; a longer prompt takes several.
+        options: How it computes; a prompt longer than one pass takes several.
         num_head_tiles: Blocks that the LM head is cut into (0 on a worker).
         tracer: Where times go.
     """
@@ -64,16 +63,14 @@ class EngineComponents:
     window: Window
     transport: Transport
     embedding: EmbeddingRows | None
-    max_batch: int
-    max_tokens: int
-    step_tokens: int
+    options: ComputeOptions
     num_head_tiles: int
     tracer: Tracer
 
     @property
     def max_elements(self) -> int:
         """Elements of the largest hidden state."""
-        return self.max_batch * self.step_tokens * self.model.hidden_size
+        return self.options.step_rows * self.model.hidden_size
 
 
 class Engine:
@@ -129,14 +126,14 @@ class Engine:
         total = prompt.length + new_tokens
         if not prompt.ids or min(len(row) for row in prompt.ids) < 1:
             raise ConfigError("prompt: got no tokens, expected at least one")
-        if len(prompt.ids) > self._parts.max_batch:
+        if len(prompt.ids) > self._parts.options.max_batch:
             raise ConfigError(
-                f"prompt: {len(prompt.ids)} sequences, max_batch is {self._parts.max_batch}"
+                f"prompt: {len(prompt.ids)} sequences, max_batch is {self._parts.options.max_batch}"
             )
-        if total > self._parts.max_tokens:
+        if total > self._parts.options.max_tokens:
             raise ConfigError(
                 f"prompt of {prompt.length} + {new_tokens} new tokens = {total}, "
-                f"the KV cache holds max_tokens={self._parts.max_tokens}"
+                f"the KV cache holds max_tokens={self._parts.options.max_tokens}"
             )
         size = self._parts.model.vocab_size
         for row in prompt.ids:
@@ -150,7 +147,7 @@ class Engine:
     def _prefill(self, prompt: Prompt) -> torch.Tensor:
         rows = [[0] * pad + list(row) for pad, row in zip(prompt.pads, prompt.ids, strict=True)]
         ids_BS = torch.tensor(rows, dtype=torch.long)
-        chunk = self._parts.step_tokens
+        chunk = self._parts.options.step_tokens
         for start in range(0, prompt.length, chunk):
             part_BS = ids_BS[:, start : start + chunk]
             pads = prompt.pads if start == 0 else None

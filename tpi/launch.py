@@ -9,13 +9,16 @@ import secrets
 import socket
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from tpi.errors import ConfigError
 from tpi.local_nodes import Interrupts, LocalNodes
+from tpi.options import GREEDY, ComputeOptions, SamplingOptions
 from tpi.program.events import Event
-from tpi.program.spec import NodeSpec, Request
+from tpi.program.spec import NodeSpec, OwnOptions, Request, to_json
 from tpi.tokenizer import StreamDecoder, Tokenizer
 from tpi.weights.blockfile import Manifest, open_shard_folder
 
@@ -31,17 +34,10 @@ class GenerateOptions:
     prompt_tokens: str | None
     devices: int | None = None
     new_tokens: int = 64
-    window: int | None = 2
-    memory_budget: int | None = None
-    dtype: str = "float32"
-    allreduce: str = "star"
-    wire_dtype: str = "float32"
     threads: int | None = None
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
     ignore_eos: bool = False
+    compute: ComputeOptions = field(default_factory=ComputeOptions)
+    sampling: SamplingOptions = GREEDY
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +115,7 @@ def _make_specs(
     options: GenerateOptions, folders: Sequence[Path], manifest: Manifest, ids: tuple[int, ...]
 ) -> list[NodeSpec]:
     world_size = len(folders)
+    stop_ids = () if options.ignore_eos else tuple(manifest.config.eos_token_ids)
     threads = options.threads or max(1, (os.cpu_count() or 1) // world_size)
     master = NodeSpec(
         system="tpi",
@@ -129,20 +126,9 @@ def _make_specs(
         master=f"127.0.0.1:{free_port()}",
         model_dir=folders[0].absolute(),
         threads=threads,
-        dtype=options.dtype,
-        max_tokens=len(ids) + options.new_tokens,
+        compute=replace(options.compute, max_tokens=len(ids) + options.new_tokens),
         requests=(Request("r0", options.new_tokens, ids),),
-        options={
-            "window": "all" if options.window is None else options.window,
-            "memory_budget": options.memory_budget,
-            "allreduce": options.allreduce,
-            "wire_dtype": options.wire_dtype,
-            "temperature": options.temperature,
-            "top_k": options.top_k,
-            "top_p": options.top_p,
-            "seed": options.seed,
-            "stop_ids": [] if options.ignore_eos else list(manifest.config.eos_token_ids),
-        },
+        options=to_json(OwnOptions(sampling=replace(options.sampling, stop_ids=stop_ids))),
     )
     worker_requests = (Request("r0", options.new_tokens),)
     return [master] + [

@@ -21,8 +21,8 @@ from tpi.files import parse_json, read_small_file
 
 CONFIG_FILE = "config.json"
 MAX_CONFIG_BYTES = 1 << 20
-DTYPES = ("float32", "float16", "bfloat16")
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+DTYPES = tuple(DTYPE_BYTES)
 
 _ARCHITECTURES = {
     "LlamaForCausalLM": "llama",

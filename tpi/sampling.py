@@ -9,39 +9,18 @@ import math
 
 import torch
 
-from tpi.errors import ConfigError, NumericsError
-
-_MAX_SEED = (1 << 63) - 1
+from tpi.errors import NumericsError
+from tpi.options import GREEDY, SamplingOptions
 
 
 class Sampler:
-    """Picks one token per sequence and step.
+    """Picks one token per sequence and step."""
 
-    Args:
-        temperature: 0 for greedy.
-        top_k: Keep this many of the likeliest tokens; 0 keeps all.
-        top_p: Keep the fewest likeliest tokens whose probabilities sum to this; 1 keeps all.
-        seed: Of the generator; the same seed gives the same tokens for the same logits.
-
-    Raises:
-        ConfigError: a value out of its range.
-    """
-
-    def __init__(
-        self, *, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, seed: int = 0
-    ) -> None:
-        if not (math.isfinite(temperature) and temperature >= 0):
-            raise ConfigError(f"temperature must be >= 0, got {temperature}")
-        if top_k < 0:
-            raise ConfigError(f"top_k must be >= 0, got {top_k}")
-        if not 0 < top_p <= 1:
-            raise ConfigError(f"top_p must be above 0 and at most 1, got {top_p}")
-        if not 0 <= seed <= _MAX_SEED:
-            raise ConfigError(f"seed must be from 0 to {_MAX_SEED}, got {seed}")
-        self._temperature = temperature
-        self._top_k = top_k
-        self._top_p = top_p
-        self._generator = torch.Generator().manual_seed(seed)
+    def __init__(self, options: SamplingOptions = GREEDY) -> None:
+        self._temperature = options.temperature
+        self._top_k = options.top_k
+        self._top_p = options.top_p
+        self._generator = torch.Generator().manual_seed(options.seed)
 
     def pick(self, logits_BV: torch.Tensor) -> tuple[int, ...]:
         """The next token of each sequence; of equal logits greedy takes the lowest id.

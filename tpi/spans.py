@@ -5,23 +5,27 @@ A row is [name, start_ns, end_ns, label]: what was done, when (CLOCK_MONOTONIC),
 rank's spans follow one another. `events.py` writes and checks them; read `SPAN_NAMES` first.
 """
 
-import re
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from typing import Annotated, Literal, get_args
 
-Row = tuple[str, int, int, str]
+from msgspec import Meta
 
-SPAN_NAMES = (
+SpanName = Literal[
     "compute",
     "allreduce",  # collectives, waiting for slower ranks included
     "load",  # a block is read from disk, beside whatever else goes on
     "wait",  # nothing goes on but waiting for weights
-)
+]
+SPAN_NAMES: tuple[str, ...] = get_args(SpanName)
 # A line of so many, each at its longest, stays below `events.MAX_LINE_BYTES`.
 MAX_ROWS = 500
+_Ns = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 # Signs that take one byte as JSON.
-_LABEL = re.compile(r"[A-Za-z0-9_.-]{0,32}")
-_MAX_NS = 1 << 63
+_Label = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_.-]{0,32}\Z")]
+
+Row = tuple[str, int, int, str]
+Rows = Annotated[list[tuple[SpanName, _Ns, _Ns, _Label]], Meta(max_length=MAX_ROWS)]
 
 
 def rows_by_line(rows: Iterable[Row]) -> Iterator[list[Row]]:
@@ -29,18 +33,3 @@ def rows_by_line(rows: Iterable[Row]) -> Iterator[list[Row]]:
     left = iter(rows)
     while some := list(islice(left, MAX_ROWS)):
         yield some
-
-
-def are_rows(value: object) -> bool:
-    """Whether a JSON value is what a `spans` event carries."""
-    return isinstance(value, list) and len(value) <= MAX_ROWS and all(map(_is_row, value))
-
-
-def _is_row(row: object) -> bool:
-    if not isinstance(row, list) or len(row) != 4:
-        return False
-    name, start_ns, end_ns, label = row
-    if name not in SPAN_NAMES or not isinstance(label, str) or not _LABEL.fullmatch(label):
-        return False
-    # `type`, since True is an int.
-    return type(start_ns) is type(end_ns) is int and 0 <= start_ns <= end_ns < _MAX_NS

@@ -1,6 +1,7 @@
 """Sizes and times as people write and read them: `4GiB` in, `1.5 GiB` and `12.3 ms` out."""
 
 import re
+from dataclasses import dataclass
 
 from tpi.errors import ConfigError
 
@@ -28,25 +29,58 @@ def parse_bytes(text: str | int, name: str) -> int:
     return num_bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Quantity:
+    """A value in a unit of people's size, to three significant digits.
+
+    Attributes:
+        number: As it is printed.
+        unit: Empty where there is none.
+        size: What one of the unit is.
+    """
+
+    number: str
+    unit: str
+    size: float
+
+    def __str__(self) -> str:
+        return f"{self.number} {self.unit}" if self.unit else self.number
+
+    def bound(self, value: float) -> str:
+        """Another value, printed as exactly and in the same unit, which is left out."""
+        digits = max(0, 3 - len(self.number.partition(".")[0]))
+        return f"{value / self.size:.{digits}f}"
+
+
+def bytes_quantity(num_bytes: float) -> Quantity:
+    """Bytes with three significant digits in binary units."""
+    size = 1.0
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if abs(num_bytes / size) < 1024 or unit == "TiB":
+            break
+        size *= 1024
+    return Quantity(_three_digits(num_bytes / size), unit, size)
+
+
+def seconds_quantity(seconds: float) -> Quantity:
+    """A time with three significant digits in µs, ms, s or min."""
+    if seconds < 1e-3:
+        return Quantity(_three_digits(seconds * 1e6), "µs", 1e-6)
+    if seconds < 1:
+        return Quantity(_three_digits(seconds * 1e3), "ms", 1e-3)
+    if seconds < 600:
+        return Quantity(_three_digits(seconds), "s", 1.0)
+    return Quantity(f"{seconds / 60:.0f}", "min", 60.0)
+
+
 def format_bytes(num_bytes: float) -> str:
     """Write bytes with three significant digits in binary units."""
-    value = float(num_bytes)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(value) < 1024:
-            return f"{_three_digits(value)} {unit}"
-        value /= 1024
-    return f"{_three_digits(value)} TiB"
+    return str(bytes_quantity(num_bytes))
 
 
 def format_seconds(seconds: float) -> str:
     """Write a time with three significant digits in µs, ms, s or min."""
-    if seconds < 1e-3:
-        return f"{_three_digits(seconds * 1e6)} µs"
-    if seconds < 1:
-        return f"{_three_digits(seconds * 1e3)} ms"
-    if seconds < 600:
-        return f"{_three_digits(seconds)} s"
-    return f"{seconds / 60:.0f} min"
+    return str(seconds_quantity(seconds))
 
 
 def counted(count: int, noun: str) -> str:

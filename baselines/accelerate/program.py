@@ -42,7 +42,7 @@ def load(spec: NodeSpec) -> "OffloadedModel":
     with offload_folder() as folder:
         model = load_model(
             spec.model_dir,
-            spec.dtype,
+            spec.compute.dtype,
             spec.threads,
             offload_folder=folder.name,
             **_placement(options.max_memory),

@@ -37,7 +37,7 @@ def load(spec: NodeSpec) -> "OffloadedModel":
     from baselines.accelerate.offload import OffloadedModel, offload_folder
     from baselines.transformers.loading import load_model_twice
 
-    model = load_model_twice(spec.model_dir, spec.dtype, spec.threads, mmap=True)
+    model = load_model_twice(spec.model_dir, spec.compute.dtype, spec.threads, mmap=True)
     with offload_folder() as folder:
         with map_errors({OSError: ResourceError}, f"cannot offload to {folder.name}"):
             model = disk_offload(model, folder.name)

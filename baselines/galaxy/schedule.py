@@ -15,7 +15,7 @@ from testbed.sim.base import SimRun
 from testbed.sim.calibration import Calibration
 from testbed.sim.devices import Span
 from testbed.sim.network import Ints
-from testbed.sim.rank_plans import NodeOptions, RankPlan
+from testbed.sim.rank_plans import RankPlan
 from testbed.sim.ring_turns import Turn, end_turn, make_turn, start_turn
 from tpi.comm.topology import slices
 from tpi.ranks import MASTER_RANK
@@ -46,13 +46,12 @@ class GalaxyEngine(Engine):
         self,
         run: SimRun,
         calibration: Calibration,
-        options: NodeOptions,
         ranks: tuple[RankPlan, ...],
         plan: ShardPlan,
         *,
         overlap: bool,
     ) -> None:
-        super().__init__(run, calibration, options, ranks)
+        super().__init__(run, calibration, ranks)
         self._plan = plan
         self._overlap = overlap
         self._courier_ns = self.costs.on_cores(calibration.sum_call_s)

@@ -18,9 +18,8 @@ from baselines.library_model import refuse_prompt
 from baselines.library_program import main
 from baselines.llamacpp.gguf_layout import MODEL_FILE, FileType
 from baselines.llamacpp.library import library_log, set_fields
-from tpi.decode import convert
-from tpi.errors import ConfigError, ResourceError, TpiError, WeightsError
-from tpi.program.spec import NodeSpec
+from tpi.errors import ResourceError, TpiError, WeightsError
+from tpi.program.spec import NodeSpec, own_options
 
 
 class Options(Struct, frozen=True, forbid_unknown_fields=True):
@@ -151,12 +150,12 @@ class LlamaCppModel:
 
 def load(spec: NodeSpec) -> LlamaCppModel:
     """Load `model.gguf` of the spec's folder."""
-    options = convert(spec.options, Options, "spec options", ConfigError)
+    options = own_options(spec, Options)
     return LlamaCppModel(
         spec.model_dir / MODEL_FILE,
-        file_type=options.file_type or spec.dtype,
+        file_type=options.file_type or spec.compute.dtype,
         threads=spec.threads,
-        max_tokens=spec.max_tokens,
+        max_tokens=spec.compute.max_tokens,
         mmap=options.mmap,
     )
 

@@ -14,18 +14,17 @@ import torch
 from msgspec import Meta, Struct
 
 from baselines.pipeline.stages import fixed_bytes, holds, make_stages
-from tpi.build_engine import EngineOptions, OnWait, open_parts
+from tpi.build_engine import OnWait, open_parts
 from tpi.comm.allreduce import check_finite
 from tpi.comm.broadcast import Broadcast, StepBroadcast
 from tpi.comm.transport import Recv, Send, Transport
 from tpi.comm.vector import as_bytes
 from tpi.comm.wire import Expect, FrameHeader, FrameType, Op, WireDtype
-from tpi.decode import Count, convert
 from tpi.engine import Engine
-from tpi.errors import ConfigError
-from tpi.planner.memory import StepShape, WindowChoice, plan_memory
-from tpi.program.node import OpenedEngine, Setup, make_engine_options, read_shard
-from tpi.program.spec import NodeSpec, SystemOptions
+from tpi.options import ComputeOptions
+from tpi.planner.memory import WindowChoice, plan_memory
+from tpi.program.node import OpenedEngine, Setup, read_shard
+from tpi.program.spec import NodeSpec, own_options
 from tpi.ranks import MASTER_RANK, Ranks
 from tpi.trace import Tracer
 from tpi.weights.manifest import Manifest
@@ -34,18 +33,10 @@ from tpi.weights.window import Window
 _SHOW_LIFE_NS = 200_000_000  # between two signs of progress; heartbeats carry one a second
 
 
-class Options(Struct, frozen=True, forbid_unknown_fields=True):
-    """Of the pipeline.
-
-    Attributes:
-        shares: How much of the layers each device gets; null is the same for all.
-        prefill_chunk: Most prompt tokens in one step.
-        trust_network: Allow addresses other than loopback without encryption.
-    """
+class PipelineOptions(Struct, frozen=True, forbid_unknown_fields=True):
+    """`shares` are the proportions of the devices' memories; None for all alike."""
 
     shares: list[Annotated[float, Meta(ge=0, le=1e18)]] | None = None
-    prefill_chunk: Count = 512
-    trust_network: bool = False
 
 
 class NoReduce:
@@ -111,16 +102,19 @@ class PipelineEngine(Engine):
 def open_pipeline(
     manifest: Manifest,
     transport: Transport,
-    options: EngineOptions,
+    options: ComputeOptions,
     tracer: Tracer,
     on_wait: OnWait | None = None,
     *,
     stage: range,
+    poison: bool = False,
 ) -> Iterator[tuple[Engine, Window, WindowChoice]]:
     """Put the parts of one rank together; `manifest` has the blocks of its stage."""
     ranks = transport.ranks
     choice = plan_stage(manifest, ranks.rank, stage, options)
-    with open_parts(manifest, transport, options, choice, tracer, on_wait, stage) as parts:
+    with open_parts(
+        manifest, transport, options, choice, tracer, on_wait, stage, poison=poison
+    ) as parts:
         link = StepBroadcast(
             transport, parts.max_elements, parts.model.hidden_size,
             source=ranks.rank - 1, targets=[ranks.rank + 1][: ranks.world_size - 1 - ranks.rank],
@@ -131,11 +125,12 @@ def open_pipeline(
         yield engine, parts.window, choice
 
 
-def plan_stage(manifest: Manifest, rank: int, stage: range, options: EngineOptions) -> WindowChoice:
+def plan_stage(
+    manifest: Manifest, rank: int, stage: range, options: ComputeOptions
+) -> WindowChoice:
     """All blocks of the stage stay in memory; with the predicted peak."""
-    shape = StepShape(options.max_batch, options.max_tokens, options.step_tokens, options.dtype)
     held = [(e.id, e.num_bytes) for e in manifest.blocks if e.id.kind != "embed"]
-    fixed = fixed_bytes(manifest.config, rank, stage, shape)
+    fixed = fixed_bytes(manifest.config, rank, stage, options)
     return plan_memory(tuple(held), window=None, memory_budget=None, fixed_bytes=fixed)
 
 
@@ -150,21 +145,17 @@ def setup(spec: NodeSpec) -> Setup:
     Raises:
         ConfigError, WeightsError: options or a folder that cannot be used.
     """
-    given = convert(spec.options, Options, "spec options", ConfigError)
-    options = SystemOptions(
-        window=None, prefill_chunk=given.prefill_chunk, trust_network=given.trust_network
-    )
+    shares, options = own_options(spec, PipelineOptions).shares, spec.compute
     whole = read_shard(spec, 0, 1)
-    stages = make_stages(whole.config, spec.world_size, given.shares, whole.dtype)
+    stages = make_stages(whole.config, spec.world_size, shares, whole.dtype)
     stage = stages[spec.rank]
     manifest = own_blocks(whole, spec.rank, stage)
-    engine_options = make_engine_options(spec, options)
 
     def open_it(transport: Transport, tracer: Tracer, on_wait: OnWait) -> OpenedEngine:
-        return open_pipeline(manifest, transport, engine_options, tracer, on_wait, stage=stage)
+        return open_pipeline(manifest, transport, options, tracer, on_wait, stage=stage)
 
     agreed = (
-        "pipeline", whole.plan_digest, spec.dtype, spec.max_batch, spec.max_tokens,
+        "pipeline", whole.plan_digest, options.dtype, options.max_batch, options.max_tokens,
         options.prefill_chunk, [(s.start, s.stop) for s in stages],
     )  # fmt: skip
-    return Setup(options, manifest, agreed, peer_links=True, open=open_it)
+    return Setup(manifest, agreed, peer_links=True, open=open_it)

@@ -18,10 +18,11 @@ from testbed.sim.calibration import Calibration
 from testbed.sim.costs import Costs
 from testbed.sim.devices import Block, Devices
 from testbed.sim.network import Network
-from testbed.sim.rank_plans import MAPPED_BYTES, NodeOptions
+from testbed.sim.rank_plans import MAPPED_BYTES
 from testbed.sim.timeline import Mark, Story, to_events
 from tpi.errors import ConfigError
-from tpi.planner.memory import StepShape, block_bytes, memory_parts
+from tpi.options import ALL_BLOCKS
+from tpi.planner.memory import block_bytes, memory_parts
 from tpi.ranks import MASTER_RANK
 from tpi.weights.shard import make_shard_plan
 
@@ -64,12 +65,12 @@ def count_layers(
 class PipelineEngine:
     """All ranks of one session."""
 
-    def __init__(self, run: SimRun, calibration: Calibration, options: NodeOptions) -> None:
+    def __init__(self, run: SimRun, calibration: Calibration) -> None:
         self.run = run
         self.costs = Costs(run, calibration)
         self.devices = Devices([1] * run.world_size, run.keep_spans)
         self.network = Network(run.links, [d.cores for d in run.devices], calibration)
-        self._chunk = options.prefill_chunk
+        self._chunk = run.compute.prefill_chunk
         self._step_ns = self.costs.on_cores(calibration.step_s)
         one = replace(run.model, num_layers=1)
         sizes = block_bytes(one, make_shard_plan(one, 1), MASTER_RANK, run.storage)
@@ -78,7 +79,7 @@ class PipelineEngine:
         }
         layer, head = self.bytes["attn"][0] + self.bytes["ffn"][0], sum(self.bytes["head"])
         count, size = run.model.num_layers, run.world_size
-        self.layers = count_layers(count, layer, head, size, options.shares)
+        self.layers = count_layers(count, layer, head, size, run.shares)
         self.held = [
             n * layer + (head if r == MASTER_RANK else 0) for r, n in enumerate(self.layers)
         ]
@@ -151,11 +152,8 @@ class PipelineEngine:
 
 def pipeline(run: SimRun, calibration: Calibration) -> SimOutcome:
     """Layer ranges on devices one after another."""
-    options = NodeOptions.of(run.options)
-    engine = PipelineEngine(run, calibration, options)
-    max_tokens = run.prompt_tokens + run.new_tokens
-    shape = StepShape(1, max_tokens, min(options.prefill_chunk, max_tokens), run.dtype)
-    rss = tuple(_peak(run, engine, rank, shape) for rank in range(run.world_size))
+    engine = PipelineEngine(run, calibration)
+    rss = tuple(_peak(run, engine, rank) for rank in range(run.world_size))
     anon = tuple(peak - MAPPED_BYTES for peak in rss)
     if reason := out_of_memory(run.devices, anon):
         return SimOutcome((), rss, anon, "oom", reason)
@@ -169,15 +167,15 @@ def pipeline(run: SimRun, calibration: Calibration) -> SimOutcome:
     story = Story(
         ready, go, first, tokens, held, engine.devices.spans,
         prefill_passes=engine.prefill_passes,
-        said=[{"window": "all", "retained": 0, "predicted_peak_bytes": peak} for peak in rss],
+        said=[{"window": ALL_BLOCKS, "retained": 0, "predicted_peak_bytes": peak} for peak in rss],
     )  # fmt: skip
     return SimOutcome(
         to_events(story), held, resident(run.devices, anon), notes=notes_of(run, anon)
     )
 
 
-def _peak(run: SimRun, engine: PipelineEngine, rank: int, shape: StepShape) -> int:
+def _peak(run: SimRun, engine: PipelineEngine, rank: int) -> int:
     own = replace(run.model, num_layers=engine.layers[rank])
-    parts = memory_parts(own, make_shard_plan(own, 1), MASTER_RANK, shape)
+    parts = memory_parts(own, make_shard_plan(own, 1), MASTER_RANK, run.compute)
     logits = parts.logits if rank != MASTER_RANK else 0
     return engine.held[rank] + parts.total - logits

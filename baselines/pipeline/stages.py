@@ -15,7 +15,8 @@ from itertools import accumulate, pairwise
 from tpi.comm.wire import HEADER_BYTES
 from tpi.errors import ConfigError
 from tpi.model_config import ModelConfig
-from tpi.planner.memory import StepShape, block_bytes, memory_parts
+from tpi.options import ComputeOptions
+from tpi.planner.memory import block_bytes, memory_parts
 from tpi.ranks import MASTER_RANK
 from tpi.weights.shard import BlockId, make_shard_plan
 
@@ -107,10 +108,10 @@ def stage_bytes(model: ModelConfig, rank: int, stage: range, storage: str) -> in
     return _sizes(model, storage).stage(rank, len(stage))
 
 
-def fixed_bytes(model: ModelConfig, rank: int, stage: range, shape: StepShape) -> int:
+def fixed_bytes(model: ModelConfig, rank: int, stage: range, options: ComputeOptions) -> int:
     """Memory of a rank beside its weights; what comes from the left is the step's input."""
     own = replace(model, num_layers=len(stage))
-    parts = memory_parts(own, make_shard_plan(own, 1), MASTER_RANK, shape)
+    parts = memory_parts(own, make_shard_plan(own, 1), MASTER_RANK, options)
     if rank != MASTER_RANK:
         parts = replace(parts, logits=0)
     return parts.total
@@ -121,20 +122,16 @@ def stage_peaks(
     world_size: int,
     shares: Sequence[float] | None,
     storage: str,
-    *,
-    dtype: str,
-    max_tokens: int,
-    step_tokens: int,
+    options: ComputeOptions,
 ) -> tuple[int, ...]:
-    """Predict the peak memory of every rank, in bytes; one sequence at a time.
+    """Predict the peak memory of every rank, in bytes.
 
     Raises:
         ConfigError: As `make_stages`.
     """
-    shape = StepShape(1, max_tokens, step_tokens, dtype)
     stages = make_stages(model, world_size, shares, storage)
     return tuple(
-        stage_bytes(model, rank, stage, storage) + fixed_bytes(model, rank, stage, shape)
+        stage_bytes(model, rank, stage, storage) + fixed_bytes(model, rank, stage, options)
         for rank, stage in enumerate(stages)
     )
 

@@ -15,7 +15,7 @@ from testbed.sim.collectives import Collectives
 from testbed.sim.costs import Costs
 from testbed.sim.devices import Block, Devices
 from testbed.sim.network import Ints, Network
-from testbed.sim.rank_plans import NodeOptions, RankPlan
+from testbed.sim.rank_plans import RankPlan
 from testbed.sim.timeline import Mark
 from tpi.model_config import DTYPE_BYTES
 from tpi.ranks import MASTER_RANK
@@ -34,7 +34,6 @@ class Engine:
         self,
         run: SimRun,
         calibration: Calibration,
-        options: NodeOptions,
         ranks: tuple[RankPlan, ...],
     ) -> None:
         self.run = run
@@ -42,12 +41,12 @@ class Engine:
         self.costs = Costs(run, calibration)
         self.devices = Devices([rank.window for rank in ranks], run.keep_spans)
         self.network = Network(run.links, [d.cores for d in run.devices], calibration)
-        self._chunk = options.prefill_chunk
+        self._chunk = run.compute.prefill_chunk
         self._step_ns = self.costs.on_cores(calibration.step_s)
         self.collectives = Collectives(
             self.network,
-            options.allreduce,
-            DTYPE_BYTES[options.wire_dtype],
+            run.compute.allreduce,
+            DTYPE_BYTES[run.compute.wire_dtype],
             self.costs.on_cores(calibration.sum_call_s),
         )
         layers = range(run.model.num_layers)

@@ -10,43 +10,27 @@ from baselines.galaxy.schedule import GalaxyEngine
 from baselines.tpi.schedule import Engine
 from testbed.sim.base import SimDevice, SimOutcome, SimRun
 from testbed.sim.calibration import Calibration
-from testbed.sim.rank_plans import MAPPED_BYTES, NodeOptions, RankPlan, plan_ranks
+from testbed.sim.rank_plans import MAPPED_BYTES, RankPlan, plan_ranks
 from testbed.sim.timeline import Story, to_events
+from tpi.options import window_word
 from tpi.planner.memory import WindowChoice
 from tpi.units import format_bytes
 
 PAGED = "paging is taken as strictly least recently used: every pass reads everything again"
 
 
-def tpi(run: SimRun, calibration: Calibration) -> SimOutcome:
-    """TPI-LLM."""
-    return _tensor_parallel(run, calibration, NodeOptions.of(run.options))
-
-
-def tpi_resident(run: SimRun, calibration: Calibration) -> SimOutcome:
-    """TPI-LLM without the memory scheduler."""
-    options = NodeOptions.of(run.options, window="all", memory_budget=None)
-    return _tensor_parallel(run, calibration, options)
-
-
-def transformers_window(run: SimRun, calibration: Calibration) -> SimOutcome:
-    """The memory scheduler on one device."""
-    return _tensor_parallel(run, calibration, NodeOptions.of(run.options))
+def tensor_parallel(run: SimRun, calibration: Calibration) -> SimOutcome:
+    """TPI-LLM, with or without the memory scheduler, and the scheduler alone on one device."""
+    _, ranks = plan_ranks(run)
+    return serve(run, calibration, Engine(run, calibration, ranks), ranks)
 
 
 def galaxy(run: SimRun, calibration: Calibration) -> SimOutcome:
     """Tensor and sequence parallelism on rings."""
-    values = dict(run.options)
-    overlap = bool(values.pop("overlap", True))
-    options = NodeOptions.of(values, window="all", memory_budget=None, allreduce="ring")
-    plan, ranks = plan_ranks(run, options)
-    engine = GalaxyEngine(run, calibration, options, ranks, plan, overlap=overlap)
+    plan, ranks = plan_ranks(run)
+    overlap = bool(run.options.get("overlap", True))
+    engine = GalaxyEngine(run, calibration, ranks, plan, overlap=overlap)
     return serve(run, calibration, engine, ranks)
-
-
-def _tensor_parallel(run: SimRun, calibration: Calibration, options: NodeOptions) -> SimOutcome:
-    _, ranks = plan_ranks(run, options)
-    return serve(run, calibration, Engine(run, calibration, options, ranks), ranks)
 
 
 def serve(
@@ -79,7 +63,7 @@ def serve(
 def _said(choice: WindowChoice) -> dict[str, object]:
     """As `tpi/program/node.py` says it."""
     return {
-        "window": "all" if choice.window is None else choice.window,
+        "window": window_word(choice.window),
         "retained": len(choice.retained),
         "predicted_peak_bytes": choice.peak_bytes,
     }

@@ -35,9 +35,9 @@ _LOST = ("connection", "broken pipe", "socket", "gloo/transport")
 class GlooGroup:
     """All ranks of a spec, joined; `close` lets the others go."""
 
-    def __init__(self, spec: NodeSpec, *, trust_network: bool = False) -> None:
+    def __init__(self, spec: NodeSpec) -> None:
         # Nothing is encrypted: beyond loopback only where that is allowed.
-        resolve(spec.bind, trust_network)
+        resolve(spec.bind, spec.trust_network)
         self.ranks = Ranks(spec.rank, spec.world_size)
         self._deadlines = Deadlines().scaled(spec.time_scale)
         self._num_turns = 0

@@ -41,9 +41,13 @@ def load(spec: NodeSpec) -> "Generator":
     if options.low_cpu_mem_usage:
         # Null, not false, is the library's default: it turns mapping off where that is harmful.
         disable_mmap = None if options.mmap else True
-        model = load_model(spec.model_dir, spec.dtype, spec.threads, disable_mmap=disable_mmap)
+        model = load_model(
+            spec.model_dir, spec.compute.dtype, spec.threads, disable_mmap=disable_mmap
+        )
     else:
-        model = load_model_twice(spec.model_dir, spec.dtype, spec.threads, mmap=options.mmap)
+        model = load_model_twice(
+            spec.model_dir, spec.compute.dtype, spec.threads, mmap=options.mmap
+        )
     return Generator(model)
 
 

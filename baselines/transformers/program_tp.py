@@ -3,7 +3,7 @@
 What a user gets with no other software: `from_pretrained` with `DistributedConfig(tp_size=N)`, one
 process a device, then `generate` on all of them. Each rank reads its slices of the checkpoint and
 keeps them; the embedding and the LM head are split too, and every rank has the prompt and picks
-the tokens. One option, `trust_network`. `problems` says what it cannot do; it needs neither torch
+the tokens. It has no options. `problems` says what it cannot do; it needs neither torch
 nor Transformers.
 """
 
@@ -16,7 +16,6 @@ from msgspec import Struct
 
 from baselines.library_model import Model, Spent
 from baselines.library_program import main
-from tpi.decode import convert
 from tpi.errors import EXIT_OK, ConfigError
 from tpi.model_config import ModelConfig, load_config
 from tpi.program.spec import NodeSpec
@@ -88,24 +87,25 @@ def load(spec: NodeSpec) -> Model:
     Raises:
         ConfigError: So many devices cannot share this model.
     """
-    options = convert(spec.options, Options, "spec options", ConfigError)
-    for problem in problems(load_config(spec.model_dir), spec.world_size, spec.dtype):
+    for problem in problems(load_config(spec.model_dir), spec.world_size, spec.compute.dtype):
         raise ConfigError(f"transformers-tp: {problem}")
     # Only here: a wrong spec is refused before the library's seconds of import.
     from baselines.transformers.loading import Generator, load_model
 
     if spec.world_size == 1:
-        return Generator(load_model(spec.model_dir, spec.dtype, spec.threads))
+        return Generator(load_model(spec.model_dir, spec.compute.dtype, spec.threads))
     from transformers.distributed.configuration_utils import DistributedConfig
 
     from baselines.transformers.collectives import CollectiveClock
     from baselines.transformers.gloo import GlooGroup
 
-    group = GlooGroup(spec, trust_network=options.trust_network)
+    group = GlooGroup(spec)
     clock = CollectiveClock()
     sharing = DistributedConfig(tp_size=spec.world_size)
     with group.peers_named("the load"):
-        model = load_model(spec.model_dir, spec.dtype, spec.threads, distributed_config=sharing)
+        model = load_model(
+            spec.model_dir, spec.compute.dtype, spec.threads, distributed_config=sharing
+        )
     return TensorParallelModel(Generator(model), group, clock)
 
 

@@ -11,6 +11,7 @@ whatever goes first is what would be needed next. Read `_serve`.
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+import msgspec
 import numpy as np
 
 from baselines.tpi.simulate import PAGED, out_of_memory, resident
@@ -20,7 +21,7 @@ from testbed.sim.devices import Span, Tally
 from testbed.sim.timeline import Mark, Story, to_events
 from tpi.errors import ConfigError
 from tpi.model_config import DTYPE_BYTES, ModelConfig
-from tpi.planner.memory import StepShape, memory_parts
+from tpi.planner.memory import memory_parts
 from tpi.ranks import MASTER_RANK
 from tpi.weights.shard import make_shard_plan
 
@@ -32,7 +33,6 @@ class _Plan:
     """One library system on one device.
 
     Attributes:
-        dtype: Of the arithmetic.
         anon: Anonymous memory at the peak, without what a request adds; `steady` while it serves.
         rss: VmHWM while it loads, with what is mapped; of that, `mapped` while it serves.
         cached: Bytes of files that each pass goes through.
@@ -40,7 +40,6 @@ class _Plan:
         load_bytes: Read before it is ready; `load_s` of processor time for them. `written` after.
     """
 
-    dtype: str
     anon: int
     steady: int
     rss: int
@@ -60,17 +59,16 @@ def num_elements(model: ModelConfig) -> tuple[int, int, int]:
     return layer, head, model.num_layers * layer + head * (1 if model.tied_embeddings else 2)
 
 
-def request_bytes(run: SimRun, dtype: str) -> int:
+def request_bytes(run: SimRun) -> int:
     """Memory that a request adds to the weights: cache, activations of the prompt, logits."""
-    # The whole prompt is one pass.
-    shape = StepShape(1, run.prompt_tokens + run.new_tokens, run.prompt_tokens, dtype)
-    parts = memory_parts(run.model, make_shard_plan(run.model, 1), MASTER_RANK, shape)
+    options = msgspec.structs.replace(run.compute, prefill_chunk=run.prompt_tokens)  # in one pass
+    parts = memory_parts(run.model, make_shard_plan(run.model, 1), MASTER_RANK, options)
     return parts.kv_cache + parts.activations + parts.logits
 
 
 def transformers(run: SimRun, calibration: Calibration) -> SimOutcome:
     """Plain Transformers."""
-    dtype = str(run.options.get("dtype") or run.dtype)
+    dtype = run.compute.dtype
     total = num_elements(run.model)[2]
     stored, weights = total * DTYPE_BYTES[run.storage], total * DTYPE_BYTES[dtype]
     maps = bool(run.options.get("mmap", True))
@@ -81,7 +79,6 @@ def transformers(run: SimRun, calibration: Calibration) -> SimOutcome:
     beside = 0 if views else stored
     peak = steady + (0 if maps else beside)
     plan = _Plan(
-        dtype,
         anon=peak,
         steady=steady,
         rss=base + weights + (_fitting(run.devices[0], peak, beside) if maps else beside),
@@ -96,7 +93,7 @@ def transformers(run: SimRun, calibration: Calibration) -> SimOutcome:
 
 def accelerate(run: SimRun, calibration: Calibration) -> SimOutcome:
     """Accelerate's disk offload as of today: weights come from the checkpoint's own files."""
-    model, dtype = run.model, run.dtype
+    model, dtype = run.model, run.compute.dtype
     layer, head, total = num_elements(model)
     stored, weights = total * DTYPE_BYTES[run.storage], total * DTYPE_BYTES[dtype]
     kept = _kept(run, weights, max(layer, head) * DTYPE_BYTES[dtype])
@@ -112,7 +109,7 @@ def accelerate(run: SimRun, calibration: Calibration) -> SimOutcome:
     # What is cast leaves its file mapped, page by page.
     mapped = _fitting(run.devices[0], anon, offloaded) if casts else largest // 2
     plan = _Plan(
-        dtype, anon=anon, steady=anon,
+        anon=anon, steady=anon,
         rss=anon + calibration.library_bytes - calibration.library_anon_bytes + mapped,
         cached=offloaded, mapped=mapped,
         hooks_s=moving_s + _tensors(model) * calibration.hook_s * offloaded / stored,
@@ -133,17 +130,17 @@ def _kept(run: SimRun, weights: int, largest: int) -> int:
 
 def accelerate_2024(run: SimRun, calibration: Calibration) -> SimOutcome:
     """Accelerate as the paper met it: everything is loaded, then written out, then read."""
-    total = num_elements(run.model)[2]
-    stored, weights = total * DTYPE_BYTES[run.storage], total * DTYPE_BYTES[run.dtype]
+    total, dtype = num_elements(run.model)[2], run.compute.dtype
+    stored, weights = total * DTYPE_BYTES[run.storage], total * DTYPE_BYTES[dtype]
     # Its files are memory maps in the dtype of the arithmetic: pages come in, nothing is converted.
     moving_s = weights / calibration.page_in_bps
     anon = calibration.library_anon_bytes
-    largest = num_elements(run.model)[1] * DTYPE_BYTES[run.dtype]
+    largest = num_elements(run.model)[1] * DTYPE_BYTES[dtype]
     plan = _Plan(
-        run.dtype, anon=anon + weights, steady=anon + largest,
+        anon=anon + weights, steady=anon + largest,
         rss=calibration.library_bytes + weights + stored, cached=weights,
         hooks_s=moving_s + _tensors(run.model) * calibration.hook_s,
-        load_bytes=stored, load_s=calibration.cast_s(stored, run.storage, run.dtype),
+        load_bytes=stored, load_s=calibration.cast_s(stored, run.storage, dtype),
         written=weights,
     )  # fmt: skip
     return _serve(run, calibration, plan)
@@ -164,7 +161,7 @@ def _serve(run: SimRun, calibration: Calibration, plan: _Plan) -> SimOutcome:
         raise ConfigError(f"{run.system}: takes one device, got {run.world_size}")
     device = run.devices[0]
     # What is loaded more than once is one copy again before a request comes.
-    served = plan.steady + request_bytes(run, plan.dtype)
+    served = plan.steady + request_bytes(run)
     anon = (max(plan.anon, served),)
     plan = replace(plan, steady=served)
     beside = calibration.library_bytes - calibration.library_anon_bytes
@@ -222,7 +219,7 @@ class _Clock:
         return self.mark()
 
     def _compute(self, rows: int, start: int) -> float:
-        costs, model, dtype = self._calibration, self._run.model, self._plan.dtype
+        costs, model, dtype = self._calibration, self._run.model, self._run.compute.dtype
         item = DTYPE_BYTES[dtype]
         layer, head, _ = num_elements(model)
         width = model.num_heads * model.head_size

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING
 from harness.calibrate.sizes import Rounds, Sizes
 from testbed.local.local import device_environment
 from tpi.errors import ResourceError
+from tpi.model_config import DTYPES
+from tpi.options import COMPUTE_DTYPES
 
 if TYPE_CHECKING:
     import torch
@@ -28,8 +30,7 @@ if TYPE_CHECKING:
     Matrices = tuple[torch.Tensor, ...]
     Multiply = Callable[[torch.Tensor, torch.Tensor], object]
 
-STORED = ("float32", "float16", "bfloat16")
-COMPUTED = ("float32", "bfloat16")
+STORED, COMPUTED = DTYPES, COMPUTE_DTYPES
 _HEADS, _HEAD_SIZE, _POSITIONS = 8, 128, 256
 _QUERIES = (1, 8, 32, 128, _POSITIONS)  # a decoded token, prefills of all lengths
 _SUM_ELEMENTS = 64 << 10

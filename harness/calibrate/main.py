@@ -44,7 +44,7 @@ def calibrate(folder: Path, sizes: Sizes, live: Live) -> Calibration:
         ResourceError: A program ended early, or the disk is full.
     """
     facts = host_environment()
-    cores = int(str(facts["usable_cores"]))
+    cores = facts.usable_cores
     with live.waiting("memory"):
         core_gbps = core_read_gbps()
     with live.waiting(f"computing, on {cores} cores at once"):
@@ -59,12 +59,14 @@ def calibrate(folder: Path, sizes: Sizes, live: Live) -> Calibration:
         host="; ".join(
             words
             for words in (
-                f"{facts['cpu_model']}, {cores} cores at once, {date.today().isoformat()}",
-                busy_words(facts["load_1m"], cores),
+                f"{facts.cpu_model}, {cores} cores at once, {date.today().isoformat()}",
+                busy_words(facts.load_1m, cores),
                 disk.note,
             )
             if words
         ),
+        cpu_model=facts.cpu_model or "",
+        cores=cores,
         core_read_bps=1e9 * core_gbps,
         products=tables(kernels, "products"),
         linear=tables(kernels, "linear"),

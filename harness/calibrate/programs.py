@@ -151,7 +151,7 @@ def _write_weights(work: Path, layers: int) -> None:
 def _serve(work: Path, case: Case, layers: int, new_tokens: int) -> RepeatMetrics:
     system, devices = case
     shards, hf = work / f"shards-{layers}-{devices}", work / f"hf-{layers}"
-    ours = system.startswith("tpi")
+    ours, options = system.startswith("tpi"), SYSTEMS[system].options()
     launch = Launch(
         system=system,
         program=PROGRAMS[system],
@@ -160,9 +160,8 @@ def _serve(work: Path, case: Case, layers: int, new_tokens: int) -> RepeatMetric
             Request(WARMUP_ID, _WARMUP_TOKENS, _PROMPT, warmup=True),
             Request(MEASURED_ID, new_tokens, _PROMPT),
         ),
-        max_tokens=len(_PROMPT) + new_tokens,
-        dtype=_DTYPE,
-        options=SYSTEMS[system].options().spec(_DTYPE),
+        compute=options.compute(_DTYPE, len(_PROMPT) + new_tokens),
+        options=options.spec(_DTYPE),
     )
     with LocalTestbed(work / "devices", threads=1) as testbed:
         outcome = run_repeat(launch, testbed)

@@ -43,7 +43,7 @@ def rows_of(calibration: Calibration) -> dict[tuple[str, str], tuple[tuple[int, 
     """(cost, what of it) -> (rows, figure) pairs, one pair where rows do not matter."""
     found: dict[tuple[str, str], tuple[tuple[int, float], ...]] = {}
     for name, value in asdict(calibration).items():
-        if name in ("host", "schema"):
+        if name in ("host", "cpu_model", "cores", "schema"):
             continue
         of = value.items() if isinstance(value, Mapping) else [("", value)]
         for key, figures in of:

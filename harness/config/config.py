@@ -1,9 +1,8 @@
 """What a user may ask for: one dataclass per axis, every value checked when it is made.
 
-`config_from` builds a `Config` from plain dictionaries (what `conf/` and the command line compose
-to). An error names the option as it is written on the command line, what was given, and what is
-expected. Values that exist in more than one unit or spelling are normalised here (`4GiB` becomes
-bytes). Read `Config` first.
+They are also the schema that Hydra composes `conf/` over (`harness.config.compose`). An error names
+the option as it is written on the command line, what was given, and what is expected. Sizes are
+texts or bytes before `__post_init__`, and bytes after it.
 """
 
 from collections.abc import Mapping
@@ -16,20 +15,26 @@ from baselines.registry import SYSTEMS
 from baselines.validators import (
     check_choice,
     check_count,
-    check_flag,
     check_number,
     check_size,
     check_text,
-    make_options,
     nearest,
 )
-from harness.config.profiles import DeviceProfile, LinkChoice, TestbedChoice, links_of, profiles_of
+from harness.config.profiles import (
+    DeviceProfile,
+    LinkChoice,
+    Size,
+    TestbedChoice,
+    links_of,
+    profiles_of,
+)
 from testbed.links.link import LinkSpec
 from tpi.errors import ConfigError
-from tpi.program.spec import DTYPES
+from tpi.model_config import DTYPES
+from tpi.options import COMPUTE_DTYPES
 
 FOLDER = "folder"
-STORAGE_DTYPES = ("auto", "float32", "float16", "bfloat16")
+STORAGE_DTYPES = ("auto", *DTYPES)
 
 
 @dataclass
@@ -66,7 +71,7 @@ class WeightsChoice:
     seed: int = 0
     dtype: str = "auto"
     distinct_layers: int | str = "auto"
-    max_bytes: int = 16 << 30
+    max_bytes: Size = 16 << 30
 
     def __post_init__(self) -> None:
         check_choice("weights.source", self.source, ("auto", "folder", "synthetic"))
@@ -131,13 +136,10 @@ class Config:
         if not self.systems:
             raise ConfigError(f"systems: none given, expected some of {', '.join(SYSTEMS)}")
         check_count("devices", self.devices, high=1024)
-        check_choice("dtype", self.dtype, DTYPES)
+        check_choice("dtype", self.dtype, COMPUTE_DTYPES)
         check_count("repeats", self.repeats, high=1000)
         self.max_minutes = check_number("max_minutes", self.max_minutes, low=0.01, high=1e6)
         check_text("results_dir", self.results_dir)
-        check_flag("force", self.force)
-        check_flag("trace", self.trace)
-        check_flag("allow_concurrent", self.allow_concurrent)
         profiles, links = self.profiles, self.links
         if self.testbed.backend == "local":
             self._refuse_limits(profiles, links)
@@ -180,7 +182,7 @@ class Config:
             )
 
 
-_AXES = {
+AXES = {
     "model": ModelChoice,
     "weights": WeightsChoice,
     "workload": Workload,
@@ -190,30 +192,28 @@ _AXES = {
 }
 
 
-def config_from(raw: Mapping[str, Any]) -> Config:
-    """Check plain dictionaries and make the configuration of them.
+def system_options(system: str, given: Mapping[str, Any]) -> SystemOptions:
+    """The options of one system, which they check as they are made.
 
     Raises:
-        ConfigError: An unknown option or an impossible value; one line.
+        ConfigError: An unknown system or option, or an impossible value.
     """
-    values = dict(raw)
-    for name, axis in _AXES.items():
-        values[name] = make_options(axis, values.get(name, {}), name)
-    systems = values.get("systems") or {}
-    for name in systems:
-        if name not in SYSTEMS:
-            raise ConfigError(f"systems: unknown system {name!r}{nearest(name, SYSTEMS)}")
-    values["systems"] = {
-        name: make_options(SYSTEMS[name].options, options, f"systems.{name}")
-        for name, options in systems.items()
-    }
-    config: Config = make_options(Config, values, "")
-    return config
+    if system not in SYSTEMS:
+        raise ConfigError(f"systems: unknown system {system!r}{nearest(system, SYSTEMS)}")
+    known = _names(SYSTEMS[system].options)
+    for name in given:
+        if name not in known:
+            raise ConfigError(f"unknown option systems.{system}.{name}{nearest(name, known)}")
+    return SYSTEMS[system].options(**given)
 
 
 def option_names() -> tuple[str, ...]:
     """Every option there is, by its full name."""
-    names = [f.name for f in fields(Config) if f.name not in _AXES and f.name != "systems"]
-    for axis, cls in [*_AXES.items(), *((f"systems.{n}", s.options) for n, s in SYSTEMS.items())]:
-        names += [f"{axis}.{f.name}" for f in fields(cls)]
+    names = [name for name in _names(Config) if name not in (*AXES, "systems")]
+    for axis, cls in [*AXES.items(), *((f"systems.{n}", s.options) for n, s in SYSTEMS.items())]:
+        names += [f"{axis}.{name}" for name in _names(cls)]
     return tuple(names)
+
+
+def _names(cls: Any) -> list[str]:
+    return [f.name for f in fields(cls)]

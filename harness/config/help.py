@@ -1,6 +1,7 @@
 """The text of `python run.py --help`: what is asked for most, then every option and its default."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from textwrap import wrap
@@ -13,7 +14,9 @@ _HEAD = """\
 Measure systems that serve one language model on several devices, and print the table.
 
   python run.py [KEY=VALUE ...]           one experiment; without arguments a small one
-  python run.py -m KEY=A,B [KEY=VALUE ...]   one after the other, for every combination
+  python run.py -m KEY=A,B [KEY=VALUE ...]   every combination; one table, CSV and plot of all
+  python run.py --cfg job [KEY=VALUE ...]    the configuration, instead of a run; --hydra-help
+  eval "$(python run.py -sc install=bash)"   completion of options and choices in this shell
 
   python run.py model=tiny devices=4 'systems=[tpi,transformers]'
   python run.py model=tiny devices=4 systems=all
@@ -38,6 +41,7 @@ _ABOUT = {
     "repeats": "each on fresh devices, after a warm-up request",
     "max_minutes": "to fit, repeats are cut to 1, then new tokens to 3",
     "results_dir": "where records lie",
+    "sweep_dir": "with -m: where its one table, CSV and plot lie",
     "force": "true measures again what is there",
     "trace": "true keeps spans of computing, allreduce, loading; make trace",
     "model.path": "a checkpoint in Hugging Face form, with model=folder",
@@ -130,4 +134,4 @@ def _shown(name: str, value: object) -> str:
         return format_bytes(value).replace(" ", "")
     if value is None or isinstance(value, bool):
         return json.dumps(value)
-    return str(value)
+    return re.sub(r"\$\{now:.*?\}", "DATE", str(value))

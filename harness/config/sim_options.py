@@ -7,7 +7,6 @@ the numbers of a measured run, and cannot change those of a simulated one, is no
 import re
 from collections.abc import Sequence
 
-from baselines.simulate import SYSTEMS
 from tpi.errors import ConfigError
 
 _AXES = {"roster": "device", "links": "link"}
@@ -69,4 +68,6 @@ def _is_zero(value: str) -> bool:
 
 def sim_problems(name: str) -> list[str]:
     """Why a system cannot be simulated; none if it can."""
+    from baselines.simulate import SYSTEMS  # NumPy takes a while; checks of options need none
+
     return [] if name in SYSTEMS else ["the simulator has no model of it"]

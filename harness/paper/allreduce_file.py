@@ -11,54 +11,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from msgspec import Struct, to_builtins
+import msgspec
 
-from results.paper.cells.allreduce import read_body, signed
+from results.paper.cells.allreduce import Key, Point, Study, read_study, signed
 from results.records.schema import RecordError
 from testbed.host.environment import host_environment, host_fingerprint
 from tpi.comm.allreduces.registry import PAPER_ALLREDUCES
-from tpi.decode import convert
 from tpi.errors import ConfigError, map_errors
 from tpi.files import write_atomic
-
-_SCHEMA = 1
-Key = tuple[str, float, int, int, int]
-
-
-class Point(Struct, frozen=True, forbid_unknown_fields=True):
-    """One latency, undilated, beside what it should be.
-
-    Attributes:
-        delay_ms: One way, device to core.
-        median_s: Over rounds; `low_s` and `high_s` are the quartiles.
-        bound_s: Delays and payloads with their headers, the ports they share counted.
-        published_s: The paper's: hops alone (Propositions 1 and 2).
-    """
-
-    algorithm: str
-    delay_ms: float
-    num_bytes: int
-    world_size: int
-    median_s: float
-    low_s: float
-    high_s: float
-    rounds: int
-    bound_s: float
-    published_s: float
-
-    @property
-    def key(self) -> Key:
-        """What it is the latency of."""
-        return self.algorithm, self.delay_ms, self.num_bytes, self.world_size, self.rounds
-
-
-class StudyFile(Struct, frozen=True):
-    """What the file holds; `read_body` has checked schema and digest."""
-
-    points: list[Point]
-    environment: dict[str, object] = {}
-    dilation: float | None = None
-    rate_mbps: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +56,8 @@ class Asked:
         """
         if not path.exists():
             return {}
-        environment = read_study(path).environment
-        if host_fingerprint(environment) != host_fingerprint(host_environment()):
+        host = _study(path).environment
+        if host is None or host_fingerprint(host) != host_fingerprint(host_environment()):
             return {}
         points = {point.key: point for point in self._same(path)}
         return {
@@ -112,19 +72,14 @@ class Asked:
         Raises:
             OSError: The disk is full or cannot be written.
         """
-        body = {
-            "schema": _SCHEMA,
-            "dilation": self.dilation,
-            "rate_mbps": self.rate_mbps,
-            "environment": host_environment(),
-            "points": to_builtins(points),
-        }
+        study = Study(tuple(points), self.dilation, self.rate_mbps, host_environment())
+        body = msgspec.to_builtins(study)
         write_atomic(path, json.dumps(signed(body), indent=1).encode())
 
     def _same(self, path: Path) -> list[Point]:
         """The points of a file if they were measured on the network that is asked for."""
-        kept, asked = read_study(path), (self.dilation, self.rate_mbps)
-        return kept.points if (kept.dilation, kept.rate_mbps) == asked else []
+        kept, asked = _study(path), (self.dilation, self.rate_mbps)
+        return list(kept.points) if (kept.dilation, kept.rate_mbps) == asked else []
 
 
 def keep_aside(path: Path, kept: Sequence[Point]) -> Path | None:
@@ -149,11 +104,9 @@ def read_points(path: Path) -> list[Point]:
     Raises:
         ConfigError: It cannot be read, was changed, or is not such a file.
     """
-    return read_study(path).points
+    return list(_study(path).points)
 
 
-def read_study(path: Path) -> StudyFile:
-    """The whole file; raises as `read_points`."""
-    where = f"{path}: not a study of allreduce"
-    with map_errors({RecordError: ConfigError}, where):
-        return convert(read_body(path), StudyFile, where, ConfigError)
+def _study(path: Path) -> Study:
+    with map_errors({RecordError: ConfigError}, f"{path}: not a study of allreduce"):
+        return read_study(path)

@@ -28,10 +28,11 @@ from rich.table import Table
 
 from baselines.validators import check_choice, check_count, check_number
 from harness.config.profiles import LINK_BACKENDS
-from harness.paper.allreduce_file import Asked, Point, keep_aside
+from harness.paper.allreduce_file import Asked, keep_aside
 from harness.run.emulation import open_testbed
 from harness.run.scratch import scratch_folder
 from harness.run.signals import GracefulShutdown
+from results.paper.cells.allreduce import Point
 from testbed.base import Device, DeviceError, Inbox, Process, make_inbox
 from testbed.docker.watchdog import janitor
 from testbed.host.hostlock import host_lock

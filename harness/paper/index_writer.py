@@ -10,8 +10,10 @@ import fcntl
 import functools
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from harness.paper.plan import Study
 from harness.run.run_key import measured_digest, simulator_digest

@@ -24,7 +24,8 @@ from harness.paper.driver import LOG_FILE, Driver, make_command
 from harness.paper.index_writer import PaperIndex, folder_lock
 from harness.paper.plan import PaperPlan, exhibits_of, read_plan
 from harness.paper.work import Work, works_of
-from harness.run.session import EXIT_BROKEN_PIPE, WIDTH, Output
+from harness.run.failure import EXIT_BROKEN_PIPE
+from harness.run.session import WIDTH, Output
 from harness.run.signals import GracefulShutdown, ignore_signals, write_nowhere
 from results.paper.cell import ALL_EXHIBITS, SCALES
 from tpi.errors import EXIT_INTERRUPTED, ResourceError, TpiError

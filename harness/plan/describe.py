@@ -1,7 +1,5 @@
 """A plan in words: what will be written, read and needed, and about how long it takes."""
 
-from dataclasses import asdict
-
 from baselines.cost_inputs import parameters_text
 from harness.plan.plan import reduced_plan
 from harness.plan.types import Plan, SystemPlan
@@ -39,7 +37,7 @@ def describe(plan: Plan, host: Host, to_write: int, pending: list[str]) -> list[
                 f" {plan.new_tokens} new tokens, each after a warm-up of {plan.warmup_tokens}",
             )
         )
-    lines += [("cut", text) for text in plan.cuts]
+    lines += [("cut", str(cut)) for cut in plan.cuts]
     rates = f"disk {host.read_bps / 1e9:.2g} GB/s, {host.cores} cores"
     text = f"about {format_seconds(plan.predicted_s)} for all of it, an estimate ({rates})"
     if not pending:
@@ -56,10 +54,10 @@ def _testbed_text(plan: Plan) -> str:
         return f"{testbed.name} (backend {testbed.backend}): plain processes, nothing is limited"
     names = dict.fromkeys(profile.name for profile in plan.config.profiles)
     factor = plan.dilation.factor
-    devices = device_words([asdict(limits) for limits in plan.limits], factor)
+    devices = device_words(plan.limits, factor)
     text = f"{testbed.name} (backend {testbed.backend}): devices {', '.join(names)}"
     text += f" ({devices})" if devices else ""
-    links = link_words([asdict(link) for link in plan.links], factor)
+    links = link_words(plan.links, factor)
     text += f"; link {plan.config.link.name} ({links})"
     if plan.dilation.factor > 1:
         text += f"; dilation {plan.dilation.factor:g}"

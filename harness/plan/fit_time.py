@@ -7,6 +7,7 @@ from baselines.cost import reference_cost, write_seconds
 from baselines.registry import REFERENCE
 from harness.plan.inputs import cost_inputs_of
 from harness.plan.types import Plan, reduced_model
+from results.records.notes import Cut
 from testbed.host.rates import Host
 from tpi.errors import ConfigError
 from tpi.units import format_seconds
@@ -43,14 +44,14 @@ def _with(plan: Plan, repeats: int, new_tokens: int, warmup_tokens: int) -> Plan
     return replace(plan, config=config, warmup_tokens=warmup_tokens)
 
 
-def _cuts(asked: Plan, plan: Plan) -> tuple[str, ...]:
+def _cuts(asked: Plan, plan: Plan) -> tuple[Cut, ...]:
     pairs: Mapping[str, tuple[int, int]] = {
         "repeats": (asked.config.repeats, plan.config.repeats),
         "new tokens": (asked.new_tokens, plan.new_tokens),
         "warm-up tokens": (asked.warmup_tokens, plan.warmup_tokens),
     }
     return tuple(
-        f"{name} {before} -> {after}, to fit max_minutes={asked.config.max_minutes:g}"
+        Cut(name, before, after, asked.config.max_minutes)
         for name, (before, after) in pairs.items()
         if before != after
     )

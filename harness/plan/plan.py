@@ -18,7 +18,6 @@ from baselines.options import (
     LlamacppOptions,
     PipelineOptions,
     SystemOptions,
-    TransformersOptions,
 )
 from baselines.registry import REFERENCE
 from baselines.weight_formats import format_num_bytes, weight_format_of
@@ -192,7 +191,7 @@ def _refusal(
     )
     if need > limit:
         resident = not cost.read_bytes_per_step or cost.scratch_bytes
-        dtype = getattr(options, "dtype", None) or config.dtype
+        dtype = options.compute(config.dtype, setting.max_tokens).dtype
         what = f"all weights in {dtype} on {where}" if resident else where
         return (
             f"needs {format_bytes(need)} of memory ({what}), the limit is"
@@ -215,9 +214,8 @@ def is_exact(options: SystemOptions, dtype: str) -> bool:
     """Whether tokens must equal the reference's: nothing is rounded to 16 bit or less."""
     if isinstance(options, LlamacppOptions) and options.quantization != "none":
         return False
-    if isinstance(options, TransformersOptions) and options.dtype is not None:
-        return options.dtype == "float32"
-    return dtype == "float32" and getattr(options, "wire_dtype", "float32") == "float32"
+    compute = options.compute(dtype, max_tokens=1)
+    return compute.dtype == compute.wire_dtype == "float32"
 
 
 def _plan_check(setting: CostInputs, limit: int, runs: Sequence[str]) -> tuple[str, str]:
@@ -294,5 +292,5 @@ def _distinct_layers(config: Config, model: ModelConfig, storage: str) -> int:
 
 
 def _first_shares(config: Config) -> list[float] | None:
-    shares = (getattr(options, "shares", None) for options in config.systems.values())
+    shares = (options.split for options in config.systems.values())
     return next((s for s in shares if s), None)

@@ -1,8 +1,7 @@
 """A simulated plan in words: what is asked of the simulator, and from which costs."""
 
-from dataclasses import asdict
-
 from baselines.cost_inputs import parameters_text
+from harness.config.config import Config
 from harness.plan.sim_plan import SimPlan, limits_of
 from results.records.testbed_words import device_words, link_words
 from testbed.sim.base import SimRun
@@ -22,7 +21,7 @@ def describe_simulation(plan: SimPlan, pending: list[str]) -> list[tuple[str, st
         ("testbed", _testbed_text(plan)),
         ("costs", f"calibration {plan.calibration_name}: {plan.calibration.host}"),
     ]
-    lines += [(run.system, _run_text(run, config.dtype)) for run in plan.runs]
+    lines += [(run.system, _run_text(run, config)) for run in plan.runs]
     lines.append(
         (
             "request",
@@ -43,22 +42,19 @@ def _testbed_text(plan: SimPlan) -> str:
     words = [f"each worth {min(cores):.3g} of the calibrated cores"]
     if min(cores) != max(cores):
         words = [f"worth {min(cores):.3g} to {max(cores):.3g} of the calibrated cores"]
-    words.append(device_words([asdict(limits_of(device)) for device in runs.devices], 1.0))
-    links = link_words([asdict(link) for link in runs.links], 1.0)
+    words.append(device_words([limits_of(device) for device in runs.devices], 1.0))
+    links = link_words(runs.links, 1.0)
     return (
         f"{config.testbed.name} (backend {config.testbed.backend}): devices {names}"
         f" ({', '.join(word for word in words if word)}); link {config.link.name} ({links})"
     )
 
 
-def _run_text(run: SimRun, dtype: str) -> str:
+def _run_text(run: SimRun, config: Config) -> str:
     text = "1 device" if run.world_size == 1 else f"{run.world_size} devices"
     said = ("window", "memory_budget", "allreduce", "wire_dtype", "overlap", "max_memory")
-    options = [
-        f"{name} {str(run.options[name]).lower()}"
-        for name in said
-        if run.options.get(name) is not None
-    ]
-    if run.dtype != dtype:
-        options.append(f"dtype {run.dtype}")
+    asked = vars(config.systems[run.system])
+    options = [f"{name} {str(asked[name]).lower()}" for name in said if asked.get(name) is not None]
+    if run.compute.dtype != config.dtype:
+        options.append(f"dtype {run.compute.dtype}")
     return ", ".join([text, *options])

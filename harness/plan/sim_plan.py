@@ -7,7 +7,7 @@ work anywhere. Read `make_sim_plan` first.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from baselines.registry import SYSTEMS
@@ -18,7 +18,7 @@ from harness.plan.plan import check_fits_model, is_synthetic
 from testbed.limits.limits import DeviceLimits
 from testbed.sim.base import SimDevice, SimRun
 from testbed.sim.calibration import Calibration, load_calibration
-from testbed.sim.rank_plans import NodeOptions, plan_ranks
+from testbed.sim.rank_plans import plan_ranks
 from tpi.errors import ConfigError, ResourceError, map_errors
 from tpi.model_config import ModelConfig
 
@@ -95,21 +95,22 @@ def make_sim_plan(
     storage = model.dtype if config.weights.dtype == "auto" else config.weights.dtype
     fit = config.testbed.fit
     devices = tuple(_device(profile, calibration, fit) for profile in config.profiles)
-    links = tuple(config.links)
+    links, new_tokens = tuple(config.links), config.workload.new_tokens
     runs = []
     for name, options in config.systems.items():
         count = config.devices if SYSTEMS[name].distributed else 1
         runs.append(
             SimRun(
                 system=name,
-                options=asdict(options),
+                compute=options.compute(config.dtype, prompt_tokens + new_tokens),
                 model=model,
                 storage=storage,
-                dtype=getattr(options, "dtype", None) or config.dtype,
                 prompt_tokens=prompt_tokens,
-                new_tokens=config.workload.new_tokens,
+                new_tokens=new_tokens,
                 devices=devices[:count],
                 links=links[:count],
+                shares=None if options.split is None else tuple(options.split),
+                options=options.spec(config.dtype),
                 keep_spans=config.trace,
             )
         )
@@ -122,10 +123,10 @@ def make_sim_plan(
 
 def _refusal(run: SimRun) -> str:
     """Why a system's memory budget cannot work; empty if it can, or has none."""
-    if run.options.get("memory_budget") is None:
+    if run.compute.memory_budget is None:
         return ""
     try:
-        plan_ranks(run, NodeOptions.of(run.options))
+        plan_ranks(run)
     except ResourceError as exc:
         return f"memory_budget: {exc}"
     return ""

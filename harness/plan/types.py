@@ -12,6 +12,7 @@ from baselines.registry import REFERENCE
 from baselines.weight_formats import HF, WeightFormat, format_num_bytes, reference_format
 from harness.config.config import Config
 from harness.plan.dilation import Dilation
+from results.records.notes import Cut
 from testbed.limits.limits import DeviceLimits
 from testbed.links.link import LinkSpec
 from tpi.model_config import ModelConfig
@@ -59,7 +60,7 @@ class Plan:
         dilation: How many times slower than the devices everything runs, and why.
         host_read_bps: What this host's disk was measured to give.
         predicted_s: An estimate for all of it, preparation included.
-        cuts: What was cut to fit `max_minutes`, in words.
+        cuts: What was cut to fit `max_minutes`.
     """
 
     config: Config
@@ -78,7 +79,7 @@ class Plan:
     dilation: Dilation = field(default_factory=lambda: Dilation(1.0))
     host_read_bps: float = 0.0
     predicted_s: float = 0.0
-    cuts: tuple[str, ...] = ()
+    cuts: tuple[Cut, ...] = ()
 
     @property
     def new_tokens(self) -> int:

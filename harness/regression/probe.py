@@ -161,6 +161,7 @@ def _nodes(folder: Path, requests: int, trace: str | None = None) -> Iterator[On
     from tpi.launch import free_port
     from tpi.local_nodes import LocalNodes
     from tpi.model_config import load_preset
+    from tpi.options import ComputeOptions
     from tpi.program.spec import NodeSpec, Request
     from tpi.weights.shard import make_shard_plan
     from tpi.weights.split import split
@@ -175,9 +176,9 @@ def _nodes(folder: Path, requests: int, trace: str | None = None) -> Iterator[On
     specs = [
         NodeSpec(
             system="tpi", rank=rank, world_size=DEVICES, session="ab" * 16, bind="127.0.0.1",
-            master=master, model_dir=shards / f"rank-{rank}", threads=1, dtype="float32",
-            max_tokens=len(prompt) + NEW_TOKENS,
-            options={"window": 2, **({"trace": f"{trace}-{rank}.json"} if trace else {})},
+            master=master, model_dir=shards / f"rank-{rank}", threads=1,
+            compute=ComputeOptions(max_tokens=len(prompt) + NEW_TOKENS),
+            options={"trace": f"{trace}-{rank}.json"} if trace else {},
             requests=tuple(Request(n, NEW_TOKENS, None if rank else prompt) for n in names),
         )
         for rank in range(DEVICES)

@@ -4,12 +4,14 @@ Notes that programs gave, the devices' facts, and the disk's own rate beside a r
 much from it.
 """
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from harness.run import weights as weight_sets
 from harness.run.weights import WeightSet
 from results.records.measure import measure
+from results.records.notes import Contended, DiskShare, LinkFaults, LinkFaultsFailed, Note, Said
 from results.records.schema import Check, Repeat, RunRecord
+from tpi.program.events import Event
 from tpi.units import format_seconds
 
 # A disk's own rate is worth knowing beside a run that streams at least this much per token.
@@ -18,18 +20,17 @@ _STREAMING_BYTES = 256 << 20
 
 def with_findings(record: RunRecord, repeat: Repeat, check: Check, weights: WeightSet) -> RunRecord:
     """The record with what one more repeat tells; `repeat` itself is added by the store."""
-    calibration = dict(record.calibration)
+    calibration = record.calibration
     if repeat.status == "ok" and (rate_bps := _disk_rate(repeat, weights)):
-        rates = calibration.get("disk_read_bps")
-        calibration["disk_read_bps"] = [*(rates if isinstance(rates, list) else []), rate_bps]
-    proofs = calibration.get("proofs")
-    if proof := repeat.facts.get("proof"):
-        calibration["proofs"] = [*(proofs if isinstance(proofs, list) else []), proof]
+        rates = (*calibration.disk_read_bps, rate_bps)
+        calibration = replace(calibration, disk_read_bps=rates)
+    if proof := repeat.facts.proof:
+        calibration = replace(calibration, proofs=(*calibration.proofs, proof))
     return replace(
         record,
         check=check,
         calibration=calibration,
-        environment={**record.environment, "devices": repeat.facts["devices"]},
+        environment=replace(record.environment, devices=repeat.facts.devices),
         notes=tuple(dict.fromkeys((*record.notes, *_said(repeat), *disturbed(repeat)))),
     )
 
@@ -40,64 +41,52 @@ def _disk_rate(repeat: Repeat, weights: WeightSet) -> float | None:
     return weight_sets.read_rate_bps(weights) if per_token >= _STREAMING_BYTES else None
 
 
-def disk_share(record: RunRecord) -> str | None:
+def disk_share(record: RunRecord) -> DiskShare | None:
     """At which rate a run streamed, and which share of what its disks can give that is.
 
     Devices whose disks are limited are measured by their limits together, on the emulated clock;
     else all share this host's disk, by its own best rate, on this host's clock.
     """
-    rates = record.calibration.get("disk_read_bps")
-    metrics = record.metrics
-    if not isinstance(rates, list) or not rates or metrics is None:
+    rates, metrics = record.calibration.disk_read_bps, record.metrics
+    if not rates or metrics is None:
         return None
     if metrics.token_latency_s is None or not metrics.disk_bytes_per_token:
         return None
-    dilation = record.calibration.get("dilation")
-    factor = float(dilation["factor"]) if isinstance(dilation, dict) else 1.0
+    factor = record.calibration.dilation.factor
     rate_bps = metrics.disk_bytes_per_token / metrics.token_latency_s.median
     if caps := _disk_caps(record):
-        most_bps = factor * sum(caps)
-        what = f"what the disks of {len(caps)} device{'s' * (len(caps) > 1)} may give"
-    else:
-        rate_bps, most_bps = rate_bps / factor, max(rates)
-        what = "what the disk gives one reader of the same files"
-    return (
-        f"streamed {rate_bps / 1e9:.2f} GB/s, {rate_bps / most_bps:.0%} of {what}"
-        f" ({most_bps / 1e9:.2f} GB/s)"
-    )
+        return DiskShare(rate_bps, factor * sum(caps), len(caps))
+    return DiskShare(rate_bps / factor, max(rates))
 
 
-def _disk_caps(record: RunRecord) -> list[int]:
+def _disk_caps(record: RunRecord) -> list[float]:
     """Read rates that the devices of this system are held to; none unless all are."""
-    limits = record.calibration.get("limits")
-    used = record.config.get("predicted_peak_bytes")  # one a device
-    if not isinstance(limits, list) or not isinstance(used, list):
-        return []
-    caps = [each.get("read_bps") for each in limits[: len(used)] if isinstance(each, dict)]
-    return [cap for cap in caps if cap] if all(caps) else []
+    used = len(record.config.predicted_peak_bytes)  # one a device
+    limits = record.calibration.limits[:used]
+    caps = [each.read_bps for each in limits if each.read_bps]
+    return caps if len(caps) == len(limits) else []
 
 
-def _said(repeat: Repeat) -> list[str]:
+def _said(repeat: Repeat) -> list[Said]:
     """Notes that programs gave with `ready`; each once, whichever ranks said it."""
-    said: dict[str, None] = {}
-    for item in repeat.events:
-        notes = item.event.fields.get("notes") if item.event.name == "ready" else None
-        said.update({str(note): None for note in notes} if isinstance(notes, list) else {})
-    return list(said)
+    ready = [item.event for item in repeat.events if item.event.name == "ready"]
+    notes = (note for event in ready for note in _notes_of(event))
+    return [Said(text) for text in dict.fromkeys(notes)]
 
 
-def disturbed(repeat: Repeat) -> list[str]:
+def _notes_of(event: Event) -> list[str]:
+    notes = event.fields.get("notes")
+    return list(map(str, notes)) if isinstance(notes, list) else []
+
+
+def disturbed(repeat: Repeat) -> list[Note]:
     """What a reader must know of a repeat's surroundings."""
-    notes = []
-    if repeat.facts.get("contended"):
-        notes.append("contended: another harness ran on this host at the same time")
-    faults = repeat.facts.get("link_faults")
-    if isinstance(faults, list) and faults:
-        errors = [str(fault["error"]) for fault in faults if "error" in fault]
-        count = len(faults) - len(errors)
-        notes.append(f"link faults were made during the measured request: {count} changes")
+    notes: list[Note] = [Contended()] if repeat.facts.contended else []
+    if faults := repeat.facts.link_faults:
+        errors = [fault.error for fault in faults if fault.error]
+        notes.append(LinkFaults(len(faults) - len(errors)))
         if errors:
-            notes.append(f"link faults that could not be made: {len(errors)}, {errors[0]}")
+            notes.append(LinkFaultsFailed(len(errors), errors[0]))
     return notes
 
 

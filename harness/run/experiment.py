@@ -6,8 +6,9 @@ repeat, so that whatever stops the program loses at most one. Read `Experiment.r
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from baselines.registry import REFERENCE
 from harness.plan.types import Plan
@@ -51,9 +52,9 @@ class Experiment:
         self._prompt_ids = prompt_ids
         self._live = live
         self._programs = programs
-        self._environment = host_environment(Path(plan.config.weights.dir))
+        self._facts = host_environment(Path(plan.config.weights.dir))
         self._weights = weight_sets.locate(plan)
-        self._jobs = Jobs(plan, host, self._weights, prompt_ids, self._environment)
+        self._jobs = Jobs(plan, host, self._weights, prompt_ids, self._facts)
 
     @property
     def pending(self) -> list[str]:
@@ -109,7 +110,7 @@ class Experiment:
             self._plan,
             [job.system.name for job in jobs],
             self._prompt_ids,
-            self._environment,
+            self._facts,
             self._live,
             self._programs,
             threads=self._host.cores,
@@ -161,7 +162,6 @@ class Experiment:
             ):
                 outcome = run_repeat(launch, testbed, watch)
         repeat = judge(outcome, len(job.record.samples), MEASURED_ID, plan.new_tokens, factor)
-        facts = {**repeat.facts, "link_faults": watch.log}
-        if self._contention is not None and self._contention.seen():
-            facts["contended"] = True
+        contended = self._contention is not None and self._contention.seen()
+        facts = replace(repeat.facts, link_faults=tuple(watch.log), contended=contended)
         return replace(repeat, facts=facts)

@@ -5,20 +5,30 @@ again. Every change of a record is written at once. Read `Jobs.__init__` and `_o
 """
 
 import tempfile
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from baselines.weight_formats import HF, reference_format
+from harness.config.config import Config
 from harness.plan.types import Plan, SystemPlan
 from harness.progress.live import Live
 from harness.run.emulation import notes_of
 from harness.run.run_key import decisive, versions_of
 from harness.run.weights import WeightSet
 from results.records.hashing import make_run_id
-from results.records.schema import Check, Repeat, RunRecord
+from results.records.notes import DistinctLayers, Note, OwnForm, OwnSetting
+from results.records.run_config import RunConfig
+from results.records.schema import Check, RecordError, Repeat, RunEnvironment, RunRecord
 from results.records.store import RunStore
+from results.records.testbed_facts import DeviceLimits, Dilation, DiskRates, Link, RunCalibration
+from testbed.host.environment import HostFacts
 from testbed.host.rates import Host
+from testbed.limits.limits import DeviceLimits as Limits
+from testbed.links.link import LinkSpec
+from tpi.decode import convert
 from tpi.errors import ConfigError, map_errors
 
 
@@ -41,13 +51,13 @@ class Jobs:
         host: Host,
         weights: WeightSet,
         prompt_ids: tuple[int, ...],
-        environment: Mapping[str, object],
+        facts: HostFacts,
     ) -> None:
         self._plan = plan
         self._host = host
         self._weights = weights
         self._prompt_ids = prompt_ids
-        self._environment = environment
+        self._facts = facts
         self._store = RunStore(writable_folder(Path(plan.config.results_dir)))
         self._jobs = [self._open(system) for system in plan.systems]
 
@@ -93,7 +103,7 @@ class Jobs:
 
     def _open(self, system: SystemPlan) -> Job:
         config = self._plan.config
-        decides = decisive(self._plan, system, self._weights, self._prompt_ids, self._environment)
+        decides = decisive(self._plan, system, self._weights, self._prompt_ids, self._facts)
         base_id = make_run_id(system.name, decides)
         old = None if config.force else self._store.latest(base_id)
         if old is not None and (kept := self._kept(system, old)):
@@ -121,54 +131,73 @@ class Jobs:
         return Job(system, old, repeats - old.num_ok, is_kept=True)
 
     def _new_record(self, system: SystemPlan, run_id: str) -> RunRecord:
-        plan = self._plan
-        notes = list(plan.cuts)
+        plan, host = self._plan, self._host
+        notes: list[Note] = list(plan.cuts)
         if plan.distinct_layers < plan.model.num_layers:
-            notes.append(f"distinct_layers: {plan.distinct_layers} of {plan.model.num_layers}")
+            notes.append(DistinctLayers(plan.distinct_layers, plan.model.num_layers))
         notes += _own_ways(plan, system)
-        rates = {"read_bps": self._host.read_bps, "write_bps": self._host.write_bps}
         return RunRecord(
             run_id=run_id,
             system=system.name,
             status="interrupted",
             reason="no repeat has ended yet",
-            config={
-                **asdict(plan.config),
-                "systems": {system.name: asdict(system.options)},
-                "prompt_ids": list(self._prompt_ids),
-                "warmup_tokens": plan.warmup_tokens,
-                "predicted_peak_bytes": list(system.cost.peak_bytes),
-                "predicted_step_s": system.cost.step_s,
-            },
-            environment={
-                **self._environment,
-                "versions": versions_of(system.name),
-                "testbed_notes": notes_of(plan, system),
-            },
-            calibration={"disk_probe": rates, **_emulated(plan, system)},
+            config=recorded_config(
+                plan.config,
+                system.name,
+                prompt_ids=self._prompt_ids,
+                warmup_tokens=plan.warmup_tokens,
+                predicted_peak_bytes=system.cost.peak_bytes,
+                predicted_step_s=system.cost.step_s,
+            ),
+            environment=RunEnvironment(
+                host=replace(self._facts, versions=versions_of(system.name)),
+                testbed_notes=tuple(notes_of(plan, system)),
+            ),
+            calibration=_calibration(plan, system, DiskRates(host.read_bps, host.write_bps)),
             notes=tuple(notes),
         )
 
 
-def _emulated(plan: Plan, system: SystemPlan) -> dict[str, object]:
+def recorded_config(config: Config, system: str, **planned: object) -> RunConfig:
+    """The configuration of one system as its record keeps it, with what the plan made of it."""
+    axes = asdict(config)
+    options = axes.pop("systems")[system]
+    return convert({**axes, "options": options, **planned}, RunConfig, "run record", RecordError)
+
+
+def recorded_limits(limits: Sequence[Limits]) -> tuple[DeviceLimits, ...]:
+    """What is enforced on devices, as a record keeps it."""
+    return tuple(DeviceLimits(**asdict(each)) for each in limits)
+
+
+def recorded_links(links: Sequence[LinkSpec]) -> tuple[Link, ...]:
+    """Likewise their links."""
+    return tuple(Link(**asdict(each)) for each in links)
+
+
+def _calibration(plan: Plan, system: SystemPlan, disk: DiskRates) -> RunCalibration:
     """What is enforced on the devices, and how it was computed."""
     if not plan.is_emulated:
-        return {}
-    return {
-        "dilation": asdict(plan.dilation),
-        "limits": [asdict(limits) for limits in plan.limits[: system.world_size]],
-        "links": [asdict(link) for link in plan.links[: system.world_size]],
-    }
+        return RunCalibration(disk_probe=disk)
+    return RunCalibration(
+        disk_probe=disk,
+        dilation=Dilation(**asdict(plan.dilation)),
+        limits=recorded_limits(plan.limits[: system.world_size]),
+        links=recorded_links(plan.links[: system.world_size]),
+    )
 
 
-def _own_ways(plan: Plan, system: SystemPlan) -> list[str]:
+def _own_ways(plan: Plan, system: SystemPlan) -> list[Note]:
     """In what a system differs from the others of its run, if it was asked to."""
-    asked = {"dtype": plan.config.dtype, "threads": plan.limits[0].threads}
-    own = {name: getattr(system.options, name, None) or value for name, value in asked.items()}
-    notes = [f"{name}: {own[name]}, of the run: {asked[name]}" for name in asked]
-    notes = [note for note, name in zip(notes, asked, strict=True) if own[name] != asked[name]]
+    asked: dict[str, int | str] = {"dtype": plan.config.dtype, "threads": plan.limits[0].threads}
+    own: dict[str, int | str] = {
+        name: getattr(system.options, name, None) or value for name, value in asked.items()
+    }
+    notes: list[Note] = [
+        OwnSetting(name, own[name], value) for name, value in asked.items() if own[name] != value
+    ]
     if reference_format(system.form) != HF:
-        notes.append(f"{system.form.words}; its tokens are checked against the file's own numbers")
+        notes.append(OwnForm(system.form.words))
     return notes
 
 

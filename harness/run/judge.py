@@ -7,10 +7,13 @@ compare tokens with the reference; what a failed check means for a status is dec
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from harness.run.runner import Outcome
-from results.records.schema import Check, PeakMemory, Repeat
+from results.records.schema import Check, PeakMemory, ProgramEnd, RecordError, Repeat, RepeatFacts
+from results.records.testbed_facts import DeviceFacts, VerificationReport
+from tpi.decode import convert
 from tpi.units import format_bytes
 
 # Errors by which a rank reports what another one did: consequences, not causes.
@@ -131,16 +134,20 @@ def _cause(outcome: Outcome) -> tuple[str, str]:
     return status, f"rank {first.rank}: {first.event.fields['message']}"
 
 
-def _facts(outcome: Outcome) -> dict[str, object]:
-    return {
-        "exits": [None if e is None else {"code": e.code, "oom": e.oom} for e in outcome.exits],
-        "devices": [dict(facts) for facts in outcome.facts],
-        "log_tails": [
-            "" if e is None or outcome.failure is None else e.log_tail for e in outcome.exits
-        ],
-        "meter_words": [dict(m.words) for m in outcome.meters],
-        "proof": _proof(outcome),
-    }
+def _facts(outcome: Outcome) -> RepeatFacts:
+    tails = ["" if e is None or outcome.failure is None else e.log_tail for e in outcome.exits]
+    return RepeatFacts(
+        exits=tuple(None if e is None else ProgramEnd(e.code, e.oom) for e in outcome.exits),
+        devices=_devices(outcome),
+        log_tails=tuple(tails),
+        meter_words=tuple(m.words for m in outcome.meters),
+        proof=_proof(outcome),
+    )
+
+
+def _devices(outcome: Outcome) -> tuple[DeviceFacts, ...]:
+    facts = [dict(each) for each in outcome.facts]
+    return convert(facts, tuple[DeviceFacts, ...], "device facts", RecordError)
 
 
 def _unproved(problems: Sequence[str]) -> str:
@@ -149,22 +156,24 @@ def _unproved(problems: Sequence[str]) -> str:
     return f"emulation: {first}{more}"
 
 
-def _proof(outcome: Outcome) -> dict[str, object]:
-    """What was measured of limits and links; empty where there are none."""
+def _proof(outcome: Outcome) -> VerificationReport | None:
+    """What was measured of limits and links; None where there are none."""
     proof = outcome.proof
     if not proof.figures and not proof.problems:
-        return {}
-    return {**proof.figures, "problems": list(proof.problems)}
+        return None
+    return convert(
+        {**proof.figures, "problems": proof.problems}, VerificationReport, "proof", RecordError
+    )
 
 
 def _out_of_memory(outcome: Outcome, rank: int) -> str:
     """With the limit and the peak, where the device has a limit."""
     text = f"rank {rank}: killed, out of memory"
-    asked = outcome.facts[rank].get("asked") if rank < len(outcome.facts) else None
-    limit = asked.get("memory") if isinstance(asked, dict) else None
-    if not isinstance(limit, int):
+    devices = _devices(outcome)
+    asked = devices[rank].asked if rank < len(devices) else None
+    if asked is None or asked.memory is None:
         return text
-    text += f" at its device's limit of {format_bytes(limit)}"
+    text += f" at its device's limit of {format_bytes(asked.memory)}"
     peak = outcome.meters[rank].cgroup_peak
     return text if peak is None else f"{text} (peak {format_bytes(peak)})"
 

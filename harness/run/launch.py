@@ -46,12 +46,13 @@ def make_launch(
             Request(WARMUP_ID, plan.warmup_tokens, prompt_ids, warmup=True),
             Request(MEASURED_ID, plan.new_tokens, prompt_ids),
         ),
-        max_tokens=plan.max_tokens,
-        dtype=getattr(options, "dtype", None) or config.dtype,
+        compute=options.compute(config.dtype, plan.max_tokens),
         threads=plan.threads_of(system),
         time_scale=config.testbed.time_scale * plan.dilation.factor,
         keep_spans=config.trace,
-        options=_spec_options(plan, system),
+        # Nothing outside the run's own namespaces can reach the emulated network.
+        trust_network=plan.is_emulated and SYSTEMS[system.name].distributed,
+        options=options.spec(config.dtype),
         # Predictions are of this host's time, and the launch multiplies by its time_scale.
         deadlines=Deadlines(
             ready_s=_PATIENCE_S + (_PATIENCE * cost.start_s + hash_s) / plan.dilation.factor,
@@ -59,14 +60,6 @@ def make_launch(
             + _PATIENCE * max(cost.prefill_s, cost.step_s) / plan.dilation.factor,
         ),
     )
-
-
-def _spec_options(plan: Plan, system: SystemPlan) -> dict[str, object]:
-    options = system.options.spec(plan.config.dtype)
-    if plan.is_emulated and SYSTEMS[system.name].distributed:
-        # Nothing outside the run's own namespaces can reach the emulated network.
-        options["trust_network"] = True
-    return options
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from harness.config.profiles import LinkFault
 from harness.run.runner import Watch
+from results.records.schema import LinkFaultDone
 from testbed.base import Device, Testbed
 from tpi.errors import TpiError
 from tpi.program.events import Event
@@ -40,7 +41,7 @@ class FaultyRun:
         self._request_id = request_id
         self._dilation = dilation
         self._timers: list[threading.Timer] = []
-        self.log: list[dict[str, object]] = []
+        self.log: list[LinkFaultDone] = []
 
     def __enter__(self) -> "FaultyRun":
         return self
@@ -83,16 +84,17 @@ class FaultyRun:
 
     def _undo(self) -> None:
         """Undo what was made and is still in force."""
-        last = {(entry["device"], entry["kind"]): entry["value"] for entry in self.log}
+        last = {(done.device, done.kind): done.value for done in self.log}
         for fault in self._faults:
             end = _UNDONE[fault.kind]
             if last.pop((fault.device, fault.kind), end) != end:
                 self._do(fault, end)
 
     def _do(self, fault: LinkFault, value: float) -> None:
-        entry: dict[str, object] = {"device": fault.device, "kind": fault.kind, "value": value}
+        error = ""
         try:
             self._testbed.fault(fault.device, fault.kind, value)
         except TpiError as exc:
-            entry["error"] = str(exc)
-        self.log.append({**entry, "t_ns": time.monotonic_ns()})
+            error = str(exc)
+        now_ns = time.monotonic_ns()
+        self.log.append(LinkFaultDone(fault.device, fault.kind, value, now_ns, error))

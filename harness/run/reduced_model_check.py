@@ -9,9 +9,11 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
+
+from msgspec import structs, to_builtins
 
 from harness.plan.plan import reduced_plan
 from harness.plan.types import Plan, SystemPlan
@@ -22,9 +24,12 @@ from harness.run.launch import MEASURED_ID, make_launch, make_testbed
 from harness.run.reference import Reference
 from harness.run.run_key import decisive, reference_digest
 from harness.run.runner import run_repeat
-from results.records.schema import Check
+from results.records.schema import Check, RecordError
+from testbed.host.environment import HostFacts
+from tpi.decode import decode_file
 from tpi.files import write_atomic
 
+_MAX_BYTES = 1 << 20
 _WHAT = "the same shape with two layers"
 
 
@@ -37,7 +42,7 @@ class ReducedModelCheck:
         plan: Of the large model.
         names: Systems that are to be checked.
         prompt_ids: Of the workload.
-        environment: Of the host, which decides what a verdict is kept under.
+        host: Which decides what a verdict is kept under.
         live: Shows what runs.
         programs: What starts each system.
         threads: Of the reference.
@@ -48,7 +53,7 @@ class ReducedModelCheck:
         plan: Plan,
         names: Sequence[str],
         prompt_ids: tuple[int, ...],
-        environment: Mapping[str, object],
+        host: HostFacts,
         live: Live,
         programs: Mapping[str, tuple[str, ...]],
         *,
@@ -58,7 +63,7 @@ class ReducedModelCheck:
         systems = tuple(s for s in small.systems if s.name in names)
         self._plan = replace(small, systems=systems)
         self._prompt_ids = prompt_ids
-        self._environment = environment
+        self._host = host
         self._live = live
         self._programs = programs
         self._weights = weight_sets.locate(self._plan)
@@ -83,16 +88,16 @@ class ReducedModelCheck:
         system = next(s for s in self._plan.systems if s.name == name)
         path = self._path(system)
         if path.exists():
-            return Check(**json.loads(path.read_text(encoding="utf-8")))
+            return decode_file(path, Check, _MAX_BYTES, RecordError)
         check = self._run(system)
         if check.passed is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(path, json.dumps(asdict(check)).encode())
+            write_atomic(path, json.dumps(to_builtins(check)).encode())
         return check
 
     def _path(self, system: SystemPlan) -> Path:
         decides = {
-            **decisive(self._plan, system, self._weights, self._prompt_ids, self._environment),
+            **decisive(self._plan, system, self._weights, self._prompt_ids, self._host),
             "reference": reference_digest(),
         }
         digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
@@ -118,4 +123,4 @@ class ReducedModelCheck:
         if check.passed:
             how = "exactly" if check.kind == "exact" else f"within the bound ({check.detail})"
             text = f"{_WHAT} gives Transformers' tokens {how}"
-        return replace(check, kind=kind, detail=text)
+        return structs.replace(check, kind=kind, detail=text)

@@ -1,13 +1,14 @@
 """What decides the numbers of one system in one plan; its hash names the run."""
 
-from collections.abc import Mapping
 from dataclasses import asdict
+
+import msgspec
 
 from baselines.registry import REFERENCE, SYSTEMS
 from harness.plan.types import Plan, SystemPlan
 from harness.run.source_digest import source_digest
 from harness.run.weights import WeightSet
-from testbed.host.environment import DEPENDENCIES, dependency_versions, host_fingerprint
+from testbed.host.environment import DEPENDENCIES, HostFacts, dependency_versions, host_fingerprint
 from testbed.image import image_tag
 from testbed.sim.base import SimRun
 from tpi.model_config import config_to_json
@@ -25,7 +26,7 @@ def decisive(
     system: SystemPlan,
     weights: WeightSet,
     prompt_ids: tuple[int, ...],
-    environment: Mapping[str, object],
+    host: HostFacts,
 ) -> dict[str, object]:
     """Everything that decides the numbers of a system, and nothing else."""
     return {
@@ -41,7 +42,7 @@ def decisive(
         "dtype": plan.config.dtype,
         "devices": system.world_size,
         "testbed": _testbed(plan, system),
-        "host": host_fingerprint(environment),
+        "host": host_fingerprint(host),
         "versions": versions_of(system.name),
         "source": measured_digest(system.name, plan.config.testbed.backend),
         # Only where it is on: keeping spans takes memory. Without it ids are what they were.
@@ -92,10 +93,11 @@ def simulated_decisive(run: SimRun, calibration_digest: str) -> dict[str, object
     """Everything that decides the numbers of a simulated system: no host is among it."""
     return {
         "system": run.system,
+        "compute": msgspec.to_builtins(run.compute),
+        "shares": run.shares,
         "options": dict(run.options),
         "model": config_to_json(run.model),
         "storage": run.storage,
-        "dtype": run.dtype,
         "prompt_tokens": run.prompt_tokens,
         "new_tokens": run.new_tokens,
         "devices": [asdict(device) for device in run.devices],

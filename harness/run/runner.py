@@ -7,12 +7,15 @@ Read `run_repeat` first.
 
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import msgspec
 
 from harness.run.conversation import Deadlines, Failure, ProgramSession, Watch
 from results.records.schema import RankEvent
 from testbed.base import Device, Exit, Meters, Testbed, VerificationReport
+from tpi.options import ComputeOptions
 from tpi.program.spec import NodeSpec, Request, spec_to_json
 from tpi.ranks import MASTER_RANK
 
@@ -27,11 +30,11 @@ class Launch:
     program: tuple[str, ...]
     model_dirs: tuple[Path, ...]
     requests: tuple[Request, ...]
-    max_tokens: int
-    dtype: str = "float32"
+    compute: ComputeOptions
     threads: tuple[int, ...] = ()  # by rank; 1 where nothing is said
     time_scale: float = 1.0
     keep_spans: bool = False
+    trust_network: bool = False
     options: Mapping[str, object] = field(default_factory=dict)
     deadlines: Deadlines = field(default_factory=Deadlines)
 
@@ -104,7 +107,7 @@ def _unproved(devices: Sequence[Device], proof: VerificationReport) -> Outcome:
 
 def make_specs(launch: Launch, devices: Sequence[Device]) -> list[NodeSpec]:
     """The spec of every rank; only rank 0 learns the prompts."""
-    hidden = tuple(replace(request, prompt_ids=None) for request in launch.requests)
+    hidden = tuple(msgspec.structs.replace(request, prompt_ids=None) for request in launch.requests)
     session = secrets.token_hex(16)
     master = f"{devices[0].address}:{devices[0].free_port()}" if launch.world_size > 1 else None
     return [
@@ -117,11 +120,11 @@ def make_specs(launch: Launch, devices: Sequence[Device]) -> list[NodeSpec]:
             master=master,
             model_dir=Path(device.path_of(launch.model_dirs[rank])),
             threads=launch.threads[rank] if launch.threads else 1,
-            dtype=launch.dtype,
-            max_tokens=launch.max_tokens,
+            compute=launch.compute,
             requests=launch.requests if rank == MASTER_RANK else hidden,
             time_scale=launch.time_scale,
             keep_spans=launch.keep_spans,
+            trust_network=launch.trust_network,
             options=launch.options,
         )
         for rank, device in enumerate(devices)

@@ -1,10 +1,11 @@
-"""One configuration from its plan to its table.
+"""One configuration from its plan to its records.
 
-`prepare` refuses what cannot be done, before anything has started; `run` does it and shows what was
-measured, also when it ends in the middle. Read `run` first.
+`prepare` refuses what cannot be done, before anything has started; `run` does it; `show` prints the
+table of what was measured, also of a run that ended in the middle.
 """
 
 import contextlib
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from harness.plan.types import Plan
 from harness.progress.live import Live
 from harness.run.annotate import disk_share
 from harness.run.experiment import Experiment
+from harness.run.failure import failure_of
 from harness.run.simulation import Simulation
 from results.records.comparison_table import note_lines, rich_table
 from results.records.schema import RunRecord
@@ -36,7 +38,6 @@ from tpi.errors import TpiError
 from tpi.model_config import load_config, load_preset
 
 WIDTH = 120  # where there is no terminal to ask
-EXIT_BROKEN_PIPE = 141  # as of a program that SIGPIPE ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,12 @@ class Output(Console):
     def on_broken_pipe(self) -> None:
         """Leave it to the caller."""
         raise BrokenPipeError
+
+
+def console(*, quiet: bool = False, stderr: bool = False) -> Output:
+    """An output as wide as the terminal."""
+    width = None if sys.stdout.isatty() else WIDTH
+    return Output(highlight=False, width=width, quiet=quiet, stderr=stderr)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +92,26 @@ def prepare(composed: Composed) -> Prepared | PreparedSim:
     return Prepared(make_plan(config, model, len(prompt), host), host, prompt, tuple(unavailable))
 
 
-def run(prepared: Prepared | PreparedSim, console: Console) -> int:
-    """Say what will be done, do it, print the table; returns the exit status.
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a configuration came to.
+
+    Attributes:
+        records: One per system; of systems that cannot run, only why.
+        status: The exit status that they amount to.
+        error: What ended it in the middle.
+    """
+
+    records: tuple[RunRecord, ...]
+    status: int
+    error: BaseException | None = None
+
+
+def run(prepared: Prepared | PreparedSim, console: Console) -> Outcome:
+    """Say what will be done, and do it.
 
     Raises:
-        KeyboardInterrupt, TpiError, OSError: After the table of what was measured until then.
+        TpiError, OSError: Before anything has started.
     """
     if isinstance(prepared, PreparedSim):
         return _simulate(prepared, console)
@@ -102,7 +124,7 @@ def run(prepared: Prepared | PreparedSim, console: Console) -> int:
         return _run(prepared, contention, console)
 
 
-def _run(prepared: Prepared, contention: Contention, console: Console) -> int:
+def _run(prepared: Prepared, contention: Contention, console: Console) -> Outcome:
     plan, host = prepared.plan, prepared.host
     live = Live(Output(stderr=True, highlight=False))
     experiment = Experiment(plan, host, prepared.prompt, live, contention=contention)
@@ -112,7 +134,7 @@ def _run(prepared: Prepared, contention: Contention, console: Console) -> int:
     return _carry_out(experiment, lines, prepared, console)
 
 
-def _simulate(prepared: PreparedSim, console: Console) -> int:
+def _simulate(prepared: PreparedSim, console: Console) -> Outcome:
     simulation = Simulation(prepared.plan, Live(Output(stderr=True, highlight=False)))
     lines = describe_simulation(prepared.plan, simulation.pending)
     return _carry_out(simulation, lines, prepared, console)
@@ -123,20 +145,18 @@ def _carry_out(
     lines: Sequence[tuple[str, str]],
     prepared: Prepared | PreparedSim,
     console: Console,
-) -> int:
+) -> Outcome:
     grid = Table.grid(padding=(0, 2))
     for heading, text in lines:
         grid.add_row(heading, Text(text))  # as Text: brackets are no markup
     console.print(grid, "")
-    results_dir = Path(prepared.plan.config.results_dir)
+    error: BaseException | None = None
     try:
         work.run()
-    except (KeyboardInterrupt, TpiError, OSError):
-        with contextlib.suppress(OSError):  # the first error is the one to tell
-            show([*work.records, *prepared.unavailable], results_dir, console)
-        raise
-    show([*work.records, *prepared.unavailable], results_dir, console)
-    return work.exit_status
+    except (KeyboardInterrupt, TpiError, OSError) as exc:
+        error = exc
+    status = work.exit_status if error is None else failure_of(error)[0]
+    return Outcome((*work.records, *prepared.unavailable), status, error)
 
 
 def require_docker(plan: Plan) -> None:

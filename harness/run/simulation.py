@@ -6,19 +6,30 @@ The simulator has no chance in it, so one repeat is all there is. Read `Simulati
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from baselines.simulate import simulate
 from harness.plan.sim_plan import SimPlan, limits_of
 from harness.progress.live import Live
-from harness.run.jobs import writable_folder
+from harness.run.jobs import recorded_config, recorded_limits, recorded_links, writable_folder
 from harness.run.launch import MEASURED_ID
 from harness.run.run_key import simulated_decisive
 from results.records.hashing import digest_of, make_run_id
-from results.records.schema import Check, PeakMemory, RankEvent, Repeat, RunRecord
+from results.records.notes import Said
+from results.records.schema import (
+    CalibratedHost,
+    Check,
+    PeakMemory,
+    RankEvent,
+    Repeat,
+    RepeatFacts,
+    RunEnvironment,
+    RunRecord,
+)
 from results.records.store import RunStore
+from results.records.testbed_facts import RunCalibration, SimulatorFacts
 from testbed.sim.base import SimOutcome, SimRun
 from testbed.sim.calibration import Calibration
 from tpi.errors import EXIT_OK, ConfigError, ResourceError, map_errors
@@ -118,44 +129,45 @@ def repeat_of(run: SimRun, outcome: SimOutcome) -> Repeat:
             cgroup_peak=(None,) * run.world_size,
         ),
         events=tuple(RankEvent(rank, event) for rank, event in outcome.events),
-        facts={"simulated": True},
+        facts=RepeatFacts(simulated=True),
     )
 
 
 def new_record(plan: SimPlan, run: SimRun, run_id: str, outcome: SimOutcome) -> RunRecord:
     """The record of a simulated system, before its one repeat is added."""
-    options = plan.config.systems[run.system]
     return RunRecord(
         run_id=run_id,
         system=run.system,
         status="interrupted",
         reason="no repeat has ended yet",
         check=Check(detail="simulated: no token was computed"),
-        config={
-            **asdict(replace(plan.config, repeats=1)),
-            "systems": {run.system: asdict(options)},
-            "prompt_tokens": run.prompt_tokens,
-            "predicted_peak_bytes": list(outcome.rss_hwm),
-        },
+        config=recorded_config(
+            replace(plan.config, repeats=1),
+            run.system,
+            prompt_tokens=run.prompt_tokens,
+            predicted_peak_bytes=outcome.rss_hwm,
+        ),
         # Of what the costs were measured on; this machine has no part in the numbers.
-        environment={"calibrated_host": plan.calibration.host, "testbed_notes": []},
+        environment=RunEnvironment(calibrated_host=_calibrated_host(plan.calibration)),
         calibration=_calibration(plan, run),
-        notes=outcome.notes,
+        notes=tuple(Said(note) for note in outcome.notes),
     )
 
 
-def _calibration(plan: SimPlan, run: SimRun) -> Mapping[str, object]:
+def _calibrated_host(calibration: Calibration) -> CalibratedHost:
+    return CalibratedHost(calibration.host, calibration.cpu_model, calibration.cores)
+
+
+def _calibration(plan: SimPlan, run: SimRun) -> RunCalibration:
     content = _content(plan.calibration)
-    return {
-        "simulator": {
-            "name": plan.calibration_name,
-            "host": plan.calibration.host,
-            "digest": digest_of(content),
-            "content": content,
-        },
-        "limits": [asdict(limits_of(device)) for device in run.devices],
-        "links": [asdict(link) for link in run.links],
-    }
+    simulator = SimulatorFacts(
+        plan.calibration_name, plan.calibration.host, digest_of(content), content
+    )
+    return RunCalibration(
+        simulator=simulator,
+        limits=recorded_limits([limits_of(device) for device in run.devices]),
+        links=recorded_links(run.links),
+    )
 
 
 def _content(calibration: Calibration) -> dict[str, object]:

@@ -80,6 +80,18 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
+class StudiedNetwork:
+    """What the study of allreduce latency ran on; `rate_mbps` None where it does not say."""
+
+    devices: int
+    rate_mbps: float | None = None
+
+    def __str__(self) -> str:
+        rate = "" if self.rate_mbps is None else f" at {self.rate_mbps:g} Mbit/s"
+        return f"{self.devices} devices{rate}"
+
+
+@dataclass(frozen=True, slots=True)
 class Cell:
     """One value for a place, and what it rests on.
 
@@ -96,6 +108,7 @@ class Cell:
         run_id: The record that it comes from.
         source: Of what was reported: table, page or section.
         detail: For people: a doubt, a reason with its numbers.
+        network: Of the study of allreduce latency.
     """
 
     place: Place
@@ -112,6 +125,7 @@ class Cell:
     run_id: str = ""
     source: str = ""
     detail: str = ""
+    network: StudiedNetwork | None = None
 
     def __post_init__(self) -> None:
         if self.evidence not in EVIDENCE:

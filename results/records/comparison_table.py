@@ -12,12 +12,13 @@ from rich.table import Table
 from rich.text import Text
 
 from results.records.schema import Check, Metrics, RunRecord, Spread
+from results.records.testbed_facts import SimulatorFacts
 from results.records.testbed_words import device_words, link_words
-from tpi.units import format_bytes, format_seconds
+from tpi.units import format_bytes, seconds_quantity
 
 _NONE = "-"
 # Title, and whether numbers stand in it (then it is aligned to the right).
-_COLUMNS = (
+COLUMNS = (
     ("system", False),
     ("status", False),
     ("dev", True),
@@ -61,7 +62,7 @@ def rich_table(records: Sequence[RunRecord], title: str = "") -> Table:
     rows = make_rows(records)
     table = Table(title=title or None, title_justify="left", box=None, padding=(0, 1))
     table.pad_edge, table.collapse_padding = False, True
-    for name, is_number in _COLUMNS:
+    for name, is_number in COLUMNS:
         table.add_column(name, justify="right" if is_number else "left", no_wrap=True)
     for row in rows:
         # As Text: a name or reason is never read as markup.
@@ -74,12 +75,12 @@ def rich_table(records: Sequence[RunRecord], title: str = "") -> Table:
 def markdown(records: Sequence[RunRecord]) -> str:
     """The same table as Markdown that is aligned when read as plain text."""
     rows = make_rows(records)
-    grid = [tuple(name for name, _ in _COLUMNS), *(row.cells for row in rows)]
-    widths = [max(len(line[i]) for line in grid) for i in range(len(_COLUMNS))]
+    grid = [tuple(name for name, _ in COLUMNS), *(row.cells for row in rows)]
+    widths = [max(len(line[i]) for line in grid) for i in range(len(COLUMNS))]
     lines = [_markdown_line(line, widths) for line in grid]
     rule = "|".join(
         "-" * (width + 1) + (":" if is_number else "-")
-        for width, (_, is_number) in zip(widths, _COLUMNS, strict=True)
+        for width, (_, is_number) in zip(widths, COLUMNS, strict=True)
     )
     notes = [f"- {line}" for line in (*where_lines(records), *_all_notes(rows))]
     return "\n".join([lines[0], f"|{rule}|", *lines[1:], "", " ".join(LEGEND), "", *notes]).rstrip()
@@ -92,75 +93,44 @@ def note_lines(records: Sequence[RunRecord]) -> list[str]:
 
 def where_lines(records: Sequence[RunRecord]) -> list[str]:
     """Where the records were measured, and what that testbed does not limit, each once."""
-    lines = [line for record in records if record.config for line in _testbed(record)]
+    lines = [
+        line for record in records if record.config.testbed.backend for line in _testbed(record)
+    ]
     return list(dict.fromkeys(_plain(line) for line in lines))
 
 
 def _testbed(record: RunRecord) -> list[str]:
-    def name_of(axis: str) -> str:
-        value = record.config.get(axis)
-        return str(value.get("name", "")) if isinstance(value, Mapping) else ""
-
-    testbed = record.config.get("testbed")
-    backend = testbed.get("backend") if isinstance(testbed, Mapping) else None
-    text = f"testbed {name_of('testbed')} (backend {backend})"
-    text += _simulated_from(record)
-    dilation = record.calibration.get("dilation")
-    factor = float(dilation["factor"]) if isinstance(dilation, Mapping) else 1.0
-    if link := name_of("link"):
-        limits, links = _given(record, "limits"), _given(record, "links")
+    config, calibration = record.config, record.calibration
+    factor, limits, links = calibration.dilation.factor, calibration.limits, calibration.links
+    text = f"testbed {config.testbed.name} (backend {config.testbed.backend})"
+    if is_simulated(record):
+        simulator = calibration.simulator or SimulatorFacts("unknown")
+        text += f": every number is simulated, from the calibration {simulator.name}"
+        text += f" ({simulator.host})"
+    if link := config.link.name:
         text += "; " if is_simulated(record) else ", "
-        text += f"devices {_profiles(record, len(limits)) or name_of('device')}"
+        names = ", ".join(config.testbed.profile_names(len(limits))) or config.device.name
+        text += f"devices {names}"
         text += _in_brackets(device_words(limits, factor))
         text += f", link {link}{_in_brackets(link_words(links, factor) if links else '')}"
     if factor != 1:
         text += f", dilation {factor:g}: every time is what was measured divided by {factor:g}"
-    notes = record.environment.get("testbed_notes")
-    return [text, *(str(note) for note in notes)] if isinstance(notes, list) else [text]
+    return [text, *record.environment.testbed_notes]
 
 
 def is_simulated(record: RunRecord) -> bool:
     """Whether nothing in it was measured."""
-    testbed = record.config.get("testbed")
-    return isinstance(testbed, Mapping) and testbed.get("backend") == "sim"
-
-
-def _simulated_from(record: RunRecord) -> str:
-    if not is_simulated(record):
-        return ""
-    simulator = record.calibration.get("simulator")
-    known = simulator if isinstance(simulator, Mapping) else {}
-    name, host = known.get("name", "unknown"), known.get("host", "unknown")
-    return f": every number is simulated, from the calibration {name} ({host})"
-
-
-def _given(record: RunRecord, what: str) -> list[Mapping[str, object]]:
-    """Limits or links of the devices that the system used; none in a record without."""
-    found = record.calibration.get(what)
-    return [each for each in found if isinstance(each, Mapping)] if isinstance(found, list) else []
+    return record.config.testbed.backend == "sim"
 
 
 def _in_brackets(text: str) -> str:
     return f" ({text})" if text else ""
 
 
-def _profiles(record: RunRecord, count: int) -> str:
-    """Names of the first profiles of a testbed whose devices differ, each once."""
-    testbed = record.config.get("testbed")
-    roster = testbed.get("roster") if isinstance(testbed, Mapping) else None
-    if not isinstance(roster, Mapping):
-        return ""
-    profiles = [roster.get(f"r{rank}") for rank in range(min(count, len(roster)))]
-    names = [str(each.get("name", "")) for each in profiles if isinstance(each, Mapping)]
-    return ", ".join(dict.fromkeys(names))
-
-
 def _shares(record: RunRecord) -> str | None:
     """Shares that were asked for, as parts of the whole; None where they are even."""
-    systems = record.config.get("systems")
-    options = systems.get(record.system) if isinstance(systems, Mapping) else None
-    shares = options.get("shares") if isinstance(options, Mapping) else None
-    if not isinstance(shares, list) or not sum(shares):
+    shares = record.config.shares
+    if shares is None:
         return None
     return "shares of the devices " + ", ".join(f"{x / sum(shares):.0%}" for x in shares)
 
@@ -169,13 +139,10 @@ def format_spread(spread: Spread | None) -> str:
     """`123 ms (119-131)`: the median with its interval in the same unit."""
     if spread is None:
         return _NONE
+    median = seconds_quantity(spread.median)
     if spread.n == 1 and spread.low == spread.high:
-        return format_seconds(spread.median)
-    value, unit = format_seconds(spread.median).split(" ")
-    factor = {"µs": 1e6, "ms": 1e3, "s": 1.0, "min": 1 / 60}[unit]
-    digits = max(0, 3 - len(str(int(float(value)))))
-    low, high = (f"{v * factor:.{digits}f}" for v in (spread.low, spread.high))
-    return f"{value} {unit} ({low}-{high})"
+        return str(median)
+    return f"{median} ({median.bound(spread.low)}-{median.bound(spread.high)})"
 
 
 def format_check(check: Check) -> str:
@@ -201,7 +168,7 @@ def format_time_share(time_share: Mapping[str, float]) -> str:
 def _cells(record: RunRecord) -> tuple[str, ...]:
     metrics = record.metrics
     if metrics is None:
-        blank = (_NONE,) * (len(_COLUMNS) - 4)
+        blank = (_NONE,) * (len(COLUMNS) - 4)
         check = _token_words(record)
         return (_plain(record.system), record.status, _devices(record), *blank, check)
     return (
@@ -229,8 +196,8 @@ def _token_words(record: RunRecord) -> str:
 
 
 def _devices(record: RunRecord) -> str:
-    peaks = record.config.get("predicted_peak_bytes")  # one a device
-    return str(len(peaks)) if isinstance(peaks, list) else _NONE
+    peaks = record.config.predicted_peak_bytes  # one a device
+    return str(len(peaks)) if peaks else _NONE
 
 
 def _peak(metrics: Metrics) -> str:
@@ -244,7 +211,7 @@ def _bytes(value: float | None) -> str:
 
 def _notes(record: RunRecord) -> list[str]:
     notes = [record.reason] if record.status != "ok" else []
-    notes += record.notes
+    notes += map(str, record.notes)
     if shares := _shares(record):
         notes.append(shares)
     if record.check.passed is not True and record.check.detail and not is_simulated(record):
@@ -261,7 +228,7 @@ def _all_notes(rows: Iterable[Row]) -> list[str]:
 def _markdown_line(cells: Sequence[str], widths: Sequence[int]) -> str:
     padded = [
         cell.rjust(width) if is_number else cell.ljust(width)
-        for cell, width, (_, is_number) in zip(cells, widths, _COLUMNS, strict=True)
+        for cell, width, (_, is_number) in zip(cells, widths, COLUMNS, strict=True)
     ]
     return "| " + " | ".join(cell.replace("|", "/") for cell in padded) + " |"
 

@@ -7,12 +7,21 @@ Read `RepeatMetrics` first. All times are in seconds, all sizes in bytes.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
+from msgspec import Meta, Struct
+
+from results.records.notes import Note
+from results.records.numbers import Amount, Count, Factor, Fraction
+from results.records.run_config import RunConfig
+from results.records.testbed_facts import DeviceFacts, RunCalibration, VerificationReport
+from testbed.host.environment import HostFacts
+from tpi.decode import Text, one_of
 from tpi.errors import TpiError
 from tpi.program.events import Event
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Literal[2] = 2
 STATUSES = (
     "ok",  # it ran, and its tokens passed the check
     "oom",  # a device's memory limit killed it
@@ -31,6 +40,9 @@ CHECKS = (
     "none",  # nothing to compare with; the reason is in `detail`
 )
 TIME_SHARES = ("compute", "allreduce", "wait_weights", "other")
+Status = Annotated[str, one_of(STATUSES)]
+TimeShare = Mapping[Annotated[str, one_of(TIME_SHARES)], Amount]
+_FileName = Annotated[str, Meta(pattern=r"^[^/]*\Z", description="a file name")]
 
 
 class RecordError(TpiError):
@@ -39,18 +51,16 @@ class RecordError(TpiError):
     code = "record"
 
 
-@dataclass(frozen=True, slots=True)
-class Spread:
+class Spread(Struct, frozen=True, forbid_unknown_fields=True):
     """Median over repeats with a bootstrap 95 % interval low..high, from `n` repeats."""
 
-    median: float
-    low: float
-    high: float
-    n: int
+    median: Amount
+    low: Amount
+    high: Amount
+    n: Annotated[int, Meta(ge=1)]
 
 
-@dataclass(frozen=True, slots=True)
-class PeakMemory:
+class PeakMemory(Struct, frozen=True, forbid_unknown_fields=True):
     """Peak memory by rank, three ways; None where a testbed cannot tell.
 
     Attributes:
@@ -59,9 +69,9 @@ class PeakMemory:
         cgroup_peak: What the device's cgroup charged at most, page cache included.
     """
 
-    rss_hwm: tuple[int | None, ...] = ()
-    anon_peak: tuple[int | None, ...] = ()
-    cgroup_peak: tuple[int | None, ...] = ()
+    rss_hwm: tuple[Count | None, ...] = ()
+    anon_peak: tuple[Count | None, ...] = ()
+    cgroup_peak: tuple[Count | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +106,7 @@ class RepeatMetrics:
     time_share: Mapping[str, float]
 
 
-@dataclass(frozen=True, slots=True)
-class Metrics:
+class Metrics(Struct, frozen=True, forbid_unknown_fields=True):
     """The metrics of a run: over its `ok` repeats.
 
     Times are a `Spread`; `peak_memory` is the largest of any repeat by rank; bytes, messages and
@@ -105,18 +114,17 @@ class Metrics:
     """
 
     load_s: Spread
-    verify_s: float
+    verify_s: Amount
     ttft_s: Spread
     token_latency_s: Spread | None
     peak_memory: PeakMemory
-    disk_bytes_per_token: float | None
-    wire_bytes_per_token: float | None
-    messages_per_token: float | None
-    time_share: Mapping[str, float]
+    disk_bytes_per_token: Amount | None
+    wire_bytes_per_token: Amount | None
+    messages_per_token: Amount | None
+    time_share: TimeShare
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
+class Check(Struct, frozen=True, forbid_unknown_fields=True):
     """How the tokens were checked, and what came out.
 
     Attributes:
@@ -127,10 +135,10 @@ class Check:
         detail: For people: what was compared with what, or why nothing was.
     """
 
-    kind: str = "none"
+    kind: Annotated[str, one_of(CHECKS)] = "none"
     passed: bool | None = None
-    agreement: float | None = None
-    first_difference: int | None = None
+    agreement: Fraction | None = None
+    first_difference: Count | None = None
     detail: str = ""
 
     @property
@@ -147,28 +155,67 @@ class RankEvent:
     event: Event
 
 
-@dataclass(frozen=True, slots=True)
-class Repeat:
+class ProgramEnd(Struct, frozen=True, forbid_unknown_fields=True):
+    """How a rank's program ended."""
+
+    code: int
+    oom: bool
+
+
+class LinkFaultDone(Struct, frozen=True, forbid_unknown_fields=True):
+    """A change of a link that was made, or not: then `error` says why."""
+
+    device: Count
+    kind: str
+    value: float
+    t_ns: Count
+    error: str = ""
+
+
+class RepeatFacts(Struct, frozen=True, forbid_unknown_fields=True):
+    """What else is known of a repeat.
+
+    Attributes:
+        exits: By rank; None where a program's end was not seen.
+        devices: What each said of itself.
+        log_tails: The last lines of each program's log, where something failed.
+        meter_words: By rank, why a peak is missing.
+        proof: Of limits and links; None where there are none.
+        contended: Whether another harness ran on this host at the same time.
+        simulated: Whether the simulator answered in the place of programs.
+    """
+
+    exits: tuple[ProgramEnd | None, ...] = ()
+    devices: tuple[DeviceFacts, ...] = ()
+    log_tails: tuple[str, ...] = ()
+    meter_words: tuple[Mapping[str, str], ...] = ()
+    proof: VerificationReport | None = None
+    link_faults: tuple[LinkFaultDone, ...] = ()
+    contended: bool = False
+    simulated: bool = False
+
+
+class Repeat(Struct, frozen=True, forbid_unknown_fields=True):
     """One start of a system, with everything it said.
 
     Attributes:
         request_id: The measured request; events of warm-up requests are kept too.
         start_ns: By rank, CLOCK_MONOTONIC just before the program was started.
         peak_memory: As the testbed's meters saw it.
-        facts: What else is known of this repeat (load of the host, exits, log tails).
+        facts: What else is known of this repeat.
         dilation: How many times slower than the devices everything ran; times of events are as
             they were, metrics are divided by it.
     """
 
-    index: int
+    index: Count
     request_id: str
-    status: str
+    status: Status
     reason: str
-    start_ns: tuple[int, ...]
+    start_ns: tuple[Count, ...]
     peak_memory: PeakMemory
     events: tuple[RankEvent, ...]
-    facts: Mapping[str, object] = field(default_factory=dict)
-    dilation: float = 1.0
+    facts: RepeatFacts = RepeatFacts()
+    dilation: Factor = 1.0
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -180,17 +227,39 @@ class Repeat:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class SampleFile:
+class SampleFile(Struct, frozen=True, forbid_unknown_fields=True):
     """The file that keeps one repeat, and its SHA-256 when it was written."""
 
-    file: str
-    sha256: str
-    status: str
+    file: _FileName
+    sha256: Text
+    status: Status
 
 
-@dataclass(frozen=True, slots=True)
-class RunRecord:
+class CalibratedHost(Struct, frozen=True, forbid_unknown_fields=True):
+    """The machine that a simulator's costs were measured on; `words` is for people."""
+
+    words: str = ""
+    cpu_model: str = ""
+    cores: Count = 0
+
+
+class RunEnvironment(Struct, frozen=True, forbid_unknown_fields=True):
+    """Where a run was made.
+
+    Attributes:
+        host: Its `versions` are those of what the system's numbers come from; None in a simulation.
+        calibrated_host: Of a simulation.
+        devices: What each said of itself in the last repeat.
+        testbed_notes: What the testbed does not limit, and how it was set up.
+    """
+
+    host: HostFacts | None = None
+    calibrated_host: CalibratedHost | None = None
+    devices: tuple[DeviceFacts, ...] = ()
+    testbed_notes: tuple[str, ...] = ()
+
+
+class RunRecord(Struct, frozen=True, forbid_unknown_fields=True):
     """`run.json`: one system in one configuration on one testbed.
 
     Attributes:
@@ -199,25 +268,25 @@ class RunRecord:
         reason: Why `status` is not `ok`, in one line.
         config: The resolved configuration.
         environment: Facts of the host and of each device.
-        calibration: What the testbed measured of its own limits and links.
+        calibration: What was enforced on the devices, and what was measured of it.
         tokens: Of the first repeat.
         metrics: Over the `ok` repeats; None unless `status` is `ok` or `interrupted`.
-        notes: For people: fewer repeats than asked, k of L distinct layers, no O_DIRECT ...
+        notes: Fewer repeats than asked, k of L distinct layers, no O_DIRECT ...
     """
 
-    run_id: str
-    system: str
-    status: str
+    run_id: Text
+    system: Text
+    status: Status
     reason: str = ""
-    check: Check = field(default_factory=Check)
-    config: Mapping[str, object] = field(default_factory=dict)
-    environment: Mapping[str, object] = field(default_factory=dict)
-    calibration: Mapping[str, object] = field(default_factory=dict)
-    tokens: tuple[int, ...] = ()
+    check: Check = Check()
+    config: RunConfig = RunConfig()
+    environment: RunEnvironment = RunEnvironment()
+    calibration: RunCalibration = RunCalibration()
+    tokens: tuple[Count, ...] = ()
     metrics: Metrics | None = None
     samples: tuple[SampleFile, ...] = ()
-    notes: tuple[str, ...] = ()
-    schema_version: int = SCHEMA_VERSION
+    notes: tuple[Note, ...] = ()
+    schema_version: Literal[2] = SCHEMA_VERSION
 
     @property
     def num_ok(self) -> int:

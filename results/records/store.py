@@ -8,8 +8,9 @@ Nothing that is listed is ever overwritten.
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from results.records.codec import decode_record, decode_repeat, encode_record, encode_repeat
 from results.records.hashing import split_run_id

@@ -3,23 +3,51 @@
 Names alone would mislead where an option or an experiment changed a page of `conf/`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from tpi.units import format_bytes
 
 
-def device_words(limits: Sequence[Mapping[str, Any]], dilation: float) -> str:
+class Limited(Protocol):
+    """What a device is held to; None is "not limited"."""
+
+    @property
+    def memory(self) -> int | None:
+        """Bytes."""
+
+    @property
+    def read_bps(self) -> float | None:
+        """Bytes a second from disk."""
+
+
+class Linked(Protocol):
+    """A device's link; a rate of None or 0 is no limit."""
+
+    @property
+    def delay_s(self) -> float:
+        """To the core."""
+
+    @property
+    def rate_bps(self) -> float | None:
+        """Bits a second."""
+
+    @property
+    def loss_frac(self) -> float:
+        """Share of packets lost."""
+
+
+def device_words(limits: Sequence[Limited], dilation: float) -> str:
     """Memory and disk rate of devices; empty where neither is limited.
 
     Args:
-        limits: Of each device as enforced: `memory` in bytes, `read_bps` in bytes a second.
+        limits: Of each device as enforced.
         dilation: By which the rates were divided.
     """
     words = [
-        _range([each.get("memory") for each in limits], format_bytes),
+        _range([each.memory for each in limits], format_bytes),
         _range(
-            [each.get("read_bps") for each in limits],
+            [each.read_bps for each in limits],
             lambda rate_bps: f"{rate_bps * dilation / 1e6:.4g} MB/s",
             "disk ",
         ),
@@ -27,26 +55,24 @@ def device_words(limits: Sequence[Mapping[str, Any]], dilation: float) -> str:
     return ", ".join(word for word in words if word)
 
 
-def link_words(links: Sequence[Mapping[str, Any]], dilation: float) -> str:
+def link_words(links: Sequence[Linked], dilation: float) -> str:
     """Delay to the core, rate and loss of links.
 
     Args:
-        links: Of each device as emulated: `delay_s`, `rate_bps` (none or 0: no limit), `loss_frac`.
+        links: Of each device as emulated.
         dilation: By which delays were multiplied and rates divided.
     """
     words = [
-        _range([each["delay_s"] for each in links], lambda s: f"{s / dilation * 1e3:.3g} ms"),
-        _range(
-            [each["rate_bps"] for each in links], lambda bps: f"{bps * dilation / 1e6:.4g} Mbit/s"
-        )
+        _range([each.delay_s for each in links], lambda s: f"{s / dilation * 1e3:.3g} ms"),
+        _range([each.rate_bps for each in links], lambda bps: f"{bps * dilation / 1e6:.4g} Mbit/s")
         or "any rate",
     ]
-    if any(each["loss_frac"] for each in links):
-        words.append(_range([each["loss_frac"] for each in links], "{:.2%}".format, "loss "))
+    if any(each.loss_frac for each in links):
+        words.append(_range([each.loss_frac for each in links], "{:.2%}".format, "loss "))
     return ", ".join(word for word in words if word)
 
 
-def _range(values: Sequence[Any], in_words: Callable[[Any], str], what: str = "") -> str:
+def _range(values: Sequence[float | None], in_words: Callable[[float], str], what: str = "") -> str:
     """One value where all are the same; empty where none is set."""
     known = [value for value in values if value is not None]
     if not known:

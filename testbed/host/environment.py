@@ -12,11 +12,52 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
+import msgspec
+from msgspec import Struct
+
 DEPENDENCIES = ("torch", "numpy", "transformers", "accelerate", "safetensors", "tokenizers")
 _FINGERPRINT = ("cpu_model", "cores", "memory_gib", "kernel", "architecture", "cgroup")
 
 
-def host_environment(weights_dir: Path | None = None, root: Path = Path("/")) -> dict[str, object]:
+class Disk(Struct, frozen=True, forbid_unknown_fields=True):
+    """The disk that holds a path; None where its mount was not found."""
+
+    mount: str | None = None
+    device: str | None = None
+    file_system: str | None = None
+    size_bytes: int = 0
+    free_bytes: int = 0
+
+
+class HostFacts(Struct, frozen=True, forbid_unknown_fields=True):
+    """Facts of one host; None is what could not be read.
+
+    Attributes:
+        usable_cores: Those that this process may run on.
+        throttle_count: How often the processor was throttled since it was started.
+        load_1m: Runnable processes, mean of the last minute.
+        versions: Of packages; None where one is not installed.
+    """
+
+    cpu_model: str | None = None
+    cores: int | None = None
+    usable_cores: int = 0
+    memory_bytes: int | None = None
+    memory_gib: int | None = None
+    memory_available_bytes: int | None = None
+    swap_bytes: int | None = None
+    architecture: str = ""
+    kernel: str = ""
+    cgroup: int | None = None
+    governor: str | None = None
+    throttle_count: int | None = None
+    load_1m: float | None = None
+    weights_disk: Disk | None = None
+    python: str = ""
+    versions: Mapping[str, str | None] = msgspec.field(default_factory=dict)
+
+
+def host_environment(weights_dir: Path | None = None, root: Path = Path("/")) -> HostFacts:
     """Facts of this host.
 
     Args:
@@ -25,31 +66,31 @@ def host_environment(weights_dir: Path | None = None, root: Path = Path("/")) ->
     """
     memory = _meminfo(root)
     total_bytes = memory.get("MemTotal")
-    return {
-        "cpu_model": _cpu_model(root),
-        "cores": os.cpu_count(),
-        "usable_cores": len(os.sched_getaffinity(0)),
-        "memory_bytes": total_bytes,
-        "memory_gib": None if total_bytes is None else round(total_bytes / 2**30),
-        "memory_available_bytes": memory.get("MemAvailable"),
-        "swap_bytes": memory.get("SwapTotal"),
-        "architecture": platform.machine(),
-        "kernel": platform.release(),
-        "cgroup": cgroup_version(root),
-        "governor": _word(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
-        "throttle_count": _number(
+    return HostFacts(
+        cpu_model=_cpu_model(root),
+        cores=os.cpu_count(),
+        usable_cores=len(os.sched_getaffinity(0)),
+        memory_bytes=total_bytes,
+        memory_gib=None if total_bytes is None else round(total_bytes / 2**30),
+        memory_available_bytes=memory.get("MemAvailable"),
+        swap_bytes=memory.get("SwapTotal"),
+        architecture=platform.machine(),
+        kernel=platform.release(),
+        cgroup=cgroup_version(root),
+        governor=_word(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        throttle_count=_number(
             root / "sys/devices/system/cpu/cpu0/thermal_throttle/core_throttle_count"
         ),
-        "load_1m": load_average(root),
-        "weights_disk": None if weights_dir is None else disk_of(weights_dir, root),
-        "python": platform.python_version(),
-        "versions": dependency_versions(),
-    }
+        load_1m=load_average(root),
+        weights_disk=None if weights_dir is None else disk_of(weights_dir, root),
+        python=platform.python_version(),
+        versions=dependency_versions(),
+    )
 
 
-def host_fingerprint(environment: Mapping[str, object]) -> str:
+def host_fingerprint(host: HostFacts) -> str:
     """16 hexadecimal digits that change with processor, cores, memory, kernel or cgroups."""
-    facts = json.dumps([environment.get(name) for name in _FINGERPRINT])
+    facts = json.dumps([getattr(host, name) for name in _FINGERPRINT])
     return hashlib.sha256(facts.encode()).hexdigest()[:16]
 
 
@@ -83,18 +124,18 @@ def cgroup_version(root: Path = Path("/")) -> int | None:
     return 1 if (base / "memory").is_dir() else None
 
 
-def disk_of(path: Path, root: Path = Path("/")) -> dict[str, object]:
+def disk_of(path: Path, root: Path = Path("/")) -> Disk:
     """Mount, file system and free bytes of the disk that holds a path (or its next parent)."""
     existing = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
     usage = os.statvfs(existing)
     device, mount, kind = _mount_of(existing.resolve(), root)
-    return {
-        "mount": mount,
-        "device": device,
-        "file_system": kind,
-        "size_bytes": usage.f_frsize * usage.f_blocks,
-        "free_bytes": usage.f_frsize * usage.f_bavail,
-    }
+    return Disk(
+        mount=mount,
+        device=device,
+        file_system=kind,
+        size_bytes=usage.f_frsize * usage.f_blocks,
+        free_bytes=usage.f_frsize * usage.f_bavail,
+    )
 
 
 def _mount_of(path: Path, root: Path) -> tuple[str | None, str | None, str | None]:

@@ -76,7 +76,7 @@ def _memory_rate(folder: Path) -> float:
 
 def _cpu() -> object:
     facts = host_environment()
-    return [facts["cpu_model"], facts["cores"]]
+    return [facts.cpu_model, facts.cores]
 
 
 def _disk_rates(folder: Path, free_disk: int) -> tuple[float, float]:

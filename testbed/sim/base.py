@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from testbed.links.link import LinkSpec
 from tpi.model_config import ModelConfig
+from tpi.options import ComputeOptions
 from tpi.program.events import Event
 
 
@@ -38,22 +39,25 @@ class SimRun:
 
     Attributes:
         system: Its name in `baselines/registry.py`.
-        options: Its options, as `asdict` gives them (`window`, `allreduce`, `shares` ...).
-        storage: Dtype of the stored weights; `dtype` is that of the computation.
+        compute: How each rank computes.
+        storage: Dtype of the stored weights.
         devices: By rank; a system that takes one device gets one.
         links: By rank, undilated.
+        shares: How unequal the ranks' parts of the model are; None for all alike.
+        options: What else the system's program is told (`overlap`, `max_memory` ...).
         keep_spans: Whether the single spans are wanted, and not their sums alone.
     """
 
     system: str
-    options: Mapping[str, object]
+    compute: ComputeOptions
     model: ModelConfig
     storage: str
-    dtype: str
     prompt_tokens: int
     new_tokens: int
     devices: tuple[SimDevice, ...]
     links: tuple[LinkSpec, ...]
+    shares: tuple[float, ...] | None = None
+    options: Mapping[str, object] = field(default_factory=dict)
     keep_spans: bool = False
 
     @property

@@ -16,7 +16,7 @@ from typing import Annotated, Literal, TypeVar
 
 from msgspec import Meta
 
-from tpi.decode import Count, NumBytes, convert
+from tpi.decode import Count, CountOrZero, NumBytes, convert
 from tpi.errors import ConfigError
 from tpi.files import parse_json, read_small_file, write_atomic
 
@@ -69,6 +69,7 @@ class Calibration:
         library_start_s: The same of Transformers, with imports.
         library_bytes: Peak memory of Transformers before any weight.
         library_anon_bytes: Of it, anonymous.
+        cpu_model: The host's processor, and `cores` of it; a file that does not say has neither.
     """
 
     host: str
@@ -97,6 +98,8 @@ class Calibration:
     library_start_s: _Seconds
     library_bytes: NumBytes
     library_anon_bytes: NumBytes
+    cpu_model: str = ""
+    cores: CountOrZero = 0
     schema: Literal[1] = 1
 
     def __post_init__(self) -> None:

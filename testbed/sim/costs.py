@@ -64,7 +64,7 @@ class Costs:
     def products(self, num_bytes: Sequence[float], rows: int) -> NDArray[np.float64]:
         """Seconds of one core that each rank's stored weights of so many bytes take."""
         run = self._run
-        one = self._calibration.product_s(1.0, rows, run.storage, run.dtype)
+        one = self._calibration.product_s(1.0, rows, run.storage, run.compute.dtype)
         return one * np.array(num_bytes, dtype=np.float64)
 
     def attend(self, rows: int, start: int, heads: Sequence[int]) -> NDArray[np.float64]:
@@ -72,7 +72,8 @@ class Costs:
         # A first chunk leaves out what is masked; a later one has a mask over all keys, which the
         # kernel works through whole.
         keys = start + rows if start else (rows + 1) / 2
-        one = self._calibration.attend_s(rows, keys, self._run.model.head_size, self._run.dtype)
+        head_size, dtype = self._run.model.head_size, self._run.compute.dtype
+        one = self._calibration.attend_s(rows, keys, head_size, dtype)
         return one * np.array(heads, dtype=np.float64)
 
     def block(self, rows: int) -> float:

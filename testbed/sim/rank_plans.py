@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from testbed.sim.base import SimRun
-from tpi.errors import ConfigError
 from tpi.model_config import ModelConfig
 from tpi.planner.memory import WindowChoice, block_bytes, choose_window
 from tpi.ranks import MASTER_RANK
@@ -17,46 +16,6 @@ from tpi.weights.shard import BlockId, ShardPlan, make_shard_plan
 # Of a process's peak, what is mapped from files and so no anonymous memory: torch's libraries.
 # The records of 16 ranks in containers have 92.2 to 92.5 million bytes of it.
 MAPPED_BYTES = 92_300_000
-
-
-@dataclass(frozen=True, slots=True)
-class NodeOptions:
-    """What `tpi node` is told; the defaults are those of a system that has no such option."""
-
-    window: int | None = None
-    memory_budget: int | None = None
-    allreduce: str = "star"
-    wire_dtype: str = "float32"
-    shares: tuple[float, ...] | None = None
-    prefill_chunk: int = 512
-
-    @classmethod
-    def of(cls, raw: Mapping[str, object], **fixed: object) -> "NodeOptions":
-        """From a system's options, as `asdict` gives them; `fixed` ones come first.
-
-        Raises:
-            ConfigError: A number of the wrong kind.
-        """
-        values = {**raw, **fixed}
-        window, shares = values.pop("window", "all"), values.pop("shares", None)
-        return cls(
-            window=None if window in (None, "all") else _integer("window", window),
-            memory_budget=_optional("memory_budget", values.pop("memory_budget", None)),
-            allreduce=str(values.pop("allreduce", "star")),
-            wire_dtype=str(values.pop("wire_dtype", "float32")),
-            shares=tuple(map(float, shares)) if isinstance(shares, Sequence) else None,
-            prefill_chunk=_integer("prefill_chunk", values.pop("prefill_chunk", 512)),
-        )
-
-
-def _integer(name: str, value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigError(f"{name}: expected a whole number >= 1, got {value!r}")
-    return value
-
-
-def _optional(name: str, value: object) -> int | None:
-    return None if value is None else _integer(name, value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,36 +44,25 @@ class RankPlan:
         return self.choice.window is not None and block not in self.choice.retained
 
 
-def plan_ranks(run: SimRun, options: NodeOptions) -> tuple[ShardPlan, tuple[RankPlan, ...]]:
+def plan_ranks(run: SimRun) -> tuple[ShardPlan, tuple[RankPlan, ...]]:
     """Divide the model among the ranks.
 
     Raises:
         ConfigError, ResourceError: As the real program: shares or a budget that do not work.
     """
-    plan = make_shard_plan(run.model, run.world_size, options.shares)
+    plan = make_shard_plan(run.model, run.world_size, run.shares)
     one_layer = replace(run.model, num_layers=1)
-    return plan, tuple(
-        _plan_rank(run, options, plan, rank, one_layer) for rank in range(run.world_size)
-    )
+    return plan, tuple(_plan_rank(run, plan, rank, one_layer) for rank in range(run.world_size))
 
 
-def _plan_rank(
-    run: SimRun, options: NodeOptions, plan: ShardPlan, rank: int, one_layer: ModelConfig
-) -> RankPlan:
+def _plan_rank(run: SimRun, plan: ShardPlan, rank: int, one_layer: ModelConfig) -> RankPlan:
     sizes = block_bytes(one_layer, plan, rank, run.storage)
     by_kind = {
         kind: tuple(n for block, n in sizes if block.kind == kind)
         for kind in ("attn", "ffn", "head")
     }
-    max_tokens = run.prompt_tokens + run.new_tokens
-    choice = choose_window(
-        run.model, plan, rank,
-        blocks=_in_order(run.model.num_layers, by_kind),
-        dtype=run.dtype, max_batch=1, max_tokens=max_tokens,
-        step_tokens=min(options.prefill_chunk, max_tokens),
-        window=options.window, memory_budget=options.memory_budget,
-        allreduce=options.allreduce, wire_dtype=options.wire_dtype,
-    )  # fmt: skip
+    blocks = _in_order(run.model.num_layers, by_kind)
+    choice = choose_window(run.model, plan, rank, blocks, run.compute)
     share = plan.shares[rank]
     return RankPlan(
         attn=sum(by_kind["attn"]),

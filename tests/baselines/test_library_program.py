@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 
+from tpi.options import ComputeOptions
 from tpi.program.events import Event, parse_event
 from tpi.program.spec import NodeSpec, Request, dump_spec
+
+pytestmark = pytest.mark.timeout(60)  # real processes, on whatever machine
 
 ROOT = Path(__file__).parent.parent.parent
 PROGRAM = """
@@ -82,7 +85,8 @@ def start(
 ) -> subprocess.Popen[str]:
     values: dict[str, Any] = {
         "system": "fake", "rank": 0, "world_size": 1, "session": "0" * 32, "bind": "127.0.0.1",
-        "master": None, "model_dir": tmp_path, "threads": 1, "dtype": "float32", "max_tokens": 9,
+        "master": None, "model_dir": tmp_path, "threads": 1,
+        "compute": ComputeOptions(max_tokens=9),
         "requests": (Request("w", 2, (5,), warmup=True), Request("m", 3, (7,))),
     }  # fmt: skip
     spec = NodeSpec(**(values | changes))
@@ -162,7 +166,7 @@ def test_input_that_closes_while_loading_ends_it(tmp_path):
 
 def test_input_that_closes_during_a_request_ends_it(tmp_path):
     endless = (Request("m", 1 << 20, (7,)),)
-    process = start(tmp_path, max_tokens=1 << 21, requests=endless)
+    process = start(tmp_path, compute=ComputeOptions(max_tokens=1 << 21), requests=endless)
     events, code, _ = finish(process, "go m\n")
     assert code == 130
     assert not [e for e in events if e.name == "end"]

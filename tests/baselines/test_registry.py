@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from baselines.registry import REFERENCE, SYSTEMS
-from harness.config.compose import CONF_DIR, groups
+from harness.config.command_line import CONF_DIR, groups
 from harness.run.run_key import versions_of
 
 

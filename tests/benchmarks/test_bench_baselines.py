@@ -22,6 +22,7 @@ import pytest
 from baselines.llamacpp.gguf_file import make_gguf
 from tests.benchmarks.test_bench_engine import PROMPT, RESIDENT_MODEL
 from tests.benchmarks.test_bench_window import say
+from tpi.options import ComputeOptions
 from tpi.program.events import Event, parse_event
 from tpi.program.spec import NodeSpec, Request, dump_spec
 from tpi.weights.hf_folder import write_hf_folder
@@ -102,7 +103,7 @@ def test_baseline_is_as_fast_as_its_documented_example(system, checkpoint, tmp_p
     names = [f"r{turn}" for turn in range(TURNS + 1)]
     spec = NodeSpec(
         system=system, rank=0, world_size=1, session="0" * 32, bind="127.0.0.1", master=None,
-        model_dir=model_dir, threads=THREADS, dtype=dtype, max_tokens=2048,
+        model_dir=model_dir, threads=THREADS, compute=ComputeOptions(dtype=dtype, max_tokens=2048),
         requests=tuple(Request(name, NEW_TOKENS, PROMPT) for name in names),
     )  # fmt: skip
     dump_spec(spec, tmp_path / "spec.json")

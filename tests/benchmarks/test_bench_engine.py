@@ -19,10 +19,11 @@ import pytest
 import torch
 
 from tests.benchmarks.test_bench_window import say
-from tpi.build_engine import EngineOptions, open_engine, plan_rank
+from tpi.build_engine import open_engine, plan_rank
 from tpi.comm.loopback import MemoryMesh
 from tpi.engine import Engine, Prompt
 from tpi.model_config import ModelConfig, RopeScaling, load_preset
+from tpi.options import ComputeOptions
 from tpi.sampling import Sampler
 from tpi.trace import Tracer
 from tpi.weights.blockfile import Manifest, open_shard_folder
@@ -62,7 +63,7 @@ def make_shards(model: ModelConfig, dtype: str, folder: Path) -> Manifest:
 def device(manifest: Manifest, **options):
     """An engine of its own, ready to decode."""
     (mesh,) = MemoryMesh.group(1)
-    settings = EngineOptions(max_tokens=2048, **options)
+    settings = ComputeOptions(max_tokens=2048, **options)
     with mesh, open_engine(manifest, mesh, settings, Tracer()) as (engine, _, _):
         yield engine
 
@@ -120,10 +121,10 @@ def test_disk_bound_decode_reads_at_nine_tenths_of_the_disks_rate(disk_model):
 
 def test_memory_budget_halfway_reads_only_the_rest_at_the_disks_rate(disk_model):
     torch.set_num_threads(2)
-    low = plan_rank(disk_model, EngineOptions(max_tokens=2048, window=2))
-    high = plan_rank(disk_model, EngineOptions(max_tokens=2048, window=None))
+    low = plan_rank(disk_model, ComputeOptions(max_tokens=2048, window=2))
+    high = plan_rank(disk_model, ComputeOptions(max_tokens=2048, window=None))
     budget = (low.peak_bytes + high.peak_bytes) // 2
-    choice = plan_rank(disk_model, EngineOptions(max_tokens=2048, memory_budget=budget))
+    choice = plan_rank(disk_model, ComputeOptions(max_tokens=2048, memory_budget=budget))
     assert choice.retained
     say(f"\nmemory_budget {budget / 1e9:.2f} GB, {len(choice.retained)} blocks retained:")
     share = compare_with_disk(disk_model, choice.retained, memory_budget=budget)

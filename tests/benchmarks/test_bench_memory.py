@@ -36,7 +36,7 @@ def test_peak_is_within_a_tenth_of_the_plan(tmp_path, model, devices, window, di
         prompt=range(5, 5 + prompt), window=window,
     )  # fmt: skip
     ranks = range(devices)
-    with Nodes(specs, tmp_path) as nodes:
+    with Nodes(specs, tmp_path, fresh=True) as nodes:
         nodes.wait_for("ready", ranks, timeout_s=300)
         nodes.go("r0")
         nodes.wait_for("end", ranks, timeout_s=600)

@@ -19,6 +19,7 @@ from testbed.label import RunLabel
 from testbed.limits.limits import DeviceLimits
 from testbed.links.link import LinkSpec
 from tests.faults.faulty import program
+from tpi.options import ComputeOptions
 from tpi.program.spec import Request
 
 _SOCKET = "/var/run/docker.sock"
@@ -106,7 +107,7 @@ def run_in(
         program=program(**options),
         model_dirs=(model_dir(work_dir),) * num_devices,
         requests=(REQUEST,),
-        max_tokens=16,
+        compute=ComputeOptions(max_tokens=16),
         deadlines=Deadlines(ready_s=30, token_s=token_s, end_s=30, last_words_s=1),
     )
     outcome = run_repeat(launch, bed, watch)
@@ -117,9 +118,7 @@ def run_in(
 
 def log_tails(repeat: Repeat) -> list[str]:
     """The last lines of every program."""
-    tails = repeat.facts["log_tails"]
-    assert isinstance(tails, list)
-    return tails
+    return list(repeat.facts.log_tails)
 
 
 def peaks(repeat: Repeat) -> list[int]:

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from harness.config.compose import CONF_DIR
+from harness.config.command_line import CONF_DIR
 from harness.run.launch import PROGRAMS
 from results.records.store import RunStore
 from tests.faults import beds

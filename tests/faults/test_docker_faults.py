@@ -7,6 +7,7 @@ from pathlib import Path
 import docker.errors
 import pytest
 
+from results.records.schema import ProgramEnd
 from testbed.base import DeviceError
 from testbed.docker.cleanup import reap
 from testbed.label import RunLabel, is_alive
@@ -98,7 +99,7 @@ def test_every_other_end_is_crashed_with_code_and_log_of_every_container(
     assert repeat.status == "crashed"
     assert words in repeat.reason
     assert ends[options.get("rank", 0)].code == code
-    assert repeat.facts["exits"] == [{"code": end.code, "oom": False} for end in ends]
+    assert repeat.facts.exits == tuple(ProgramEnd(end.code, oom=False) for end in ends)
     assert ["my last words" in tail for tail in log_tails(repeat)] == [True, True]
 
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import tokenizers
 
-from harness.config.config import Config, config_from
+from harness.config.compose import config_from
+from harness.config.config import Config
 from testbed.host.rates import Host
 from tpi.model_config import ModelConfig, RopeScaling
 from tpi.weights.hf_folder import write_hf_folder

@@ -6,6 +6,7 @@ from tests.checkpoints import reference_tokens
 from tpi.tokenizer import Tokenizer
 
 
+@pytest.mark.timeout(60)
 @pytest.mark.slow
 def test_demo_checkpoint_says_different_words_and_is_made_once(tmp_path):
     num_bytes = make_demo(tmp_path)

@@ -1,13 +1,12 @@
-from dataclasses import replace
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from tpi.errors import ResourceError
 from tpi.model_config import load_preset
+from tpi.options import ComputeOptions
 from tpi.planner.memory import (
-    StepShape,
     block_bytes,
     choose_window,
     memory_parts,
@@ -118,22 +117,27 @@ def test_a_rank_that_holds_nothing_needs_its_process_only():
 def test_parts_grow_with_what_causes_them_and_only_the_master_has_logits():
     config = load_preset("llama2-7b")
     plan = make_shard_plan(config, 8)
-    parts = memory_parts(config, plan, 1, StepShape(1, 64, 32))
+    options = ComputeOptions(max_tokens=64, prefill_chunk=32)
+    parts = memory_parts(config, plan, 1, options)
     # 32 layers, keys and values of 4 of 32 heads of 128, 64 positions, float32.
     assert parts.kv_cache == 2 * 32 * 64 * 4 * 128 * 4
     assert parts.logits == 0
-    assert memory_parts(config, plan, 0, StepShape(1, 64, 32)).logits == 3 * 4 * 32000
-    longer = memory_parts(config, plan, 1, StepShape(2, 1024, 512))
+    assert memory_parts(config, plan, 0, options).logits == 3 * 4 * 32000
+    longer = memory_parts(
+        config, plan, 1, ComputeOptions(max_batch=2, max_tokens=1024, prefill_chunk=512)
+    )
     assert longer.kv_cache == 2 * 16 * parts.kv_cache
     assert longer.activations == 2 * 16 * parts.activations
-    half = memory_parts(config, plan, 1, StepShape(1, 64, 32, dtype="bfloat16"))
+    half = memory_parts(
+        config, plan, 1, ComputeOptions(max_tokens=64, prefill_chunk=32, dtype="bfloat16")
+    )
     assert half.kv_cache == parts.kv_cache // 2
 
 
 def test_comm_buffers_are_chunks_and_the_star_has_most_on_the_master():
     config = load_preset("llama2-70b")
     plan = make_shard_plan(config, 8)
-    shape = StepShape(1, 512, 512)
+    shape = ComputeOptions(max_tokens=512)
     assert memory_parts(config, plan, 0, shape).comm == 8 * MIB  # a chunk a worker and one more
     assert memory_parts(config, plan, 1, shape).comm == 2 * MIB
     exchange = replace(shape, allreduce="exchange")
@@ -147,10 +151,12 @@ def test_70b_on_8_devices_stays_below_600_mib_on_every_one():
     plan = make_shard_plan(config, 8)
     for rank in range(8):
         choice = choose_window(
-            config, plan, rank, blocks=block_bytes(config, plan, rank, "bfloat16"),
-            dtype="float32", max_batch=1, max_tokens=64, step_tokens=64, window=2,
-            memory_budget=None,
-        )  # fmt: skip
+            config,
+            plan,
+            rank,
+            block_bytes(config, plan, rank, "bfloat16"),
+            ComputeOptions(max_tokens=64),
+        )
         assert choice.peak_bytes < 0.6 * (1 << 30)
         assert choice.arena_bytes < 205 * MIB  # one attention and one FFN block; no embedding
 
@@ -160,7 +166,9 @@ def test_refused_budget_names_the_rank():
     plan = make_shard_plan(config, 8)
     with pytest.raises(ResourceError, match="rank 3: memory budget of 256 MiB is too small"):
         choose_window(
-            config, plan, 3, blocks=block_bytes(config, plan, 3, "bfloat16"),
-            dtype="float32", max_batch=1, max_tokens=64, step_tokens=64, window=2,
-            memory_budget=256 * MIB,
-        )  # fmt: skip
+            config,
+            plan,
+            3,
+            block_bytes(config, plan, 3, "bfloat16"),
+            ComputeOptions(max_tokens=64, memory_budget=256 * MIB),
+        )

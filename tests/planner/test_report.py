@@ -90,7 +90,7 @@ def test_rank_without_heads_or_columns_is_planned_too():
         (["--model", "llama2-7", "--devices", "2"], 2, "llama2-7b"),
         (["--model", "tiny", "--devices", "0"], 2, "expected a whole number >= 1"),
         (["--model", "tiny", "--devices", "2", "--memory", "lots"], 2, "expected a size"),
-        (["--model", "tiny", "--devices", "2", "--window", "0"], 2, "expected a whole number"),
+        (["--model", "tiny", "--devices", "2", "--window", "0"], 2, "expected a number of blocks"),
         (["--model", "tiny", "--devices", "2", "--times", "1,2,3"], 2, "expected five times"),
         (["--model", "tiny", "--devices", "2", "--link-mbps", "-1"], 2, "expected a number > 0"),
         (["--model", "tiny", "--devices", "2", "--shares", "1"], 2, "expected 2 numbers"),

@@ -3,17 +3,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from tpi.errors import ConfigError
+from tpi.options import ComputeOptions, SamplingOptions
 from tpi.program.spec import (
     NodeSpec,
+    OwnOptions,
     Request,
-    SystemOptions,
     dump_spec,
     load_spec,
+    own_options,
     parse_spec,
     spec_to_json,
-    system_options,
+    to_json,
 )
 
 SPEC = NodeSpec(
@@ -25,11 +28,11 @@ SPEC = NodeSpec(
     master="127.0.0.1:4711",
     model_dir=Path("/models/tiny/rank-0"),
     threads=1,
-    dtype="float32",
-    max_tokens=8,
+    compute=ComputeOptions(window=None, max_tokens=8),
     requests=(Request("r0", 3, (1, 2, 3), warmup=True), Request("r1", 4, (5,))),
     time_scale=2.5,
-    options={"window": "all", "trust_network": True},
+    trust_network=True,
+    options={"sampling": {"top_k": 3}},
 )
 
 
@@ -46,7 +49,7 @@ def test_spec_written_and_read_is_the_same(tmp_path):
     ("changes", "message"),
     [
         ({"thread": 1}, "unknown key 'thread'"),
-        ({"schema": 2}, "schema must be 1, got 2"),
+        ({"schema": 1}, "schema must be 2, got 1"),
         ({"rank": 2}, "rank must be an integer in 0..1, got 2"),
         ({"rank": True}, "rank must be an integer"),
         ({"threads": "2"}, "threads must be an integer in 1..1024, got '2'"),
@@ -54,19 +57,33 @@ def test_spec_written_and_read_is_the_same(tmp_path):
         ({"master": None}, "master must be host:port, got None"),
         ({"master": "localhost"}, "master must be host:port"),
         ({"master": "localhost:70000"}, "master must be host:port"),
-        ({"dtype": "int8"}, "dtype must be float32 | bfloat16, got 'int8'"),
+        (
+            {"compute": {"dtype": "int8"}},
+            "compute.dtype must be float32 | bfloat16, got 'int8'",
+        ),
+        ({"compute": {"windows": 2}}, "unknown key 'compute.windows'; did you mean window?"),
         ({"time_scale": 0}, "time_scale must be a number > 0"),
         ({"model_dir": ""}, "model_dir must be a non-empty string"),
         ({"requests": {}}, "requests must be a list"),
-        ({"requests": [3]}, "requests[0]: must be a JSON object, got 3"),
-        ({"requests": [{"id": "a b", "new_tokens": 1}]}, "requests[0]: id must be"),
+        ({"requests": [3]}, "requests[0] must be a JSON object, got 3"),
+        (
+            {"requests": [{"id": "a b", "new_tokens": 1}]},
+            "requests[0].id must be 1-64 letters, digits, _ . -, got",
+        ),
         ({"requests": [{"id": "a", "new_tokens": 0}]}, "new_tokens must be an integer in 1.."),
         ({"requests": [{"id": "a", "new_tokens": 1}]}, "request a of rank 0 needs prompt_ids"),
         (
             {"requests": [{"id": "a", "new_tokens": 1, "prompt_ids": [-1]}]},
-            "prompt_ids must be a non-empty list of token ids",
+            "requests[0].prompt_ids[0] must be an integer in 0..",
         ),
-        ({"max_tokens": 5}, "request r0 has 6 tokens with its answer, max_tokens is 5"),
+        (
+            {"requests": [{"id": "a", "new_tokens": 1, "prompt_ids": []}]},
+            "requests[0].prompt_ids must be a non-empty list of token ids or null, got []",
+        ),
+        (
+            {"compute": {"max_tokens": 5}},
+            "request r0 has 6 tokens with its answer, max_tokens is 5",
+        ),
         (
             {"requests": [{"id": "a", "new_tokens": 1, "prompt_ids": [1]}] * 2},
             "two requests have the same id",
@@ -96,9 +113,9 @@ def test_missing_key_is_named():
     ("text", "message"),
     [
         ("{", "not JSON"),
-        ('{"schema": 1, "schema": 1}', "a key stands twice"),
-        ('{"time_scale": NaN}', "NaN is not JSON"),
-        ("[" * 100_000, "not JSON"),
+        ('{"schema": 2, "schema": 2}', "appears twice"),
+        ('{"time_scale": NaN}', "NaN is not finite"),
+        ("[" * 100_000, "nested too deeply"),
     ],
 )
 def test_file_that_is_not_json_is_refused(tmp_path, text, message):
@@ -119,16 +136,18 @@ def test_request_is_found_by_id():
         SPEC.request("r9")
 
 
-def test_options_of_tpi_have_defaults_and_are_checked():
-    assert system_options(SPEC) == SystemOptions(window=None, trust_network=True)
-    for options, message in [
-        ({"windows": 2}, "unknown key 'windows'"),
-        ({"window": 0}, 'window must be an integer >= 1 or "all", got 0'),
-        ({"allreduce": "mesh"}, "allreduce: got 'mesh', expected star | tree"),
-        ({"memory_budget": -1}, "memory_budget must be bytes"),
+def test_own_options_have_defaults_and_are_checked(tmp_path):
+    options = own_options(SPEC, OwnOptions)
+    assert options == OwnOptions(sampling=SamplingOptions(top_k=3))
+    traced = OwnOptions(trace=tmp_path / "trace.json")
+    assert own_options(replace(SPEC, options=to_json(traced)), OwnOptions) == traced
+    for raw, message in [
+        ({"window": 2}, "spec options: unknown key 'window'"),
+        ({"sampling": {"top_p": 2}}, "spec options: sampling.top_p must be a number in 0..1"),
+        ({"trace": ""}, "spec options: trace must be a non-empty string or null, got ''"),
     ]:
         with pytest.raises(ConfigError) as caught:
-            system_options(parse_spec(raw_spec(options=options)))
+            own_options(parse_spec(raw_spec(options=raw)), OwnOptions)
         assert message in str(caught.value)
 
 

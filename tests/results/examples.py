@@ -1,9 +1,13 @@
 """Repeats and records to test with: two ranks, three tokens, round numbers."""
 
-from dataclasses import replace
 from typing import Any
 
-from results.records.schema import PeakMemory, RankEvent, Repeat
+from msgspec import convert
+from msgspec.structs import replace
+
+from results.records.run_config import RunConfig
+from results.records.schema import PeakMemory, RankEvent, Repeat, RunEnvironment
+from results.records.testbed_facts import RunCalibration
 from tpi.program.events import Event
 
 MS = 1_000_000
@@ -56,7 +60,6 @@ def make_repeat(index: int = 0, gap_ms: int = 100, status: str = "ok", **changes
         "start_ns": (1_000 * MS, 1_010 * MS),
         "peak_memory": PeakMemory((200 * MIB, 210 * MIB), (150 * MIB, 140 * MIB), (None, None)),
         "events": tuple(events),
-        "facts": {"load_1m": 0.5},
     }
     return Repeat(**(values | changes))
 
@@ -75,3 +78,16 @@ def make_traced(*said: RankEvent, **changes: Any) -> Repeat:
     """`make_repeat` with these events more."""
     repeat = make_repeat(**changes)
     return replace(repeat, events=(*repeat.events, *said))
+
+
+def as_config(parts: dict[str, Any]) -> RunConfig:
+    """A configuration of which only some is known."""
+    return convert(parts, RunConfig)
+
+
+def as_calibration(parts: dict[str, Any]) -> RunCalibration:
+    return convert(parts, RunCalibration)
+
+
+def as_environment(parts: dict[str, Any]) -> RunEnvironment:
+    return convert(parts, RunEnvironment)

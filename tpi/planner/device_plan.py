@@ -6,10 +6,11 @@ Memory follows from the model's shape; times from rates or from measured times o
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tpi.comm.allreduces.registry import find_allreduce
 from tpi.model_config import DTYPE_BYTES, ModelConfig
+from tpi.options import ComputeOptions
 from tpi.planner.memory import WindowChoice, block_bytes, choose_window
 from tpi.planner.window_replay import (
     BlockTimes,
@@ -47,15 +48,8 @@ class PlanOptions:
 
     devices: int
     shares: tuple[float, ...] | None = None
-    memory: int | None = None
-    window: int | None = 2
     storage: str = "bfloat16"
-    dtype: str = "float32"
-    max_batch: int = 1
-    max_tokens: int = 128
-    prefill_chunk: int = 512
-    allreduce: str = "star"
-    wire_dtype: str = "float32"
+    compute: ComputeOptions = field(default_factory=ComputeOptions)
     rates: Rates = Rates()
     times: LayerTimes | None = None
 
@@ -110,9 +104,9 @@ def make_report(model: str, config: ModelConfig, options: PlanOptions) -> PlanRe
     if options.times is not None:
         allreduce_s = options.times.allreduce_s
     else:
-        allreduce_s = find_allreduce(options.allreduce).cost_s(
+        allreduce_s = find_allreduce(options.compute.allreduce).cost_s(
             world_size=options.devices,
-            num_bytes=config.hidden_size * DTYPE_BYTES[options.wire_dtype],
+            num_bytes=config.hidden_size * DTYPE_BYTES[options.compute.wire_dtype],
             delay_s=options.rates.link_delay_s,
             rate_bps=options.rates.link_bps,
         )
@@ -126,20 +120,7 @@ def _row(
     blocks = block_bytes(config, plan, rank, options.storage)
     held = [(block, num_bytes) for block, num_bytes in blocks if block.kind != "embed"]
     share, is_master = plan.shares[rank], rank == MASTER_RANK
-    choice = choose_window(
-        config,
-        plan,
-        rank,
-        blocks=blocks,
-        dtype=options.dtype,
-        max_batch=options.max_batch,
-        max_tokens=options.max_tokens,
-        step_tokens=min(options.prefill_chunk, options.max_tokens),
-        window=options.window,
-        memory_budget=options.memory,
-        allreduce=options.allreduce,
-        wire_dtype=options.wire_dtype,
-    )
+    choice = choose_window(config, plan, rank, blocks, options.compute)
     layer = options.times or _layer_times(held, options.rates, allreduce_s)
     step = predict_step(_block_times(held, choice, layer), choice.window)
     window = choice.window or len(held)

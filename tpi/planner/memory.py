@@ -13,6 +13,7 @@ from tpi.comm.allreduces.registry import find_allreduce
 from tpi.comm.topology import CHUNK_ELEMENTS
 from tpi.errors import ResourceError
 from tpi.model_config import DTYPE_BYTES, ModelConfig
+from tpi.options import ComputeOptions
 from tpi.ranks import MASTER_RANK
 from tpi.units import format_bytes
 from tpi.weights.arena import least_arena_bytes, place
@@ -54,54 +55,31 @@ class MemoryParts:
         return sum(astuple(self))
 
 
-@dataclass(frozen=True, slots=True)
-class StepShape:
-    """The largest step that a session may make.
-
-    Attributes:
-        max_batch: Sequences.
-        max_tokens: Positions of a sequence, prompt and new tokens.
-        step_tokens: Positions of a sequence in one pass: a prefill chunk.
-        dtype: What is computed in.
-        allreduce: Algorithm.
-        wire_dtype: What sums are sent in.
-    """
-
-    max_batch: int = 1
-    max_tokens: int = 128
-    step_tokens: int = 128
-    dtype: str = "float32"
-    allreduce: str = "star"
-    wire_dtype: str = "float32"
-
-    @property
-    def rows(self) -> int:
-        """Rows of the largest hidden state: N = B * S."""
-        return self.max_batch * min(self.step_tokens, self.max_tokens)
-
-
-def memory_parts(config: ModelConfig, plan: ShardPlan, rank: int, shape: StepShape) -> MemoryParts:
+def memory_parts(
+    config: ModelConfig, plan: ShardPlan, rank: int, options: ComputeOptions
+) -> MemoryParts:
     """Return what a rank needs beside its weights."""
     share, is_master = plan.shares[rank], rank == MASTER_RANK
-    item = DTYPE_BYTES[shape.dtype]
+    item = DTYPE_BYTES[options.dtype]
     local_kv_size = share.local_num_kv_heads * config.head_size
-    logits = 4 * shape.max_batch * config.vocab_size
+    positions = options.max_batch * options.max_tokens
+    logits = 4 * options.max_batch * config.vocab_size
     return MemoryParts(
         process=PROCESS_BYTES,
-        kv_cache=2 * config.num_layers * shape.max_batch * shape.max_tokens * local_kv_size * item,
-        activations=_activation_bytes(config, share, shape),
+        kv_cache=2 * config.num_layers * positions * local_kv_size * item,
+        activations=_activation_bytes(config, share, options),
         logits=3 * logits if is_master else 0,
-        comm=_comm_bytes(config, plan.world_size, is_master=is_master, shape=shape),
+        comm=_comm_bytes(config, plan.world_size, options, is_master=is_master),
         scratch=SCRATCH_BYTES,
     )
 
 
-def _activation_bytes(config: ModelConfig, share: RankShare, shape: StepShape) -> int:
+def _activation_bytes(config: ModelConfig, share: RankShare, options: ComputeOptions) -> int:
     """Count the tensors of (N, ...) that live at the same time, by reading `model/llama.py`."""
     width, ffn = config.hidden_size, share.local_ffn_size
     q_size = share.local_num_heads * config.head_size
     kv_size = share.local_num_kv_heads * config.head_size
-    item = DTYPE_BYTES[shape.dtype]
+    item = DTYPE_BYTES[options.dtype]
     # Throughout: the step's input and the residual stream in float32, the normed input of the
     # block, and the block's result in float32.
     always = 4 * width + 4 * width + item * width + 4 * width
@@ -110,19 +88,21 @@ def _activation_bytes(config: ModelConfig, share: RankShare, shape: StepShape) -
     attn = item * (2 * q_size + 3 * kv_size + 2 * q_size + width)
     # Gate and up, then the result.
     feed = item * (2 * ffn + width)
-    return shape.rows * (always + max(attn, feed))
+    return options.step_rows * (always + max(attn, feed))
 
 
-def _comm_bytes(config: ModelConfig, world_size: int, *, is_master: bool, shape: StepShape) -> int:
+def _comm_bytes(
+    config: ModelConfig, world_size: int, options: ComputeOptions, *, is_master: bool
+) -> int:
     """Places for what others send, a chunk each; long vectors are summed chunk by chunk."""
     if world_size == 1:
         return 0
-    chunk = 4 * min(shape.rows * config.hidden_size, CHUNK_ELEMENTS)
+    chunk = 4 * min(options.step_rows * config.hidden_size, CHUNK_ELEMENTS)
     # The last sum of a step goes straight to the master, whatever the allreduce.
     places = (
-        world_size - 1 if is_master else find_allreduce(shape.allreduce).inbox_chunks(world_size)
+        world_size - 1 if is_master else find_allreduce(options.allreduce).inbox_chunks(world_size)
     )
-    packed = 2 * shape.rows * config.hidden_size if shape.wire_dtype == "bfloat16" else 0
+    packed = 2 * options.step_rows * config.hidden_size if options.wire_dtype == "bfloat16" else 0
     return (places + 1) * chunk + packed
 
 
@@ -161,16 +141,8 @@ def choose_window(
     config: ModelConfig,
     plan: ShardPlan,
     rank: int,
-    *,
     blocks: Sequence[tuple[BlockId, int]],
-    dtype: str,
-    max_batch: int,
-    max_tokens: int,
-    step_tokens: int,
-    window: int | None,
-    memory_budget: int | None,
-    allreduce: str = "star",
-    wire_dtype: str = "float32",
+    options: ComputeOptions,
 ) -> WindowChoice:
     """Decide for one rank what stays in memory, and predict its peak.
 
@@ -179,24 +151,19 @@ def choose_window(
         plan: Who owns what.
         rank: Whose memory.
         blocks: Its blocks and their bytes, in order; `embed` may be among them and is not held.
-        dtype: What is computed in.
-        max_batch: Most sequences.
-        max_tokens: Most positions of a sequence.
-        step_tokens: Most positions of a sequence in one pass.
-        window: Streamed blocks resident at once, None for all; not looked at with a budget.
-        memory_budget: Bytes that the process may use at its peak, or None.
-        allreduce: Algorithm.
-        wire_dtype: What sums are sent in.
+        options: How it computes.
 
     Raises:
         ResourceError: The budget cannot work; the message has the least that would.
     """
-    shape = StepShape(max_batch, max_tokens, step_tokens, dtype, allreduce, wire_dtype)
     held = [(block, num_bytes) for block, num_bytes in blocks if block.kind != "embed"]
-    fixed = memory_parts(config, plan, rank, shape).total
+    fixed = memory_parts(config, plan, rank, options).total
     try:
         return plan_memory(
-            tuple(held), window=window, memory_budget=memory_budget, fixed_bytes=fixed
+            tuple(held),
+            window=options.window,
+            memory_budget=options.memory_budget,
+            fixed_bytes=fixed,
         )
     except ResourceError as exc:
         raise ResourceError(f"rank {rank}: {exc}") from exc

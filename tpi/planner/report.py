@@ -8,14 +8,17 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
-from tpi.errors import EXIT_OK, ConfigError
+import msgspec
+
+from tpi.arguments import add_compute, compute_of, count, numbers, size
+from tpi.errors import EXIT_OK
 from tpi.model_config import DTYPES, load_config, load_preset
+from tpi.options import ComputeOptions, window_word
 from tpi.planner.device_plan import DeviceRow, PlanOptions, PlanReport, Rates, make_report
 from tpi.planner.window_replay import LayerTimes
-from tpi.units import format_bytes, format_seconds, parse_bytes
+from tpi.units import format_bytes, format_seconds
 
 _HEADINGS = (
     "rank", "heads", "KV", "FFN", "shard", "window", "retained", "arena", "read/step",
@@ -26,25 +29,41 @@ _KINDS = ("ffn", "attn", "head")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `tpi plan`."""
-    add = parser.add_argument
+    add, default = parser.add_argument, ComputeOptions()
     add("--model", required=True, metavar="MODEL", help="a preset's name, or a folder")
-    add("--devices", type=_count, required=True, metavar="N")
-    add("--memory", type=_size, metavar="SIZE", help="what a device may use, such as 4GiB")
-    add("--window", type=_window, default=2, metavar="N|all", help="default 2, if no --memory")
-    add("--shares", type=_numbers, metavar="2,1,1", help="weights of the devices; default: even")
-    add("--storage", choices=DTYPES, default="bfloat16", help="dtype of the shards")
-    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="dtype of computing")
-    add("--max-batch", type=_count, default=1, metavar="N", help="sequences at once")
-    add("--max-tokens", type=_count, default=128, metavar="N", help="prompt and new tokens")
-    add("--prefill-chunk", type=_count, default=512, metavar="N", help="prompt tokens in a step")
-    add("--allreduce", default="star", metavar="NAME", help="star, tree, ring, ... (default star)")
-    add("--wire-dtype", choices=("float32", "bfloat16"), default="float32")
+    add("--devices", type=count, required=True, metavar="N")
+    add_compute(parser, "--memory")
     add(
-        "--disk-rate", type=_size, default=10**9, metavar="SIZE", help="bytes a second; default 1GB"
+        "--shares",
+        type=numbers,
+        metavar="2,1,1",
+        help="weights of the devices; default: even",
+    )
+    add("--storage", choices=DTYPES, default="bfloat16", help="dtype of the shards")
+    add(
+        "--max-batch",
+        type=count,
+        default=default.max_batch,
+        metavar="N",
+        help="sequences at once",
+    )
+    add(
+        "--max-tokens",
+        type=count,
+        default=default.max_tokens,
+        metavar="N",
+        help="prompt and new tokens",
+    )
+    add(
+        "--disk-rate",
+        type=size,
+        default=10**9,
+        metavar="SIZE",
+        help="bytes a second; default 1GB",
     )
     add(
         "--compute-rate",
-        type=_size,
+        type=size,
         default=8 * 10**9,
         metavar="SIZE",
         help="of weights; default 8GB",
@@ -67,16 +86,14 @@ def run(args: argparse.Namespace) -> int:
         link_bps=args.link_mbps * 1e6,
     )
     options = PlanOptions(
-        devices=args.devices, shares=args.shares, memory=args.memory, window=args.window,
-        storage=args.storage, dtype=args.dtype, max_batch=args.max_batch,
-        max_tokens=args.max_tokens, prefill_chunk=args.prefill_chunk, allreduce=args.allreduce,
-        wire_dtype=args.wire_dtype, rates=rates, times=args.times,
+        devices=args.devices, shares=args.shares, storage=args.storage,
+        compute=compute_of(args), rates=rates, times=args.times,
     )  # fmt: skip
     folder = Path(args.model)
     config = load_config(folder) if folder.is_dir() else load_preset(args.model)
     report = make_report(args.model, config, options)
     if args.json:
-        text = json.dumps(asdict(report) | {"step_s": report.step_s}, indent=1) + "\n"
+        text = json.dumps(msgspec.to_builtins(report) | {"step_s": report.step_s}, indent=1) + "\n"
     else:
         text = render(report)
     sys.stdout.write(text)
@@ -93,32 +110,8 @@ def _number(text: str) -> float:
     return value
 
 
-def _count(text: str) -> int:
-    if text.isdecimal() and int(text) >= 1:
-        return int(text)
-    raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number >= 1")
-
-
-def _window(text: str) -> int | None:
-    return None if text == "all" else _count(text)
-
-
-def _size(text: str) -> int:
-    try:
-        return parse_bytes(text, "size")
-    except ConfigError as exc:
-        raise argparse.ArgumentTypeError(str(exc)) from None
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.strip("[]").split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected numbers such as 2,1,1") from None
-
-
 def _times(text: str) -> LayerTimes:
-    values = _numbers(text)
+    values = numbers(text)
     if len(values) != 5 or not all(0 <= value < float("inf") for value in values):
         raise argparse.ArgumentTypeError(f"got {text!r}, expected five times >= 0, in ms")
     return LayerTimes(*(value / 1000 for value in values))
@@ -126,11 +119,11 @@ def _times(text: str) -> LayerTimes:
 
 def render(report: PlanReport) -> str:
     """Write the table, then assumptions and totals."""
-    options = report.options
+    options, compute = report.options, report.options.compute
     shape = f"{report.model} on {options.devices} devices, {options.storage} storage, "
-    shape += f"{options.dtype} compute, {options.max_batch} x {options.max_tokens} tokens"
-    if options.memory is not None:
-        shape += f", {format_bytes(options.memory)} of memory each"
+    shape += f"{compute.dtype} compute, {compute.max_batch} x {compute.max_tokens} tokens"
+    if compute.memory_budget is not None:
+        shape += f", {format_bytes(compute.memory_budget)} of memory each"
     lines = [shape, "", *_table([_HEADINGS, *(_cells(row) for row in report.rows)]), ""]
     lines += [_assumptions(report), _total(report)]
     return "\n".join(lines) + "\n"
@@ -145,7 +138,7 @@ def _cells(row: DeviceRow) -> tuple[str, ...]:
         str(row.num_kv_heads),
         str(row.ffn_columns),
         format_bytes(row.shard_bytes),
-        "all" if row.window is None else str(row.window),
+        str(window_word(row.window)),
         retained or "-",
         format_bytes(row.arena_bytes),
         format_bytes(row.streamed_bytes_per_step),
@@ -162,7 +155,7 @@ def _table(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _assumptions(report: PlanReport) -> str:
     rates, times = report.options.rates, report.options.times
-    allreduce = f"{report.options.allreduce} allreduce {format_seconds(report.allreduce_s)}"
+    allreduce = f"{report.options.compute.allreduce} allreduce {format_seconds(report.allreduce_s)}"
     if times is not None:
         parts = (times.attn_s, times.ffn_s, times.attn_load_s, times.ffn_load_s)
         attn, ffn, attn_load, ffn_load = map(format_seconds, parts)

@@ -25,23 +25,17 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final, Self
+from typing import Annotated, Final, Self
 
+import msgspec
+from msgspec import Meta, Struct
+
+from tpi.decode import convert, shown
 from tpi.errors import ConfigError, TpiError
-from tpi.spans import Row, are_rows, rows_by_line
+from tpi.spans import Row, Rows, rows_by_line
 
 MAX_LINE_BYTES: Final = 64 << 10
 _MAX_COMMAND_BYTES: Final = 256
-_EVENTS: Final[dict[str, tuple[str, ...]]] = {
-    "ready": (),
-    "request": ("id",),
-    "token": ("id", "token"),
-    "counters": ("id", "rank"),
-    "spans": ("id", "rank"),
-    "end": ("id",),
-    "error": ("code", "message"),
-}
-_TEXT_FIELDS: Final = ("id", "code", "message")
 
 
 class EventError(TpiError):
@@ -197,7 +191,7 @@ def parse_event(line: bytes | str) -> Event:
     if len(line) > MAX_LINE_BYTES:
         raise EventError(f"line of {len(line)} bytes on standard output, at most {MAX_LINE_BYTES}")
     try:
-        raw = json.loads(line)
+        raw = msgspec.json.decode(line)
     except (ValueError, RecursionError) as exc:
         raise EventError(f"not an event: {_shown(line)}") from exc
     return check_event(raw)
@@ -211,24 +205,51 @@ def check_event(raw: object) -> Event:
     """
     name = raw.get("event") if isinstance(raw, dict) else None
     if not isinstance(raw, dict) or not isinstance(name, str) or name not in _EVENTS:
-        raise EventError(f"not an event: {_shown(repr(raw))}")
-    for key in ("t_ns", *_EVENTS[name]):
-        _check_field(name, key, raw.get(key))
-    if name == "spans" and not are_rows(raw.get("spans")):
-        raise EventError(f"event spans: not a list of spans: {_shown(repr(raw.get('spans')))}")
+        raise EventError(f"not an event: {shown(raw)}")
+    said = convert(raw, _EVENTS[name], f"event {name}", EventError)
+    if isinstance(said, _Spans) and any(start > end for _, start, end, _ in said.spans):
+        raise EventError("event spans: spans must end after they begin")
     fields = {key: value for key, value in raw.items() if key not in ("event", "t_ns")}
-    return Event(name, raw["t_ns"], fields)
+    return Event(name, said.t_ns, fields)
 
 
-def _check_field(name: str, key: str, value: object) -> None:
-    if key in _TEXT_FIELDS:
-        fits = isinstance(value, str)
-    else:
-        fits = isinstance(value, int) and not isinstance(value, bool) and value >= 0
-    if not fits:
-        raise EventError(f"event {name}: bad or missing {key}: {_shown(repr(value))}")
+class _Said(Struct):
+    """What every event has; facts and numbers beside what is named here are free."""
+
+    t_ns: Annotated[int, Meta(ge=0)]
+
+
+class _Of(_Said):
+    id: str
+
+
+class _Token(_Of):
+    token: Annotated[int, Meta(ge=0)]
+
+
+class _OfRank(_Of):
+    rank: Annotated[int, Meta(ge=0)]
+
+
+class _Spans(_OfRank):
+    spans: Rows
+
+
+class _Error(_Said):
+    code: str
+    message: str
+
+
+_EVENTS: Final[Mapping[str, type[_Said]]] = {
+    "ready": _Said,
+    "request": _Of,
+    "token": _Token,
+    "counters": _OfRank,
+    "spans": _Spans,
+    "end": _Of,
+    "error": _Error,
+}
 
 
 def _shown(line: bytes | str) -> str:
-    text = line.decode("utf-8", "replace") if isinstance(line, bytes) else line
-    return repr(text if len(text) <= 60 else text[:57] + "...")
+    return shown(line.decode("utf-8", "replace") if isinstance(line, bytes) else line)

@@ -12,16 +12,17 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
-from tpi.build_engine import EngineOptions, OnWait, open_engine, plan_rank
+from tpi.build_engine import OnWait, open_engine, plan_rank
 from tpi.comm.allreduces.registry import find_allreduce
 from tpi.comm.join import join
 from tpi.comm.mesh import Deadlines, SocketMesh, Transport
 from tpi.engine import Engine
-from tpi.errors import EXIT_INTERRUPTED, EXIT_OK, IncompatibleError, TpiError
+from tpi.errors import EXIT_INTERRUPTED, EXIT_OK, ConfigError, IncompatibleError, TpiError
+from tpi.options import window_word
 from tpi.planner.memory import WindowChoice
 from tpi.program.events import CommandReader, EventWriter
 from tpi.program.heap import return_freed_tensors
@@ -29,7 +30,7 @@ from tpi.program.lease import InterruptedByUser, Lease, interruptible, out_of_me
 from tpi.program.log import setup_logging
 from tpi.program.procfs import peak_rss_bytes
 from tpi.program.session import Session
-from tpi.program.spec import NodeSpec, SystemOptions, system_options
+from tpi.program.spec import NodeSpec, OwnOptions, own_options
 from tpi.ranks import Ranks
 from tpi.trace import Tracer, write_trace
 from tpi.weights.blockfile import Manifest, open_shard_folder, read_manifest
@@ -47,18 +48,18 @@ class Setup:
     """How one rank of a system is put together, decided before anybody is called.
 
     Attributes:
-        options: Of the session and of the join.
         manifest: The blocks that this rank uses; no other file of the folder is looked at.
         agreed: What all ranks must have alike, or their frames mean nothing.
         peer_links: Whether workers talk to each other.
         open: Makes the engine once the ranks are joined; it leaves with the context.
+        own: How tokens are picked, and where spans go.
     """
 
-    options: SystemOptions
     manifest: Manifest
     agreed: tuple[object, ...]
     peer_links: bool
     open: Callable[[Transport, Tracer, OnWait], OpenedEngine]
+    own: OwnOptions = field(default_factory=OwnOptions)
 
     @property
     def fingerprint(self) -> bytes:
@@ -73,23 +74,24 @@ def tpi_setup(spec: NodeSpec) -> Setup:
         ConfigError, WeightsError: options or a folder that cannot be used.
         ResourceError: a memory budget that cannot work.
     """
-    options = system_options(spec)
+    own, options = own_options(spec, OwnOptions), spec.compute
+    if own.trace is not None and spec.keep_spans:
+        raise ConfigError("spec options: trace and keep_spans exclude each other: give one")
     manifest = read_shard(spec, spec.rank, spec.world_size)
-    engine_options = make_engine_options(spec, options)
-    plan_rank(manifest, engine_options)  # a budget that cannot work is refused before the join
+    plan_rank(manifest, options)  # a budget that cannot work is refused before the join
 
     def open_it(transport: Transport, tracer: Tracer, on_wait: OnWait) -> OpenedEngine:
-        return open_engine(manifest, transport, engine_options, tracer, on_wait)
+        return open_engine(manifest, transport, options, tracer, on_wait)
 
     return Setup(
-        options,
         manifest,
         agreed=(
-            manifest.plan_digest, spec.dtype, options.allreduce, options.wire_dtype,
-            spec.max_batch, spec.max_tokens, options.prefill_chunk,
+            manifest.plan_digest, options.dtype, options.allreduce, options.wire_dtype,
+            options.max_batch, options.max_tokens, options.prefill_chunk,
         ),
         peer_links=find_allreduce(options.allreduce).needs_peer_links,
         open=open_it,
+        own=own,
     )  # fmt: skip
 
 
@@ -108,20 +110,6 @@ def read_shard(spec: NodeSpec, rank: int, world_size: int) -> Manifest:
             f"the spec is for rank {spec.rank} of {spec.world_size}"
         )
     return manifest
-
-
-def make_engine_options(spec: NodeSpec, options: SystemOptions) -> EngineOptions:
-    """What spec and options say about how to compute."""
-    return EngineOptions(
-        dtype=spec.dtype,
-        max_batch=spec.max_batch,
-        max_tokens=spec.max_tokens,
-        prefill_chunk=options.prefill_chunk,
-        window=options.window,
-        memory_budget=options.memory_budget,
-        allreduce=options.allreduce,
-        wire_dtype=options.wire_dtype,
-    )
 
 
 def run_node(spec: NodeSpec, make_setup: Callable[[NodeSpec], Setup] = tpi_setup) -> int:
@@ -152,9 +140,9 @@ def _say(events: EventWriter, error: Exception, status: int) -> int:
 
 
 def _serve(spec: NodeSpec, setup: Setup, events: EventWriter) -> None:
-    options = setup.options
+    trace = setup.own.trace
     rss_before_weights = peak_rss_bytes()
-    tracer = Tracer(keep=spec.keep_spans or options.trace is not None)
+    tracer = Tracer(keep=spec.keep_spans or trace is not None)
     lease = Lease(_LEASE_GRACE_S * spec.time_scale)
     commands = CommandReader(on_lease_lost=lease.lost).start()
     try:
@@ -166,15 +154,17 @@ def _serve(spec: NodeSpec, setup: Setup, events: EventWriter) -> None:
                     "ready",
                     verify_s=verify_s,
                     notes=list(window.notes),
-                    window="all" if choice.window is None else choice.window,
+                    window=window_word(choice.window),
                     retained=len(choice.retained),
                     predicted_peak_bytes=choice.peak_bytes,
                     rss_before_weights=rss_before_weights,
                 )
-                Session(spec, options, engine, tracer, events, lease, mesh.check).run(commands)
+                sampling = setup.own.sampling
+                session = Session(spec, sampling, engine, tracer, events, lease, mesh.check)
+                session.run(commands)
     finally:
-        if options.trace is not None:
-            write_trace(tracer, options.trace, spec.rank)
+        if trace is not None:
+            write_trace(tracer, trace, spec.rank)
 
 
 def _verify(spec: NodeSpec, manifest: Manifest) -> float:
@@ -202,5 +192,5 @@ def _joined(spec: NodeSpec, setup: Setup) -> SocketMesh:
         fingerprint=setup.fingerprint,
         deadlines=Deadlines().scaled(spec.time_scale),
         peer_links=setup.peer_links,
-        trust_network=setup.options.trust_network,
+        trust_network=spec.trust_network,
     )

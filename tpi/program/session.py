@@ -11,9 +11,10 @@ from typing import Protocol
 
 from tpi.engine import Engine, Prompt
 from tpi.errors import FrameError
+from tpi.options import SamplingOptions
 from tpi.program.events import CommandReader, EventWriter, Go
 from tpi.program.procfs import peak_rss_bytes
-from tpi.program.spec import NodeSpec, Request, SystemOptions
+from tpi.program.spec import NodeSpec, Request
 from tpi.ranks import Ranks
 from tpi.sampling import Sampler
 from tpi.trace import Tracer, rows_of
@@ -46,7 +47,7 @@ class Session:
     def __init__(
         self,
         spec: NodeSpec,
-        options: SystemOptions,
+        sampling: SamplingOptions,
         engine: Engine,
         tracer: Tracer,
         events: EventWriter,
@@ -54,7 +55,7 @@ class Session:
         watch: Callable[[], None],
     ) -> None:
         self._spec = spec
-        self._options = options
+        self._sampling = sampling
         self._engine = engine
         self._lease = lease
         self._watch = watch
@@ -102,15 +103,11 @@ class Session:
         self._finish(request, num_tokens - 1)
 
     def _tokens(self, prompt: Prompt, request: Request) -> Iterator[tuple[int, ...]]:
-        options = self._options
-        sampler = Sampler(
-            temperature=options.temperature, top_k=options.top_k, top_p=options.top_p,
-            seed=options.seed,
-        )  # fmt: skip
+        sampler = Sampler(self._sampling)
         index = self._spec.requests.index(request)
         for tokens in self._engine.generate(prompt, request.new_tokens, sampler, index):
             yield tokens
-            if tokens[0] in options.stop_ids:
+            if tokens[0] in self._sampling.stop_ids:
                 return
 
     def _worker_request_ended(self, index: int, num_decode_steps: int) -> None:

@@ -1,52 +1,60 @@
 """What one program of one system is told: `spec.json`.
 
 The harness writes one file per device, the program reads it with `load_spec`. `NodeSpec` is what
-every system has in common; `options` belongs to the system, and `system_options` reads those of
-`tpi node`. Nothing here needs torch. Read `NodeSpec` first.
+every system has in common; `options` belongs to the system, which decodes them with `own_options`.
+Nothing here needs torch. Read `NodeSpec` first.
 
-    {"schema": 1, "system": "tpi", "rank": 0, "world_size": 2, "session": "<32 hex digits>",
+    {"schema": 2, "system": "tpi", "rank": 0, "world_size": 2, "session": "<32 hex digits>",
      "bind": "127.0.0.1", "master": "127.0.0.1:4711", "model_dir": "...", "threads": 1,
-     "dtype": "float32", "time_scale": 1.0, "max_batch": 1, "max_tokens": 64,
-     "requests": [{"id": "r0", "warmup": true, "prompt_ids": [1, 2], "new_tokens": 32}],
-     "options": {"window": 2, ...}}
+     "compute": {"window": 2, "dtype": "float32", "max_tokens": 64, ...},
+     "requests": [{"id": "r0", "new_tokens": 32, "prompt_ids": [1, 2], "warmup": true}],
+     "time_scale": 1.0, "keep_spans": false, "trust_network": false,
+     "options": {"sampling": {"temperature": 0.0, ...}}}
 
-Workers get the same requests without `prompt_ids`.
+`compute` holds `tpi.options.ComputeOptions`; what a system cannot choose is not looked at. Workers
+get the same requests without `prompt_ids`.
 """
 
 import json
-import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Final, Literal, TypeVar
 
-from tpi.comm.allreduces.registry import find_allreduce
+import msgspec
+from msgspec import Meta, Struct
+
+from tpi.decode import Count, Text, convert, shown
 from tpi.errors import ConfigError
+from tpi.files import parse_json
+from tpi.options import GREEDY, ComputeOptions, SamplingOptions, TokenId
 
-SPEC_SCHEMA = 1
-DTYPES = ("float32", "bfloat16")
-WIRE_DTYPES = ("float32", "bfloat16")
+SPEC_SCHEMA: Final = 2
+T = TypeVar("T", bound=Struct)
 
 # A prompt of a million ids is 8 MB of JSON; more is a mistake, not a prompt.
 _MAX_SPEC_BYTES = 64 << 20
-_MAX_COUNT = 1 << 31
-_MAX_BYTES = 1 << 62
-_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_SESSION = re.compile(r"[0-9a-f]{32}")
+_MAX_RANKS = 1024
+
+RequestId = Annotated[
+    str, Meta(pattern=r"\A[A-Za-z0-9_.-]{1,64}\Z", description="1-64 letters, digits, _ . -")
+]
+_Ids = Annotated[
+    tuple[TokenId, ...], Meta(min_length=1, description="a non-empty list of token ids")
+]
+_Session = Annotated[str, Meta(pattern=r"\A[0-9a-f]{32}\Z", description="32 hexadecimal digits")]
+_Address = Annotated[str, Meta(pattern=r"\A[^\x00]+:[0-9]{1,5}\Z", description="host:port")]
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One generation: a prompt (only rank 0 has it) and how many tokens to make, greedily."""
+class Request(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One generation: a prompt (only rank 0 has it) and how many tokens to make."""
 
-    id: str
-    new_tokens: int
-    prompt_ids: tuple[int, ...] | None = None
+    id: RequestId
+    new_tokens: Count
+    prompt_ids: _Ids | None = None
     warmup: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class NodeSpec:
+class NodeSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything one program needs to know; `options` are the system's own.
 
     Attributes:
@@ -54,27 +62,26 @@ class NodeSpec:
         bind: Address this rank listens on.
         master: `host:port` of rank 0; None only where `world_size` is 1.
         model_dir: This rank's shard folder (tpi) or the Hugging Face folder (baselines).
-        dtype: What the arithmetic is done in; storage is the folder's affair.
         time_scale: Every deadline is multiplied by it.
-        max_tokens: Largest prompt + new tokens of any sequence.
         keep_spans: Whether every span of a request that is no warm-up is written out at its end.
+        trust_network: Allow addresses other than loopback without encryption.
     """
 
-    system: str
-    rank: int
-    world_size: int
-    session: str
-    bind: str
-    master: str | None
+    schema: Literal[2] = SPEC_SCHEMA
+    system: Text
+    rank: Annotated[int, Meta(ge=0, lt=_MAX_RANKS)]
+    world_size: Annotated[int, Meta(ge=1, le=_MAX_RANKS)]
+    session: _Session
+    bind: Text
+    master: _Address | None
     model_dir: Path
-    threads: int
-    dtype: str
-    max_tokens: int
+    threads: Annotated[int, Meta(ge=1, le=1024)]
+    compute: ComputeOptions = ComputeOptions()
     requests: tuple[Request, ...]
-    time_scale: float = 1.0
-    max_batch: int = 1
+    time_scale: Annotated[float, Meta(gt=0, le=1e6, description="a number > 0")] = 1.0
     keep_spans: bool = False
-    options: Mapping[str, object] = field(default_factory=dict)
+    trust_network: bool = False
+    options: Mapping[str, Any] = {}
 
     def request(self, request_id: str) -> Request:
         """The request of that id.
@@ -89,35 +96,16 @@ class NodeSpec:
         raise ConfigError(f"no request {request_id!r} in the spec (there are: {known})")
 
 
-@dataclass(frozen=True, slots=True)
-class SystemOptions:
-    """The options of `tpi node`.
+class OwnOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The options of `tpi node` beside how it computes.
 
     Attributes:
-        window: Blocks held at a time; None keeps all weights in memory ("all" in JSON).
-        memory_budget: Bytes this device may use, from which the planner picks what to retain.
-        prefill_chunk: Most prompt tokens in one step.
-        trust_network: Allow addresses other than loopback without encryption.
+        sampling: How tokens are picked.
         trace: File that gets every span, or None; not with `keep_spans`.
-        temperature: 0 is greedy; else logits are divided by it and a token is drawn.
-        top_k: Draw among the k most likely tokens only; 0 is all.
-        top_p: Draw among the fewest tokens whose probabilities reach this sum.
-        seed: Of the draws.
-        stop_ids: A sequence that makes one of these tokens ends there.
     """
 
-    window: int | None = 2
-    memory_budget: int | None = None
-    allreduce: str = "star"
-    wire_dtype: str = "float32"
-    prefill_chunk: int = 512
-    trust_network: bool = False
+    sampling: SamplingOptions = GREEDY
     trace: Path | None = None
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
-    stop_ids: tuple[int, ...] = ()
 
 
 class Fields:
@@ -128,7 +116,7 @@ class Fields:
 
     def __init__(self, raw: object, where: str) -> None:
         if not isinstance(raw, Mapping):
-            raise ConfigError(f"{where}: must be a JSON object, got {_shown(raw)}")
+            raise ConfigError(f"{where}: must be a JSON object, got {shown(raw)}")
         self._left: dict[str, Any] = dict(raw)
         self._where = where
 
@@ -140,10 +128,10 @@ class Fields:
             raise ConfigError(f"{self._where}: {key} is missing")
         value = self._left.pop(key)
         if not fits(value):
-            raise ConfigError(f"{self._where}: {key} must be {what}, got {_shown(value)}")
+            raise ConfigError(f"{self._where}: {key} must be {what}, got {shown(value)}")
         return value
 
-    def take_int(self, key: str, low: int, *default: Any, high: int = _MAX_COUNT) -> int:
+    def take_int(self, key: str, low: int, *default: Any, high: int = 1 << 31) -> int:
         """An integer in low..high."""
         return int(
             self.take(key, f"an integer in {low}..{high}", lambda v: is_int(v, low, high), *default)
@@ -181,65 +169,39 @@ def load_spec(path: Path) -> NodeSpec:
     Raises:
         ConfigError: The file cannot be read, or something in it does not fit; one line.
     """
+    where = f"spec {path}"
     try:
         with path.open("rb") as file:
             text = file.read(_MAX_SPEC_BYTES + 1)
     except OSError as exc:
-        raise ConfigError(f"spec {path}: {exc.strerror}") from exc
+        raise ConfigError(f"{where}: {exc.strerror}") from exc
     if len(text) > _MAX_SPEC_BYTES:
-        raise ConfigError(f"spec {path}: larger than {_MAX_SPEC_BYTES} bytes")
-    try:
-        raw = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as exc:
-        raise ConfigError(f"spec {path}: not JSON: {exc}") from exc
-    return parse_spec(raw, f"spec {path}")
+        raise ConfigError(f"{where}: larger than {_MAX_SPEC_BYTES} bytes")
+    return parse_spec(parse_json(text, where, ConfigError), where)
 
 
 def parse_spec(raw: object, where: str = "spec") -> NodeSpec:
     """Check a decoded spec; `where` opens every error message."""
-    fields = Fields(raw, where)
-    fields.take("schema", str(SPEC_SCHEMA), lambda v: v == SPEC_SCHEMA)
-    world_size = fields.take_int("world_size", 1, high=1024)
-    requests = fields.take("requests", "a list of requests", lambda v: isinstance(v, list))
-    spec = NodeSpec(
-        system=fields.take_str("system"),
-        rank=fields.take_int("rank", 0, high=world_size - 1),
-        world_size=world_size,
-        session=fields.take("session", "32 hexadecimal digits", lambda v: _matches(_SESSION, v)),
-        bind=fields.take_str("bind"),
-        master=fields.take("master", "host:port", lambda v: _is_address(v, world_size)),
-        model_dir=Path(fields.take_str("model_dir")),
-        threads=fields.take_int("threads", 1, high=1024),
-        dtype=fields.take_choice("dtype", DTYPES),
-        max_tokens=fields.take_int("max_tokens", 1),
-        requests=tuple(
-            _parse_request(r, f"{where}: requests[{i}]") for i, r in enumerate(requests)
-        ),
-        time_scale=float(fields.take("time_scale", "a number > 0", _is_positive, 1.0)),
-        max_batch=fields.take_int("max_batch", 1, 1),
-        keep_spans=fields.take_bool("keep_spans", False),
-        options=fields.take("options", "a JSON object", lambda v: isinstance(v, Mapping), {}),
-    )
-    fields.finish()
+    spec = convert(raw, NodeSpec, where, ConfigError)
+    if spec.rank >= spec.world_size:
+        raise ConfigError(
+            f"{where}: rank must be an integer in 0..{spec.world_size - 1}, got {spec.rank}"
+        )
+    if not _is_address(spec.master, spec.world_size):
+        raise ConfigError(f"{where}: master must be host:port, got {shown(spec.master)}")
     _check_requests(spec, where)
     return spec
 
 
 def spec_to_json(spec: NodeSpec) -> dict[str, object]:
     """The JSON form; `parse_spec` of it gives the spec again."""
-    names = ("system", "rank", "world_size", "session", "bind", "master", "threads", "dtype")
-    raw: dict[str, object] = {name: getattr(spec, name) for name in names}
-    return {
-        "schema": SPEC_SCHEMA,
-        **raw,
-        "model_dir": str(spec.model_dir),
-        "time_scale": spec.time_scale,
-        "max_batch": spec.max_batch,
-        "max_tokens": spec.max_tokens,
-        "keep_spans": spec.keep_spans,
-        "requests": [_request_to_json(r) for r in spec.requests],
-        "options": dict(spec.options),
-    }
+    raw: dict[str, object] = to_json(spec)
+    return raw
+
+
+def to_json(value: Struct) -> Any:
+    """The JSON form of a spec or of a system's own options."""
+    return msgspec.json.decode(msgspec.json.encode(value, enc_hook=str))  # str: of paths
 
 
 def dump_spec(spec: NodeSpec, path: Path) -> None:
@@ -249,69 +211,13 @@ def dump_spec(spec: NodeSpec, path: Path) -> None:
     path.write_text(json.dumps(raw), encoding="utf-8")
 
 
-def system_options(spec: NodeSpec) -> SystemOptions:
-    """The options of `tpi node`, checked; absent ones have their default.
+def own_options(spec: NodeSpec, as_type: type[T]) -> T:
+    """The system's own options, checked; absent ones have their default.
 
     Raises:
         ConfigError: An unknown option or a value that does not fit.
     """
-    fields = Fields(spec.options, "spec options")
-    window = fields.take(
-        "window", 'an integer >= 1 or "all"', lambda v: v == "all" or is_int(v, 1), 2
-    )
-    trace = fields.take("trace", "a path or null", lambda v: v is None or _is_text(v), None)
-    options = SystemOptions(
-        window=None if window == "all" else window,
-        memory_budget=fields.take(
-            "memory_budget",
-            "bytes >= 1 or null",
-            lambda v: v is None or is_int(v, 1, 1 << 62),
-            None,
-        ),
-        allreduce=find_allreduce(fields.take("allreduce", "a name", _is_text, "star")).name,
-        wire_dtype=fields.take_choice("wire_dtype", WIRE_DTYPES, "float32"),
-        prefill_chunk=fields.take_int("prefill_chunk", 1, 512),
-        trust_network=fields.take_bool("trust_network", False),
-        trace=None if trace is None else Path(trace),
-        temperature=fields.take_number("temperature", 0.0, 100.0, 0.0),
-        top_k=fields.take_int("top_k", 0, 0),
-        top_p=fields.take_number("top_p", 0.0, 1.0, 1.0),
-        seed=fields.take_int("seed", 0, 0, high=(1 << 63) - 1),
-        stop_ids=tuple(fields.take("stop_ids", "a list of token ids", _are_ids, [])),
-    )
-    fields.finish()
-    if options.trace is not None and spec.keep_spans:
-        raise ConfigError("spec options: trace and keep_spans exclude each other: give one")
-    return options
-
-
-def is_int(value: object, low: int, high: int = _MAX_COUNT) -> bool:
-    """Whether a JSON value is an integer in low..high; `true` is not."""
-    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
-
-
-def _parse_request(raw: object, where: str) -> Request:
-    fields = Fields(raw, where)
-    ids = fields.take("prompt_ids", "a non-empty list of token ids", _are_token_ids, None)
-    request = Request(
-        id=fields.take("id", "1-64 letters, digits, _ . -", lambda v: _matches(_ID, v)),
-        new_tokens=fields.take_int("new_tokens", 1),
-        prompt_ids=None if ids is None else tuple(ids),
-        warmup=fields.take_bool("warmup", False),
-    )
-    fields.finish()
-    return request
-
-
-def _request_to_json(request: Request) -> dict[str, object]:
-    raw: dict[str, object] = {
-        "id": request.id,
-        "warmup": request.warmup,
-        "new_tokens": request.new_tokens,
-    }
-    if request.prompt_ids is not None:
-        raw["prompt_ids"] = list(request.prompt_ids)
-    return raw
+    return convert(spec.options, as_type, "spec options", ConfigError)
 
 
 def _check_requests(spec: NodeSpec, where: str) -> None:
@@ -325,30 +231,25 @@ def _check_requests(spec: NodeSpec, where: str) -> None:
                 f"{where}: request {request.id} of rank {spec.rank} {need} prompt_ids"
             )
         num_tokens = len(request.prompt_ids or ()) + request.new_tokens
-        if num_tokens > spec.max_tokens:
+        if num_tokens > spec.compute.max_tokens:
             raise ConfigError(
                 f"{where}: request {request.id} has {num_tokens} tokens with its answer,"
-                f" max_tokens is {spec.max_tokens}"
+                f" max_tokens is {spec.compute.max_tokens}"
             )
 
 
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("a key stands twice in one object")
-    return result
+def _is_address(master: str | None, world_size: int) -> bool:
+    if master is None:
+        return world_size == 1
+    return 0 < int(master.rpartition(":")[2]) < 65536
 
 
-def _refuse_constant(name: str) -> object:
-    raise ValueError(f"{name} is not JSON")
+# --- for readers that are not decoded by msgspec ---------------------------------------------
 
 
-def _is_text(value: object) -> bool:
-    return isinstance(value, str) and value != "" and "\0" not in value
-
-
-def _matches(pattern: re.Pattern[str], value: object) -> bool:
-    return isinstance(value, str) and pattern.fullmatch(value) is not None
+def is_int(value: object, low: int, high: int = 1 << 31) -> bool:
+    """Whether a JSON value is an integer in low..high; `true` is not."""
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 
 def is_number(value: object, low: float, high: float) -> bool:
@@ -356,27 +257,5 @@ def is_number(value: object, low: float, high: float) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
 
 
-def _is_positive(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1e6
-
-
-def _is_address(value: object, world_size: int) -> bool:
-    if value is None:
-        return world_size == 1
-    if not isinstance(value, str):
-        return False
-    host, _, port = value.rpartition(":")
-    return host != "" and port.isascii() and port.isdigit() and 0 < int(port) < 65536
-
-
-def _are_token_ids(value: object) -> bool:
-    return value is None or (_are_ids(value) and value != [])
-
-
-def _are_ids(value: object) -> bool:
-    return isinstance(value, list) and all(is_int(v, 0) for v in value)
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and value != "" and "\0" not in value

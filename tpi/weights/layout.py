@@ -11,6 +11,7 @@ A block file is a valid safetensors file made for O_DIRECT:
 So one sequential read brings the file into a page-aligned buffer and tensors are views of it.
 """
 
+import functools
 import json
 import math
 from collections.abc import Sequence
@@ -62,6 +63,11 @@ def make_layout(tensors: Sequence[tuple[str, str, tuple[int, ...]]]) -> BlockLay
         WeightsError: No tensor, a name twice or reserved, a negative dimension, a dtype that is
             not float32, float16 or bfloat16.
     """
+    return _laid_out(tuple(tensors))
+
+
+@functools.lru_cache(maxsize=64)  # the layers of a model have two layouts
+def _laid_out(tensors: tuple[tuple[str, str, tuple[int, ...]], ...]) -> BlockLayout:
     _check(tensors)
     entries: dict[str, object] = {}
     spans: list[tuple[int, int]] = []  # of the tensors, from the start of the data

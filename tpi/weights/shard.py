@@ -7,6 +7,7 @@ splitter, the planner and the check of a shard folder agree by calling the same 
 Read `make_shard_plan`, then `rank_blocks`.
 """
 
+import functools
 import hashlib
 import json
 import math
@@ -205,6 +206,7 @@ def _cut(
     return TensorSpec(name, cut, dtype, SourceSlice(source, shape, rows, cols))
 
 
+@functools.lru_cache(maxsize=32)  # a plan asks again and again for the same few ranks
 def rank_blocks(
     config: ModelConfig, plan: ShardPlan, rank: int, dtype: str
 ) -> tuple[BlockSpec, ...]:

@@ -8,20 +8,22 @@ that a changed one is no result; files of an older form have none. Read `allredu
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Annotated, Literal
 
-from results.paper.cell import Cell, Place
+from msgspec import Meta, Struct
+
+from results.paper.cell import Cell, Place, StudiedNetwork
 from results.paper.index import StudyEntry
 from results.records.hashing import digest_of
 from results.records.schema import RecordError
+from testbed.host.environment import HostFacts
 from tpi.comm.allreduces.registry import PAPER_ALLREDUCES
-from tpi.errors import ConfigError, map_errors
+from tpi.decode import Count, convert, one_of
 from tpi.files import parse_json, read_small_file
-from tpi.program.spec import Fields
 from tpi.units import format_bytes
 
 STUDY_FILE = "allreduce.json"
 _DIGEST = "study_sha256"
-_SCHEMA = 1
 _LINKS_TO_CORE = 2  # device, gateway, core
 _MAX_BYTES = 16 << 20
 _PAPER_BYTES = 4
@@ -29,6 +31,51 @@ LINKS_MS = ("1", "2", "4", "6", "8", "10")  # of figure 3, 0 left out
 # Sources of the closed forms; `computed.py` has the same for the paper's own latencies.
 OURS, HOPS = "ours", "published: hops"
 _OF_STUDY = "as the study computed it for its own network, headers counted"
+
+_NumberOrZero = Annotated[float, Meta(ge=0)]
+Key = tuple[str, float, int, int, int]
+
+
+class Point(Struct, frozen=True, forbid_unknown_fields=True):
+    """One latency, undilated, beside what it should be.
+
+    Attributes:
+        delay_ms: One way, device to core.
+        median_s: Over rounds; `low_s` and `high_s` are the quartiles.
+        bound_s: Delays and payloads with their headers, the ports they share counted.
+        published_s: The paper's: hops alone (Propositions 1 and 2).
+    """
+
+    algorithm: Annotated[str, one_of(PAPER_ALLREDUCES)]
+    delay_ms: int | _NumberOrZero
+    num_bytes: Count
+    world_size: Annotated[int, Meta(ge=2)]
+    median_s: _NumberOrZero
+    low_s: _NumberOrZero
+    high_s: _NumberOrZero
+    rounds: Count
+    bound_s: _NumberOrZero
+    published_s: _NumberOrZero
+
+    @property
+    def key(self) -> Key:
+        """What it is the latency of."""
+        return self.algorithm, self.delay_ms, self.num_bytes, self.world_size, self.rounds
+
+
+class Study(Struct, frozen=True, forbid_unknown_fields=True):
+    """A study's file: its points and how they were measured.
+
+    Attributes:
+        study_sha256: Of all the rest; empty in files of an older form.
+    """
+
+    points: Annotated[tuple[Point, ...], Meta(min_length=1)]
+    dilation: Annotated[float, Meta(ge=1)]
+    rate_mbps: _NumberOrZero | None = None
+    environment: HostFacts | None = None
+    study_sha256: str = ""
+    schema: Literal[1] = 1
 
 
 def allreduce_cells(
@@ -42,7 +89,7 @@ def allreduce_cells(
     path = folder / STUDY_FILE
     if path.exists():
         try:
-            return read_study(path, scale)
+            return tuple(cells_of(read_study(path), scale))
         except RecordError as exc:
             return _absent("unusable", str(exc), scale)
     for each in studies:
@@ -60,19 +107,19 @@ def _absent(word: str, detail: str, scale: str) -> tuple[Cell, ...]:
     return tuple(Cell(p, "measured", word=word, scale=scale, detail=detail) for p in places)
 
 
-def read_body(path: Path) -> Mapping[str, object]:
-    """What a study's file holds, its digest checked if it has one.
+def read_study(path: Path) -> Study:
+    """Read a study's file; its digest is checked if it has one.
 
     Raises:
-        RecordError: It is half written, changed, or of another schema.
+        RecordError: It is half written, changed, of another schema, or a field does not fit.
     """
     where = f"study {path}"
-    raw = parse_json(read_small_file(path, _MAX_BYTES, RecordError), where, RecordError)
-    if not isinstance(raw, Mapping) or raw.get("schema") != _SCHEMA:
-        raise RecordError(f"{where}: not a study of schema {_SCHEMA}; measure it again")
-    if _DIGEST in raw and raw != signed(raw):
+    data = read_small_file(path, _MAX_BYTES, RecordError)
+    raw = convert(parse_json(data, where, RecordError), dict[str, object], where, RecordError)
+    study = convert(raw, Study, where, RecordError)
+    if study.study_sha256 and raw != signed(raw):
         raise RecordError(f"{where}: was changed after it was written; measure it again")
-    return raw
+    return study
 
 
 def signed(body: Mapping[str, object]) -> dict[str, object]:
@@ -81,74 +128,37 @@ def signed(body: Mapping[str, object]) -> dict[str, object]:
     return {**bare, _DIGEST: digest_of(bare)}
 
 
-def read_study(path: Path, scale: str) -> tuple[Cell, ...]:
-    """Every point of a study as a cell.
-
-    Raises:
-        RecordError: It is half written, changed, of another schema, or a field does not fit.
-    """
-    where, raw = f"study {path}", read_body(path)
-    with map_errors({ConfigError: RecordError}, where):
-        fields = Fields(raw, STUDY_FILE)
-        dilation = fields.take("dilation", "a factor >= 1", _is_factor)
-        rate_mbps = fields.take("rate_mbps", "a number >= 0 or nothing", _is_rate, None)
-        points = fields.take("points", "a list of objects", _is_list_of_objects)
-        network = "" if rate_mbps is None else f" at {rate_mbps:g} Mbit/s"
-        cells = [
-            _cells(Fields(point, "points"), scale, float(dilation), network) for point in points
-        ]
-        # Within: a generator reads its fields when it is asked.
-        return tuple(cell for found in cells for cell in found)
+def cells_of(study: Study, scale: str) -> Iterator[Cell]:
+    """Every point of a study: what was measured, and the closed forms for its own network."""
+    for point in study.points:
+        yield from _cells(point, scale, study)
 
 
-def _cells(point: Fields, scale: str, dilation: float, network: str) -> Iterator[Cell]:
-    """What was measured, and the closed forms that the study took for its own network."""
-    algorithm = point.take_choice("algorithm", PAPER_ALLREDUCES)
-    link_ms = point.take("delay_ms", "a number >= 0", _is_number) / _LINKS_TO_CORE
-    num_bytes, world_size = point.take_int("num_bytes", 1), point.take_int("world_size", 2)
-    median, low, high = (
-        float(point.take(name, "a number >= 0", _is_number))
-        for name in ("median_s", "low_s", "high_s")
-    )
-    rounds, payload = point.take_int("rounds", 1), payload_name(num_bytes)
-    place = Place("figure3", f"{link_ms:g}", algorithm, "allreduce_s")
+def _cells(point: Point, scale: str, study: Study) -> Iterator[Cell]:
+    payload = payload_name(point.num_bytes)
+    network = StudiedNetwork(point.world_size, study.rate_mbps)
+    place = Place("figure3", f"{point.delay_ms / _LINKS_TO_CORE:g}", point.algorithm, "allreduce_s")
     yield Cell(
         place,
         "measured",
-        value=median,
-        low=low,
-        high=high,
-        n=rounds,
+        value=point.median_s,
+        low=point.low_s,
+        high=point.high_s,
+        n=point.rounds,
         scale=scale,
         backend="docker",
-        dilation=dilation,
+        dilation=study.dilation,
         source=payload,
-        detail=f"{world_size} devices{network}; median of {rounds} rounds and their quartiles",
+        network=network,
+        detail=f"{network}; median of {point.rounds} rounds and their quartiles",
     )
-    forms = {"bound_s": OURS if num_bytes == _PAPER_BYTES else f"{OURS}: {payload}"}
-    if num_bytes == _PAPER_BYTES:  # hops have no payload: once is enough
-        forms["published_s"] = HOPS
-    for name, source in forms.items():
-        value = float(point.take(name, "a number >= 0", _is_number))
+    forms = {f"{OURS}: {payload}": point.bound_s}
+    if point.num_bytes == _PAPER_BYTES:  # hops have no payload: once is enough
+        forms = {OURS: point.bound_s, HOPS: point.published_s}
+    for source, value in forms.items():
         yield Cell(place, "computed", value=value, source=source, detail=_OF_STUDY)
 
 
 def payload_name(num_bytes: int) -> str:
     """`4 bytes`, `32 KiB`."""
     return f"{num_bytes} bytes" if num_bytes < 1024 else format_bytes(num_bytes)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
-
-
-def _is_rate(value: object) -> bool:
-    return value is None or _is_number(value)
-
-
-def _is_factor(value: object) -> bool:
-    return _is_number(value) and value >= 1  # type: ignore[operator]  # _is_number narrows it
-
-
-def _is_list_of_objects(value: object) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(v, Mapping) for v in value)

@@ -20,6 +20,7 @@ from results.paper.cell import Cell, Place
 from results.paper.values.paper_values import reported_cells
 from tpi.comm.allreduces.registry import find_allreduce
 from tpi.model_config import ModelConfig, load_preset
+from tpi.options import ComputeOptions
 from tpi.planner.memory import block_bytes, choose_window
 from tpi.planner.window_replay import published_block_bytes
 from tpi.ranks import MASTER_RANK
@@ -84,18 +85,9 @@ def ours_peak_bytes(setting: CellSetting, rank: int = MASTER_RANK) -> int:
     """
     config = load_preset(setting.model)
     plan = make_shard_plan(config, setting.devices)
-    return choose_window(
-        config,
-        plan,
-        rank,
-        blocks=_stored_blocks(setting.model, setting.devices, rank),
-        dtype="float32",
-        max_batch=1,
-        max_tokens=_MAX_TOKENS,
-        step_tokens=_MAX_TOKENS,
-        window=setting.window,
-        memory_budget=None,
-    ).peak_bytes
+    blocks = _stored_blocks(setting.model, setting.devices, rank)
+    options = ComputeOptions(window=setting.window, max_tokens=_MAX_TOKENS)
+    return choose_window(config, plan, rank, blocks, options).peak_bytes
 
 
 @functools.cache  # two windows and the resident form of each

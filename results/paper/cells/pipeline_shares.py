@@ -34,10 +34,7 @@ def is_pipeline(place: Place) -> bool:
 
 def devices_of(record: RunRecord) -> int | None:
     """How many devices a record is of: one a predicted peak; None where it does not say."""
-    peaks, devices = (record.config.get(key) for key in ("predicted_peak_bytes", "devices"))
-    if isinstance(peaks, list | tuple) and peaks:
-        return len(peaks)
-    return devices if isinstance(devices, int) and devices > 0 else None
+    return len(record.config.predicted_peak_bytes) or record.config.devices or None
 
 
 def of_pipelines(book: ResultSet) -> ResultSet:

@@ -26,8 +26,8 @@ _SHARES = {
 # What a run without a timing says; any other status is a failure.
 _WORDS = {"oom": "oom", "infeasible": "infeasible", "interrupted": "not run"}
 
-# How often is not what was run, and of devices and links two words may come to the same run: cores
-# beyond what a device's memory can feed change nothing.
+# Repeats do not identify a run. Two device or link settings can describe the same run: cores beyond
+# what a device's memory can feed change nothing.
 _NOT_COMPARED = ("repeats", "max_minutes", "device.", "link.", "testbed.")
 
 
@@ -138,24 +138,13 @@ def mismatch_of(entry: Entry, record: RunRecord) -> str:
     pairs += [
         (f"{key}={found}", f"{key}={wanted}")
         for key, wanted in asked.items()
-        if not key.startswith(_NOT_COMPARED) and not _agree(found := _setting(record, key), wanted)
+        if not key.startswith(_NOT_COMPARED)
+        and not _agree(found := record.config.setting(record.system, key), wanted)
     ]
     for found, wanted in pairs:
         if wanted and found and found != wanted:
             return f"index: {_key(entry)}: record {record.run_id} is of {found}, expected {wanted}"
     return ""
-
-
-def _setting(record: RunRecord, key: str) -> object:
-    """What a record was configured with, by a dotted key or an option of its system."""
-    found: object = record.config
-    for part in key.split("."):
-        found = found.get(part) if isinstance(found, Mapping) else None
-    if found is None and key != "systems":
-        systems = record.config.get("systems")
-        options = systems.get(record.system) if isinstance(systems, Mapping) else None
-        found = options.get(key) if isinstance(options, Mapping) else None
-    return found
 
 
 def _agree(found: object, wanted: str) -> bool:
@@ -172,8 +161,7 @@ def _agree(found: object, wanted: str) -> bool:
 
 def model_of(record: RunRecord) -> str:
     """The name of the model that ran; empty where the record does not say."""
-    model = record.config.get("model")
-    return str(model.get("name") or "") if isinstance(model, Mapping) else ""
+    return record.config.model.name
 
 
 def _key(entry: Entry) -> str:
@@ -218,21 +206,18 @@ def cells_of(entry: Entry, record: RunRecord, scale: str, first: Spread | None) 
             backend=backend,
             dilation=dilation_of(record),
             run_id=record.run_id,
-            detail="; ".join(record.notes),
+            detail="; ".join(map(str, record.notes)),
         )
 
 
 def backend_of(record: RunRecord) -> str:
     """The testbed's backend; empty where the record does not say."""
-    testbed = record.config.get("testbed")
-    return str(testbed.get("backend", "")) if isinstance(testbed, Mapping) else ""
+    return record.config.testbed.backend
 
 
 def dilation_of(record: RunRecord) -> float:
     """By what measured times were divided."""
-    dilation = record.calibration.get("dilation")
-    factor = dilation.get("factor") if isinstance(dilation, Mapping) else None
-    return float(factor) if isinstance(factor, int | float) else 1.0
+    return record.calibration.dilation.factor
 
 
 def _values(metrics: Metrics, first: Spread | None) -> dict[str, Spread]:

@@ -11,17 +11,102 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct
 
 from baselines.simulate import SYSTEMS, simulate
+from testbed.limits.limits import DeviceLimits
 from testbed.links.link import LinkSpec
 from testbed.sim.base import SimDevice, SimOutcome, SimRun
 from testbed.sim.calibration import Calibration, load_calibration
+from tpi.decode import decode_file
 from tpi.errors import ConfigError, ResourceError
-from tpi.files import parse_json, read_small_file
 from tpi.model_config import load_preset
+from tpi.options import ComputeOptions
 
 _MAX_RECORD_BYTES = 64 << 20
+_Positive = Annotated[float, Meta(gt=0)]
+
+
+class _Named(Struct, frozen=True):
+    name: str
+
+
+class _Weights(Struct, frozen=True):
+    dtype: str
+
+
+class _Workload(Struct, frozen=True):
+    new_tokens: int
+
+
+class _Testbed(Struct, frozen=True):
+    backend: str = ""
+
+
+class _Config(Struct, frozen=True):
+    """Of records of version 1, `systems` has the options of the system that ran."""
+
+    model: _Named
+    weights: _Weights
+    workload: _Workload
+    dtype: str
+    testbed: _Testbed = _Testbed()
+    prompt_ids: tuple[int, ...] = ()
+    options: Mapping[str, object] = msgspec.field(default_factory=dict)
+    systems: Mapping[str, Mapping[str, object]] = msgspec.field(default_factory=dict)
+
+
+class _Dilation(Struct, frozen=True):
+    factor: Annotated[float, Meta(ge=1)]
+
+
+class _DiskProbe(Struct, frozen=True):
+    read_bps: float
+
+
+class _Calibration(Struct, frozen=True):
+    disk_probe: _DiskProbe
+    dilation: _Dilation | None = None
+    limits: tuple[DeviceLimits, ...] = ()
+    links: tuple[LinkSpec, ...] = ()
+
+
+class _Spread(Struct, frozen=True):
+    median: _Positive
+
+
+class _Metrics(Struct, frozen=True):
+    ttft_s: _Spread
+    token_latency_s: _Spread | None
+
+
+class _Backend(Struct, frozen=True):
+    testbed: _Testbed = _Testbed()
+
+
+class _Head(Struct, frozen=True):
+    """Whether a record is one to compare with."""
+
+    status: str
+    config: _Backend
+
+
+class Record(Struct, frozen=True):
+    """What of a run record (`results/records/schema.py`) is simulated again, and what it is beside."""
+
+    system: str
+    status: str
+    config: _Config
+    calibration: _Calibration
+    metrics: _Metrics | None = None
+
+    @property
+    def options(self) -> Mapping[str, object]:
+        """Of the system that ran."""
+        return self.config.options or self.config.systems.get(self.system, {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,56 +155,63 @@ def figures_of(outcome: SimOutcome) -> Figures:
     )
 
 
-def rebuild(record: Mapping[str, Any], where: str) -> SimRun:
+def rebuild(record: Record, where: str) -> SimRun:
     """What a record of the Docker testbed was a run of.
 
     Raises:
         ConfigError: It lacks something, or its model is none of the presets.
     """
-    try:
-        return _rebuild(record)
-    except (KeyError, TypeError, IndexError) as exc:
-        raise ConfigError(f"record {where}: nothing to simulate it from: {exc!r}") from exc
-
-
-def _rebuild(record: Mapping[str, Any]) -> SimRun:
-    config, calibration = record["config"], record["calibration"]
-    options = config["systems"][record["system"]]
-    factor = float(calibration["dilation"]["factor"])
-    model = load_preset(config["model"]["name"])
-    storage = config["weights"]["dtype"]
-    links = [LinkSpec(**link).dilated(1 / factor) for link in calibration["links"]]
+    config, calibration, options = record.config, record.calibration, record.options
+    if calibration.dilation is None:
+        raise ConfigError(f"record {where}: nothing to simulate it from: it names no dilation")
+    factor = calibration.dilation.factor
+    model = load_preset(config.model.name)
+    storage = config.weights.dtype
+    probed_bps = calibration.disk_probe.read_bps
+    max_tokens = len(config.prompt_ids) + config.workload.new_tokens
+    shares = options.get("shares")
     return SimRun(
-        system=record["system"],
-        options=options,
+        system=record.system,
+        compute=_compute(record.system, options, config.dtype, max_tokens),
         model=model,
         storage=model.dtype if storage == "auto" else storage,
-        dtype=options.get("dtype") or config["dtype"],
-        prompt_tokens=len(config["prompt_ids"]),
-        new_tokens=config["workload"]["new_tokens"],
-        devices=tuple(_device(each, options, calibration) for each in calibration["limits"]),
-        links=tuple(links),
+        prompt_tokens=len(config.prompt_ids),
+        new_tokens=config.workload.new_tokens,
+        devices=tuple(_device(each, options, factor, probed_bps) for each in calibration.limits),
+        links=tuple(link.dilated(1 / factor) for link in calibration.links),
+        shares=tuple(shares) if isinstance(shares, Sequence) else None,
+        options=options,
     )
 
 
+def _compute(
+    system: str, options: Mapping[str, Any], dtype: str, max_tokens: int
+) -> ComputeOptions:
+    """What a system without a window keeps in memory is all; Galaxy's sums go round a ring."""
+    fixed: dict[str, Any] = {} if "window" in options else {"window": None}
+    if system == "galaxy":
+        fixed["allreduce"] = "ring"
+    asked: dict[str, Any] = {"dtype": dtype, "max_tokens": max_tokens}
+    asked |= {name: value for name, value in options.items() if value is not None}
+    return ComputeOptions.named_in(asked, **fixed)
+
+
 def _device(
-    limits: Mapping[str, Any], options: Mapping[str, Any], calibration: Mapping[str, Any]
+    limits: DeviceLimits, options: Mapping[str, object], factor: float, probed_bps: float
 ) -> SimDevice:
     """A device in its own time, in which all of the host is as many times faster as it is dilated.
 
     That holds where nothing was limited too: the host's own rate was divided by no factor.
     """
-    factor, threads = calibration["dilation"]["factor"], options.get("threads") or limits["threads"]
-    cpus, read_bps = limits["cpus"], limits["read_bps"]
-    if read_bps is None:
-        read_bps = calibration["disk_probe"]["read_bps"]
-    write_bps = limits["write_bps"]
+    own = options.get("threads")
+    threads = own if isinstance(own, int) else limits.threads
+    read_bps = probed_bps if limits.read_bps is None else limits.read_bps
     return SimDevice(
-        cores=factor * (threads if cpus is None else min(cpus, threads)),
-        memory=limits["memory"],
-        swap=limits["swap"],
+        cores=factor * (threads if limits.cpus is None else min(limits.cpus, threads)),
+        memory=limits.memory,
+        swap=limits.swap,
         disk_read_bps=read_bps * factor,
-        disk_write_bps=None if write_bps is None else write_bps * factor,
+        disk_write_bps=None if limits.write_bps is None else limits.write_bps * factor,
     )
 
 
@@ -156,18 +248,14 @@ def _name_of(path: Path) -> str:
 
 
 def _compare(path: Path, calibration: Calibration) -> Comparison | Skipped | None:
-    record: Any = parse_json(
-        read_small_file(path, _MAX_RECORD_BYTES, ConfigError), str(path), ConfigError
-    )
-    if not isinstance(record, dict):
-        raise ConfigError(f"record {path}: expected a JSON object; it is none of ours")
-    measured = record.get("metrics") if record.get("status") == "ok" else None
-    is_docker = record.get("config", {}).get("testbed", {}).get("backend") == "docker"
-    if not measured or not is_docker or record["system"] not in SYSTEMS:
+    head = decode_file(path, _Head, _MAX_RECORD_BYTES, ConfigError)
+    if head.status != "ok" or head.config.testbed.backend != "docker":
         return None
-    name, latency = _name_of(path), measured["token_latency_s"]
-    if not all(each["median"] > 0 for each in (measured["ttft_s"], latency) if each is not None):
-        raise ConfigError(f"record {path}: expected times > 0")
+    record = decode_file(path, Record, _MAX_RECORD_BYTES, ConfigError)
+    measured = record.metrics
+    if measured is None or record.system not in SYSTEMS:
+        return None
+    name, latency = _name_of(path), measured.token_latency_s
     try:
         outcome = simulate(rebuild(record, str(path)), calibration)
     except (ConfigError, ResourceError) as exc:
@@ -176,7 +264,7 @@ def _compare(path: Path, calibration: Calibration) -> Comparison | Skipped | Non
         return Skipped(name, f"simulated, it is {outcome.status}: {outcome.reason}")
     return Comparison(
         name,
-        Figures(measured["ttft_s"]["median"], None if latency is None else latency["median"]),
+        Figures(measured.ttft_s.median, None if latency is None else latency.median),
         figures_of(outcome),
     )
 

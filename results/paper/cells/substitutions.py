@@ -4,9 +4,7 @@ Every rendering marks such a value with the name of what ran, at whatever scale,
 judged by it. Read `stand_in` first.
 """
 
-import re
-
-from results.paper.cell import Cell, Place
+from results.paper.cell import Cell, Place, StudiedNetwork
 from results.paper.cells.result_set import ResultSet, model_of
 from results.paper.render.cell_format import ran
 from results.records.schema import RunRecord
@@ -18,7 +16,7 @@ _MODEL_OF = {
     "validation": "",
 }  # fmt: skip
 _STUDIED = "figure3"
-_STUDY_DEVICES, _STUDY_MBPS = "8", "300"
+_PAPER = StudiedNetwork(8, 300)
 
 
 def expected_model(place: Place) -> str:
@@ -31,7 +29,7 @@ def stand_in(book: ResultSet, cell: Cell) -> str:
     """Why a cell is of another size than the paper's; empty if it is not."""
     name = stand_in_name(book, cell)
     if cell.place.exhibit == _STUDIED:
-        of = f"{_STUDY_DEVICES} at {_STUDY_MBPS} Mbit/s"
+        of = f"{_PAPER.devices} at {_PAPER.rate_mbps:g} Mbit/s"
         return f"{name} in the place of {of}" if name else ""
     if name == "smoke":
         return "smoke: of another size than the paper's"
@@ -63,13 +61,12 @@ def other_model(place: Place, record: RunRecord) -> str:
 def _other_network(cell: Cell) -> str:
     """`4 devices`, `8 devices at 1000 Mbit/s` of a study of another network than the paper's.
 
-    Nobody but its detail says how many; one that names no rate is of the paper's.
+    One that names no rate is of the paper's.
     """
     if cell.evidence != "measured" or cell.value is None:
         return ""
-    said = re.search(r"(\d+) devices(?: at ([\d.e+]+) Mbit/s)?", cell.detail)
-    if said is None:
+    if cell.network is None:
         return "an unknown number of devices"
-    if said[2] in (None, _STUDY_MBPS):
-        return "" if said[1] == _STUDY_DEVICES else f"{said[1]} devices"
-    return said[0]
+    if cell.network.rate_mbps not in (None, _PAPER.rate_mbps):
+        return str(cell.network)
+    return "" if cell.network.devices == _PAPER.devices else f"{cell.network.devices} devices"

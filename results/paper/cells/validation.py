@@ -85,9 +85,10 @@ def _has_its_costs(simulated: RunRecord | None, measured: RunRecord | None) -> b
     """Whether a simulation's calibration names the processor and cores of a measured run."""
     if simulated is None or measured is None:
         return True
-    facts = measured.environment
-    host = f"{facts.get('cpu_model')}, {facts.get('cores')} cores"
-    return str(simulated.environment.get("calibrated_host", "")).startswith(host)
+    host, calibrated = measured.environment.host, simulated.environment.calibrated_host
+    if host is None or calibrated is None:
+        return False
+    return (calibrated.cpu_model, calibrated.cores) == (host.cpu_model, host.cores)
 
 
 def _with_values(book: ResultSet, place: Place, evidence: str) -> list[Cell]:

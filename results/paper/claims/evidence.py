@@ -134,8 +134,8 @@ class View:
 def _one_host(book: ResultSet, top: Cell, bottom: Cell) -> bool:
     """Whether two runs shared a host, as far as their records say; the simulator has none."""
     records = [book.records.get(cell.run_id) for cell in (top, bottom)]
-    hosts = {host_fingerprint(record.environment) for record in records if record is not None}
-    return len(hosts) < 2 or is_sim(top)
+    hosts = [record.environment.host for record in records if record is not None]
+    return len({host and host_fingerprint(host) for host in hosts}) < 2 or is_sim(top)
 
 
 def is_sim(cell: Cell) -> bool:

@@ -6,9 +6,8 @@ propositions; the head's tiles, which the master streams beside them, are left o
 `layer_times`, then `predict`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from results.paper.cells.result_set import dilation_of
 from results.paper.claims.verdict import percent
@@ -89,36 +88,31 @@ def predict_run(record: RunRecord, repeats: Sequence[Repeat]) -> Prediction | st
     rate_bps = _disk_rate_bps(record)
     if rate_bps is None:
         return "no disk's rate was held"
-    config = _stored_config(record)
+    config, window = _stored_config(record), record.config.window
     times = layer_times(config, repeats, rate_bps)
-    if times is None:
+    if times is None or window is None:
         return "not every device counted its times"
-    return predict(times, config.num_layers, _options(record)["window"])
+    return predict(times, config.num_layers, window)
 
 
 def _why_not(record: RunRecord) -> str:
     """What the propositions leave out and this run has; empty where they fit it."""
-    model, options = _mapping(record.config, "model"), _options(record)
-    if model.get("name") not in preset_names() or model.get("path") is not None:
+    model, config = record.config.model, record.config
+    if model.name not in preset_names() or model.path is not None:
         return "only the shapes and dtypes of presets are known"
-    if options.get("memory_budget") is not None:
+    if config.options.get("memory_budget") is not None:
         return "a memory budget retains blocks, and the record does not say which"
-    if options.get("shares") is not None:
+    if config.options.get("shares") is not None:
         return "devices have uneven shares, so that none is the mean one"
-    if not isinstance(options.get("window"), int):
+    if config.window is None:
         return "its window is no number of blocks"
     return ""
 
 
 def _stored_config(record: RunRecord) -> ModelConfig:
     """The model's shape, its dtype the one that its weights are stored in."""
-    config = load_preset(str(_mapping(record.config, "model").get("name")))
-    stored = _mapping(record.config, "weights").get("dtype", "auto")
-    return config if stored == "auto" else replace(config, dtype=str(stored))
-
-
-def _options(record: RunRecord) -> Mapping[str, Any]:
-    return _mapping(_mapping(record.config, "systems"), "tpi")
+    config, stored = load_preset(record.config.model.name), record.config.weights.dtype
+    return config if stored == "auto" else replace(config, dtype=stored)
 
 
 def layer_times(
@@ -172,13 +166,8 @@ def _per_step(repeat: Repeat) -> tuple[float, float] | None:
 
 def _disk_rate_bps(record: RunRecord) -> float | None:
     """Undilated, of the slowest device; None where no limit held."""
-    limits = record.calibration.get("limits")
-    rates = [each.get("read_bps") for each in limits] if isinstance(limits, list) else []
-    if not rates or any(not isinstance(rate, int | float) or rate <= 0 for rate in rates):
+    limits = record.calibration.limits
+    rates = [each.read_bps for each in limits if each.read_bps]
+    if not rates or len(rates) < len(limits):
         return None
-    return float(min(rates)) * dilation_of(record)
-
-
-def _mapping(values: Mapping[str, object], name: str) -> Mapping[str, object]:
-    found = values.get(name)
-    return found if isinstance(found, Mapping) else {}
+    return min(rates) * dilation_of(record)

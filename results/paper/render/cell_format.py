@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from results.paper.cell import METRICS, Cell
-from tpi.units import format_bytes, format_seconds
+from tpi.units import Quantity, bytes_quantity, seconds_quantity
 
 KINDS = ("measured", "dilated", "simulated", "computed", "reported", "absent")
 _SUPERSCRIPTS = str.maketrans("0123456789.", "⁰¹²³⁴⁵⁶⁷⁸⁹·")
@@ -28,11 +28,6 @@ STAND_IN_LEGEND = (
     " number of the paper's size"
 )
 _GIB = 1 << 30
-# Of every unit that `in_words` writes; counts have none.
-_UNITS = {
-    "µs": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "%": 0.01, "Mbit/s": 1e6, "bn": 1e9, "": 1.0,
-    "B": 1.0, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30, "TiB": 2.0**40,
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,15 +74,19 @@ def value_text(cell: Cell) -> str:
         return ""
     if cell.evidence == "reported":
         return _as_printed(cell, value)
-    text = in_words(cell.place.metric, value)
+    words = _quantity(cell.place.metric, value)
     if cell.low is None or cell.high is None or cell.low == cell.high:
-        return text
-    return f"{text} ({_bound(cell.low, text)}-{_bound(cell.high, text)})"
+        return str(words)
+    return f"{words} ({words.bound(cell.low)}-{words.bound(cell.high)})"
 
 
 def in_words(metric: str, value: float) -> str:
     """A value of a metric with its unit, to three significant digits."""
-    return _FORMATS[METRICS[metric]](value)
+    return str(_quantity(metric, value))
+
+
+def _quantity(metric: str, value: float) -> Quantity:
+    return _QUANTITIES[METRICS[metric]](value)
 
 
 def mark_dilation(dilation: float) -> str:
@@ -136,30 +135,23 @@ def _as_printed(cell: Cell, value: float) -> str:
     return in_words(cell.place.metric, value)
 
 
-def _bound(bound: float, text: str) -> str:
-    """One end of an interval in the unit of the median's text, without it."""
-    number, _, unit = text.partition(" ")
-    digits = max(0, 3 - len(number.partition(".")[0]))
-    return f"{bound / _UNITS[unit]:.{digits}f}"
-
-
-def _count(value: float) -> str:
+def _count(value: float) -> Quantity:
     if value >= 1e8:
-        return f"{value / 1e9:.3g} bn"
-    return f"{value:,.0f}" if value == int(value) else f"{value:.3g}"
+        return Quantity(f"{value / 1e9:.3g}", "bn", 1e9)
+    return Quantity(f"{value:,.0f}" if value == int(value) else f"{value:.3g}", "", 1.0)
 
 
-def _rate(value: float) -> str:
-    return f"{value / 1e6:.4g} Mbit/s"
+def _rate(value: float) -> Quantity:
+    return Quantity(f"{value / 1e6:.4g}", "Mbit/s", 1e6)
 
 
-def _share(value: float) -> str:
-    return f"{100 * value:.3g} %"
+def _share(value: float) -> Quantity:
+    return Quantity(f"{100 * value:.3g}", "%", 0.01)
 
 
-_FORMATS: Mapping[str, Callable[[float], str]] = {
-    "s": format_seconds,
-    "bytes": format_bytes,
+_QUANTITIES: Mapping[str, Callable[[float], Quantity]] = {
+    "s": seconds_quantity,
+    "bytes": bytes_quantity,
     "share": _share,
     "bit/s": _rate,
     "": _count,

@@ -11,8 +11,9 @@ import re
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from results.paper.cells.result_set import read_book
 from results.paper.index import INDEX_FILE, read_index, write_index

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from results.paper.report.record_facts import Probe, Verification
+from results.records.testbed_facts import Figure, VerificationReport
 from tpi.units import format_bytes, format_seconds
 
 _NAMES = {
@@ -42,16 +42,16 @@ class LimitSummary:
         )
 
 
-def summarise(verifications: Sequence[Verification]) -> list[LimitSummary]:
+def summarise(proofs: Sequence[VerificationReport]) -> list[LimitSummary]:
     """One line a kind of probe; none where nothing was probed."""
-    by_kind: dict[str, list[Probe]] = {}
-    for verification in verifications:
-        for probe in verification.probes:
+    by_kind: dict[str, list[Figure]] = {}
+    for proof in proofs:
+        for probe in proof.figures:
             by_kind.setdefault(probe.what, []).append(probe)
     return [_summary(what, probes) for what, probes in by_kind.items()]
 
 
-def _summary(what: str, probes: Sequence[Probe]) -> LimitSummary:
+def _summary(what: str, probes: Sequence[Figure]) -> LimitSummary:
     asked = [probe.expected or 0.0 for probe in probes]
     measured = [probe.measured or 0.0 for probe in probes]
     off = [abs(m - a) / a for a, m in zip(asked, measured, strict=True) if a]
@@ -67,9 +67,9 @@ def _summary(what: str, probes: Sequence[Probe]) -> LimitSummary:
     )
 
 
-def condition_lines(verifications: Sequence[Verification]) -> Iterator[str]:
+def condition_lines(proofs: Sequence[VerificationReport]) -> Iterator[str]:
     """What else happened on the host during the repeats, at its worst, and what did not hold."""
-    found = [each.conditions for each in verifications if each.conditions]
+    found = [each.conditions for each in proofs if each.conditions]
     if found:
         foreign = max(each.foreign_cores for each in found)
         stolen = max(each.steal_cores for each in found)
@@ -78,10 +78,10 @@ def condition_lines(verifications: Sequence[Verification]) -> Iterator[str]:
         yield f"cores stolen by the hypervisor: at most {stolen:.3g}"
         yield f"retransmissions that nothing explains: at most {resent:.3g}"
         yield f"swapped out: at most {format_bytes(max(each.swapped_out for each in found))}"
-    if late := [each.late_us.p99 for each in found if each.late_us]:
+    if late := [each.late_us.get("p99", 0.0) for each in found if each.late_us]:
         yield f"timers late, 99 of 100: at most {max(late):.0f} µs"
-    for verification in verifications:
-        yield from (f"did not hold: {problem}" for problem in verification.problems)
+    for proof in proofs:
+        yield from (f"did not hold: {problem}" for problem in proof.problems)
 
 
 def _range(what: str, values: tuple[float, float]) -> str:

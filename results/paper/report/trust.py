@@ -9,7 +9,7 @@ from results.paper.claims.verdict import in_times
 from results.paper.render.cell_format import in_words
 from results.paper.render.validation_table import percent, summary
 from results.paper.report.limits_summary import LimitSummary, condition_lines, summarise
-from results.paper.report.record_facts import Facts, simulator_facts, verifications_of
+from results.paper.report.record_facts import Facts, simulator_facts
 from results.records.schema import RunRecord
 from tpi.errors import ConfigError
 
@@ -118,7 +118,7 @@ def held_limits(book: ResultSet) -> list[HeldLimits]:
 
 
 def _held(record: RunRecord) -> HeldLimits:
-    found = verifications_of(record)
+    found = record.calibration.proofs
     limits, conditions = tuple(summarise(found)), tuple(condition_lines(found))
     return HeldLimits(record.run_id, record.system, backend_of(record), limits, conditions)
 

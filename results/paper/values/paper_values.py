@@ -12,16 +12,18 @@ A value is a number in the column's unit, one of `WORDS`, a text where the metri
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from importlib import resources
+from typing import Annotated
 
 import yaml
+from msgspec import Meta, Struct
 
 from results.paper.cell import EXHIBITS, METRICS, WORDS, Cell, Place
+from tpi.decode import Text, convert, one_of
 from tpi.errors import ConfigError, map_errors
-from tpi.program.spec import Fields
 
 # Printed unit -> SI. Exact fractions: 70 % is 0.7 and 5 ms is 0.005 to the last bit.
 _UNITS: dict[str, dict[str, Fraction]] = {
@@ -33,20 +35,40 @@ _UNITS: dict[str, dict[str, Fraction]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Column:
-    """What one column of a file means; `source` is empty where it is the file's."""
+class Column(Struct, frozen=True, forbid_unknown_fields=True):
+    """What one column of a file means; `source` and `doubt` are empty where they are the file's."""
 
-    name: str
-    metric: str
-    factor: Fraction
-    source: str
-    doubts: tuple[str, ...]
+    column: Text
+    metric: Annotated[str, one_of(METRICS)]
+    unit: str
+    source: Text | None = None
+    doubt: Text | None = None
+
+
+class _Doubted(Struct, frozen=True, forbid_unknown_fields=True):
+    """A value with a source or a doubt of its own."""
+
+    value: int | float | str
+    source: Text | None = None
+    doubt: Text | None = None
+
+
+class _File(Struct, frozen=True, forbid_unknown_fields=True):
+    """One file as it is laid out."""
+
+    title: Text
+    source: Text
+    columns: Annotated[tuple[Column, ...], Meta(min_length=1)]
+    rows: tuple[Annotated[tuple[int | float | str | _Doubted, ...], Meta(min_length=1)], ...]
+    doubts: tuple[str, ...] = ()
+
+
+_Value = int | float | str | _Doubted
 
 
 @dataclass(frozen=True, slots=True)
 class Exhibit:
-    """One file."""
+    """One exhibit: a file, checked, its values as cells."""
 
     name: str
     title: str
@@ -94,90 +116,51 @@ def parse_exhibit(name: str, text: str, where: str) -> Exhibit:
         raw = yaml.safe_load(text)
     except yaml.YAMLError as exc:  # its message has many lines
         raise ConfigError(f"{where}: not YAML: {' '.join(str(exc).split())}") from exc
-    fields = Fields(raw, where)
-    title, source = fields.take_str("title"), fields.take_str("source")
-    doubts = tuple(fields.take("doubts", "a list of strings", _is_list_of_str, []))
-    columns = [
-        _column(each, f"{where}: column {number}")
-        for number, each in enumerate(fields.take("columns", "a list", _is_full_list), 1)
-    ]
+    file = convert(raw, _File, where, ConfigError)
+    for number, column in enumerate(file.columns, 1):
+        _check_unit(column, f"{where}: column {number}")
     cells: dict[Place, Cell] = {}
-    for row in fields.take("rows", "a list of lists, a name first", _is_list_of_rows):
-        for cell in _row(name, row, columns, (source, doubts), where):
+    for row in file.rows:
+        for cell in _row(name, row, file, where):
             if cell.place in cells:
                 raise ConfigError(f"{where}: {cell.place} is there twice")
             cells[cell.place] = cell
-    fields.finish()
-    return Exhibit(name, title, source, doubts, tuple(cells.values()))
+    return Exhibit(name, file.title, file.source, file.doubts, tuple(cells.values()))
 
 
-def _column(raw: object, where: str) -> Column:
-    fields = Fields(raw, where)
-    name = fields.take_str("column")
-    metric = fields.take_choice("metric", tuple(METRICS))
-    units = _UNITS[METRICS[metric]]
-    unit = fields.take_choice("unit", tuple(units))
-    source, doubt = fields.take_str("source", ""), fields.take_str("doubt", "")
-    fields.finish()
-    return Column(name, metric, units[unit], source, (doubt,) if doubt else ())
+def _check_unit(column: Column, where: str) -> None:
+    units = _UNITS[METRICS[column.metric]]
+    if column.unit not in units:
+        raise ConfigError(f"{where}: unit must be {' | '.join(units)}, got {column.unit!r}")
 
 
-def _row(
-    exhibit: str,
-    row: list[object],
-    columns: list[Column],
-    shared: tuple[str, tuple[str, ...]],
-    where: str,
-) -> list[Cell]:
-    name, values = str(row[0]), row[1:]
-    if len(values) != len(columns):
+def _row(exhibit: str, row: Sequence[_Value], file: _File, where: str) -> Iterator[Cell]:
+    name, values = row[0], row[1:]
+    if not isinstance(name, str):
+        raise ConfigError(f"{where}: rows must be lists, a name first, got {name!r}")
+    if len(values) != len(file.columns):
         raise ConfigError(
-            f"{where}: row {name} has {len(values)} values, expected {len(columns)}, one a column"
+            f"{where}: row {name} has {len(values)} values, expected {len(file.columns)}, one a"
+            " column"
         )
-    cells = []
-    for column, raw in zip(columns, values, strict=True):
-        place = Place(exhibit, name, column.name, column.metric)
-        cells.append(_cell(place, raw, column, shared, f"{where}: {place}"))
-    return cells
+    for column, raw in zip(file.columns, values, strict=True):
+        place = Place(exhibit, name, column.column, column.metric)
+        yield _cell(place, raw, column, file, f"{where}: {place}")
 
 
-def _cell(
-    place: Place, raw: object, column: Column, shared: tuple[str, tuple[str, ...]], where: str
-) -> Cell:
-    fields = Fields(raw if isinstance(raw, Mapping) else {"value": raw}, where)
-    expected = f"a text or one of {WORDS}" if column.metric == "text" else f"a number or {WORDS}"
-    value = fields.take("value", expected, _is_text if column.metric == "text" else _is_value)
-    source = fields.take_str("source", column.source or shared[0])
-    doubt = fields.take_str("doubt", "")
-    fields.finish()
-    detail = "; ".join((*((doubt,) if doubt else ()), *column.doubts, *shared[1]))
+def _cell(place: Place, raw: _Value, column: Column, file: _File, where: str) -> Cell:
+    given = raw if isinstance(raw, _Doubted) else _Doubted(raw)
+    source = given.source or column.source or file.source
+    doubts = [each for each in (given.doubt, column.doubt) if each]
+    detail = "; ".join((*doubts, *file.doubts))
+    value = given.value
     if value in WORDS:
-        return Cell(place, "reported", word=value, source=source, detail=detail)
+        return Cell(place, "reported", word=str(value), source=source, detail=detail)
     if column.metric == "text":
+        if not isinstance(value, str) or not value:
+            raise ConfigError(f"{where}: value must be a text or one of {WORDS}, got {value!r}")
         return Cell(place, "reported", text=value, source=source, detail=detail)
-    number = float(Fraction(str(value)) * column.factor)
+    if isinstance(value, str) or not 0 <= value < float("inf"):
+        raise ConfigError(f"{where}: value must be a number or {WORDS}, got {value!r}")
+    number = float(Fraction(str(value)) * _UNITS[METRICS[column.metric]][column.unit])
     return Cell(place, "reported", value=number, source=source, detail=detail)
-
-
-def _is_value(value: object) -> bool:
-    # Negative, endless and no numbers are nothing that a paper's table holds.
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return value in WORDS or (is_number and 0 <= float(str(value)) < float("inf"))
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str) and bool(value)
-
-
-def _is_list_of_str(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
-
-
-def _is_full_list(value: object) -> bool:
-    return isinstance(value, list) and bool(value)
-
-
-def _is_list_of_rows(value: object) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(row, list) and row and isinstance(row[0], str) for row in value
-    )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from baselines.llamacpp.gguf_file import MODEL_FILE, make_gguf
 from baselines.llamacpp.gguf_layout import problems
@@ -24,6 +25,7 @@ from tests.checkpoints import (
 )
 from tpi.errors import ConfigError, WeightsError
 from tpi.model_config import load_config
+from tpi.options import ComputeOptions
 from tpi.program.events import parse_event
 from tpi.program.spec import NodeSpec, Request, dump_spec
 from tpi.weights.checkpoint import open_checkpoint
@@ -35,13 +37,14 @@ pytest.importorskip("llama_cpp", reason="llama.cpp is an extra: make llamacpp")
 ROOT = Path(__file__).parents[3]
 
 
-def make_spec(folder: Path, **changes: object) -> NodeSpec:
+def make_spec(folder: Path, dtype: str = "float32", **changes: Any) -> NodeSpec:
     spec = NodeSpec(
         system="llamacpp", rank=0, world_size=1, session="0" * 32, bind="127.0.0.1", master=None,
-        model_dir=folder, threads=1, dtype="float32", max_tokens=len(PROMPT_IDS) + NEW_TOKENS,
+        model_dir=folder, threads=1,
+        compute=ComputeOptions(dtype=dtype, max_tokens=len(PROMPT_IDS) + NEW_TOKENS),
         requests=(Request("r0", NEW_TOKENS, PROMPT_IDS),),
     )  # fmt: skip
-    return replace(spec, **changes)  # type: ignore[arg-type]  # the test names the fields
+    return structs.replace(spec, **changes)
 
 
 def gguf(checkpoint: Path, folder: Path, file_type: str) -> Path:
@@ -50,7 +53,7 @@ def gguf(checkpoint: Path, folder: Path, file_type: str) -> Path:
     return folder
 
 
-def tokens_of(folder: Path, requests: int = 1, **changes: object) -> list[tuple[int, ...]]:
+def tokens_of(folder: Path, requests: int = 1, **changes: Any) -> list[tuple[int, ...]]:
     model = load(make_spec(folder, **changes))
     try:
         made = []

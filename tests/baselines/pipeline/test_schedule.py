@@ -23,9 +23,7 @@ def test_stages_and_memory_are_those_of_the_pipeline(shares):
     run = make_run("pipeline", size=3, options={"shares": shares})
     outcome = simulate(run, free_calibration(block_s=1.0))
     stages = make_stages(run.model, 3, shares, "float32")
-    peaks = stage_peaks(
-        run.model, 3, shares, "float32", dtype="float32", max_tokens=12, step_tokens=12
-    )
+    peaks = stage_peaks(run.model, 3, shares, "float32", run.compute)
     assert outcome.rss_hwm == peaks
     # Each block takes a second a pass, and the master has the head beside.
     blocks = [2 * len(stage) + (rank == 0) for rank, stage in enumerate(stages)]

@@ -1,6 +1,5 @@
 import itertools
 from fractions import Fraction
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -17,6 +16,7 @@ from baselines.pipeline.stages import (
 from tests.weights.shard_folders import small_config
 from tpi.errors import ConfigError
 from tpi.model_config import load_preset
+from tpi.options import ComputeOptions
 from tpi.planner.memory import PROCESS_BYTES, block_bytes
 from tpi.weights.shard import BlockId, make_shard_plan
 
@@ -93,9 +93,9 @@ def test_shares_that_make_no_pipeline_are_refused(shares):
 
 def test_peaks_count_own_layers_and_the_head_on_the_master_only():
     model = load_preset("llama2-7b")
-    sizes: dict[str, Any] = {"dtype": "bfloat16", "max_tokens": 100, "step_tokens": 64}
-    first, second = stage_peaks(model, 2, None, "bfloat16", **sizes)
-    (alone,) = stage_peaks(model, 1, None, "bfloat16", **sizes)
+    options = ComputeOptions(dtype="bfloat16", max_tokens=100, prefill_chunk=64)
+    first, second = stage_peaks(model, 2, None, "bfloat16", options)
+    (alone,) = stage_peaks(model, 1, None, "bfloat16", options)
     weights = [stage_bytes(model, r, range(16), "bfloat16") for r in range(2)]
     # The cache of 16 layers and some activations on both, logits on the master.
     rest = [first - weights[0] - PROCESS_BYTES, second - weights[1] - PROCESS_BYTES]

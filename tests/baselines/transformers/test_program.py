@@ -5,11 +5,12 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from msgspec.structs import replace
 from safetensors.torch import load_file, save_file
 
 from baselines.transformers.program import load
@@ -25,6 +26,7 @@ from tests.baselines.bounded import check_bounded
 from tests.checkpoints import NEW_TOKENS as NEW
 from tests.checkpoints import PROMPT_IDS, make_checkpoint, reference_tokens, shared_checkpoint
 from tpi.errors import ConfigError, WeightsError
+from tpi.options import ComputeOptions
 from tpi.program.events import parse_event
 from tpi.program.spec import NodeSpec, Request, dump_spec
 
@@ -33,13 +35,14 @@ PROMPT = (1, 50, 3, 77)
 NEW_TOKENS = 16
 
 
-def make_spec(folder: Path, **changes: object) -> NodeSpec:
+def make_spec(folder: Path, dtype: str = "float32", **changes: Any) -> NodeSpec:
     spec = NodeSpec(
         system="transformers", rank=0, world_size=1, session="0" * 32, bind="127.0.0.1",
-        master=None, model_dir=folder, threads=1, dtype="float32", max_tokens=64,
+        master=None, model_dir=folder, threads=1,
+        compute=ComputeOptions(dtype=dtype, max_tokens=64),
         requests=(Request("r0", NEW_TOKENS, PROMPT),),
     )  # fmt: skip
-    return replace(spec, **changes)  # type: ignore[arg-type]  # the test names the fields
+    return replace(spec, **changes)
 
 
 def greedy_by_hand(folder: Path) -> list[int]:
@@ -220,6 +223,7 @@ def test_bad_job_is_one_line(tmp_path, capsys):
     assert "prompt_ids is missing" in lines[0]
 
 
+@pytest.mark.timeout(60)
 @pytest.mark.slow  # a process that imports torch and transformers
 def test_program_measures_itself_and_says_nothing_else(checkpoint, expected, tmp_path):
     dump_spec(make_spec(checkpoint), tmp_path / "spec.json")

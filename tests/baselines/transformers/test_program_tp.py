@@ -2,12 +2,10 @@
 
 import json
 import signal
-import subprocess
-import sys
 import time
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from baselines.transformers.gloo import interface_of
 from baselines.transformers.program_tp import load, problems
@@ -20,11 +18,13 @@ from tests.checkpoints import (
     reference_tokens,
     shared_checkpoint,
 )
+from tests.forked import ForkedProgram
 from tests.nodes import Nodes
 from tests.weights.shard_folders import small_config
 from tpi.errors import ConfigError
 from tpi.launch import free_port
 from tpi.model_config import load_preset
+from tpi.options import ComputeOptions
 from tpi.program.spec import NodeSpec, Request, dump_spec
 
 KINDS = ("mha", "gqa2", "tied", "llama3_rope", "bias", "qk_norm")
@@ -36,7 +36,7 @@ def make_specs(folder, world_size, requests=(("r0", NEW_TOKENS),), **changes) ->
     spec = NodeSpec(
         system="transformers-tp", rank=0, world_size=world_size, session="0" * 32,
         bind="127.0.0.1", master=f"127.0.0.1:{free_port()}" if world_size > 1 else None,
-        model_dir=folder, threads=1, dtype="float32", max_tokens=128, requests=asked,
+        model_dir=folder, threads=1, compute=ComputeOptions(max_tokens=128), requests=asked,
     )  # fmt: skip
     spec = replace(spec, **changes)
     hidden = tuple(replace(r, prompt_ids=None) for r in spec.requests)
@@ -58,19 +58,14 @@ def two_ranks(tmp_path_factory):
         path = folder / f"{spec.rank}.json"
         dump_spec(spec, path)
         arguments = [str(part) for job in jobs.values() for part in job]
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, "-m", "tests.baselines.tp_ranks", str(path), *arguments],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
+        log = path.with_suffix(".log")
+        processes.append(ForkedProgram("tests.baselines.tp_ranks", [str(path), *arguments], log))
     said = []
-    for process in processes:
-        out, log = process.communicate(timeout=60)
-        assert process.returncode == 0, log
-        said.append(dict(zip(("sum", *jobs), map(json.loads, out.splitlines()), strict=True)))
+    for rank, process in enumerate(processes):
+        with process:
+            lines = process.stdout.read().splitlines()
+            assert process.wait(60) == 0, (folder / f"{rank}.log").read_text()
+        said.append(dict(zip(("sum", *jobs), map(json.loads, lines), strict=True)))
     return said, {name: folder for name, (_, folder) in jobs.items()}
 
 
@@ -172,8 +167,8 @@ def test_four_ranks_agree_and_a_killed_one_ends_them_all(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(90)
 def test_silent_rank_and_lost_master_end_the_others(tmp_path):
-    # A stall of 14.4 s, which the join has too: rank 1 may need that much longer to start.
-    specs = make_specs(shared_checkpoint("gqa2"), 2, time_scale=0.12)
+    # A stall of 4.8 s, which the join has too: rank 1 may need that much longer to start.
+    specs = make_specs(shared_checkpoint("gqa2"), 2, time_scale=0.04)
     with Nodes(specs, tmp_path, MODULE) as nodes:
         nodes.wait_for("ready", ranks=range(2))
         nodes.signal(1, signal.SIGSTOP)

@@ -23,7 +23,7 @@ def run_one(system, device, **changes):
 def base_bytes(system, **changes):
     """Anonymous memory beside the weights."""
     run = run_one(system, SimDevice(1.0), **changes)
-    return free_calibration().library_anon_bytes + request_bytes(run, run.dtype)
+    return free_calibration().library_anon_bytes + request_bytes(run)
 
 
 def test_a_long_prompt_needs_its_cache_and_activations():
@@ -113,7 +113,7 @@ def test_other_ways_of_loading_hold_the_weights_twice(options, anon, mapped):
     found = simulate(run_one("transformers", SimDevice(1.0), **changes), free_calibration())
     calibration = free_calibration()
     # A second copy is gone before a request needs memory.
-    request = request_bytes(run_one("transformers", SimDevice(1.0), **changes), "bfloat16")
+    request = request_bytes(run_one("transformers", SimDevice(1.0), **changes))
     serves = calibration.library_anon_bytes + min(anon, 1) * STORED + request
     assert found.anon_peak[0] == max(calibration.library_anon_bytes + anon * STORED, serves)
     expected = calibration.library_bytes + (anon + mapped) * STORED

@@ -12,6 +12,7 @@ from tpi.comm.allreduces.registry import allreduce_names, find_allreduce
 from tpi.comm.allreduces.traffic import traffic
 from tpi.errors import ConfigError
 from tpi.model_config import load_preset
+from tpi.options import ComputeOptions
 from tpi.planner.device_plan import PlanOptions, make_report
 
 BUILT_IN = ("star", "tree", "ring", "direct", "exchange")
@@ -61,7 +62,9 @@ def test_one_of_another_package_is_simulated():
 
 @pytest.mark.usefixtures("toys")
 def test_one_of_another_package_is_planned():
-    report = make_report("tiny", load_preset("tiny"), PlanOptions(4, allreduce="chain"))
+    report = make_report(
+        "tiny", load_preset("tiny"), PlanOptions(4, compute=ComputeOptions(allreduce="chain"))
+    )
     payload_s = 8 * 4 * load_preset("tiny").hidden_size / 300e6
     assert report.allreduce_s == pytest.approx(4 * 0.001 + 6 * payload_s)
 
@@ -69,7 +72,9 @@ def test_one_of_another_package_is_planned():
 @pytest.mark.usefixtures("toys")
 def test_what_a_class_does_not_say_is_named():
     with pytest.raises(ConfigError, match="allreduce mute: Mute does not say what it costs"):
-        make_report("tiny", load_preset("tiny"), PlanOptions(4, allreduce="mute"))
+        make_report(
+            "tiny", load_preset("tiny"), PlanOptions(4, compute=ComputeOptions(allreduce="mute"))
+        )
     run = make_run(options={"window": 2, "allreduce": "mute"})
     with pytest.raises(ConfigError, match="mute: Mute does not say which messages it sends"):
         simulate(run, free_calibration())

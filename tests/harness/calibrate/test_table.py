@@ -21,7 +21,7 @@ def text(new, old=None):
 def test_every_cost_has_a_row():
     names = {name for name, _ in rows_of(CALIBRATION)}
     slots = set(CALIBRATION.__slots__)
-    assert slots - names == {"host", "schema"}
+    assert slots - names == {"host", "cpu_model", "cores", "schema"}
 
 
 def test_figures_have_units_and_changes():

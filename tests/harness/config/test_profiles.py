@@ -2,8 +2,7 @@
 
 import pytest
 
-from harness.config.compose import compose
-from harness.config.config import config_from
+from harness.config.compose import compose, config_from
 from testbed.links.link import LinkSpec
 from tpi.errors import ConfigError
 

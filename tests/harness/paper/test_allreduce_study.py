@@ -6,8 +6,9 @@ import pytest
 from msgspec import to_builtins
 from msgspec.structs import replace
 
-from harness.paper.allreduce_file import Asked, Point, keep_aside, read_points
+from harness.paper.allreduce_file import Asked, keep_aside, read_points
 from harness.paper.allreduce_study import expected_s, main, markdown
+from results.paper.cells.allreduce import Point
 from testbed.links.link import LinkSpec
 from tpi.errors import TpiError
 
@@ -47,7 +48,7 @@ def test_markdown_has_a_row_a_delay_and_payloads_side_by_side():
 
 def test_points_read_back(tmp_path):
     path = tmp_path / "study.json"
-    kept = {"schema": 1, "points": to_builtins(points())}
+    kept = {"schema": 1, "dilation": 8, "points": to_builtins(points())}
     path.write_text(json.dumps(kept))
     assert read_points(path) == points()
 

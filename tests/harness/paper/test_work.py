@@ -6,14 +6,15 @@ import re
 from dataclasses import replace
 
 import pytest
+from msgspec import structs
 from rich.console import Console
 
 from harness.paper import allreduce_study
-from harness.paper.allreduce_file import Point
 from harness.paper.plan import Study
 from harness.paper.work import RunWork, StudyWork, works_of
 from harness.run import launch as launching
 from harness.run import session
+from results.paper.cells.allreduce import Point
 from results.paper.index import Entry
 from results.records.store import RunStore
 from testbed.base import DeviceError
@@ -21,6 +22,8 @@ from testbed.host.rates import Host
 from tests.harness.micro import HOST, write_model
 from tpi.comm.allreduces.registry import PAPER_ALLREDUCES
 from tpi.errors import WeightsError
+
+pytestmark = pytest.mark.timeout(60)  # real processes, on whatever machine
 
 
 @pytest.fixture(autouse=True)
@@ -120,7 +123,7 @@ def test_what_is_invalid_is_run_again(tmp_path, work):
     done = finish(work())
     store = RunStore(tmp_path / "runs")
     record = store.read(done.run_id)
-    store.write(replace(record, status="invalid", reason="a link was slow", metrics=None))
+    store.write(structs.replace(record, status="invalid", reason="a link was slow", metrics=None))
     outlook = work().look()
     assert (outlook.state, outlook.run_id) == ("todo", done.run_id)
     assert outlook.reason == "invalid: a link was slow"

@@ -65,8 +65,8 @@ def test_systems_of_one_device_get_one_and_options_as_they_are(tmp_path):
     overrides = ["systems=[tpi,transformers]", "window=3", "allreduce=ring", "devices=6"]
     tpi, transformers = plan_of(tmp_path, *overrides, "systems.transformers.dtype=bfloat16").runs
     assert (tpi.world_size, transformers.world_size) == (6, 1)
-    assert (tpi.options["window"], tpi.options["allreduce"]) == (3, "ring")
-    assert (tpi.dtype, transformers.dtype) == ("float32", "bfloat16")
+    assert (tpi.compute.window, tpi.compute.allreduce) == (3, "ring")
+    assert (tpi.compute.dtype, transformers.compute.dtype) == ("float32", "bfloat16")
     assert (tpi.storage, tpi.prompt_tokens, tpi.new_tokens) == ("bfloat16", 4, 32)
 
 

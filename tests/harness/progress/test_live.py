@@ -13,6 +13,7 @@ from harness.progress.live import Live
 from harness.run.runner import Launch
 from results.records.schema import PeakMemory, RankEvent, Repeat
 from testbed.base import Meters
+from tpi.options import ComputeOptions
 from tpi.program.events import Event
 from tpi.program.spec import Request
 
@@ -22,7 +23,7 @@ LAUNCH = Launch(
     ("-m", "x"),
     (Path("a"), Path("b")),
     (Request("w", 1, (1,), warmup=True), Request("r0", 3, (1,))),
-    max_tokens=8,
+    compute=ComputeOptions(max_tokens=8),
 )
 EVENTS = [
     (0, Event("ready", 0)), (1, Event("ready", 0)),
@@ -125,7 +126,7 @@ def test_each_phase_of_a_repeat_is_in_its_systems_row():
 
 
 def one_repeat(shown, system, seconds, status="ok"):
-    launch = Launch(system, LAUNCH.program, LAUNCH.model_dirs, LAUNCH.requests, 8)
+    launch = Launch(system, LAUNCH.program, LAUNCH.model_dirs, LAUNCH.requests, LAUNCH.compute)
     with shown.live.repeat(f"{system}, repeat", launch) as watch:
         watch.started(devices(100, 100))
         shown.screen(seconds)
@@ -169,7 +170,7 @@ def test_every_line_fits_any_terminal(width):
     shown = FormattedCell(width)
     name = "transformers-window"
     with shown.live.run({name: 3, "tpi": 3}, 3):
-        launch = Launch(name, LAUNCH.program, (Path("a"),) * 7, LAUNCH.requests, 8)
+        launch = Launch(name, LAUNCH.program, (Path("a"),) * 7, LAUNCH.requests, LAUNCH.compute)
         with shown.live.repeat(f"{name}, repeat 1", launch) as watch:
             watch.started(devices(*range(1000, 1007)))
             for rank, event in EVENTS:

@@ -1,8 +1,9 @@
 """Counters from records, module lists and spans, and their comparison."""
 
-from dataclasses import replace
+import dataclasses
 
 import pytest
+from msgspec.structs import replace
 
 from harness.regression.counters import (
     PACKAGES,
@@ -80,7 +81,7 @@ def test_bytes_and_modules_may_grow_by_a_hundredth(name):
 
 
 def test_worker_that_imports_transformers_is_named():
-    after = replace(counts(), packages=frozenset({"torch", "tpi", "transformers"}))
+    after = dataclasses.replace(counts(), packages=frozenset({"torch", "tpi", "transformers"}))
     (found,) = [f for f in judge_counts(counts(), after) if f.fails]
     assert (found.what, found.change) == (PACKAGES, "new: transformers")
 

@@ -14,6 +14,7 @@ from tests.test_layout import ROOT, _imports
 from tpi.errors import ConfigError
 
 
+@pytest.mark.timeout(60)
 @pytest.mark.slow  # the first imports torch
 @pytest.mark.parametrize("name", ["matvec", "wire", "window"])
 def test_probe_in_one_process(tmp_path, name):

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 from rich.console import Console
 
 import harness.run.reference
@@ -17,8 +18,12 @@ from harness.run.annotate import disk_share
 from harness.run.experiment import Experiment
 from results.records.schema import Metrics, PeakMemory, RunRecord, Spread
 from results.records.store import RunStore
+from results.records.testbed_facts import DeviceLimits, Dilation
 from tests.harness.micro import GIB, HOST, MODEL, make_config
+from tests.results.examples import as_calibration, as_config
 from tpi.errors import ConfigError
+
+pytestmark = pytest.mark.timeout(60)  # real processes, on whatever machine
 
 PROMPT = (5, 6, 7, 8)
 FAKE = ("-m", "tests.fake_system")
@@ -54,10 +59,10 @@ def test_all_repeats_are_measured_checked_and_kept(tmp_path):
     assert (tpi.metrics.token_latency_s.n, tpi.num_ok) == (2, 2)
     assert tpi.metrics.disk_bytes_per_token == 500.0
     assert len(tpi.metrics.peak_memory.rss_hwm) == 2
-    assert tpi.model_config["systems"] == {"tpi": {
+    assert tpi.model_config.options == {
         "window": 2, "memory_budget": None, "allreduce": "star", "wire_dtype": "float32",
         "shares": None, "prefill_chunk": 512,
-    }}  # fmt: skip
+    }  # fmt: skip
     assert done.exit_status == 0
     store = RunStore(tmp_path / "runs")
     assert store.read(tpi.run_id) == tpi
@@ -318,7 +323,7 @@ def test_interrupted_run_is_finished_where_fewer_repeats_are_asked_for(tmp_path)
     first.run()
     store = RunStore(tmp_path / "runs")
     for record in first.records:
-        store.write(replace(record, status="interrupted", reason="repeats to go: 4"))
+        store.write(structs.replace(record, status="interrupted", reason="repeats to go: 4"))
     later = experiment(tmp_path, repeats=1)
     assert later.pending == []
     assert later.records == first.records
@@ -342,36 +347,42 @@ def test_disk_share_compares_with_the_best_rate():
     spread = Spread(2.0, 2.0, 2.0, 1)
     metrics = Metrics(spread, 0.0, spread, spread, PeakMemory(), 1.5e9, None, None, {})
     record = RunRecord(
-        "x", "tpi", "ok", metrics=metrics, calibration={"disk_read_bps": [0.5e9, 1e9]}
+        "x",
+        "tpi",
+        "ok",
+        metrics=metrics,
+        calibration=as_calibration({"disk_read_bps": [0.5e9, 1e9]}),
     )
-    assert "streamed 0.75 GB/s, 75%" in (disk_share(record) or "")
-    slower = {**record.calibration, "dilation": {"factor": 3.0}}
-    assert "streamed 0.25 GB/s, 25%" in (disk_share(replace(record, calibration=slower)) or "")
-    assert disk_share(replace(record, calibration={})) is None
+    assert "streamed 0.75 GB/s, 75%" in str(disk_share(record))
+    slower = structs.replace(record.calibration, dilation=Dilation(3.0))
+    assert "streamed 0.25 GB/s, 25%" in str(disk_share(structs.replace(record, calibration=slower)))
+    assert disk_share(structs.replace(record, calibration=as_calibration({}))) is None
 
 
 def test_disk_share_compares_with_the_devices_own_disks_where_they_are_limited():
     spread = Spread(2.0, 2.0, 2.0, 1)
     metrics = Metrics(spread, 0.0, spread, spread, PeakMemory(), 1.5e9, None, None, {})
     limits = [{"read_bps": 100_000_000}, {"read_bps": 200_000_000}, {"read_bps": 400_000_000}]
-    calibration = {"disk_read_bps": [3e9], "dilation": {"factor": 5.0}, "limits": limits}
-    config = {"predicted_peak_bytes": [1, 2]}
+    calibration = as_calibration(
+        {"disk_read_bps": [3e9], "dilation": {"factor": 5.0}, "limits": limits}
+    )
+    config = as_config({"predicted_peak_bytes": [1, 2]})
     record = RunRecord("x", "tpi", "ok", metrics=metrics, calibration=calibration, config=config)
     text = "streamed 0.75 GB/s, 50% of what the disks of 2 devices may give (1.50 GB/s)"
-    assert disk_share(record) == text
-    calibration = {**calibration, "limits": [{"read_bps": None}] * 3}
-    assert "0.15 GB/s, 5% of what the disk" in (
-        disk_share(replace(record, calibration=calibration)) or ""
-    )
+    assert str(disk_share(record)) == text
+    calibration = structs.replace(calibration, limits=(DeviceLimits(),) * 3)
+    found = disk_share(structs.replace(record, calibration=calibration))
+    assert "0.15 GB/s, 5% of what the disk" in str(found)
 
 
 def test_budget_of_memory_is_in_the_plan_of_the_record(tmp_path):
     done = experiment(tmp_path, repeats=1)
     done.run()
-    peaks = done.records[0].config["predicted_peak_bytes"]
-    assert isinstance(peaks, list)
+    config = done.records[0].config
+    peaks = config.predicted_peak_bytes
+    assert peaks
     assert all(100 << 20 < peak < GIB for peak in peaks)
-    assert Path(str(done.records[0].config["results_dir"])).is_dir()
+    assert Path(str(config.results_dir)).is_dir()
 
 
 def test_what_a_system_was_asked_to_do_alone_stands_in_its_notes(tmp_path):
@@ -380,7 +391,8 @@ def test_what_a_system_was_asked_to_do_alone_stands_in_its_notes(tmp_path):
         "tpi": {},
         "llamacpp": {"quantization": "q4_0"},
     }
-    notes = {r.system: r.notes for r in experiment(tmp_path, systems=systems).records}
+    records = experiment(tmp_path, systems=systems).records
+    notes = {r.system: tuple(map(str, r.notes)) for r in records}
     assert notes["transformers"] == (
         "dtype: bfloat16, of the run: float32",
         "threads: 2, of the run: 1",

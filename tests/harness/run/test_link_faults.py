@@ -2,7 +2,6 @@
 
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ import pytest
 from harness.config.profiles import LinkFault
 from harness.run.annotate import disturbed
 from harness.run.link_faults import FaultyRun
+from results.records.schema import RepeatFacts
 from testbed.base import DeviceError
 from testbed.local.local import LocalTestbed
 from tests.results.examples import make_repeat
@@ -67,8 +67,8 @@ def test_a_cut_is_made_and_undone_and_everything_is_passed_on():
     calls, seen, log = run([LinkFault(1, "cut", for_s=0.01)], 2)
     assert calls == [(1, "cut", 1.0), (1, "cut", 0.0)]
     assert seen == ["started", (0, "request")]
-    assert [entry["value"] for entry in log] == [1.0, 0.0]
-    assert log[0]["t_ns"] < log[1]["t_ns"]
+    assert [done.value for done in log] == [1.0, 0.0]
+    assert log[0].t_ns < log[1].t_ns
 
 
 def test_moments_and_delays_are_dilated():
@@ -107,16 +107,16 @@ def test_the_end_of_the_request_undoes_what_is_still_in_force():
 
 def test_a_link_that_cannot_be_changed_is_told_in_the_record():
     _, _, log = run([LinkFault(0, "cut")], 1, error=DeviceError("the switch is gone"))
-    assert log[0]["error"] == "the switch is gone"
+    assert log[0].error == "the switch is gone"
 
 
 @pytest.mark.parametrize("error", [DeviceError("switch: no port 3"), ConfigError("got 1200")])
 def test_a_fault_that_cannot_be_made_is_no_fault_that_was_made(error):
     fault = LinkFault(device=3, kind="drop", value=0.5)
     _, _, log = run([fault], 1, error=error)
-    assert log[0]["error"] == str(error)
-    notes = disturbed(replace(make_repeat(0, 1000), facts={"link_faults": log}))
-    assert notes == [
+    assert log[0].error == str(error)
+    notes = disturbed(make_repeat(0, 1000, facts=RepeatFacts(link_faults=tuple(log))))
+    assert list(map(str, notes)) == [
         "link faults were made during the measured request: 0 changes",
         f"link faults that could not be made: 1, {error}",
     ]

@@ -16,7 +16,10 @@ from results.records.measure import measure
 from results.records.store import RunStore
 from testbed.local.local import LocalTestbed
 from tests.harness.run.test_experiment import experiment
+from tpi.options import ComputeOptions
 from tpi.program.spec import Request
+
+pytestmark = pytest.mark.timeout(60)  # real processes, on whatever machine
 
 WARMUP, MEASURED = Request("warmup", 2, (1, 2, 3), warmup=True), Request("r0", 5, (1, 2, 3))
 US = 1e-6
@@ -77,7 +80,7 @@ def play(tmp_path, ranks, base_ns):
         program=program(ranks, base_ns),
         model_dirs=(tmp_path,) * len(ranks),
         requests=(WARMUP, MEASURED),
-        max_tokens=16,
+        compute=ComputeOptions(max_tokens=16),
         deadlines=Deadlines(ready_s=30, token_s=10, end_s=10),
     )
     with LocalTestbed(tmp_path / "work") as testbed:
@@ -148,7 +151,7 @@ BREACHES = {
     "a request of a worker": (
         1, 3, said("request", TOKEN_NS[0], id="r0"), "rank 1: a request from a worker",
     ),
-    "no id": (0, 3, said("token", TOKEN_NS[0], token=5), "rank 0: event token: bad or missing id"),
+    "no id": (0, 3, said("token", TOKEN_NS[0], token=5), "rank 0: event token: id is missing"),
     "another's counters": (
         1, 3, said("counters", TOKEN_NS[0], id="r0", rank=0), "rank 1: counters of rank 0",
     ),
@@ -249,7 +252,11 @@ def test_spans_come_in_as_many_events_as_they_need():
     [
         (SPANS, False, "rank 0: spans of request 'r0', which nobody asked for"),
         ({**SPANS, "rank": 1}, True, "rank 0: spans of rank 1"),
-        ({**SPANS, "spans": [["embed", 1, 2, ""]]}, True, "rank 0: event spans: not a list of"),
+        (
+            {**SPANS, "spans": [["embed", 1, 2, ""]]},
+            True,
+            "rank 0: event spans: spans[0][0] must be",
+        ),
         ({**SPANS, "id": "warmup"}, True, "rank 0: spans of request 'warmup', which is not run"),
     ],
 )
@@ -272,25 +279,10 @@ def test_spans_are_bounded_in_bytes_too():
         contract.take(0, line)
 
 
+# One of each status; `test_runner.py` has every misdeed.
 MISDEEDS = [
     ({"misdeed": "few"}, "crashed"),
-    ({"misdeed": "many"}, "crashed"),
-    ({"misdeed": "die", "at": 2}, "crashed"),
-    ({"misdeed": "die", "rank": 1}, "crashed"),
-    ({"misdeed": "die_silently"}, "crashed"),
-    ({"misdeed": "error"}, "crashed"),
-    ({"misdeed": "hang"}, "timeout"),
     ({"misdeed": "hang", "rank": 1}, "timeout"),
-    ({"misdeed": "junk"}, "crashed"),
-    ({"misdeed": "long_line"}, "crashed"),
-    ({"misdeed": "flood"}, "crashed"),
-    ({"misdeed": "flood_junk", "rank": 1}, "crashed"),
-    ({"misdeed": "worker_token", "rank": 1}, "crashed"),
-    ({"misdeed": "backwards"}, "crashed"),
-    ({"misdeed": "no_counters"}, "crashed"),
-    ({"misdeed": "wrong_id"}, "crashed"),
-    ({"misdeed": "exit_1"}, "crashed"),
-    ({"misdeed": "stay"}, "timeout"),
     ({"tokens": [0, 1, 2, 3, 9]}, "wrong_output"),
 ]
 

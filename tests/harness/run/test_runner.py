@@ -6,8 +6,12 @@ import pytest
 
 from harness.run.judge import judge
 from harness.run.runner import Deadlines, Launch, run_repeat
+from results.records.schema import ProgramEnd
 from testbed.local.local import LocalTestbed
+from tpi.options import ComputeOptions
 from tpi.program.spec import Request
+
+pytestmark = pytest.mark.timeout(60)  # real processes, on whatever machine
 
 WARMUP = Request("warmup", 2, (1, 2, 3), warmup=True)
 MEASURED = Request("r0", 4, (1, 2, 3))
@@ -24,6 +28,8 @@ class Seen:
         self.devices = list(devices)
 
     def event(self, rank, event):
+        if (rank, event.name) == (0, "ready"):
+            self.devices[0].meter()  # it waits for its `go`, so it is there to be measured
         self.events.append((rank, event))
 
 
@@ -41,7 +47,7 @@ def run(tmp_path, world_size=2, deadlines=None, **options):
         program=("-m", "tests.fake_system"),
         model_dirs=(tmp_path,) * world_size,
         requests=(WARMUP, MEASURED),
-        max_tokens=16,
+        compute=ComputeOptions(max_tokens=16),
         options=options,
         deadlines=deadlines or Deadlines(ready_s=100, token_s=100, end_s=100),
         time_scale=0.1,
@@ -68,23 +74,24 @@ def test_run_repeat_gives_all_events_of_all_ranks(tmp_path):
     assert names == ["ready", "counters", "end", "counters", "end"]
     assert seen.events == [(e.rank, e.event) for e in repeat.events]
     assert [device.index for device in seen.devices] == [0, 1]
-    assert all(device.meter().rss_hwm for device in seen.devices)  # after `down` too
+    assert seen.devices[0].meter().rss_hwm  # after `down` too
     warmup = [e for e in repeat.events if e.event.request_id == "warmup"]
     assert [e.event.name for e in warmup if e.rank == 0] == [
         "request", "token", "token", "counters", "end",
     ]  # fmt: skip
-    assert all(peak and peak > 1 << 20 for peak in repeat.peak_memory.rss_hwm)
-    assert repeat.facts["exits"] == [{"code": 0, "oom": False}] * 2
+    # Rank 1 waits for nobody: it may be gone before it is looked at.
+    assert (repeat.peak_memory.rss_hwm[0] or 0) > 1 << 20
+    assert repeat.facts.exits == (ProgramEnd(0, oom=False),) * 2
 
 
 SHORT = Deadlines(ready_s=100, token_s=5.0, end_s=5.0)
 
 
+# What only breaks the rules of the lines is in `test_contract.py`, without processes.
 @pytest.mark.parametrize(
     ("options", "status", "words"),
     [
         ({"misdeed": "few"}, "crashed", ["rank 0: request r0 ended with 3 token", "expected 4"]),
-        ({"misdeed": "many"}, "crashed", ["rank 0: more than the 4 token events of request r0"]),
         ({"misdeed": "die", "at": 2}, "crashed", ["rank 0", "signal 9"]),
         ({"misdeed": "die", "rank": 1}, "crashed", ["rank 1", "signal 9"]),
         ({"misdeed": "die_silently"}, "crashed", ["rank 0", "ended early with status 0"]),
@@ -97,10 +104,6 @@ SHORT = Deadlines(ready_s=100, token_s=5.0, end_s=5.0)
         ({"misdeed": "flood"}, "crashed", ["rank 0: more than the 4 token events"]),
         ({"misdeed": "flood", "rank": 1}, "crashed", ["rank 1: a token from a worker"]),
         ({"misdeed": "flood_junk"}, "crashed", ["rank 0: not an event: 'xxxxx"]),
-        ({"misdeed": "worker_token", "rank": 1}, "crashed", ["rank 1: a token from a worker"]),
-        ({"misdeed": "backwards"}, "crashed", ["rank 0: times go backwards, token is earlier"]),
-        ({"misdeed": "no_counters", "rank": 1}, "crashed", ["rank 1: request r0", "0 counters"]),
-        ({"misdeed": "wrong_id"}, "crashed", ["rank 0: token of request 'other'"]),
         ({"misdeed": "exit_1"}, "crashed", ["rank 0: ended early with status 1"]),
         ({"misdeed": "stay"}, "timeout", ["rank 0", "the end of the program"]),
     ],
@@ -131,7 +134,7 @@ def test_run_repeat_never_ready_names_the_rank(tmp_path):
 
 
 def test_run_repeat_program_that_cannot_start_shows_its_last_line(tmp_path):
-    launch = Launch("fake", ("-m", "tests.no_such"), (tmp_path,), (MEASURED,), 16)
+    launch = Launch("fake", ("-m", "tests.no_such"), (tmp_path,), (MEASURED,), ComputeOptions())
     with LocalTestbed(tmp_path / "work") as testbed:
         repeat = judge(run_repeat(launch, testbed), 0, "r0", 4)
     assert repeat.status == "crashed"
@@ -139,7 +142,9 @@ def test_run_repeat_program_that_cannot_start_shows_its_last_line(tmp_path):
 
 
 def test_run_repeat_interrupt_takes_everything_down(tmp_path):
-    launch = Launch("fake", ("-m", "tests.fake_system"), (tmp_path,) * 2, (MEASURED,), 16)
+    launch = Launch(
+        "fake", ("-m", "tests.fake_system"), (tmp_path,) * 2, (MEASURED,), ComputeOptions()
+    )
     testbed = LocalTestbed(tmp_path / "work")
     with testbed, pytest.raises(KeyboardInterrupt):
         run_repeat(launch, testbed, Interrupting())

@@ -13,6 +13,8 @@ from harness.run.simulation import Simulation, run_ids
 from results.paper.cells.result_set import cells_of
 from results.paper.index import Entry
 from results.records.comparison_table import make_rows, where_lines
+from results.records.notes import Said
+from results.records.schema import CalibratedHost, RunEnvironment
 from results.records.store import RunStore
 from tests.harness.simulated import CALIBRATION, MIB, FakeSimulator, plan_of
 from tpi.errors import ConfigError, ResourceError
@@ -40,7 +42,7 @@ def test_every_system_is_simulated_once_and_kept(tmp_path):
     assert (tpi.metrics.token_latency_s.median, tpi.metrics.ttft_s.median) == (1.0, 1.0)
     assert tpi.metrics.peak_memory.rss_hwm == (300 * MIB,) * 4
     assert tpi.metrics.disk_bytes_per_token == 4000
-    assert tpi.notes == ("a note",)
+    assert tpi.notes == (Said("a note"),)
     assert (done.exit_status, done.pending) == (0, [])
     store = RunStore(tmp_path / "runs")
     assert store.read(tpi.run_id) == tpi
@@ -90,14 +92,15 @@ def test_record_holds_the_calibration_and_nothing_of_this_host(tmp_path):
     done = simulation(plan_of(tmp_path, "systems=[tpi]"))
     done.run()
     record = done.records[0]
-    simulator = record.calibration["simulator"]
-    assert isinstance(simulator, dict)
-    assert (simulator["name"], simulator["host"]) == ("reference", "a round host, 2026-01-01")
-    assert len(simulator["digest"]) == 64
-    assert simulator["content"]["block_s"] == CALIBRATION.block_s
-    assert record.calibration["limits"][0]["cpus"] == 3.2
-    assert record.calibration["links"][0]["delay_s"] == 0.002
-    assert set(record.environment) == {"calibrated_host", "testbed_notes"}
+    simulator = record.calibration.simulator
+    assert simulator is not None
+    assert (simulator.name, simulator.host) == ("reference", "a round host, 2026-01-01")
+    assert len(simulator.digest) == 64
+    assert simulator.content["block_s"] == CALIBRATION.block_s
+    assert record.calibration.limits[0].cpus == 3.2
+    assert record.calibration.links[0].delay_s == 0.002
+    host = CalibratedHost("a round host, 2026-01-01")
+    assert record.environment == RunEnvironment(calibrated_host=host)
 
 
 def test_table_and_cells_say_that_it_is_simulated(tmp_path):

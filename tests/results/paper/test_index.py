@@ -9,7 +9,7 @@ from results.paper.index import INDEX_FILE, Entry, Index, StudyEntry, read_index
 from results.records.schema import RecordError
 
 ENTRY = Entry("table1", "llama2-3b", "on", "tpi", ("model=llama2-3b",), "tpi-0123456789abcdef")
-# Names have no NUL in them (`Fields.take_str`), and a file of JSON no half of a surrogate pair.
+# Names have no NUL in them (`tpi.decode.Text`), and a file of JSON no half of a surrogate pair.
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=20)
 
 
@@ -40,7 +40,7 @@ def test_what_is_written_is_read_back(tmp_path_factory, scale, entries):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"schema_version": 0}, "not an index of version 1"),
+        ({"schema_version": 0}, "schema_version must be 1, got 0"),
         ({"scale": "huge"}, "scale must be smoke | small | full"),
         ({"entries": [{"exhibit": "table9"}]}, "exhibit must be"),
         ({"more": 1}, "unknown key 'more'"),

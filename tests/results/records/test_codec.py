@@ -1,12 +1,13 @@
 import json
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from results.records.codec import decode_record, decode_repeat, encode_record, encode_repeat
 from results.records.measure import measure, summarize
+from results.records.notes import DistinctLayers
 from results.records.schema import Check, RankEvent, RecordError, RunRecord, SampleFile
-from tests.results.examples import make_repeat
+from tests.results.examples import as_config, as_environment, make_repeat
 from tpi.program.events import Event
 
 RECORD = RunRecord(
@@ -14,12 +15,12 @@ RECORD = RunRecord(
     system="tpi",
     status="ok",
     check=Check("exact", True, 1.0, None, "32 tokens"),
-    config={"devices": 2},
-    environment={"host": {"cores": 2}},
+    config=as_config({"devices": 2}),
+    environment=as_environment({"host": {"cores": 2}}),
     tokens=(7, 8, 9),
     metrics=summarize([measure(make_repeat())]),
     samples=(SampleFile("samples-000.jsonl", "ab", "ok"),),
-    notes=("2 of 32 distinct layers",),
+    notes=(DistinctLayers(2, 32),),
 )
 
 
@@ -53,7 +54,7 @@ def test_half_written_record_is_refused(cut):
 def test_other_schema_version_is_refused_with_both_versions():
     raw = json.loads(encode_record(RECORD))
     raw["schema_version"] = 0
-    with pytest.raises(RecordError, match="x: schema version 0, this program reads 1; measure"):
+    with pytest.raises(RecordError, match="x: schema version 0, this program reads 2; measure"):
         decode_record(json.dumps(raw).encode(), "x")
 
 
@@ -66,11 +67,11 @@ def test_other_schema_version_is_refused_with_both_versions():
         ({"status": "crashed", "metrics": None}, "status crashed without a reason"),
         ({"check": Check("exact", False)}, "check of the tokens failed"),
         ({"check": Check("close", True)}, "kind must be exact | bounded"),
-        ({"check": Check("exact", True, 1.5)}, "agreement must be a fraction"),
+        ({"check": Check("exact", True, 1.5)}, "check.agreement must be a number in 0..1"),
         ({"config": {"x": float("nan")}}, "record tpi-0123456789abcdef: Out of range float"),
-        ({"config": {"x": object()}}, "not JSON serializable"),
+        ({"config": {"x": object()}}, "Encoding objects of type object is unsupported"),
         ({"samples": (SampleFile("../x", "", "ok"),)}, "file must be a file name"),
-        ({"tokens": (-1,)}, "tokens must be a list of token ids"),
+        ({"tokens": (-1,)}, "tokens[0] must be an integer in 0.."),
     ],
 )
 def test_record_that_does_not_fit_is_refused_when_written(changes, message):
@@ -98,5 +99,5 @@ def test_samples_without_their_last_lines_are_refused():
 
 def test_event_that_does_not_fit_is_refused_when_written():
     repeat = make_repeat(events=(RankEvent(0, Event("token", 1, {"id": "m"})),))
-    with pytest.raises(RecordError, match="bad or missing token"):
+    with pytest.raises(RecordError, match="event token: token"):
         encode_repeat(repeat)

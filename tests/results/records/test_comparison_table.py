@@ -1,7 +1,7 @@
 import io
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 from rich.console import Console
 
 from results.records.comparison_table import (
@@ -13,8 +13,9 @@ from results.records.comparison_table import (
     where_lines,
 )
 from results.records.measure import measure, summarize
+from results.records.notes import Said
 from results.records.schema import Check, RunRecord, Spread
-from tests.results.examples import make_repeat
+from tests.results.examples import as_calibration, as_config, make_repeat
 
 METRICS = replace(
     summarize([measure(make_repeat(i, gap)) for i, gap in enumerate((1000, 1100, 1310))]),
@@ -28,8 +29,8 @@ RECORDS = [
         "ok",
         check=Check("exact", True),
         metrics=METRICS,
-        notes=("2 of 32 layers",),
-        config={"predicted_peak_bytes": [1, 2, 3, 4]},
+        notes=(Said("2 of 32 layers"),),
+        config=as_config({"predicted_peak_bytes": [1, 2, 3, 4]}),
     ),
     RunRecord("b", "transformers", "infeasible", reason="needs 138 GiB, 24 GiB are free"),
     RunRecord("c", "galaxy", "wrong_output", reason="[red]\x1b[2J", check=Check("exact", False)),
@@ -50,7 +51,7 @@ def test_row_has_every_number_with_its_unit():
 
 
 def test_one_device_is_said_where_more_were_there():
-    config = {"predicted_peak_bytes": [5], "devices": 8}
+    config = as_config({"predicted_peak_bytes": [5], "devices": 8})
     assert make_rows([replace(RECORDS[0], config=config)])[0].cells[2] == "1"
     assert make_rows([replace(RECORDS[1], config=config)])[0].cells[2] == "1"
 
@@ -73,7 +74,7 @@ def emulated(count, **testbed):
         "testbed": {"name": "home4", "backend": "docker", **testbed},
     }
     calibration = {"limits": LIMITS[:count], "links": LINKS[:count], "dilation": {"factor": 5.0}}
-    return replace(RECORDS[0], config=config, calibration=calibration)
+    return replace(RECORDS[0], config=as_config(config), calibration=as_calibration(calibration))
 
 
 def test_profiles_of_a_mixed_testbed_are_named_as_far_as_they_were_used():
@@ -93,10 +94,10 @@ def test_equal_devices_have_one_name():
 
 
 def test_shares_that_were_asked_for_are_noted():
-    config: dict[str, object] = {"systems": {"tpi": {"shares": [3.0, 1.0]}}}
+    config = as_config({"options": {"shares": [3.0, 1.0]}})
     (row,) = make_rows([replace(RECORDS[0], config=config)])
     assert "tpi: shares of the devices 75%, 25%" in row.notes
-    config = {"systems": {"tpi": {"shares": None}}}
+    config = as_config({"options": {"shares": None}})
     (row,) = make_rows([replace(RECORDS[0], config=config)])
     assert not any("shares" in note for note in row.notes)
 

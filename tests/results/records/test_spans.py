@@ -1,8 +1,7 @@
 """Spans of a repeat in the request's own seconds."""
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from results.records.codec import decode_repeat, encode_repeat
 from results.records.schema import RecordError
@@ -55,5 +54,5 @@ def test_samples_file_keeps_them():
 
 def test_samples_file_with_a_span_that_is_none_is_refused():
     data = encode_repeat(make_traced(spans(0, [["compute", 1, 2, "head.0"]])))
-    with pytest.raises(RecordError, match="x: event spans: not a list of spans"):
+    with pytest.raises(RecordError, match="x: event spans: spans"):
         decode_repeat(data.replace(b'"compute"', b'"computes"'), "x")

@@ -1,8 +1,8 @@
 import errno
 import os
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from results.records.hashing import make_run_id, split_run_id
 from results.records.schema import Check, RecordError, RunRecord

@@ -1,9 +1,12 @@
 """Host facts from fake trees, and once from this host."""
 
-import json
 from pathlib import Path
 
+from msgspec import convert, to_builtins
+from msgspec.structs import replace
+
 from testbed.host.environment import (
+    HostFacts,
     available_memory,
     cgroup_version,
     dependency_versions,
@@ -30,18 +33,17 @@ def fake_host(root: Path) -> None:
 def test_facts_are_read_from_the_trees(tmp_path):
     fake_host(tmp_path)
     facts = host_environment(root=tmp_path)
-    assert facts["cpu_model"] == "Fast CPU @ 3 GHz"
-    assert (facts["memory_bytes"], facts["memory_gib"]) == (16 << 30, 16)
-    assert (facts["governor"], facts["throttle_count"]) == ("performance", None)
-    assert (facts["cgroup"], facts["load_1m"]) == (2, 0.25)
+    assert facts.cpu_model == "Fast CPU @ 3 GHz"
+    assert (facts.memory_bytes, facts.memory_gib) == (16 << 30, 16)
+    assert (facts.governor, facts.throttle_count) == ("performance", None)
+    assert (facts.cgroup, facts.load_1m) == (2, 0.25)
     assert available_memory(tmp_path) == 1 << 20
 
 
 def test_what_cannot_be_read_is_none(tmp_path):
     facts = host_environment(root=tmp_path)
-    assert (
-        facts["cpu_model"] is facts["memory_bytes"] is facts["cgroup"] is facts["load_1m"] is None
-    )
+    found = (facts.cpu_model, facts.memory_bytes, facts.cgroup, facts.load_1m)
+    assert found == (None,) * 4
 
 
 def test_old_cgroups_are_version_1(tmp_path):
@@ -53,8 +55,8 @@ def test_disk_is_that_of_the_longest_mount_point(tmp_path):
     fake = tmp_path / "root"
     write(fake, "proc/mounts", f"/dev/a / ext4 rw 0 0\n/dev/b {tmp_path} xfs rw 0 0\n")
     disk = disk_of(tmp_path / "not" / "there", fake)
-    assert (disk["device"], disk["file_system"], disk["mount"]) == ("/dev/b", "xfs", str(tmp_path))
-    free, size = disk["free_bytes"], disk["size_bytes"]
+    assert (disk.device, disk.file_system, disk.mount) == ("/dev/b", "xfs", str(tmp_path))
+    free, size = disk.free_bytes, disk.size_bytes
     assert isinstance(free, int)
     assert isinstance(size, int)
     assert 0 <= free <= size
@@ -62,9 +64,9 @@ def test_disk_is_that_of_the_longest_mount_point(tmp_path):
 
 def test_fingerprint_changes_with_the_machine_and_not_with_its_load():
     facts = host_environment()
-    assert host_fingerprint(facts) == host_fingerprint({**facts, "load_1m": 9.0})
-    assert host_fingerprint(facts) != host_fingerprint({**facts, "cores": 999})
-    assert json.loads(json.dumps(facts)) == facts
+    assert host_fingerprint(facts) == host_fingerprint(replace(facts, load_1m=9.0))
+    assert host_fingerprint(facts) != host_fingerprint(replace(facts, cores=999))
+    assert convert(to_builtins(facts), HostFacts) == facts
 
 
 def test_package_that_is_not_installed_has_no_version():

@@ -61,7 +61,8 @@ def test_it_says_that_nothing_is_limited(testbed, device):
 
 
 def test_its_folder_may_be_gone_before_it_ends(tmp_path, device, inbox):
-    process = start(device, inbox, "import sys; sys.stderr.write('why'); print('here'); input()")
+    program = "import signal, sys; sys.stderr.write('why'); print('here'); signal.pause()"
+    process = start(device, inbox, program)
     read_line(inbox)
     shutil.rmtree(tmp_path / "device-0")
     ended = process.stop()

@@ -7,6 +7,7 @@ from testbed.links.link import LinkSpec
 from testbed.sim.base import SimDevice, SimRun
 from testbed.sim.calibration import Calibration, load_calibration
 from tpi.model_config import ModelConfig, load_preset
+from tpi.options import ComputeOptions
 
 _ENDLESS = 1e18  # the most that a calibration may say
 
@@ -42,9 +43,15 @@ def make_run(system: str = "tpi", **changes) -> SimRun:
     size = changes.pop("size", 4)
     device = changes.pop("device", SimDevice(1.0, disk_read_bps=1e9))
     link = changes.pop("link", LinkSpec(0.001, 100e6))
+    asked = {"dtype": changes.pop("dtype", "float32"), **changes.pop("options", {})}
+    fixed: dict[str, Any] = {} if "window" in asked else {"window": None}
+    fixed |= {"allreduce": "ring"} if system == "galaxy" else {}
+    tokens = {"prompt_tokens": 8, "new_tokens": 4}
+    tokens |= {name: changes.pop(name) for name in tokens if name in changes}
     values = {
-        "system": system, "options": {}, "model": tiny(), "storage": "float32",
-        "dtype": "float32", "prompt_tokens": 8, "new_tokens": 4,
+        "system": system, "shares": asked.pop("shares", None), "options": asked,
+        "compute": ComputeOptions.named_in(asked, max_tokens=sum(tokens.values()), **fixed),
+        "model": tiny(), "storage": "float32", **tokens,
         "devices": (device,) * size, "links": (link,) * size,
     }  # fmt: skip
     return SimRun(**{**values, **changes})

@@ -3,7 +3,14 @@ from pathlib import Path
 
 import pytest
 
-from results.paper.cells.allreduce import LINKS_MS, STUDY_FILE, allreduce_cells, read_study, signed
+from results.paper.cells.allreduce import (
+    LINKS_MS,
+    STUDY_FILE,
+    allreduce_cells,
+    cells_of,
+    read_study,
+    signed,
+)
 from results.paper.cells.load import open_result_set
 from results.paper.index import Index, StudyEntry, write_index
 from results.records.schema import RecordError
@@ -22,7 +29,7 @@ def study(folder, *points, **changes):
 
 
 def test_point_is_a_measured_cell_at_half_its_delay_beside_its_closed_forms(tmp_path):
-    measured, ours, hops = read_study(study(tmp_path, POINT), "small")
+    measured, ours, hops = cells_of(read_study(study(tmp_path, POINT)), "small")
     assert str(measured.place) == "figure3 1 star allreduce_s"
     assert (measured.value, measured.low, measured.high) == (0.0085, 0.008, 0.009)
     assert (measured.n, measured.dilation, measured.backend) == (15, 8.0, "docker")
@@ -32,12 +39,12 @@ def test_point_is_a_measured_cell_at_half_its_delay_beside_its_closed_forms(tmp_
 
 
 def test_other_payloads_have_a_name_and_no_hops(tmp_path):
-    cells = read_study(study(tmp_path, {**POINT, "num_bytes": 32768}), "small")
+    cells = list(cells_of(read_study(study(tmp_path, {**POINT, "num_bytes": 32768})), "small"))
     assert [c.source for c in cells] == ["32 KiB", "ours: 32 KiB"]
 
 
 def test_published_study_is_read():
-    cells = read_study(PUBLISHED, "small")
+    cells = list(cells_of(read_study(PUBLISHED), "small"))
     measured = [c for c in cells if c.evidence == "measured"]
     assert {c.place.column for c in measured} == {"star", "tree", "ring"}
     assert {c.source for c in measured} == {"4 bytes", "32 KiB"}
@@ -51,7 +58,7 @@ def test_no_study_is_no_cell(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"schema": 0}, "not a study of schema 1"),
+        ({"schema": 0}, "schema must be 1, got 0"),
         ({"dilation": 0.5}, "dilation"),
         ({"points": []}, "points"),
         ({"points": [{**POINT, "median_s": "fast"}]}, "median_s"),
@@ -62,7 +69,7 @@ def test_no_study_is_no_cell(tmp_path):
 def test_study_that_does_not_fit_is_refused_by_name(tmp_path, changes, words):
     path = study(tmp_path, POINT, **changes)
     with pytest.raises(RecordError, match=words) as caught:
-        read_study(path, "small")
+        read_study(path)
     assert STUDY_FILE in str(caught.value)
 
 

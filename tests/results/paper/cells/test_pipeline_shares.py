@@ -17,7 +17,7 @@ from results.paper.render.sections import shown_cells
 from results.records.schema import Check, RunRecord
 from results.records.store import RunStore
 from tests.results.claim_books import known
-from tests.results.examples import make_repeat
+from tests.results.examples import as_config, make_repeat
 
 RUN_ID = "pipeline-0123456789abcdef"
 MEAN = {"compute": 0.245, "allreduce": 0.7, "wait_weights": 0.0, "other": 0.055}
@@ -44,14 +44,14 @@ def test_shares_stay_between_nothing_and_all():
     ],
 )
 def test_devices_are_those_of_the_record(config, count):
-    assert devices_of(RunRecord(RUN_ID, "pipeline", "ok", config=config)) == count
+    assert devices_of(RunRecord(RUN_ID, "pipeline", "ok", config=as_config(config))) == count
 
 
 def opened(folder, **config):
     """A folder with one pipeline of two devices."""
     config |= {"model": {"name": "llama3.1-8b"}, "testbed": {"backend": "docker"}}
     check = Check("exact", passed=True, agreement=1.0)
-    record = RunRecord(RUN_ID, "pipeline", "ok", config=config, check=check)
+    record = RunRecord(RUN_ID, "pipeline", "ok", config=as_config(config), check=check)
     RunStore(folder).append(record, make_repeat(gap_ms=200))
     entry = Entry("figure1b", "pipeline", "run", "pipeline", (), RUN_ID)
     write_index(folder, Index("small", (entry,)))

@@ -1,7 +1,8 @@
+import dataclasses
 import json
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from results.paper.cell import Cell, Place
 from results.paper.cells.result_set import read_book
@@ -10,7 +11,7 @@ from results.records.codec import decode_record
 from results.records.hashing import make_run_id
 from results.records.schema import Check, RecordError, RunRecord
 from results.records.store import RunStore
-from tests.results.examples import MIB, make_repeat
+from tests.results.examples import MIB, as_calibration, as_config, make_repeat
 from tpi.errors import ConfigError
 
 DOCKER = {"testbed": {"name": "klonet", "backend": "docker"}}
@@ -24,8 +25,8 @@ def make_run(folder, name="on", backend="docker", config=None, **changes):
         system="tpi",
         status="ok",
         check=Check("exact", True),
-        config={"testbed": {"backend": backend}, **(config or {})},
-        calibration={"dilation": {"factor": 8.0}} if backend == "docker" else {},
+        config=as_config({"testbed": {"backend": backend}, **(config or {})}),
+        calibration=as_calibration({"dilation": {"factor": 8.0}} if backend == "docker" else {}),
         **changes,
     )
     return RunStore(folder).append(record, make_repeat())
@@ -106,7 +107,7 @@ def test_a_record_of_another_system_is_refused_by_name(tmp_path):
     write_index(tmp_path, Index("small", (entry(record), wrong)))
     book = read_book(tmp_path)
     assert book.of(PLACE)[0].word == ""
-    [cell] = book.of(replace(PLACE, row="yi-34b"))
+    [cell] = book.of(dataclasses.replace(PLACE, row="yi-34b"))
     [problem] = book.problems
     assert (cell.word, cell.detail) == ("unusable", problem)
     assert f"{record.run_id} is of tpi, expected galaxy" in problem
@@ -123,7 +124,7 @@ def test_a_record_of_another_system_is_refused_by_name(tmp_path):
 )  # fmt: skip
 def test_a_record_of_another_setting_is_refused_by_name(tmp_path, override, is_other):
     config = {
-        "devices": 8, "repeats": 2, "dtype": "float32", "systems": {"tpi": {"window": 2}},
+        "devices": 8, "repeats": 2, "dtype": "float32", "options": {"window": 2},
         "workload": {"new_tokens": 4}, "device": {"memory": 8 << 30, "cores": 8.0},
     }  # fmt: skip
     record = make_run(tmp_path, config=config)
@@ -194,12 +195,14 @@ def test_a_samples_file_with_one_byte_changed_is_named(tmp_path):
         {"calibration": {"links": [{"delay_s": 1}]}},
         {"calibration": {"limits": [{"memory": "8 GiB"}]}},
         {"config": {"testbed": "klonet"}},
-        {"config": {"systems": {"tpi": {"shares": [1, "2"]}}}},
+        {"config": {"options": {"shares": [1, "2"]}}},
     ],
 )
 def test_wrong_types_within_are_refused_even_with_a_right_digest(tmp_path, changes):
     record = make_run(tmp_path)
-    with pytest.raises(RecordError, match=r"run\.json (calibration|config)"):
+    with pytest.raises(
+        RecordError, match=r"record \S+: (calibration|config)\S* (must be|is missing)"
+    ):
         RunStore(tmp_path).write(replace(record, **changes))
 
 

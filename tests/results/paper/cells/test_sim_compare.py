@@ -4,10 +4,12 @@ from pathlib import Path
 from statistics import median
 
 import pytest
+from msgspec import convert
 
 from results.paper.cells.sim_compare import (
     Comparison,
     Figures,
+    Record,
     Skipped,
     compare,
     main,
@@ -26,6 +28,10 @@ def record():
     return json.loads(path.read_text())
 
 
+def rebuilt(raw):
+    return rebuild(convert(raw, Record), "x")
+
+
 def test_every_record_of_the_reference_machine_is_predicted():
     # Those of the paper's tables are of other machines: test_validation.py.
     folders = [folder for folder in PUBLISHED.glob("*/") if not (folder / INDEX_FILE).exists()]
@@ -39,8 +45,8 @@ def test_every_record_of_the_reference_machine_is_predicted():
 
 
 def test_a_record_says_what_to_simulate():
-    run = rebuild(record(), "x")
-    assert (run.system, run.storage, run.dtype) == ("tpi-resident", "float16", "float32")
+    run = rebuilt(record())
+    assert (run.system, run.storage, run.compute.dtype) == ("tpi-resident", "float16", "float32")
     assert (run.prompt_tokens, run.new_tokens, run.world_size) == (8, 6, 8)
     assert run.devices[0].cores == pytest.approx(32 / 19.26, rel=1e-3)
     assert run.devices[0].disk_read_bps == 700e6
@@ -54,14 +60,14 @@ def test_a_record_says_what_to_simulate():
 def test_a_device_is_worth_the_threads_that_its_quota_keeps_busy(cpus, threads, cores):
     raw = record()  # at dilation 8
     raw["calibration"]["limits"][0].update(cpus=cpus, threads=threads)
-    assert rebuild(raw, "x").devices[0].cores == cores
+    assert rebuilt(raw).devices[0].cores == cores
 
 
 def test_a_disk_without_a_limit_is_the_hosts_in_the_devices_time():
     raw = record()
     raw["calibration"]["limits"][0]["read_bps"] = None
     raw["calibration"]["disk_probe"]["read_bps"] = 1e9
-    assert rebuild(raw, "x").devices[0].disk_read_bps == 8e9
+    assert rebuilt(raw).devices[0].disk_read_bps == 8e9
 
 
 def test_a_prompt_is_as_long_as_it_was_and_a_system_has_a_dtype_and_threads_of_its_own():
@@ -69,8 +75,8 @@ def test_a_prompt_is_as_long_as_it_was_and_a_system_has_a_dtype_and_threads_of_i
     raw["config"]["prompt_ids"] = [1, 2, 3]
     raw["config"]["systems"]["tpi-resident"] |= {"dtype": "bfloat16", "threads": 2}
     raw["calibration"]["limits"][0].update(cpus=None)
-    run = rebuild(raw, "x")
-    assert (run.prompt_tokens, run.dtype, run.devices[0].cores) == (3, "bfloat16", 16)
+    run = rebuilt(raw)
+    assert (run.prompt_tokens, run.compute.dtype, run.devices[0].cores) == (3, "bfloat16", 16)
 
 
 def test_what_cannot_be_rebuilt_is_a_line_and_the_table_goes_on(tmp_path):
@@ -108,7 +114,7 @@ def test_a_record_that_lacks_something_is_refused_by_name():
     raw = record()
     del raw["calibration"]["dilation"]
     with pytest.raises(ConfigError, match="record x: nothing to simulate it from"):
-        rebuild(raw, "x")
+        rebuilt(raw)
 
 
 def test_what_did_not_end_well_or_ran_elsewhere_is_left_out(tmp_path):

@@ -1,14 +1,16 @@
 import pytest
 
+from results.paper.cell import StudiedNetwork
 from results.paper.cells.substitutions import stand_in, stand_in_name, stand_in_names
 from results.records.schema import RunRecord
 from tests.results.claim_books import book, cell
+from tests.results.examples import as_config
 
 WHERE = "figure5a 8 tpi token_latency_s"
 
 
 def ran_as(model, scale="small"):
-    record = RunRecord("tpi-1", "tpi", "ok", config={"model": {"name": model}})
+    record = RunRecord("tpi-1", "tpi", "ok", config=as_config({"model": {"name": model}}))
     made = cell(WHERE, 1, run_id="tpi-1", scale=scale)
     return book(made, records={"tpi-1": record}), made
 
@@ -28,18 +30,18 @@ def test_the_papers_own_model_stands_for_itself():
 
 
 @pytest.mark.parametrize(
-    ("detail", "name"),
+    ("network", "name"),
     [
-        ("8 devices; median of 50 rounds", ""),
-        ("4 devices; median of 5 rounds", "4 devices"),
-        ("8 devices at 300 Mbit/s; median of 5 rounds", ""),
-        ("4 devices at 300 Mbit/s; median of 5 rounds", "4 devices"),
-        ("8 devices at 1000 Mbit/s; median of 5 rounds", "8 devices at 1000 Mbit/s"),
-        ("", "an unknown number of devices"),
+        (StudiedNetwork(8), ""),
+        (StudiedNetwork(4), "4 devices"),
+        (StudiedNetwork(8, 300.0), ""),
+        (StudiedNetwork(4, 300.0), "4 devices"),
+        (StudiedNetwork(8, 1000.0), "8 devices at 1000 Mbit/s"),
+        (None, "an unknown number of devices"),
     ],
 )
-def test_a_study_stands_for_the_papers_on_the_same_network(detail, name):
-    one = cell("figure3 1 star allreduce_s", 1, source="4 bytes", detail=detail)
+def test_a_study_stands_for_the_papers_on_the_same_network(network, name):
+    one = cell("figure3 1 star allreduce_s", 1, source="4 bytes", network=network)
     assert stand_in_name(book(one), one) == name
     whole = f"{name} in the place of 8 at 300 Mbit/s"
     assert stand_in(book(one), one) == (whole if name else "")

@@ -9,7 +9,7 @@ from results.paper.index import Entry, Index, write_index
 from results.records.schema import RunRecord
 from results.records.store import RunStore
 from tests.results.claim_books import book, cell, known
-from tests.results.examples import make_repeat
+from tests.results.examples import as_config, make_repeat
 from tests.results.paper.claims.test_evidence import stored
 
 PUBLISHED = Path(__file__).parents[4] / "results" / "published"
@@ -71,7 +71,9 @@ def noisy(folder, repeats, run_ids=("tpi-00000000000000aa",)):
     """Runs of so many repeats, gaps of 100, 101 ... ms; the last one is in the index."""
     store = RunStore(folder)
     for run_id in run_ids:
-        record = RunRecord(run_id, "tpi", "ok", config={"testbed": {"backend": "docker"}})
+        record = RunRecord(
+            run_id, "tpi", "ok", config=as_config({"testbed": {"backend": "docker"}})
+        )
         for index in range(repeats):
             record = store.append(record, make_repeat(index, 100 + index))
     entry = Entry("table1", "llama2-3b", "on", "tpi", (), run_ids[-1])

@@ -8,7 +8,7 @@ from results.paper.index import Entry, Index, write_index
 from results.records.schema import Check, RunRecord
 from results.records.store import RunStore
 from tests.results.claim_books import book, cell, known, view
-from tests.results.examples import make_repeat
+from tests.results.examples import as_config, make_repeat
 
 TPI = Place("table3", "llama2-3b", "tpi", "token_latency_s")
 OTHER = Place("table3", "llama2-3b", "accelerate", "token_latency_s")
@@ -31,7 +31,7 @@ def test_what_is_infeasible_belongs_to_the_kind_that_it_would_have_been():
 
 def test_a_tiny_model_in_the_papers_place_is_no_answer():
     assert view(cell(str(TPI), 1, scale="smoke")).value(TPI) is None
-    record = RunRecord("tpi-1", "tpi", "ok", config={"model": {"name": "tiny"}})
+    record = RunRecord("tpi-1", "tpi", "ok", config=as_config({"model": {"name": "tiny"}}))
     tiny = cell(str(TPI), 1, "simulated", run_id="tpi-1")
     assert stand_in(book(tiny, records={"tpi-1": record}), tiny) == (
         "tiny ran in the place of llama2-3b"
@@ -40,7 +40,7 @@ def test_a_tiny_model_in_the_papers_place_is_no_answer():
 
 def test_a_simulated_run_of_the_true_model_counts_at_smoke_scale():
     true = cell(str(TPI), 1, "simulated", scale="smoke", run_id="tpi-1")
-    record = RunRecord("tpi-1", "tpi", "ok", config={"model": {"name": "llama2-3b"}})
+    record = RunRecord("tpi-1", "tpi", "ok", config=as_config({"model": {"name": "llama2-3b"}}))
     assert known(View(book(true, records={"tpi-1": record}), SIMULATED).value(TPI)).median == 1
 
 
@@ -80,7 +80,7 @@ def stored(folder, gaps_ms):
         run_id = f"{column}-{number:016x}"
         config = {"model": {"name": "llama2-3b"}, "testbed": {"backend": "docker"}}
         check = Check("exact", passed=True, agreement=1.0)
-        record = RunRecord(run_id, column, "ok", config=config, check=check)
+        record = RunRecord(run_id, column, "ok", config=as_config(config), check=check)
         for index in range(3):
             record = store.append(record, make_repeat(index, gap_ms + index))
         entries.append(Entry("table3", "llama2-3b", column, column, (), run_id))

@@ -1,5 +1,6 @@
 import pytest
 
+from results.paper.cell import StudiedNetwork
 from results.paper.cells.allreduce import LINKS_MS
 from results.paper.claims.judge import judge, judge_claims, main, markdown
 from results.paper.claims.list import CLAIMS
@@ -9,6 +10,7 @@ from results.paper.render.cell_format import escaped
 from results.paper.values.paper_values import reported_cells
 from results.records.schema import Check, RunRecord
 from tests.results.claim_books import book, cell
+from tests.results.examples import as_config
 from tests.results.paper.claims.test_evidence import stored
 
 
@@ -55,7 +57,7 @@ def links(*latencies_ms):
     """Every algorithm's time at some link latencies, as the paper has them."""
     return [
         cell(f"figure3 {row} {name} allreduce_s", links * int(row) / 1e3, source="4 bytes",
-             detail="8 devices")
+             network=StudiedNetwork(8))
         for row in latencies_ms
         for name, links in (("star", 8), ("tree", 16), ("ring", 56))
     ]  # fmt: skip
@@ -142,7 +144,11 @@ def test_command_refuses_a_folder_without_an_index_in_one_line(tmp_path, capsys)
 
 def test_a_verdict_says_which_models_its_tokens_are_of():
     record = RunRecord(
-        "tpi-1", "tpi", "ok", check=Check("exact", True, 1.0), config={"model": {"name": "tiny"}}
+        "tpi-1",
+        "tpi",
+        "ok",
+        check=Check("exact", True, 1.0),
+        config=as_config({"model": {"name": "tiny"}}),
     )
     entry = Entry("table1", "llama2-3b", "on", "tpi", (), "tpi-1")
     found = judge(book(records={"tpi-1": record}, entries=(entry,)), named("same-tokens"))

@@ -3,6 +3,7 @@ from functools import partial
 
 import pytest
 
+from results.paper.cell import StudiedNetwork
 from results.paper.cells.allreduce import LINKS_MS
 from results.paper.claims.evidence import MEASURED, OURS, PUBLISHED, REPORTED, SIMULATED
 from results.paper.claims.network import (
@@ -15,7 +16,7 @@ from results.paper.claims.verdict import NOT_REPRODUCED, REPRODUCED, UNDECIDED
 from tests.results.claim_books import cell, view
 from tpi.comm.allreduces.star import Star
 
-EIGHT = "8 devices; median of 50 rounds and their quartiles"
+EIGHT = StudiedNetwork(8)
 
 
 def at_all(star_ms, tree_ms, ring_ms, **changes):
@@ -25,7 +26,7 @@ def at_all(star_ms, tree_ms, ring_ms, **changes):
 
 
 def points(star_ms, tree_ms, ring_ms, row="1", **changes):
-    changes = {"detail": EIGHT} | changes
+    changes = {"network": EIGHT} | changes
     times_ms = {"star": star_ms, "tree": tree_ms, "ring": ring_ms}
     return [
         cell(f"figure3 {row} {name} allreduce_s", ms / 1e3, source="4 bytes", **changes)
@@ -53,9 +54,9 @@ def test_a_part_of_the_link_latencies_proves_nothing_and_may_disprove(rule):
     assert rule(view(*points(8, 56, 16))).verdict == NOT_REPRODUCED
 
 
-@pytest.mark.parametrize("said", ["4 devices; median of 5 rounds", ""])
-def test_a_study_of_other_than_8_devices_is_no_answer(said):
-    found = star_is_first(view(*at_all(8, 16, 56, detail=said)))
+@pytest.mark.parametrize("ran", [StudiedNetwork(4), None])
+def test_a_study_of_other_than_8_devices_is_no_answer(ran):
+    found = star_is_first(view(*at_all(8, 16, 56, network=ran)))
     assert found.verdict == UNDECIDED
     assert "devices in the place of 8" in found.reason
 
@@ -101,7 +102,7 @@ def test_below_1_ms_a_link_other_costs_hide_the_ratio_and_nothing_is_judged():
 
 def payloads(small_ms, large_ms, row="1", **changes):
     return [
-        cell(f"figure3 {row} star allreduce_s", ms / 1e3, source=source, detail=EIGHT, **changes)
+        cell(f"figure3 {row} star allreduce_s", ms / 1e3, source=source, network=EIGHT, **changes)
         for source, ms in (("4 bytes", small_ms), ("32 KiB", large_ms))
     ]
 
@@ -115,7 +116,7 @@ def test_latency_bounds_by_the_share_of_the_payload(times_ms, verdict):
 
 def test_latency_bounds_is_undecided_across_one_half_or_without_the_papers_latency():
     wide = [cell(str(c.place), c.value, low=c.value * 0.8, high=c.value * 1.2, source=c.source,
-                 detail=EIGHT)
+                 network=EIGHT)
             for c in payloads(8, 16.5)]  # fmt: skip
     assert latency_bounds(view(*wide)).verdict == UNDECIDED
     found = latency_bounds(view(*payloads(80, 90, row="10")))
@@ -128,7 +129,7 @@ def test_the_computed_crossing_stands_under_what_is_computed_alone(kind, shown):
     small, large = ("ours", "ours: 32 KiB") if kind == OURS else ("4 bytes", "32 KiB")
     evidence = "computed" if kind == OURS else kind.evidence
     cells = [
-        cell("figure3 1 star allreduce_s", value, evidence, source=source, detail=EIGHT)
+        cell("figure3 1 star allreduce_s", value, evidence, source=source, network=EIGHT)
         for value, source in ((0.008, small), (0.012, large))
     ]
     items = latency_bounds(view(*cells, kind=kind)).items

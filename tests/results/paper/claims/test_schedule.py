@@ -6,6 +6,7 @@ from results.paper.claims.verdict import NOT_REPRODUCED, REPRODUCED, UNDECIDED
 from results.paper.index import Entry
 from results.records.schema import Check, RunRecord
 from tests.results.claim_books import book, cell, view
+from tests.results.examples import as_config
 
 ROWS = ("llama2-3b",)
 
@@ -107,7 +108,7 @@ def test_a_record_of_another_system_gives_no_tokens():
 
 def test_a_check_of_two_layers_decides_nothing_beside_a_whole_one():
     records = {
-        name: RunRecord(name, "tpi", "ok", check=Check(kind, True, 1.0), config=config)
+        name: RunRecord(name, "tpi", "ok", check=Check(kind, True, 1.0), config=as_config(config))
         for name, kind, config in (
             ("tpi-1", "exact", {"model": {"name": "tiny"}}),
             ("tpi-2", "two_layer", {"model": {"name": "llama2-70b"}}),

@@ -1,11 +1,10 @@
-import dataclasses
-
 import pytest
+from msgspec import structs
 
 from results.paper.claims.stalls import Prediction, layer_times, predict, predict_run
 from results.records.schema import RankEvent, RunRecord
 from tests.results.claim_books import known
-from tests.results.examples import make_repeat
+from tests.results.examples import as_calibration, as_config, make_repeat
 from tpi.model_config import load_preset
 from tpi.planner.memory import block_bytes
 from tpi.planner.window_replay import LayerTimes
@@ -14,11 +13,13 @@ from tpi.weights.shard import make_shard_plan
 
 LIMITS = [{"read_bps": 1e6}, {"read_bps": 2e6}]
 TINY = load_preset("tiny")
-CONFIG = {"model": {"name": "tiny"}, "systems": {"tpi": {"window": 2}}}
+CONFIG = {"model": {"name": "tiny"}, "options": {"window": 2}}
 
 
 def record(config=CONFIG, **calibration):
-    return RunRecord("tpi-1", "tpi", "ok", config=config, calibration=calibration)
+    return RunRecord(
+        "tpi-1", "tpi", "ok", config=as_config(config), calibration=as_calibration(calibration)
+    )
 
 
 def test_layer_times_are_those_of_a_mean_device():
@@ -42,9 +43,9 @@ def test_layer_times_are_undilated():
 def test_without_counters_there_are_no_times():
     repeat = make_repeat()
     kept = [e for e in repeat.events if e.event.name != "counters"]
-    assert layer_times(TINY, [dataclasses.replace(repeat, events=tuple(kept))], 1e6) is None
+    assert layer_times(TINY, [structs.replace(repeat, events=tuple(kept))], 1e6) is None
     bare = [*kept, *(RankEvent(r, Event("counters", 9, {"id": "m", "rank": r})) for r in (0, 1))]
-    assert layer_times(TINY, [dataclasses.replace(repeat, events=tuple(bare))], 1e6) is None
+    assert layer_times(TINY, [structs.replace(repeat, events=tuple(bare))], 1e6) is None
 
 
 def test_slow_loads_stall_and_fast_ones_do_not():
@@ -94,7 +95,7 @@ def test_loads_are_of_the_dtype_that_the_run_stored():
     ],
 )
 def test_a_run_that_the_propositions_do_not_fit_has_no_prediction(options, model, reason):
-    config = {"model": {"name": "tiny", **model}, "systems": {"tpi": {"window": 2, **options}}}
+    config = {"model": {"name": "tiny", **model}, "options": {"window": 2, **options}}
     found = predict_run(record(config, limits=LIMITS), [make_repeat()])
     assert reason in str(found)
     assert isinstance(found, str)

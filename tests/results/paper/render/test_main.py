@@ -18,7 +18,7 @@ from results.paper.render.main import (
 from results.records.schema import RecordError, RunRecord
 from results.records.store import RunStore
 from tests.results.books import every_kind
-from tests.results.examples import make_repeat
+from tests.results.examples import as_config, make_repeat
 from tpi.errors import ConfigError
 
 ROOT = Path(__file__).parents[4]
@@ -34,7 +34,9 @@ def folder(tmp_path):
     """Table 1 with a whole record for each of four models, and one that was refused."""
     path = tmp_path / "records"
     for model in MODELS:
-        record = RunRecord(run_id(model), "tpi", "ok", config={"testbed": {"backend": "local"}})
+        record = RunRecord(
+            run_id(model), "tpi", "ok", config=as_config({"testbed": {"backend": "local"}})
+        )
         RunStore(path).append(record, make_repeat())
     entries = [Entry("table1", model, "on", "tpi", (), run_id(model)) for model in MODELS]
     entries.append(Entry("table1", "yi-34b", "on", "tpi", (), "", "needs 128 GiB, 80 free"))

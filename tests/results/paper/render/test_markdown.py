@@ -5,6 +5,7 @@ from results.paper.render.layouts import MODELS, label_of
 from results.paper.render.markdown import figure_markdown, markdown
 from results.records.schema import RunRecord
 from tests.results.books import book, cell, every_kind
+from tests.results.examples import as_config
 
 TABLES = [name for name in EXHIBITS if name.startswith("table")]
 
@@ -58,7 +59,9 @@ def test_smoke_is_said_in_every_cell_that_ran():
 
 
 def test_a_model_in_the_papers_place_is_named_at_every_scale():
-    record = RunRecord("tpi-1", "tpi", "ok", config={"model": {"name": "tinyllama-1.1b"}})
+    record = RunRecord(
+        "tpi-1", "tpi", "ok", config=as_config({"model": {"name": "tinyllama-1.1b"}})
+    )
     made = cell("figure5a 8 tpi token_latency_s", value=3.0, scale="small", run_id="tpi-1")
     text = figure_markdown(book(made, records={"tpi-1": record}), "figure5a")
     assert "**3 s** tinyllama-1.1b" in text

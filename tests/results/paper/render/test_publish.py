@@ -1,14 +1,14 @@
 import subprocess
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from results.paper.cells.result_set import read_book
 from results.paper.index import Entry, Index, read_index, write_index
 from results.paper.render.publish import SUMS_FILE, main, publish
 from results.records.schema import RunRecord
 from results.records.store import RunStore
-from tests.results.examples import make_repeat
+from tests.results.examples import as_config, make_repeat
 from tpi.errors import ConfigError
 
 ONE, TWO = "tpi-00000000000000aa", "tpi-00000000000000bb"
@@ -19,7 +19,7 @@ def folder(tmp_path):
     """A run of Table 1, one of Table 2, and a place of Table 1 that was not run."""
     path = tmp_path / "records"
     for run_id in (ONE, TWO):
-        record = RunRecord(run_id, "tpi", "ok", config={"testbed": {"backend": "local"}})
+        record = RunRecord(run_id, "tpi", "ok", config=as_config({"testbed": {"backend": "local"}}))
         RunStore(path).append(record, make_repeat())
     entries = (
         Entry("table1", "llama2-3b", "on", "tpi", (), ONE),

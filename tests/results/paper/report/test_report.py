@@ -17,6 +17,7 @@ from results.paper.report.runs import command_of
 from results.paper.values.paper_values import reported_cells
 from results.records.schema import RunRecord
 from tests.results.claim_books import book, cell
+from tests.results.examples import as_calibration, as_config, as_environment
 from tests.results.paper.claims.test_evidence import stored
 from tests.results.paper.report.test_limits_summary import PROOF
 
@@ -103,17 +104,21 @@ def full(**changes) -> ResultSet:
     place = "table1 llama2-3b on token_latency_s"
     record = RunRecord(
         "tpi-1", evil("system"), "ok",
-        config={
+        config=as_config({
             "model": {"name": "llama2-3b"},
             "testbed": {"name": evil("testbed"), "backend": "docker"},
-        },
-        environment={"cpu_model": evil("processor"), "versions": {"torch": "2.13.0"}},
-        calibration={"proofs": [PROOF | {"problems": [evil("probe")]}]},
+        }),
+        environment=as_environment(
+            {"host": {"cpu_model": evil("processor"), "versions": {"torch": "2.13.0"}}}
+        ),
+        calibration=as_calibration({"proofs": [PROOF | {"problems": [evil("probe")]}]}),
     )  # fmt: skip
     simulated = RunRecord(
         "tpi-2", "tpi", "ok",
-        config={"model": {"name": "llama2-3b"}, "testbed": {"backend": "sim"}},
-        calibration={"simulator": {"name": evil("calibration"), "content": {"rate": 7.5}}},
+        config=as_config({"model": {"name": "llama2-3b"}, "testbed": {"backend": "sim"}}),
+        calibration=as_calibration(
+            {"simulator": {"name": evil("calibration"), "content": {"rate": 7.5}}}
+        ),
     )  # fmt: skip
     cells = [
         *reported_cells(),

@@ -2,15 +2,17 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from results.paper.index import Entry
 from results.paper.render.figures.draw import draw
 from results.paper.render.figures.style import house_style
 from results.paper.render.figures.traced import traced_runs
+from results.records.run_config import RunModel
 from results.records.schema import RunRecord
 from results.records.store import RunStore
 from tests.results.books import book
-from tests.results.examples import make_repeat, make_traced, spans
+from tests.results.examples import as_config, make_repeat, make_traced, spans
 
 ROWS = [
     ["load", 0, 20, "attn.0"], ["wait", 0, 20, "attn.0"], ["compute", 20, 30, "attn.0"],
@@ -26,7 +28,7 @@ def traced(tmp_path):
     store, records, entries = RunStore(tmp_path), {}, []
     runs: Any = (("sim", SIM, repeat), ("local", {}, repeat), ("plain", {}, make_repeat()))
     for number, (column, config, made) in enumerate(runs):
-        record = RunRecord(f"tpi-{number:016x}", "tpi", "ok", config=config)
+        record = RunRecord(f"tpi-{number:016x}", "tpi", "ok", config=as_config(config))
         records[record.run_id] = store.append(record, made)
         entries += [
             Entry("figure1a", "tpi", column, "tpi", (), record.run_id),
@@ -45,9 +47,8 @@ def test_runs_with_spans_are_found_in_their_records(traced):
 
 
 def test_a_model_in_the_papers_place_is_named(traced):
-    tiny: dict[str, Any] = {"model": {"name": "tiny"}}
     records = {
-        name: replace(record, config={**record.config, **tiny})
+        name: structs.replace(record, config=structs.replace(record.config, model=RunModel("tiny")))
         for name, record in traced.records.items()
     }
     words = [run.words for run in traced_runs(replace(traced, records=records), "figure1a")]

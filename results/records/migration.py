@@ -1,0 +1,130 @@
+"""Records of schema version 1 as records of today's: the only place that knows what they were.
+
+They kept the configuration, the environment and the calibration as they came, and notes as lines of
+text. What was said in text becomes facts here, once. A record stays as it is on disk.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from results.records.notes import (
+    Contended,
+    Cut,
+    DistinctLayers,
+    LinkFaults,
+    LinkFaultsFailed,
+    Note,
+    OwnForm,
+    OwnSetting,
+    Said,
+)
+from results.records.schema import SCHEMA_VERSION, CalibratedHost, RecordError
+from tpi.decode import convert
+
+OLD_VERSION = 1
+Json = dict[str, Any]
+
+_HOST = re.compile(r"(?P<cpu_model>.*?), (?P<cores>\d+) cores\b")
+_BESIDE_HOST = ("devices", "testbed_notes", "calibrated_host")
+_NUMBER = r"\d+(?:\.\d+)?(?:e[+-]?\d+)?"
+_NOTES: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], Note]], ...] = (
+    (
+        re.compile(rf"(.+) (\d+) -> (\d+), to fit max_minutes=({_NUMBER})"),
+        lambda m: Cut(m[1], int(m[2]), int(m[3]), float(m[4])),
+    ),
+    (
+        re.compile(r"distinct_layers: (\d+) of (\d+)"),
+        lambda m: DistinctLayers(int(m[1]), int(m[2])),
+    ),
+    (
+        re.compile(r"dtype: (\w+), of the run: (\w+)"),
+        lambda m: OwnSetting("dtype", m[1], m[2]),
+    ),
+    (
+        re.compile(r"threads: (\d+), of the run: (\d+)"),
+        lambda m: OwnSetting("threads", int(m[1]), int(m[2])),
+    ),
+    (
+        re.compile(r"(.+); its tokens are checked against the file's own numbers"),
+        lambda m: OwnForm(m[1]),
+    ),
+    (
+        re.compile(r"contended: another harness ran on this host at the same time"),
+        lambda _: Contended(),
+    ),
+    (
+        re.compile(r"link faults were made during the measured request: (\d+) changes"),
+        lambda m: LinkFaults(int(m[1])),
+    ),
+    (
+        re.compile(r"link faults that could not be made: (\d+), (.*)"),
+        lambda m: LinkFaultsFailed(int(m[1]), m[2]),
+    ),
+)
+
+
+class _OldRecord(msgspec.Struct):
+    """What of a record of version 1 was of another shape; the rest is taken as it is."""
+
+    system: str
+    config: Json
+    environment: Json
+    calibration: Json
+    notes: list[str]
+
+
+def upgraded_record(raw: Json, where: str) -> Json:
+    """The JSON of a record of version 1 as that of today's.
+
+    Raises:
+        RecordError: Its parts are of another kind than they were.
+    """
+    old = convert(
+        {name: raw.get(name) for name in _OldRecord.__struct_fields__},
+        _OldRecord,
+        where,
+        RecordError,
+    )
+    changed = {
+        "config": _config(old, where),
+        "environment": _environment(old.environment),
+        "notes": [note_of(text) for text in old.notes],
+        "schema_version": SCHEMA_VERSION,
+    }
+    return msgspec.to_builtins({**raw, **changed})  # type: ignore[no-any-return]
+
+
+def note_of(text: str) -> Note:
+    """A line as the fact that it was made from; what a program said in its own words otherwise."""
+    for pattern, make in _NOTES:
+        if match := pattern.fullmatch(text):
+            return make(match)
+    return Said(text)
+
+
+def calibrated_host(words: str) -> CalibratedHost:
+    """Processor and cores of a calibration, as they open what it says of itself."""
+    match = _HOST.match(words)
+    if match is None:
+        return CalibratedHost(words)
+    return CalibratedHost(words, match["cpu_model"], int(match["cores"]))
+
+
+def _config(old: _OldRecord, where: str) -> Json:
+    """The options of the system that ran in the place of those of all."""
+    config = dict(old.config)
+    systems = convert(config.pop("systems", {}), dict[str, Json], f"{where}: systems", RecordError)
+    return {**config, "options": systems.get(old.system, {})}
+
+
+def _environment(old: Json) -> Json:
+    """Facts of the host by themselves."""
+    host = {name: value for name, value in old.items() if name not in _BESIDE_HOST}
+    found: Json = {name: old[name] for name in ("devices", "testbed_notes") if name in old}
+    words = old.get("calibrated_host")
+    if isinstance(words, str):
+        found["calibrated_host"] = calibrated_host(words)
+    return {**found, "host": host or None}

@@ -1,0 +1,201 @@
+"""What a testbed tells of its devices: limits, links, proofs that they held, and what happened.
+
+`RunCalibration` is what a record keeps of it over all repeats, `DeviceFacts` what each device says
+of itself. All values are those in force on this host: dilated, where `Dilation` is not 1.
+"""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+from results.records.numbers import Amount, Count, Factor, Fraction
+
+
+class DeviceLimits(Struct, frozen=True, forbid_unknown_fields=True):
+    """What a device is held to; None is "not limited"."""
+
+    cpus: Amount | None = None
+    threads: Count = 1
+    memory: Count | None = None
+    swap: Count = 0
+    read_bps: Amount | None = None
+    write_bps: Amount | None = None
+
+
+class Link(Struct, frozen=True, forbid_unknown_fields=True):
+    """A device's link to the core, as it is emulated."""
+
+    delay_s: Amount
+    rate_bps: Amount | None
+    loss_frac: Fraction
+    queue_bytes: Count = 0
+
+
+class Dilation(Struct, frozen=True, forbid_unknown_fields=True):
+    """How many times slower everything ran, why, and what did not fit all the same."""
+
+    factor: Factor = 1.0
+    reason: str = ""
+    oversubscribed: str = ""
+
+
+class DiskRates(Struct, frozen=True, forbid_unknown_fields=True):
+    """Bytes per second; None is "not limited"."""
+
+    read_bps: Amount | None = None
+    write_bps: Amount | None = None
+
+
+class Figure(Struct, frozen=True, forbid_unknown_fields=True):
+    """One thing that was probed on one device; see `testbed.verify.tolerances.Figure`."""
+
+    device: Count
+    what: str
+    expected: float | None
+    measured: float | None
+    band: float
+    verdict: str
+    why: str = ""
+    is_upper: bool = False
+    tries: Count = 1
+    deviation: float | None = None
+
+
+class ProbeReport(Struct, frozen=True, forbid_unknown_fields=True):
+    """Everything that was probed at one moment."""
+
+    figures: tuple[Figure, ...] = ()
+    problems: tuple[str, ...] = ()
+    wall_s: Amount = 0.0
+
+
+class DeviceConditions(Struct, frozen=True, forbid_unknown_fields=True):
+    """What one device went through; see `testbed.verify.conditions`."""
+
+    cpu_s: float
+    throttled_share: float
+    throttled_s: float
+    retransmissions: int | None = None
+
+
+class Conditions(Struct, frozen=True, forbid_unknown_fields=True):
+    """What else happened during a repeat; see `testbed.verify.conditions.RunConditions`."""
+
+    wall_s: float = 0.0
+    foreign_cores: float = 0.0
+    steal_cores: float = 0.0
+    own_cores: float = 0.0
+    swapped_in: int = 0
+    swapped_out: int = 0
+    devices: tuple[DeviceConditions, ...] = ()
+    unexplained_retransmissions: int | None = None
+    late_us: Mapping[str, float] | None = None
+    problems: tuple[str, ...] = ()
+
+
+class LinksAsSet(Struct, frozen=True, forbid_unknown_fields=True):
+    """What emulated the links, and each device's settings as the kernel gave them back."""
+
+    backend: str = ""
+    settings: tuple[Mapping[str, str], ...] = ()
+
+
+class VerificationReport(Struct, frozen=True, forbid_unknown_fields=True):
+    """What was measured of the limits and links of one repeat; `problems` is what did not hold."""
+
+    before: ProbeReport | None = None
+    after: ProbeReport | None = None
+    conditions: Conditions | None = None
+    links: LinksAsSet | None = None
+    problems: tuple[str, ...] = ()
+
+    @property
+    def figures(self) -> tuple[Figure, ...]:
+        """Everything that was probed."""
+        reports = (self.before, self.after)
+        return tuple(f for report in reports if report is not None for f in report.figures)
+
+
+class SimulatorFacts(Struct, frozen=True, forbid_unknown_fields=True):
+    """The costs that a simulated run was computed from.
+
+    Attributes:
+        content: The whole calibration, to be shown; nothing is computed from it.
+    """
+
+    name: str
+    host: str = "unknown"
+    digest: str = ""
+    content: Mapping[str, object] = msgspec.field(default_factory=dict)
+
+
+class RunCalibration(Struct, frozen=True, forbid_unknown_fields=True):
+    """What is enforced on the devices of a run, and what was measured of it.
+
+    Attributes:
+        disk_probe: Of this host's disk, as it was measured before the run.
+        limits: Of each device that the system used; none where nothing is emulated.
+        links: Likewise.
+        disk_read_bps: The disk's own rate beside each repeat that streamed much from it.
+        proofs: One a repeat.
+    """
+
+    disk_probe: DiskRates | None = None
+    dilation: Dilation = Dilation()
+    limits: tuple[DeviceLimits, ...] = ()
+    links: tuple[Link, ...] = ()
+    disk_read_bps: tuple[Amount, ...] = ()
+    proofs: tuple[VerificationReport, ...] = ()
+    simulator: SimulatorFacts | None = None
+
+
+class LimitsInForce(Struct, frozen=True, forbid_unknown_fields=True):
+    """What the kernel holds a device to, as read back; None is "not limited"."""
+
+    cgroup_version: int | None = None
+    memory_bytes: Count | None = None
+    swap_bytes: Count | None = None
+    cpus: Amount | None = None
+    cpu_quota_us: int | None = None
+    cpu_period_us: int | None = None
+    disks: Mapping[str, DiskRates] = msgspec.field(default_factory=dict)
+
+
+class DiskBytes(Struct, frozen=True, forbid_unknown_fields=True):
+    """Bytes read from a disk and written to it."""
+
+    read: Count
+    written: Count
+
+
+class DeviceCounters(Struct, frozen=True, forbid_unknown_fields=True):
+    """What a device used and ran into since it was made."""
+
+    cpu_s: Amount
+    cpu_periods: Count
+    cpu_periods_throttled: Count
+    cpu_throttled_s: Amount
+    oom_kills: Count
+    memory_limit_hits: Count
+    memory_was_full: bool
+    file_bytes: Count
+    swap_bytes: Count
+    disk_bytes: Mapping[str, DiskBytes]
+
+
+class DeviceFacts(Struct, frozen=True, forbid_unknown_fields=True):
+    """What a device is and what limits hold on it; a plain process has few of them."""
+
+    backend: str = ""
+    threads: Count | None = None
+    limits: LimitsInForce | Literal["none"] | None = None
+    asked: DeviceLimits | None = None
+    link: Link | None = None
+    link_backend: str | None = None
+    address: str | None = None
+    container: str | None = None
+    image: str | None = None
+    image_id: str | None = None
+    counters: DeviceCounters | None = None
