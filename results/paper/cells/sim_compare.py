@@ -95,7 +95,7 @@ class _Head(Struct, frozen=True):
 
 
 class Record(Struct, frozen=True):
-    """What of a run record (`results/records/schema.py`) is simulated again, and what it is beside."""
+    """What of a run record is simulated again, and what it is compared with."""
 
     system: str
     status: str
