@@ -147,4 +147,4 @@ def _source(entry: Entry) -> str:
 @functools.cache  # every entry asks for it after every run
 def _digest(system: str, is_simulated: bool) -> str:
     # The backend of containers imports that of local processes.
-    return simulator_digest() if is_simulated else measured_digest(system, "docker")
+    return simulator_digest(system) if is_simulated else measured_digest(system, "docker")

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from baselines.cost import reference_cost, write_seconds
-from baselines.registry import REFERENCE
+from baselines.registry import REFERENCE, reference_cost
+from baselines.weight_formats import write_seconds
 from harness.plan.inputs import cost_inputs_of
 from harness.plan.types import Plan, reduced_model
 from results.records.notes import Cut

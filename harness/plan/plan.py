@@ -12,15 +12,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from baselines.cost import most_distinct_layers, predict, reference_cost
 from baselines.cost_inputs import CostInputs, Prediction
-from baselines.options import (
-    LlamacppOptions,
-    PipelineOptions,
-    SystemOptions,
-)
-from baselines.registry import REFERENCE
-from baselines.weight_formats import format_num_bytes, weight_format_of
+from baselines.options import SystemOptions
+from baselines.registry import REFERENCE, find_system, reference_cost
+from baselines.weight_formats import WeightFormat, format_num_bytes, most_distinct_layers
 from harness.config.config import Config, ModelChoice
 from harness.config.profiles import LinkFault
 from harness.plan.dilation import Dilation, HostRates, choose_dilation, limits_of
@@ -158,26 +153,28 @@ def check_fits_model(config: Config, model: ModelConfig, prompt_tokens: int) -> 
 def _plan_system(
     config: Config, setting: CostInputs, name: str, options: SystemOptions, limit: int
 ) -> SystemPlan:
+    system = find_system(name)
     try:
-        cost = predict(name, options, setting)
+        cost = system.predict(setting, options)
     except ResourceError as exc:
         raise ConfigError(f"memory_budget: {exc}") from exc
+    form = system.weight_format(setting.model, config.devices, config.dtype, options)
     return SystemPlan(
         name=name,
         options=options,
         world_size=len(cost.peak_bytes),
-        form=weight_format_of(name, options, setting.model, config.devices, config.dtype),
+        form=form,
         cost=cost,
-        check="exact" if is_exact(options, config.dtype) else "bounded",
-        refusal=_refusal(config, setting, name, options, cost, limit),
+        check="exact" if system.is_exact(options, config.dtype) else "bounded",
+        refusal=_refusal(config, setting, options, form, cost, limit),
     )
 
 
 def _refusal(
     config: Config,
     setting: CostInputs,
-    name: str,
     options: SystemOptions,
+    form: WeightFormat,
     cost: Prediction,
     limit: int,
 ) -> str | None:
@@ -197,7 +194,6 @@ def _refusal(
             f"needs {format_bytes(need)} of memory ({what}), the limit is"
             f" {format_bytes(limit)} ({MEMORY_SHARE:.0%} of what is free)"
         )
-    form = weight_format_of(name, options, setting.model, config.devices, config.dtype)
     most = config.weights.max_bytes
     # Block files of repeated layers are links; these forms hold every layer in full.
     if form.shard_plan is None and is_synthetic(config):
@@ -208,14 +204,6 @@ def _refusal(
                 f" weights.max_bytes is {format_bytes(most)}"
             )
     return None
-
-
-def is_exact(options: SystemOptions, dtype: str) -> bool:
-    """Whether tokens must equal the reference's: nothing is rounded to 16 bit or less."""
-    if isinstance(options, LlamacppOptions) and options.quantization != "none":
-        return False
-    compute = options.compute(dtype, max_tokens=1)
-    return compute.dtype == compute.wire_dtype == "float32"
 
 
 def _plan_check(setting: CostInputs, limit: int, runs: Sequence[str]) -> tuple[str, str]:
@@ -259,12 +247,10 @@ def reduced_plan(plan: Plan) -> Plan:
 
 
 def _on_two_layers(system: SystemPlan, config: Config, model: ModelConfig) -> SystemPlan:
-    form = weight_format_of(system.name, system.options, model, config.devices, config.dtype)
-    if isinstance(system.options, PipelineOptions):  # no device of it can be without a layer
-        world_size = min(system.world_size, model.num_layers)
-        options = replace(system.options, shares=None)
-        return replace(system, world_size=world_size, options=options, form=form)
-    return replace(system, form=form)
+    found = find_system(system.name)
+    form = found.weight_format(model, config.devices, config.dtype, system.options)
+    options, world_size = found.reduced(system.options, system.world_size, model.num_layers)
+    return replace(system, world_size=world_size, options=options, form=form)
 
 
 def _distinct_layers(config: Config, model: ModelConfig, storage: str) -> int:

@@ -52,9 +52,9 @@ def _testbed_text(plan: SimPlan) -> str:
 
 def _run_text(run: SimRun, config: Config) -> str:
     text = "1 device" if run.world_size == 1 else f"{run.world_size} devices"
-    said = ("window", "memory_budget", "allreduce", "wire_dtype", "overlap", "max_memory")
-    asked = vars(config.systems[run.system])
-    options = [f"{name} {str(asked[name]).lower()}" for name in said if asked.get(name) is not None]
+    asked = config.systems[run.system]
+    shown = {name: getattr(asked, name) for name in asked.shown}
+    options = [f"{name} {str(v).lower()}" for name, v in shown.items() if v is not None]
     if run.compute.dtype != config.dtype:
         options.append(f"dtype {run.compute.dtype}")
     return ", ".join([text, *options])

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from baselines.registry import SYSTEMS
+from baselines.registry import find_system
 from harness.config.config import Config
 from harness.config.profiles import REFERENCE_CALIBRATION, DeviceProfile
 from harness.plan.dilation import HostRates, host_cores
@@ -98,7 +98,7 @@ def make_sim_plan(
     links, new_tokens = tuple(config.links), config.workload.new_tokens
     runs = []
     for name, options in config.systems.items():
-        count = config.devices if SYSTEMS[name].distributed else 1
+        count = find_system(name).world_size(config.devices)
         runs.append(
             SimRun(
                 system=name,
@@ -110,7 +110,7 @@ def make_sim_plan(
                 devices=devices[:count],
                 links=links[:count],
                 shares=None if options.split is None else tuple(options.split),
-                options=options.spec(config.dtype),
+                options=options.spec(),
                 keep_spans=config.trace,
             )
         )

@@ -98,9 +98,8 @@ class Plan:
 
     def threads_of(self, system: SystemPlan) -> tuple[int, ...]:
         """Compute threads of a system on each of its devices: its own option, or the device's."""
-        own: int | None = getattr(system.options, "threads", None)
         limits = self.limits[: system.world_size]
-        return tuple(own or (limit.threads) for limit in limits)
+        return tuple(system.options.own_threads or limit.threads for limit in limits)
 
     def swap_need(self, system: SystemPlan) -> int:
         """Bytes of swap that a system is predicted to fill on all its devices."""

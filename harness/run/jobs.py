@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from msgspec import structs
 from msgspec.structs import replace
 
 from baselines.weight_formats import HF, reference_format
@@ -161,7 +162,8 @@ class Jobs:
 def recorded_config(config: Config, system: str, **planned: object) -> RunConfig:
     """The configuration of one system as its record keeps it, with what the plan made of it."""
     axes = asdict(config)
-    options = axes.pop("systems")[system]
+    del axes["systems"]
+    options = structs.asdict(config.systems[system])
     return convert({**axes, "options": options, **planned}, RunConfig, "run record", RecordError)
 
 
@@ -191,7 +193,8 @@ def _own_ways(plan: Plan, system: SystemPlan) -> list[Note]:
     """In what a system differs from the others of its run, if it was asked to."""
     asked: dict[str, int | str] = {"dtype": plan.config.dtype, "threads": plan.limits[0].threads}
     own: dict[str, int | str] = {
-        name: getattr(system.options, name, None) or value for name, value in asked.items()
+        "dtype": system.options.compute(plan.config.dtype, 1).dtype,
+        "threads": plan.threads_of(system)[0],
     }
     notes: list[Note] = [
         OwnSetting(name, own[name], value) for name, value in asked.items() if own[name] != value

@@ -4,21 +4,23 @@ from dataclasses import asdict
 
 import msgspec
 
-from baselines.registry import REFERENCE, SYSTEMS
+from baselines.registry import REFERENCE, find_system
 from harness.plan.types import Plan, SystemPlan
 from harness.run.source_digest import source_digest
 from harness.run.weights import WeightSet
 from testbed.host.environment import DEPENDENCIES, HostFacts, dependency_versions, host_fingerprint
 from testbed.image import image_tag
 from testbed.sim.base import SimRun
+from tpi.comm.allreduces.registry import find_allreduce
 from tpi.model_config import config_to_json
+from tpi.options import ComputeOptions
 
 # What makes and measures the devices of a backend. That of Docker imports the limits, links, probes
 # and meters; that of local processes limits nothing.
 _BACKENDS = {"local": "testbed.local.local", "docker": "testbed.docker.testbed"}
-_SIMULATOR = "baselines.simulate"
 _REFERENCE = "baselines.transformers.reference"
 _SYNTHETIC = "tpi.weights.synthetic"
+_SUMS = ComputeOptions().allreduce  # of runs that choose none of another package
 
 
 def decisive(
@@ -29,9 +31,10 @@ def decisive(
     host: HostFacts,
 ) -> dict[str, object]:
     """Everything that decides the numbers of a system, and nothing else."""
+    compute = system.options.compute(plan.config.dtype, plan.max_tokens)
     return {
         "system": system.name,
-        "options": asdict(system.options),
+        "options": msgspec.structs.asdict(system.options),
         "model": config_to_json(plan.model),
         "weights": weights.identity,
         "storage": plan.storage,
@@ -44,7 +47,7 @@ def decisive(
         "testbed": _testbed(plan, system),
         "host": host_fingerprint(host),
         "versions": versions_of(system.name),
-        "source": measured_digest(system.name, plan.config.testbed.backend),
+        "source": measured_digest(system.name, plan.config.testbed.backend, compute.allreduce),
         # Only where it is on: keeping spans takes memory. Without it ids are what they were.
         **({"trace": True} if plan.config.trace else {}),
     }
@@ -74,19 +77,23 @@ def reference_digest() -> str:
     return source_digest(_REFERENCE, _module(REFERENCE))
 
 
-def measured_digest(system: str, backend: str) -> str:
+def measured_digest(name: str, backend: str, allreduce: str = _SUMS) -> str:
     """Digest of the source that a system's numbers come from, on devices of a backend.
 
     The program computes them, the backend enforces limits and links and measures, and what wrote
-    the weights decides how they are read.
+    the weights decides how they are read. System and allreduce may be of other packages.
     """
-    writers = SYSTEMS[system].writer, _SYNTHETIC
-    return source_digest(_module(system), _BACKENDS[backend], *writers)
+    writers = find_system(name).writer, _SYNTHETIC
+    return source_digest(_module(name), _BACKENDS[backend], *writers, _module_of(allreduce))
 
 
-def _module(system: str) -> str:
+def _module(name: str) -> str:
     """The module that a system's program runs: what follows `-m`."""
-    return SYSTEMS[system].program[1]
+    return find_system(name).program[1]
+
+
+def _module_of(allreduce: str) -> str:
+    return type(find_allreduce(allreduce)).__module__
 
 
 def simulated_decisive(run: SimRun, calibration_digest: str) -> dict[str, object]:
@@ -103,20 +110,20 @@ def simulated_decisive(run: SimRun, calibration_digest: str) -> dict[str, object
         "devices": [asdict(device) for device in run.devices],
         "testbed": {"backend": "sim", "links": [asdict(link) for link in run.links]},
         "calibration": calibration_digest,
-        "source": simulator_digest(),
+        "source": simulator_digest(run.system, run.compute.allreduce),
         **({"trace": True} if run.keep_spans else {}),
     }
 
 
-def simulator_digest() -> str:
-    """Digest of the source that simulated numbers come from.
+def simulator_digest(name: str, allreduce: str = _SUMS) -> str:
+    """Digest of the source that a system's simulated numbers come from.
 
     Modules of this project's programs belong to it: the simulator takes shapes, shares, sizes of
     blocks and memory from them.
     """
-    return source_digest(_SIMULATOR)
+    return source_digest(find_system(name).simulator.partition(":")[0], _module_of(allreduce))
 
 
-def versions_of(system: str) -> dict[str, str | None]:
+def versions_of(name: str) -> dict[str, str | None]:
     """Installed versions of what a system's numbers come from."""
-    return dependency_versions((*DEPENDENCIES, *SYSTEMS[system].distributions))
+    return dependency_versions((*DEPENDENCIES, *find_system(name).distributions))

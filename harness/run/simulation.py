@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from baselines.simulate import simulate
+from baselines.registry import simulate
 from harness.plan.sim_plan import SimPlan, limits_of
 from harness.progress.live import Live
 from harness.run.jobs import recorded_config, recorded_limits, recorded_links, writable_folder
