@@ -1,4 +1,4 @@
-"""Verdicts on the paper's claims, from a book alone: `python -m results.claims FOLDER`.
+"""Verdicts on the paper's claims, from a book alone: `lab claims FOLDER`.
 
 Every kind of evidence is judged by itself: what the paper reports, what was measured, simulated,
 computed. A claim's verdict is that of the measurements where they decide, else the simulator's,
@@ -6,7 +6,6 @@ marked as such, else `undecided` with what is missing. The claims stand in `clai
 `judge` first.
 """
 
-import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from results.collected import open_book
 from results.evidence import MEASURED, REPORTED, SIMULATED, View, views
 from results.marks import escaped
 from results.verdicts import REPRODUCED, UNDECIDED, Finding
+from tpi.command_line import Parser
 from tpi.errors import EXIT_OK, TpiError
 
 
@@ -161,8 +161,8 @@ def _marked(verdict: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m results.claims",
+    parser = Parser(
+        prog="lab claims",
         description="Judge the paper's claims by the run records of one folder.",
     )
     parser.add_argument("folder", type=Path, help="with index.json and the run records")
@@ -174,7 +174,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         return exc.exit_status
     sys.stdout.write(text)
     return EXIT_OK
-
-
-if __name__ == "__main__":
-    sys.exit(main())

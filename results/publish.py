@@ -1,11 +1,10 @@
-"""Copy exhibits with the records behind them: `python -m results.publish FOLDER OUT --only table1`.
+"""Copy exhibits with the records behind them: `lab publish FOLDER OUT --only table1`.
 
 OUT gets an index of those exhibits alone, every record that it names, the samples that these name,
 and `SHA256SUMS` of index and records, as `sha256sum -c` checks them. Nothing is published that
 cannot be read, and nothing is written over. Read `publish` first.
 """
 
-import argparse
 import hashlib
 import re
 import shutil
@@ -17,6 +16,7 @@ from pathlib import Path
 from results.book import read_book
 from results.index import INDEX_FILE, read_index, write_index
 from results.render import exhibits_named
+from tpi.command_line import Parser
 from tpi.errors import EXIT_OK, ConfigError, ResourceError, TpiError, map_errors
 
 SUMS_FILE = "SHA256SUMS"
@@ -63,9 +63,7 @@ def _sha256(path: Path) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m results.publish", description="Copy exhibits with the records behind them."
-    )
+    parser = Parser(prog="lab publish", description="Copy exhibits with the records behind them.")
     parser.add_argument("folder", type=Path, help="with index.json and the run records")
     parser.add_argument("out", type=Path, help="the folder to make")
     parser.add_argument(
@@ -79,7 +77,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         return exc.exit_status
     sys.stdout.write(f"{len(runs)} records in {args.out}\n")
     return EXIT_OK
-
-
-if __name__ == "__main__":
-    sys.exit(main())

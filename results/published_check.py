@@ -21,7 +21,9 @@ from results.published_memory import (
     published_peak_bytes,
     setting_of,
 )
+from tpi.command_line import Parser
 from tpi.config import load_preset
+from tpi.errors import EXIT_OK
 
 PREDICTED = ("table2", "table6")
 LIMIT = 0.10
@@ -118,8 +120,12 @@ def summary() -> tuple[str, ...]:
     return tuple(lines)
 
 
-def main() -> None:
-    """Print every cell, the constant, the shares and the misses."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print every cell, the constant, the shares and the misses; returns the exit status."""
+    Parser(
+        prog="lab published-memory",
+        description="Hold the published code's memory against the paper's Tables 1, 2 and 6.",
+    ).parse_args(argv)
     console = Console()
     for exhibit in (FITTED_ON, *PREDICTED):
         fitted = " (fitted on)" if exhibit == FITTED_ON else ""
@@ -147,3 +153,4 @@ def main() -> None:
             soft_wrap=True,
             highlight=False,
         )
+    return EXIT_OK

@@ -13,11 +13,10 @@ Everything but one constant follows from what their published code does:
 - A table's number is that of the largest process.
 
 The constant, the process beside its weights, is fitted on Table 1 alone, each time this is asked.
-Read `published_peak_bytes`; `python -m results.published_memory` prints the comparison.
+Read `published_peak_bytes`; `lab published-memory` prints the comparison.
 """
 
 import functools
-from argparse import ArgumentParser
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -133,13 +132,3 @@ def process_bytes() -> float:
 def published_peak_bytes(setting: Setting) -> float:
     """Predict the peak memory per device of the authors' implementation."""
     return weight_peak_bytes(setting) + process_bytes()
-
-
-if __name__ == "__main__":
-    from results.published_check import main
-
-    ArgumentParser(
-        prog="python -m results.published_memory",
-        description="Hold the published code's memory against the paper's Tables 1, 2 and 6.",
-    ).parse_args()
-    main()

@@ -1,4 +1,4 @@
-"""Render the paper's tables and figures from run records: `python -m results.render FOLDER`.
+"""Render the paper's tables and figures from run records: `lab render FOLDER`.
 
 Every exhibit becomes files of its own, `table1.md`, `.tex`, `.csv` and `figure3.svg`, `.png`,
 `.md`, `.csv`, in FOLDER/rendered or where `--out` says; `validation.md` lies beside them. One that
@@ -19,6 +19,7 @@ from results.grid import shown_cells
 from results.marks import plain
 from results.paper_tables import figure_markdown, markdown
 from results.table_latex import latex
+from tpi.command_line import Parser
 from tpi.errors import EXIT_OK, ConfigError, ResourceError, TpiError, map_errors
 from tpi.files import write_atomic
 
@@ -133,8 +134,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m results.render",
+    parser = Parser(
+        prog="lab render",
         description="Render the paper's tables and figures from run records.",
     )
     parser.add_argument("folder", type=Path, help="with index.json and the run records")
@@ -144,7 +145,3 @@ def _parser() -> argparse.ArgumentParser:
         help="table1 ... table8, figure1a ... figure6, validation",
     )  # fmt: skip
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())
