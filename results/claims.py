@@ -19,6 +19,7 @@ from results.marks import escaped
 from results.verdicts import REPRODUCED, UNDECIDED, Finding
 from tpi.command_line import Parser
 from tpi.errors import EXIT_OK, TpiError
+from tpi.units import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +138,19 @@ def markdown(judgements: Sequence[Judgement]) -> str:
     return "\n".join([*lines, *sections]) + "\n"
 
 
+def summary(judgements: Sequence[Judgement]) -> str:
+    """The claims that are decided: a table of verdicts, each with the number that decides it."""
+    decided = [each for each in judgements if each.basis]
+    lines = ["| the paper says | here | found |", "|---|---|---|"]
+    for each in decided:
+        found = each.findings[each.basis].items
+        deciding = next(item for item in found if item.verdict == each.verdict)
+        words = (each.claim.sentence, each.words, str(deciding))
+        lines.append(f"| {' | '.join(map(escaped, words))} |")
+    rest = len(judgements) - len(decided)
+    return "\n".join([*lines, "", f"{counted(rest, 'other claim')}: undecided."]) + "\n"
+
+
 def _section(each: Judgement) -> Iterator[str]:
     claim = each.claim
     yield from ("", f"#### {claim.name}: {each.words}", "")
@@ -166,9 +180,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Judge the paper's claims by the run records of one folder.",
     )
     parser.add_argument("folder", type=Path, help="with index.json and the run records")
+    parser.add_argument("--summary", action="store_true", help="only a table of what is decided")
     args = parser.parse_args(argv)
     try:
-        text = markdown(judge_claims(open_book(args.folder)))
+        text = (summary if args.summary else markdown)(judge_claims(open_book(args.folder)))
     except TpiError as exc:
         sys.stderr.write(f"error: {exc}\n")
         return exc.exit_status
