@@ -17,7 +17,7 @@ def verb(monkeypatch):
     """Puts a `main` in the place of the module of `lab claims`."""
 
     def put(main):
-        monkeypatch.setattr(lab.importlib, "import_module", lambda _: SimpleNamespace(main=main))
+        monkeypatch.setattr(importlib, "import_module", lambda _: SimpleNamespace(main=main))
 
     return put
 
@@ -64,7 +64,12 @@ def test_installed_command_is_this_one(request):
 
 def test_arguments_and_exit_status_are_those_of_the_verb(verb):
     seen = []
-    verb(lambda args: seen.append(args) or 7)
+
+    def main(args):
+        seen.append(args)
+        return 7
+
+    verb(main)
     assert lab.main(["claims", "folder", "--x"]) == 7
     assert seen == [["folder", "--x"]]
 
@@ -98,7 +103,7 @@ def test_what_ends_a_verb_is_one_line(verb, exc, status, said, capsys):
 def test_reader_that_goes_away_is_no_error(verb, monkeypatch, capsys):
     verb(raises(BrokenPipeError()))
     monkeypatch.setattr(lab, "write_nowhere", lambda _: None)
-    monkeypatch.setattr(lab.sys, "stdout", SimpleNamespace(fileno=lambda: 1))
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(fileno=lambda: 1))
     assert lab.main(["claims", "folder"]) == 0
     assert capsys.readouterr().err == ""
 
