@@ -136,9 +136,9 @@ def test_records_of_the_paper_are_those_whose_hashes_are_listed():
 
 def test_verbs_of_make_and_lab_exist():
     makefile = (ROOT / "Makefile").read_text()
-    exhibits = re.search(r"^EXHIBITS := ((?:.*\\\n)*.*)$", makefile, re.MULTILINE)
+    (exhibits,) = re.findall(r"^EXHIBITS := ((?:.*\\\n)*.*)$", makefile, re.MULTILINE)
     verbs = {
-        "make": {*re.findall(r"^([a-z-]+):", makefile, re.MULTILINE), *exhibits[1].split()},
+        "make": {*re.findall(r"^([a-z-]+):", makefile, re.MULTILINE), *exhibits.split()},
         "lab": {*VERBS, "--help", "VERB"},
         "tpi": {"split", "generate", "plan", "node"},
     }
@@ -194,6 +194,6 @@ def test_command_lines_of_run_py_compose(page, args, conf, tmp_path):
 def test_extending_shows_a_model_that_can_be_planned(tmp_path):
     from tpi.config import load_config
 
-    shape = re.search(r"```json\n(.*?)```", PAGES["docs/extending.md"], re.DOTALL)
-    (tmp_path / "config.json").write_text(shape[1])
+    (shape,) = re.findall(r"```json\n(.*?)```", PAGES["docs/extending.md"], re.DOTALL)
+    (tmp_path / "config.json").write_text(shape)
     assert load_config(tmp_path).num_layers == 24
