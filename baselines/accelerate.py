@@ -11,24 +11,30 @@ arithmetic is another. Option:
 """
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from msgspec import Meta, Struct
 
 from baselines.program import main
-from tpi.spec import Fields, NodeSpec, is_int
+from tpi.decode import convert
+from tpi.errors import ConfigError
+from tpi.spec import NodeSpec
 
 if TYPE_CHECKING:
     from baselines.offload import OffloadedModel
 
-_MAX_BYTES = 1 << 62
+
+class Options(Struct, frozen=True, forbid_unknown_fields=True):
+    """See the module's docstring."""
+
+    max_memory: Annotated[
+        Annotated[int, Meta(ge=1, le=1 << 62)] | None, Meta(description="bytes >= 1 or null")
+    ] = None
 
 
 def load(spec: NodeSpec) -> "OffloadedModel":
     """Prepare the spec's folder; weights that are offloaded are not read."""
-    fields = Fields(spec.options, "spec options")
-    max_memory = fields.take(
-        "max_memory", "bytes >= 1 or null", lambda v: v is None or is_int(v, 1, _MAX_BYTES), None
-    )
-    fields.finish()
+    options = convert(spec.options, Options, "spec options", ConfigError)
     # Only here: a wrong spec is refused before the library's seconds of import.
     from baselines.huggingface import load_model
     from baselines.offload import OffloadedModel, offload_folder
@@ -39,7 +45,7 @@ def load(spec: NodeSpec) -> "OffloadedModel":
             spec.dtype,
             spec.threads,
             offload_folder=folder.name,
-            **_placement(max_memory),
+            **_placement(options.max_memory),
         )
         return OffloadedModel(model, folder)
 

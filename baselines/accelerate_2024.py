@@ -11,9 +11,12 @@ No options.
 import sys
 from typing import TYPE_CHECKING
 
+from msgspec import Struct
+
 from baselines.program import main
-from tpi.errors import ResourceError, map_errors
-from tpi.spec import Fields, NodeSpec
+from tpi.decode import convert
+from tpi.errors import ConfigError, ResourceError, map_errors
+from tpi.spec import NodeSpec
 
 if TYPE_CHECKING:
     from baselines.offload import OffloadedModel
@@ -21,9 +24,13 @@ if TYPE_CHECKING:
 _NOTE = "the whole model was loaded before it was offloaded"
 
 
+class Options(Struct, frozen=True, forbid_unknown_fields=True):
+    """None."""
+
+
 def load(spec: NodeSpec) -> "OffloadedModel":
     """Load the spec's folder, then write its weights to the working directory."""
-    Fields(spec.options, "spec options").finish()
+    convert(spec.options, Options, "spec options", ConfigError)
     # Only here: a wrong spec is refused before the library's seconds of import.
     from accelerate import disk_offload
 

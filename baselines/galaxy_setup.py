@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from msgspec import Struct
+
 from baselines.galaxy_engine import GalaxyEngine
 from baselines.ring import Courier
 from tpi.assemble import (
@@ -14,14 +16,29 @@ from tpi.assemble import (
     plan_rank,
 )
 from tpi.comm.transport import Transport
+from tpi.decode import Count, convert
 from tpi.engine import Engine
 from tpi.errors import ConfigError
 from tpi.memory import WindowChoice
 from tpi.node import OpenedEngine, Setup, make_engine_options, read_shard
-from tpi.spec import Fields, NodeSpec, SystemOptions
+from tpi.spec import NodeSpec, SystemOptions
 from tpi.trace import Tracer
 from tpi.weights.manifest import Manifest
 from tpi.weights.window import Window
+
+
+class Options(Struct, frozen=True, forbid_unknown_fields=True):
+    """Of Galaxy.
+
+    Attributes:
+        prefill_chunk: Most prompt tokens in one step.
+        trust_network: Allow addresses other than loopback without encryption.
+        overlap: Send tiles while others are computed.
+    """
+
+    prefill_chunk: Count = 512
+    trust_network: bool = False
+    overlap: bool = True
 
 
 @contextmanager
@@ -54,22 +71,22 @@ def setup(spec: NodeSpec) -> Setup:
     Raises:
         ConfigError, WeightsError: options or a folder that cannot be used.
     """
-    fields = Fields(spec.options, "spec options")
+    given = convert(spec.options, Options, "spec options", ConfigError)
     options = SystemOptions(
         window=None,
         allreduce="ring",
-        prefill_chunk=fields.take_int("prefill_chunk", 1, 512),
-        trust_network=fields.take_bool("trust_network", False),
+        prefill_chunk=given.prefill_chunk,
+        trust_network=given.trust_network,
     )
-    overlap = fields.take_bool("overlap", True)
-    fields.finish()
     if spec.max_batch != 1:
         raise ConfigError(f"galaxy: runs with batch 1, max_batch is {spec.max_batch}")
     manifest = read_shard(spec, spec.rank, spec.world_size)
     engine_options = make_engine_options(spec, options)
 
     def open_it(transport: Transport, tracer: Tracer, on_wait: OnWait) -> OpenedEngine:
-        return open_galaxy(manifest, transport, engine_options, tracer, on_wait, overlap=overlap)
+        return open_galaxy(
+            manifest, transport, engine_options, tracer, on_wait, overlap=given.overlap
+        )
 
     agreed = ("galaxy", manifest.plan_digest, spec.dtype, spec.max_tokens, options.prefill_chunk)
     return Setup(options, manifest, agreed, peer_links=True, open=open_it)

@@ -9,6 +9,7 @@ knows the quantized ones too, and `problems` says what llama.cpp cannot do.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,8 @@ from tpi.weights.dtypes import RawArray
 from tpi.weights.layout import align_up
 
 QUANTIZED = ("q8_0", "q4_0")
-FILE_TYPES = ("float32", "float16", "bfloat16", *QUANTIZED)
+FileType = Literal["float32", "float16", "bfloat16", "q8_0", "q4_0"]
+FILE_TYPES = get_args(FileType)
 MODEL_FILE = "model.gguf"
 ROPE_FACTORS = "rope_freqs.weight"
 ALIGN_BYTES = 32

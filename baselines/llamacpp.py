@@ -12,13 +12,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec import Struct
 
-from baselines.gguf_layout import FILE_TYPES, MODEL_FILE
+from baselines.gguf_layout import MODEL_FILE, FileType
 from baselines.llama_library import library_log, set_fields
 from baselines.model import refuse_prompt
 from baselines.program import main
-from tpi.errors import ResourceError, TpiError, WeightsError
-from tpi.spec import Fields, NodeSpec
+from tpi.decode import convert
+from tpi.errors import ConfigError, ResourceError, TpiError, WeightsError
+from tpi.spec import NodeSpec
+
+
+class Options(Struct, frozen=True, forbid_unknown_fields=True):
+    """Of llama.cpp.
+
+    Attributes:
+        mmap: Map the file; else read it into memory of the process.
+        file_type: What the file holds; null is the dtype of the arithmetic.
+    """
+
+    mmap: bool = True
+    file_type: FileType | None = None
 
 
 class LlamaCppModel:
@@ -135,16 +149,13 @@ class LlamaCppModel:
 
 def load(spec: NodeSpec) -> LlamaCppModel:
     """Load `model.gguf` of the spec's folder."""
-    fields = Fields(spec.options, "spec options")
-    mmap = fields.take_bool("mmap", True)
-    file_type = fields.take_choice("file_type", FILE_TYPES, spec.dtype)
-    fields.finish()
+    options = convert(spec.options, Options, "spec options", ConfigError)
     return LlamaCppModel(
         spec.model_dir / MODEL_FILE,
-        file_type=file_type,
+        file_type=options.file_type or spec.dtype,
         threads=spec.threads,
         max_tokens=spec.max_tokens,
-        mmap=mmap,
+        mmap=options.mmap,
     )
 
 

@@ -8,8 +8,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Annotated
 
 import torch
+from msgspec import Meta, Struct
 
 from baselines.stages import fixed_bytes, holds, make_stages
 from tpi.assemble import EngineOptions, OnWait, open_parts
@@ -18,16 +20,32 @@ from tpi.comm.broadcast import Broadcast, StepBroadcast
 from tpi.comm.transport import Recv, Send, Transport
 from tpi.comm.vector import as_bytes
 from tpi.comm.wire import Expect, FrameHeader, FrameType, Op, WireDtype
+from tpi.decode import Count, convert
 from tpi.engine import Engine
+from tpi.errors import ConfigError
 from tpi.memory import StepShape, WindowChoice, plan_memory
 from tpi.node import OpenedEngine, Setup, make_engine_options, read_shard
 from tpi.ranks import MASTER_RANK, Ranks
-from tpi.spec import Fields, NodeSpec, SystemOptions, is_number
+from tpi.spec import NodeSpec, SystemOptions
 from tpi.trace import Tracer
 from tpi.weights.manifest import Manifest
 from tpi.weights.window import Window
 
 _SHOW_LIFE_NS = 200_000_000  # between two signs of progress; heartbeats carry one a second
+
+
+class Options(Struct, frozen=True, forbid_unknown_fields=True):
+    """Of the pipeline.
+
+    Attributes:
+        shares: How much of the layers each device gets; null is the same for all.
+        prefill_chunk: Most prompt tokens in one step.
+        trust_network: Allow addresses other than loopback without encryption.
+    """
+
+    shares: list[Annotated[float, Meta(ge=0, le=1e18)]] | None = None
+    prefill_chunk: Count = 512
+    trust_network: bool = False
 
 
 class WholeParts:
@@ -132,16 +150,12 @@ def setup(spec: NodeSpec) -> Setup:
     Raises:
         ConfigError, WeightsError: options or a folder that cannot be used.
     """
-    fields = Fields(spec.options, "spec options")
-    shares = fields.take("shares", "a list of numbers > 0, or null", _are_shares, None)
+    given = convert(spec.options, Options, "spec options", ConfigError)
     options = SystemOptions(
-        window=None,
-        prefill_chunk=fields.take_int("prefill_chunk", 1, 512),
-        trust_network=fields.take_bool("trust_network", False),
+        window=None, prefill_chunk=given.prefill_chunk, trust_network=given.trust_network
     )
-    fields.finish()
     whole = read_shard(spec, 0, 1)
-    stages = make_stages(whole.config, spec.world_size, shares, whole.dtype)
+    stages = make_stages(whole.config, spec.world_size, given.shares, whole.dtype)
     stage = stages[spec.rank]
     manifest = own_blocks(whole, spec.rank, stage)
     engine_options = make_engine_options(spec, options)
@@ -154,7 +168,3 @@ def setup(spec: NodeSpec) -> Setup:
         options.prefill_chunk, [(s.start, s.stop) for s in stages],
     )  # fmt: skip
     return Setup(options, manifest, agreed, peer_links=True, open=open_it)
-
-
-def _are_shares(value: object) -> bool:
-    return value is None or (isinstance(value, list) and all(is_number(v, 0, 1e18) for v in value))

@@ -3,8 +3,9 @@
 `python -m baselines.reference JOB` reads a job, writes its answer to the file the job names, and
 ends; a program of its own, so that its memory is given back and counted for nobody.
 
-    job     {"schema": 1, "model_dir": "...", "prompt_ids": [1, 2], "new_tokens": 32, "threads": 2,
-             "answers": {"tpi": [5, 7, ...]}, "error_of": "bfloat16" or null, "out": "..."}
+    job     {"schema": 1, "out": "...", "job": {"model_dir": "...", "prompt_ids": [1, 2],
+             "new_tokens": 32, "threads": 2, "answers": {"tpi": [5, 7, ...]},
+             "error_of": "bfloat16" or null}}
     answer  {"schema": 1, "tokens": [...], "largest_logit": 21.3, "logit_error": 0.12 or null,
              "shortfalls": {"tpi": [0.0, 0.03, ...]}}
 
@@ -17,56 +18,55 @@ allows twice that.
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from msgspec import Meta, Struct, to_builtins
+
+from tpi.decode import Count, CountOrZero, Text, decode_file
 from tpi.errors import EXIT_OK, ConfigError, NumericsError, ResourceError, TpiError, map_errors
-from tpi.spec import DTYPES, Fields, is_int
+from tpi.files import write_atomic
 
 if TYPE_CHECKING:
     import torch
 
-_SCHEMA = 1
 # JSON has no infinity.
 _IMPOSSIBLE = 1e30
+_MAX_BYTES = 64 << 20
+_Ids = Annotated[tuple[CountOrZero, ...], Meta(min_length=1)]
 
 
-@dataclass(frozen=True, slots=True)
-class ReferenceJob:
+class ReferenceJob(Struct, frozen=True, forbid_unknown_fields=True):
     """What to compute; see the module's docstring."""
 
-    model_dir: Path
-    prompt_ids: tuple[int, ...]
-    new_tokens: int
-    threads: int = 1
-    answers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    error_of: str | None = None
+    model_dir: Text
+    prompt_ids: _Ids
+    new_tokens: CountOrZero
+    threads: Count = 1
+    answers: dict[str, _Ids] = {}
+    error_of: Literal["float32", "bfloat16"] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Reference:
+class _JobFile(Struct, frozen=True, forbid_unknown_fields=True):
+    schema: Literal[1]
+    job: ReferenceJob
+    out: Text
+
+
+class Reference(Struct, frozen=True, forbid_unknown_fields=True):
     """What came out; see the module's docstring."""
 
-    tokens: tuple[int, ...]
+    tokens: tuple[CountOrZero, ...]
     largest_logit: float
     logit_error: float | None
-    shortfalls: Mapping[str, tuple[float, ...]]
+    shortfalls: dict[str, tuple[float, ...]]
+    schema: Literal[1] = 1
 
 
 def write_job(job: ReferenceJob, path: Path, out: Path) -> None:
     """Write the file that the program reads."""
-    raw = {
-        "schema": _SCHEMA,
-        "model_dir": str(job.model_dir),
-        "prompt_ids": list(job.prompt_ids),
-        "new_tokens": job.new_tokens,
-        "threads": job.threads,
-        "answers": {name: list(tokens) for name, tokens in job.answers.items()},
-        "error_of": job.error_of,
-        "out": str(out),
-    }
+    raw = to_builtins(_JobFile(1, job, str(out)))
     path.write_text(json.dumps(raw), encoding="utf-8")
 
 
@@ -76,22 +76,8 @@ def read_job(path: Path) -> tuple[ReferenceJob, Path]:
     Raises:
         ConfigError: It cannot be read or does not fit.
     """
-    fields = Fields(_load(path), f"job {path}")
-    fields.take("schema", str(_SCHEMA), lambda v: v == _SCHEMA)
-    answers = fields.take("answers", "an object of token lists", _are_answers, {})
-    job = ReferenceJob(
-        model_dir=Path(fields.take_str("model_dir")),
-        prompt_ids=tuple(fields.take("prompt_ids", "a list of token ids", _are_ids)),
-        new_tokens=fields.take_int("new_tokens", 0),
-        threads=fields.take_int("threads", 1, 1),
-        answers={name: tuple(tokens) for name, tokens in answers.items()},
-        error_of=fields.take(
-            "error_of", "a dtype or null", lambda v: v is None or v in DTYPES, None
-        ),
-    )
-    out = Path(fields.take_str("out"))
-    fields.finish()
-    return job, out
+    found = decode_file(path, _JobFile, _MAX_BYTES, ConfigError)
+    return found.job, Path(found.out)
 
 
 def read_reference(path: Path) -> Reference:
@@ -100,19 +86,18 @@ def read_reference(path: Path) -> Reference:
     Raises:
         ConfigError: It cannot be read or does not fit.
     """
-    fields = Fields(_load(path), f"reference {path}")
-    fields.take("schema", str(_SCHEMA), lambda v: v == _SCHEMA)
-    shortfalls = fields.take("shortfalls", "an object", lambda v: isinstance(v, dict))
-    reference = Reference(
-        tokens=tuple(fields.take("tokens", "a list of token ids", _are_ids_or_none)),
-        largest_logit=fields.take("largest_logit", "a number", _is_number),
-        logit_error=fields.take(
-            "logit_error", "a number or null", lambda v: v is None or _is_number(v)
-        ),
-        shortfalls={name: tuple(values) for name, values in shortfalls.items()},
-    )
-    fields.finish()
-    return reference
+    return decode_file(path, Reference, _MAX_BYTES, ConfigError)
+
+
+def write_reference(reference: Reference, path: Path) -> None:
+    """Write the file that `read_reference` reads, whole or not at all.
+
+    Raises:
+        ResourceError: The disk is full or cannot be written.
+    """
+    data = json.dumps(to_builtins(reference), allow_nan=False).encode()
+    with map_errors({OSError: ResourceError}, f"cannot write {path}"):
+        write_atomic(path, data)
 
 
 def compute(job: ReferenceJob) -> Reference:
@@ -124,7 +109,7 @@ def compute(job: ReferenceJob) -> Reference:
     """
     from baselines.huggingface import greedy, load_model
 
-    model = load_model(job.model_dir, "float32", job.threads)
+    model = load_model(Path(job.model_dir), "float32", job.threads)
     shortfalls = {name: _shortfalls(model, job, answer) for name, answer in job.answers.items()}
     if not job.new_tokens:
         return Reference((), 0.0, None, shortfalls)
@@ -136,7 +121,7 @@ def compute(job: ReferenceJob) -> Reference:
     del model
     logit_error = None
     if job.error_of is not None:
-        rounded = load_model(job.model_dir, job.error_of, job.threads)
+        rounded = load_model(Path(job.model_dir), job.error_of, job.threads)
         error_SV = _logits(rounded, job.prompt_ids, tokens) - logits_SV
         logit_error = float(error_SV.abs().max())
     return Reference(tuple(tokens), float(logits_SV.abs().max()), logit_error, shortfalls)
@@ -149,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if len(arguments) != 1:
             raise ConfigError("usage: python -m baselines.reference JOB")
         job, out = read_job(Path(arguments[0]))
-        _write(compute(job), out)
+        write_reference(compute(job), out)
     except TpiError as exc:
         sys.stderr.write(f"error: {exc}\n")
         return exc.exit_status
@@ -181,41 +166,6 @@ def _shortfalls(model: Any, job: ReferenceJob, answer: Sequence[int]) -> tuple[f
     logits_SV = _logits(model, job.prompt_ids, answer)
     chosen_S = logits_SV.gather(1, torch.tensor(answer)[:, None])[:, 0]
     return tuple((logits_SV.max(dim=1).values - chosen_S).tolist())
-
-
-def _write(reference: Reference, out: Path) -> None:
-    raw = {
-        "schema": _SCHEMA,
-        "tokens": list(reference.tokens),
-        "largest_logit": reference.largest_logit,
-        "logit_error": reference.logit_error,
-        "shortfalls": {name: list(values) for name, values in reference.shortfalls.items()},
-    }
-    with map_errors({OSError: ResourceError}, f"cannot write {out}"):
-        temporary = out.with_name(f".{out.name}.tmp")
-        temporary.write_text(json.dumps(raw, allow_nan=False), encoding="utf-8")
-        temporary.replace(out)
-
-
-def _load(path: Path) -> object:
-    with map_errors({OSError: ConfigError, ValueError: ConfigError}, f"cannot read {path}"):
-        return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _are_ids(value: object) -> bool:
-    return isinstance(value, list) and bool(value) and all(is_int(v, 0) for v in value)
-
-
-def _are_ids_or_none(value: object) -> bool:
-    return value == [] or _are_ids(value)
-
-
-def _are_answers(value: object) -> bool:
-    return isinstance(value, dict) and all(_are_ids(tokens) for tokens in value.values())
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ wire; tests hold the counters of real runs against it.
 
 from itertools import pairwise
 
+from tpi.comm.allreduces.traffic import traffic as sum_traffic
 from tpi.comm.topology import chunks, slices
-from tpi.comm.topology import traffic as sum_traffic
 from tpi.comm.wire import HEADER_BYTES
 from tpi.weights.shard import ShardPlan
 

@@ -14,28 +14,36 @@ what a person gets who follows its documentation. `load_s` covers importing and 
 import sys
 from typing import TYPE_CHECKING
 
+from msgspec import Struct
+
 from baselines.program import main
-from tpi.spec import Fields, NodeSpec
+from tpi.decode import convert
+from tpi.errors import ConfigError
+from tpi.spec import NodeSpec
 
 if TYPE_CHECKING:
     from baselines.huggingface import Generator
 
 
+class Options(Struct, frozen=True, forbid_unknown_fields=True):
+    """See the module's docstring."""
+
+    low_cpu_mem_usage: bool = True
+    mmap: bool = True
+
+
 def load(spec: NodeSpec) -> "Generator":
     """Load the spec's folder as its options say."""
-    fields = Fields(spec.options, "spec options")
-    is_lazy = fields.take_bool("low_cpu_mem_usage", True)
-    mmap = fields.take_bool("mmap", True)
-    fields.finish()
+    options = convert(spec.options, Options, "spec options", ConfigError)
     # Only here: a wrong spec is refused before the library's seconds of import.
     from baselines.huggingface import Generator, load_model, load_model_twice
 
-    if is_lazy:
+    if options.low_cpu_mem_usage:
         # Null, not false, is the library's default: it turns mapping off where that is harmful.
-        disable_mmap = None if mmap else True
+        disable_mmap = None if options.mmap else True
         model = load_model(spec.model_dir, spec.dtype, spec.threads, disable_mmap=disable_mmap)
     else:
-        model = load_model_twice(spec.model_dir, spec.dtype, spec.threads, mmap=mmap)
+        model = load_model_twice(spec.model_dir, spec.dtype, spec.threads, mmap=options.mmap)
     return Generator(model)
 
 

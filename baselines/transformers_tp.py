@@ -12,16 +12,26 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
+from msgspec import Struct
+
 from baselines.model import Model, Spent
 from baselines.program import main
 from tpi.config import ModelConfig, load_config
+from tpi.decode import convert
 from tpi.errors import EXIT_OK, ConfigError
-from tpi.spec import Fields, NodeSpec
+from tpi.spec import NodeSpec
 
 if TYPE_CHECKING:
     from baselines.collectives import CollectiveClock
     from baselines.gloo import GlooGroup
     from baselines.huggingface import Generator
+
+
+class Options(Struct, frozen=True, forbid_unknown_fields=True):
+    """`trust_network`: allow addresses other than loopback without encryption."""
+
+    trust_network: bool = False
+
 
 _NOTE = "messages are not counted: gloo does not tell; bytes are those of all TCP connections"
 
@@ -78,9 +88,7 @@ def load(spec: NodeSpec) -> Model:
     Raises:
         ConfigError: So many devices cannot share this model.
     """
-    fields = Fields(spec.options, "spec options")
-    trust_network = fields.take_bool("trust_network", False)
-    fields.finish()
+    options = convert(spec.options, Options, "spec options", ConfigError)
     for problem in problems(load_config(spec.model_dir), spec.world_size, spec.dtype):
         raise ConfigError(f"transformers-tp: {problem}")
     # Only here: a wrong spec is refused before the library's seconds of import.
@@ -93,7 +101,7 @@ def load(spec: NodeSpec) -> Model:
     from baselines.collectives import CollectiveClock
     from baselines.gloo import GlooGroup
 
-    group = GlooGroup(spec, trust_network=trust_network)
+    group = GlooGroup(spec, trust_network=options.trust_network)
     clock = CollectiveClock()
     sharing = DistributedConfig(tp_size=spec.world_size)
     with group.peers_named("the load"):

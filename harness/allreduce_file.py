@@ -7,24 +7,25 @@ a study that asks for the same network, payloads and rounds. Read `Asked` first.
 import contextlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from msgspec import Struct, to_builtins
 
 from results.allreduce_cells import read_body, signed
 from results.environment import host_environment, host_fingerprint
 from results.schema import RecordError
-from tpi.errors import ConfigError
+from tpi.comm.allreduces.registry import PAPER_ALLREDUCES
+from tpi.decode import convert
+from tpi.errors import ConfigError, map_errors
 from tpi.files import write_atomic
 
-ALGORITHMS = ("star", "tree", "ring")
 _SCHEMA = 1
 Key = tuple[str, float, int, int, int]
 
 
-@dataclass(frozen=True, slots=True)
-class Point:
+class Point(Struct, frozen=True, forbid_unknown_fields=True):
     """One latency, undilated, beside what it should be.
 
     Attributes:
@@ -45,14 +46,19 @@ class Point:
     bound_s: float
     published_s: float
 
-    def to_dict(self) -> dict[str, Any]:
-        """As it is kept."""
-        return asdict(self)
-
     @property
     def key(self) -> Key:
         """What it is the latency of."""
         return self.algorithm, self.delay_ms, self.num_bytes, self.world_size, self.rounds
+
+
+class StudyFile(Struct, frozen=True):
+    """What the file holds; `read_body` has checked schema and digest."""
+
+    points: list[Point]
+    environment: dict[str, object] = {}
+    dilation: float | None = None
+    rate_mbps: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +74,7 @@ class Asked:
 
     def keys(self, delay_ms: float) -> Iterator[Key]:
         """Every latency that is asked for at one delay."""
-        for algorithm, num_bytes in itertools.product(ALGORITHMS, self.bytes):
+        for algorithm, num_bytes in itertools.product(PAPER_ALLREDUCES, self.bytes):
             yield algorithm, delay_ms, num_bytes, self.devices, self.rounds
 
     def is_kept(self, path: Path) -> bool:
@@ -90,9 +96,8 @@ class Asked:
         """
         if not path.exists():
             return {}
-        environment = read_study(path).get("environment")
-        here = host_fingerprint(host_environment())
-        if not isinstance(environment, Mapping) or host_fingerprint(environment) != here:
+        environment = read_study(path).environment
+        if host_fingerprint(environment) != host_fingerprint(host_environment()):
             return {}
         points = {point.key: point for point in self._same(path)}
         return {
@@ -112,14 +117,14 @@ class Asked:
             "dilation": self.dilation,
             "rate_mbps": self.rate_mbps,
             "environment": host_environment(),
-            "points": [point.to_dict() for point in points],
+            "points": to_builtins(points),
         }
         write_atomic(path, json.dumps(signed(body), indent=1).encode())
 
     def _same(self, path: Path) -> list[Point]:
         """The points of a file if they were measured on the network that is asked for."""
         kept, asked = read_study(path), (self.dilation, self.rate_mbps)
-        return read_points(path) if (kept.get("dilation"), kept.get("rate_mbps")) == asked else []
+        return kept.points if (kept.dilation, kept.rate_mbps) == asked else []
 
 
 def keep_aside(path: Path, kept: Sequence[Point]) -> Path | None:
@@ -144,18 +149,11 @@ def read_points(path: Path) -> list[Point]:
     Raises:
         ConfigError: It cannot be read, was changed, or is not such a file.
     """
-    points = read_study(path).get("points")
-    try:
-        if not isinstance(points, list):
-            raise TypeError("no list of points")
-        return [Point(**point) for point in points]
-    except TypeError as exc:
-        raise ConfigError(f"{path}: not a study of allreduce: {exc}") from exc
+    return read_study(path).points
 
 
-def read_study(path: Path) -> Mapping[str, object]:
+def read_study(path: Path) -> StudyFile:
     """The whole file; raises as `read_points`."""
-    try:
-        return read_body(path)
-    except RecordError as exc:
-        raise ConfigError(f"{path}: not a study of allreduce: {exc}") from exc
+    where = f"{path}: not a study of allreduce"
+    with map_errors({RecordError: ConfigError}, where):
+        return convert(read_body(path), StudyFile, where, ConfigError)

@@ -11,7 +11,6 @@ it has of the same study is not measured again (`--fresh` does). Read `measure` 
 """
 
 import argparse
-import json
 import os
 import queue
 import secrets
@@ -21,12 +20,13 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
+from msgspec import Struct
 from rich.console import Console
 from rich.table import Table
 
-from harness.allreduce_file import ALGORITHMS, Asked, Point, keep_aside
+from harness.allreduce_file import Asked, Point, keep_aside
 from harness.emulation import open_testbed
 from harness.profiles import LINK_BACKENDS
 from harness.scratch import scratch_folder
@@ -38,7 +38,8 @@ from testbed.janitor import janitor
 from testbed.label import RunLabel
 from testbed.limits import DeviceLimits
 from testbed.link import LinkSpec, wire_bytes
-from tpi.allreduce_cost import ours_allreduce_s, published_link_latency_s
+from tpi.comm.allreduces.registry import PAPER_ALLREDUCES, find_allreduce
+from tpi.decode import decode
 from tpi.errors import EXIT_INTERRUPTED, ConfigError, TpiError
 
 _HOPS_TO_CORE = 2  # of the paper's topology: device, gateway, core
@@ -47,19 +48,29 @@ _DELAY_S, _DEVICE_CPU_S = 5.0, 3.0  # links and containers, and importing torch 
 _WARMUP_ROUNDS = 3  # the window of every connection grows to the payload
 
 
+class _Sum(Struct, frozen=True, forbid_unknown_fields=True):
+    """What a rank of `baselines.sum_rounds` says: `up` alone, or `sum` with all of it."""
+
+    event: str
+    round: int = 0
+    end_ns: int = 0
+    late_ns: int = 0
+    ok: bool = True
+
+
 def expected_s(
     algorithm: str, world_size: int, num_bytes: int, link: LinkSpec
 ) -> tuple[float, float]:
     """(least time with shared ports and headers, the paper's: link latency alone)."""
-    bound = ours_allreduce_s(
-        algorithm,
+    allreduce = find_allreduce(algorithm)
+    bound = allreduce.cost_s(
         world_size=world_size,
         num_bytes=wire_bytes(num_bytes),
         delay_s=2 * link.delay_s,
         rate_bps=link.rate_bps or 1e12,
     )
     hop_s = link.delay_s / _HOPS_TO_CORE
-    return bound, published_link_latency_s(algorithm, hop_s=hop_s, world_size=world_size)
+    return bound, allreduce.published_link_s(hop_s=hop_s, world_size=world_size)
 
 
 def measure(
@@ -82,9 +93,9 @@ def measure(
                 for process in processes:
                     process.send(f"{number} {at_ns}")
                 said = _hear(inbox, len(devices), _ANSWER_S + period_s)
-                if not all(event["ok"] for event in said):
+                if not all(event.ok for event in said):
                     raise DeviceError(f"allreduce {cell[0]} of {cell[1]} bytes: a wrong sum")
-                latencies.append((max(event["end_ns"] for event in said) - at_ns) / 1e9)
+                latencies.append((max(event.end_ns for event in said) - at_ns) / 1e9)
             yield cell, latencies[_WARMUP_ROUNDS:]
     finally:
         for process in processes:
@@ -117,9 +128,9 @@ def _start(
     ]
 
 
-def _hear(inbox: Inbox, count: int, timeout_s: float) -> list[Mapping[str, Any]]:
+def _hear(inbox: Inbox, count: int, timeout_s: float) -> list[_Sum]:
     """One line of every rank."""
-    said: list[Mapping[str, Any]] = []
+    said: list[_Sum] = []
     while len(said) < count:
         try:
             output = inbox.get(timeout=timeout_s)
@@ -128,7 +139,7 @@ def _hear(inbox: Inbox, count: int, timeout_s: float) -> list[Mapping[str, Any]]
         if output.exit is not None:
             last = output.exit.log_tail.strip().splitlines()[-1:] or ["it said nothing"]
             raise DeviceError(f"allreduce: rank {output.device} ended: {last[0]}")
-        said.append(json.loads(output.line))
+        said.append(decode(output.line, _Sum, f"allreduce: rank {output.device}", DeviceError))
     return said
 
 
@@ -155,7 +166,7 @@ def _in_order(asked: Asked, found: Mapping[float, Sequence[Point]]) -> list[Poin
 
 def measure_delay(arguments: argparse.Namespace, delay_ms: float) -> list[Point]:
     """Measure every algorithm and payload on links of one delay."""
-    cells = list(product(ALGORITHMS, arguments.bytes))
+    cells = list(product(PAPER_ALLREDUCES, arguments.bytes))
     link = LinkSpec(delay_ms / 1e3, arguments.rate_mbps * 1e6, 0.0, 16 << 20)
     dilated = link.dilated(arguments.dilation)
     with (
@@ -170,7 +181,10 @@ def measure_delay(arguments: argparse.Namespace, delay_ms: float) -> list[Point]
         ) as testbed,
     ):
         devices = testbed.up(arguments.devices)
-        longest = expected_s("ring", arguments.devices, max(arguments.bytes), dilated)[0]
+        longest = max(
+            expected_s(name, arguments.devices, max(arguments.bytes), dilated)[0]
+            for name in PAPER_ALLREDUCES
+        )
         seen = measure(devices, cells, arguments.rounds, 3 * longest, arguments.dilation)
         return [_point(cell, delay_ms, link, latencies, arguments) for cell, latencies in seen]
 
@@ -226,7 +240,7 @@ def markdown(points: Sequence[Point]) -> str:
 
 
 def _column(column: tuple[int, str]) -> tuple[int, int]:
-    return column[0], ALGORITHMS.index(column[1])
+    return column[0], PAPER_ALLREDUCES.index(column[1])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -286,7 +300,7 @@ def predicted_s(argv: Sequence[str]) -> float:
     """
     arguments = _parsed(argv)
     seconds = 0.0
-    for delay_ms, num_bytes, name in product(arguments.delays, arguments.bytes, ALGORITHMS):
+    for delay_ms, num_bytes, name in product(arguments.delays, arguments.bytes, PAPER_ALLREDUCES):
         link = LinkSpec(delay_ms / 1e3, arguments.rate_mbps * 1e6, 0.0, 16 << 20)
         one_s = expected_s(name, arguments.devices, num_bytes, link)[0] * arguments.dilation
         seconds += (_WARMUP_ROUNDS + arguments.rounds) * (_LEAD_S + one_s)

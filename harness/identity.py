@@ -1,21 +1,23 @@
 """What decides the numbers of one system in one plan; its hash names the run."""
 
-import functools
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 
 from harness.planned import Plan, SystemPlan
-from harness.systems import SYSTEMS
+from harness.source_digest import source_digest
+from harness.systems import REFERENCE, SYSTEMS
 from harness.weights import WeightSet
 from results.environment import DEPENDENCIES, dependency_versions, host_fingerprint
-from results.identity import content_digest
 from testbed.image import image_tag
 from testbed.sim.base import SimRun
 from tpi.config import config_to_json
 
-_ROOT = Path(__file__).parent.parent
-_SIMULATOR = _ROOT / "testbed" / "sim"
+# What makes and measures the devices of a backend. That of Docker imports the limits, links, probes
+# and meters; that of local processes limits nothing.
+_BACKENDS = {"local": "testbed.local", "docker": "testbed.docker"}
+_SIMULATOR = "testbed.sim.simulate"
+_REFERENCE = "baselines.reference"
+_SYNTHETIC = "tpi.weights.synthetic"
 
 
 def decisive(
@@ -41,7 +43,7 @@ def decisive(
         "testbed": _testbed(plan, system),
         "host": host_fingerprint(environment),
         "versions": versions_of(system.name),
-        "source": source_digest(system.name),
+        "source": measured_digest(system.name, plan.config.testbed.backend),
         # Only where it is on: keeping spans takes memory. Without it ids are what they were.
         **({"trace": True} if plan.config.trace else {}),
     }
@@ -68,15 +70,22 @@ def _testbed(plan: Plan, system: SystemPlan) -> dict[str, object]:
 
 def reference_digest() -> str:
     """Digest of the source that the reference's tokens come from."""
-    names = ("reference.py", "model.py", "huggingface.py", "transformers.py")
-    return content_digest([_ROOT / "baselines" / name for name in names])
+    return source_digest(_REFERENCE, _module(REFERENCE))
 
 
-def source_digest(system: str) -> str:
-    """Digest of the source that a system's numbers come from."""
-    modules = [_ROOT / "baselines" / f"{name}.py" for name in SYSTEMS[system].sources]
-    # The simulator has no part in what is measured.
-    return content_digest([_ROOT / "tpi", _ROOT / "testbed", *modules], without=[_SIMULATOR])
+def measured_digest(system: str, backend: str) -> str:
+    """Digest of the source that a system's numbers come from, on devices of a backend.
+
+    The program computes them, the backend enforces limits and links and measures, and what wrote
+    the weights decides how they are read.
+    """
+    writers = SYSTEMS[system].writer, _SYNTHETIC
+    return source_digest(_module(system), _BACKENDS[backend], *writers)
+
+
+def _module(system: str) -> str:
+    """The module that a system's program runs: what follows `-m`."""
+    return SYSTEMS[system].program[1]
 
 
 def simulated_decisive(run: SimRun, calibration_digest: str) -> dict[str, object]:
@@ -97,15 +106,13 @@ def simulated_decisive(run: SimRun, calibration_digest: str) -> dict[str, object
     }
 
 
-@functools.cache  # a sweep asks for it again and again
 def simulator_digest() -> str:
     """Digest of the source that simulated numbers come from.
 
-    That of this project's programs belongs to it: the simulator takes shapes, shares, sizes of
+    Modules of this project's programs belong to it: the simulator takes shapes, shares, sizes of
     blocks and memory from them.
     """
-    sources = [_SIMULATOR, _ROOT / "testbed" / "link.py", _ROOT / "tpi"]
-    return content_digest(sources, without=[_SIMULATOR / "reference.json"])
+    return source_digest(_SIMULATOR)
 
 
 def versions_of(system: str) -> dict[str, str | None]:

@@ -33,8 +33,10 @@ VERBS: Mapping[str, Verb] = {
     "publish": Verb("results.publish", "copy exhibits with the records behind them"),
     "allreduce-study": Verb("harness.allreduce_study", "time allreduces on emulated links"),
     "validate": Verb("testbed.sim.compare", "set the simulator beside measured records"),
-    "published-memory": Verb("results.published_check", "predict the paper's memory cells"),
-    "published-times": Verb("results.published_times", "predict the paper's times"),
+    "published-memory": Verb(
+        "results.paper.authors_model.memory", "predict the paper's memory cells"
+    ),
+    "published-times": Verb("results.paper.authors_model.times", "predict the paper's times"),
     "trace": Verb("results.trace_file", "write a traced run's spans for ui.perfetto.dev"),
     "regression": Verb("harness.regression.main", "compare this tree with its base commit"),
 }

@@ -8,7 +8,8 @@ serves under three names has its options in `node`.
 from dataclasses import asdict, dataclass
 
 from harness.values import check_choice, check_count, check_flag, check_shares, check_size
-from tpi.spec import ALLREDUCES, DTYPES, WIRE_DTYPES
+from tpi.comm.allreduces.registry import find_allreduce
+from tpi.spec import DTYPES, WIRE_DTYPES
 
 QUANTIZATIONS = ("none", "q8_0", "q4_0")
 
@@ -29,7 +30,7 @@ class TpiOptions:
             check_count("window", self.window, or_="all")
         if self.memory_budget is not None:
             self.memory_budget = check_size("memory_budget", self.memory_budget)
-        check_choice("allreduce", self.allreduce, ALLREDUCES)
+        find_allreduce(self.allreduce)
         check_choice("wire_dtype", self.wire_dtype, WIRE_DTYPES)
         self.shares = None if self.shares is None else check_shares("shares", self.shares)
         check_count("prefill_chunk", self.prefill_chunk)

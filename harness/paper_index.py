@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from harness.identity import simulator_digest, source_digest
+from harness.identity import measured_digest, simulator_digest
 from harness.paper_plan import Study
 from results.index import INDEX_FILE, Entry, Index, StudyEntry, read_index, write_index
 from results.schema import RecordError
@@ -139,9 +139,10 @@ def _one_line(text: str) -> str:
 
 
 def _source(entry: Entry) -> str:
-    return (simulator_digest() if entry.is_simulated else _measured_source(entry.system))[:12]
+    return _digest(entry.system, entry.is_simulated)[:12]
 
 
-@functools.cache  # it is asked for after every run
-def _measured_source(system: str) -> str:
-    return source_digest(system)
+@functools.cache  # every entry asks for it after every run
+def _digest(system: str, is_simulated: bool) -> str:
+    # The backend of containers imports that of local processes.
+    return simulator_digest() if is_simulated else measured_digest(system, "docker")

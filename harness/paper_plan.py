@@ -25,20 +25,39 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from msgspec import Struct, field
 
 from harness import allreduce_study
 from harness.systems import SYSTEMS
 from harness.values import nearest
 from results.cells import HOLDERS, SCALES
 from results.index import Entry
+from tpi.decode import Text, convert
 from tpi.errors import ConfigError, map_errors
 
 PAPER_DIR = Path(__file__).parent.parent / "conf" / "paper"
 STUDIES = {"allreduce": "figure3"}  # and the exhibit that each is for
 _ALL_SCALES = "simulated"
-_SECTION = ("common", "runs", "studies")
-_RUN = ("for", "exhibits", "row", "columns", "overrides")
+_ADVICE = "texts such as on, off, yes, no or 1 need quotes"
 _HOLE = re.compile(r"\{(\w+)\}")
+
+
+class _Run(Struct, frozen=True, forbid_unknown_fields=True):
+    """One product; `axes` is the key `for`."""
+
+    row: Text
+    columns: dict[str, str]
+    axes: dict[str, list[str | int | float]] = field(name="for", default_factory=dict)
+    exhibits: list[Text] | None = None
+    overrides: list[Text] = []
+
+
+class _Section(Struct, frozen=True, forbid_unknown_fields=True):
+    """What some scales run."""
+
+    common: list[Text] = []
+    runs: list[_Run] = []
+    studies: dict[str, list[Text]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +89,11 @@ def read_plan(scale: str, folder: Path = PAPER_DIR) -> PaperPlan:
     entries: list[Entry] = []
     studies: list[Study] = []
     for path in sorted(folder.glob("*.yaml"), key=_in_order):
-        for name, section in _mapping(_load(path), str(path)).items():
+        sections = convert(_load(path), dict[str, _Section], str(path), ConfigError, _ADVICE)
+        for name, section in sections.items():
             where = f"{path}: {name}"
-            checked = _mapping(section, where, _SECTION)
             # All are checked, whatever the scale.
-            found = [*_entries(checked, path.stem, where)], [*_studies(checked, where)]
+            found = [*_entries(section, path.stem, where)], [*_studies(section, where)]
             only = name.partition(",")[0]
             if only not in (*SCALES, _ALL_SCALES):
                 close = nearest(only, (*SCALES, _ALL_SCALES))
@@ -139,65 +158,43 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _entries(section: Mapping[str, object], stem: str, where: str) -> Iterator[Entry]:
-    common = _texts(section.get("common", []), f"{where}: common")
-    for number, raw in enumerate(_list(section.get("runs", []), f"{where}: runs"), start=1):
+def _entries(section: _Section, stem: str, where: str) -> Iterator[Entry]:
+    for number, run in enumerate(section.runs, start=1):
         here = f"{where}: run {number}"
-        run = _mapping(raw, here, _RUN)
-        exhibits = _texts(run.get("exhibits", [stem]), f"{here}: exhibits")
-        for exhibit in exhibits:
-            if exhibit not in HOLDERS:
-                close = nearest(exhibit, HOLDERS)
-                raise ConfigError(f"{here}: exhibits: unknown {exhibit!r}{close}")
-        overrides = [*common, *_texts(run.get("overrides", []), f"{here}: overrides")]
-        columns = _columns(run.get("columns"), here)
-        row = _text(run.get("row"), f"{here}: row")
-        for values in _product(run.get("for", {}), f"{here}: for"):
+        exhibits = [stem] if run.exhibits is None else run.exhibits
+        _check_names("exhibits: unknown", exhibits, HOLDERS, here)
+        if not run.columns:
+            raise ConfigError(f"{here}: columns: none, expected COLUMN: SYSTEM")
+        for column, system in run.columns.items():
+            _check_names(f"columns: {column}: unknown system", [system], SYSTEMS, here)
+        overrides = [*section.common, *run.overrides]
+        for choices in itertools.product(*run.axes.values()):
+            values = dict(zip(run.axes, map(str, choices), strict=True))
             filled = tuple(_fill(text, values, here) for text in overrides)
-            for exhibit, (column, system) in itertools.product(exhibits, columns.items()):
+            for exhibit, (column, system) in itertools.product(exhibits, run.columns.items()):
                 yield Entry(
                     exhibit=exhibit,
-                    row=_fill(row, values, here),
+                    row=_fill(run.row, values, here),
                     column=_fill(column, values, here),
                     system=system,
                     overrides=filled,
                 )
 
 
-def _studies(section: Mapping[str, object], where: str) -> Iterator[Study]:
-    studies = _mapping(section.get("studies", {}), f"{where}: studies")
-    for name, arguments in studies.items():
-        if name not in STUDIES:
-            raise ConfigError(f"{where}: studies: unknown {name!r}{nearest(name, STUDIES)}")
-        texts = _texts(arguments, f"{where}: studies: {name}")
+def _studies(section: _Section, where: str) -> Iterator[Study]:
+    for name, arguments in section.studies.items():
+        _check_names("studies: unknown", [name], STUDIES, where)
         with map_errors({ConfigError: ConfigError}, f"{where}: studies: {name}"):
-            allreduce_study.predicted_s(texts)
-        yield Study(name, STUDIES[name], tuple(texts))
+            allreduce_study.predicted_s(arguments)
+        yield Study(name, STUDIES[name], tuple(arguments))
 
 
-def _columns(raw: object, where: str) -> dict[str, str]:
-    columns = _mapping(raw, f"{where}: columns")
-    if not columns:
-        raise ConfigError(f"{where}: columns: none, expected COLUMN: SYSTEM")
-    for column, system in columns.items():
-        if system not in SYSTEMS:
-            close = nearest(str(system), SYSTEMS)
-            raise ConfigError(f"{where}: columns: {column}: unknown system {system!r}{close}")
-    return {column: str(system) for column, system in columns.items()}
-
-
-def _product(raw: object, where: str) -> Iterator[dict[str, str]]:
-    axes = _mapping(raw, where)
-    values = [_list(choices, f"{where}: {name}") for name, choices in axes.items()]
-    for name, choices in zip(axes, values, strict=True):
-        for choice in choices:
-            if isinstance(choice, bool) or not isinstance(choice, str | int | float):
-                raise ConfigError(
-                    f"{where}: {name}: got {choice!r}, expected a text or a number (on, off, yes"
-                    " and no need quotes)"
-                )
-    for combination in itertools.product(*values):
-        yield {name: str(value) for name, value in zip(axes, combination, strict=True)}
+def _check_names(
+    what: str, names: Sequence[str], known: Sequence[str] | Mapping[str, object], where: str
+) -> None:
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"{where}: {what} {name!r}{nearest(name, known)}")
 
 
 def _fill(text: str, values: Mapping[str, str], where: str) -> str:
@@ -206,32 +203,3 @@ def _fill(text: str, values: Mapping[str, str], where: str) -> str:
         if name not in values:
             raise ConfigError(f"{where}: {text!r}: {{{name}}} is not among `for`")
     return _HOLE.sub(lambda match: values[match[1]], text)
-
-
-def _mapping(raw: object, where: str, known: Sequence[str] = ()) -> dict[str, object]:
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{where}: got {raw!r}, expected a mapping")
-    for key in raw:
-        if not isinstance(key, str):
-            raise ConfigError(
-                f"{where}: got the key {key!r}, expected a text; put quotes around it"
-            )
-        if known and key not in known:
-            raise ConfigError(f"{where}: unknown {key!r}{nearest(key, known)}")
-    return raw
-
-
-def _list(raw: object, where: str) -> list[object]:
-    if not isinstance(raw, list):
-        raise ConfigError(f"{where}: got {raw!r}, expected a list")
-    return raw
-
-
-def _texts(raw: object, where: str) -> list[str]:
-    return [_text(item, where) for item in _list(raw, where)]
-
-
-def _text(raw: object, where: str) -> str:
-    if not isinstance(raw, str) or not raw:
-        raise ConfigError(f"{where}: got {raw!r}, expected a text; put quotes around it")
-    return raw

@@ -12,11 +12,12 @@ import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from baselines.reference import Reference as Answer
-from baselines.reference import ReferenceJob, read_reference, write_job
+from baselines.reference import ReferenceJob, read_reference, write_job, write_reference
 from harness.forms import reference_form
 from harness.identity import reference_digest
 from harness.live import Live
@@ -28,7 +29,6 @@ from results.environment import dependency_versions
 from results.schema import Check
 from testbed.local import device_environment
 from tpi.errors import TpiError, map_errors
-from tpi.files import write_atomic
 
 # The program needs no device: it runs on all cores, since only its tokens matter.
 _MODULE = "baselines.reference"
@@ -51,7 +51,7 @@ class Reference:
         self._live = live
         self._weights = weights
         self._job = ReferenceJob(
-            model_dir=weights.hf.absolute(),
+            model_dir=str(weights.hf.absolute()),
             prompt_ids=prompt_ids,
             new_tokens=plan.new_tokens,
             threads=threads,
@@ -88,20 +88,13 @@ class Reference:
         if not path.exists():
             if system != REFERENCE:
                 return self._answer(self._job, path).tokens
-            raw = {
-                "schema": 1,
-                "tokens": list(tokens),
-                "largest_logit": 0.0,
-                "logit_error": None,
-                "shortfalls": {},
-            }
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(path, json.dumps(raw).encode())
+            write_reference(Answer(tokens, 0.0, None, {}), path)
         return read_reference(path).tokens
 
     def _bounded(self, system: SystemPlan, tokens: tuple[int, ...]) -> Check:
         """Two jobs: what the reference says itself, once, and what it thinks of these tokens."""
-        job = replace(self._job, model_dir=self._weights.reference_dir(system).absolute())
+        job = replace(self._job, model_dir=str(self._weights.reference_dir(system).absolute()))
         form = {"form": reference_form(system.form).folder_name}
         own = self._once(replace(job, error_of="bfloat16"), {**form, "error_of": "bfloat16"})
         job = replace(job, new_tokens=0, answers={"answer": tokens})

@@ -3,12 +3,14 @@
 Rates are low ends of what was seen on two-core virtual machines (2023 EPYC and Xeon), per thread.
 """
 
+import math
 from dataclasses import dataclass
 
 from harness.config import Config
 from harness.host import Host
 from testbed.limits import DeviceLimits
 from testbed.link import LinkSpec
+from tpi.comm.allreduces.star import Star
 from tpi.config import DTYPE_BYTES, ModelConfig
 from tpi.weights.hf_folder import required_hf_bytes
 
@@ -89,10 +91,12 @@ class Setting:
         if devices < 2:
             return 0.0
         links = self.links[:devices]
-        delay_s = 4 * max((link.delay_s for link in links), default=0.0)
-        rates = [link.rate_bps for link in links if link.rate_bps]
-        wire_s = 16 * num_bytes * (devices - 1) / min(rates) if rates else 0.0
-        return devices * _MESSAGE_S + delay_s + wire_s
+        return devices * _MESSAGE_S + Star().cost_s(
+            world_size=devices,
+            num_bytes=num_bytes,
+            delay_s=2 * max((link.delay_s for link in links), default=0.0),
+            rate_bps=min((link.rate_bps for link in links if link.rate_bps), default=math.inf),
+        )
 
     @property
     def hidden_bytes(self) -> int:

@@ -32,7 +32,7 @@ class System:
     Attributes:
         options: Class of its options.
         program: What starts it, after the device's Python; the path of its spec is appended.
-        sources: Modules of `baselines/` that its numbers come from, beside all of `tpi/`.
+        writer: Module that writes the weights it reads.
         packages: Python packages that must be there.
         distributions: What an extra installs them as, whose versions decide its numbers.
         extra: The extra of this project that installs them; empty if they come with it.
@@ -41,7 +41,7 @@ class System:
 
     options: type[SystemOptions]
     program: tuple[str, ...]
-    sources: tuple[str, ...] = ()
+    writer: str = "tpi.weights.split"
     packages: tuple[str, ...] = ("torch",)
     extra: str = ""
     distributions: tuple[str, ...] = ()
@@ -53,56 +53,41 @@ def _baseline(module: str) -> tuple[str, ...]:
 
 
 _NODE = ("-m", "tpi.cli", "node")
+_HF_WRITER = "tpi.weights.hf_folder"
 _HF = ("torch", "transformers")
 SYSTEMS: Mapping[str, System] = {
     "tpi": System(TpiOptions, _NODE, distributed=True),
     "tpi-resident": System(ResidentOptions, _NODE, distributed=True),
     "transformers": System(
-        TransformersOptions,
-        _baseline("transformers"),
-        ("transformers", "program", "model", "spans", "huggingface"),
-        _HF,
+        TransformersOptions, _baseline("transformers"), writer=_HF_WRITER, packages=_HF
     ),
     "transformers-window": System(WindowOptions, _NODE),
     "transformers-tp": System(
         TransformersTpOptions,
         _baseline("transformers_tp"),
-        ("transformers_tp", "collectives", "gloo", "program", "model", "spans", "huggingface"),
-        _HF,
+        writer=_HF_WRITER,
+        packages=_HF,
         distributed=True,
     ),
     "accelerate": System(
         AccelerateOptions,
         _baseline("accelerate"),
-        ("accelerate", "offload", "program", "model", "spans", "huggingface"),
-        (*_HF, "accelerate"),
+        writer=_HF_WRITER,
+        packages=(*_HF, "accelerate"),
     ),
     "accelerate-2024": System(
         Accelerate2024Options,
         _baseline("accelerate_2024"),
-        ("accelerate_2024", "offload", "program", "model", "spans", "huggingface"),
-        (*_HF, "accelerate"),
+        writer=_HF_WRITER,
+        packages=(*_HF, "accelerate"),
     ),
-    "galaxy": System(
-        GalaxyOptions,
-        _baseline("galaxy"),
-        ("galaxy", "galaxy_engine", "galaxy_setup", "ring", "tiles"),
-        distributed=True,
-    ),
-    "pipeline": System(
-        PipelineOptions,
-        _baseline("pipeline"),
-        ("pipeline", "pipeline_engine", "stages"),
-        distributed=True,
-    ),
+    "galaxy": System(GalaxyOptions, _baseline("galaxy"), distributed=True),
+    "pipeline": System(PipelineOptions, _baseline("pipeline"), distributed=True),
     "llamacpp": System(
         LlamacppOptions,
         _baseline("llamacpp"),
-        (
-            *("llamacpp", "llama_library", "program", "model", "spans"),
-            *("gguf_file", "gguf_header", "gguf_layout", "gguf_quantize"),
-        ),
-        ("llama_cpp", "gguf"),
+        writer="baselines.gguf_file",
+        packages=("llama_cpp", "gguf"),
         extra="llamacpp",
         distributions=("llama_cpp_python", "gguf"),
     ),

@@ -13,6 +13,7 @@ from results.cells import Cell, Place
 from results.identity import digest_of
 from results.index import StudyEntry
 from results.schema import RecordError
+from tpi.comm.allreduces.registry import PAPER_ALLREDUCES
 from tpi.errors import ConfigError, map_errors
 from tpi.files import parse_json, read_small_file
 from tpi.spec import Fields
@@ -22,7 +23,6 @@ STUDY_FILE = "allreduce.json"
 _DIGEST = "study_sha256"
 _SCHEMA = 1
 _LINKS_TO_CORE = 2  # device, gateway, core
-_ALGORITHMS = ("star", "tree", "ring")
 _MAX_BYTES = 16 << 20
 _PAPER_BYTES = 4
 LINKS_MS = ("1", "2", "4", "6", "8", "10")  # of figure 3, 0 left out
@@ -54,7 +54,9 @@ def allreduce_cells(
 
 def _absent(word: str, detail: str, scale: str) -> tuple[Cell, ...]:
     rows = ("0", *LINKS_MS)
-    places = [Place("figure3", row, name, "allreduce_s") for row in rows for name in _ALGORITHMS]
+    places = [
+        Place("figure3", row, name, "allreduce_s") for row in rows for name in PAPER_ALLREDUCES
+    ]
     return tuple(Cell(p, "measured", word=word, scale=scale, detail=detail) for p in places)
 
 
@@ -101,7 +103,7 @@ def read_study(path: Path, scale: str) -> tuple[Cell, ...]:
 
 def _cells(point: Fields, scale: str, dilation: float, network: str) -> Iterator[Cell]:
     """What was measured, and the closed forms that the study took for its own network."""
-    algorithm = point.take_choice("algorithm", _ALGORITHMS)
+    algorithm = point.take_choice("algorithm", PAPER_ALLREDUCES)
     link_ms = point.take("delay_ms", "a number >= 0", _is_number) / _LINKS_TO_CORE
     num_bytes, world_size = point.take_int("num_bytes", 1), point.take_int("world_size", 2)
     median, low, high = (

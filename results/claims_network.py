@@ -22,13 +22,19 @@ from results.verdicts import (
     within,
     worst,
 )
-from tpi.allreduce_cost import ours_allreduce_s, ours_chained_star_s, published_link_latency_s
+from tpi.comm.allreduces.registry import PAPER_ALLREDUCES, find_allreduce
+from tpi.comm.allreduces.star import Star
 from tpi.units import format_seconds
 
 HOPS, DEVICES, RATE_BPS = 4, 8, 300e6  # Klonet, sections 4 and A.7
 SMALL, LARGE = 4, 32 << 10  # bytes: figure 3, and the hidden state of a 70B model in float32
 KLONET_MS = "1"
-RATIOS = {"tree": 2.0, "ring": 7.0}  # 16 and 56 links to the star's 8
+# 2 for the tree and 7 for the ring: 16 and 56 links to the star's 8.
+RATIOS = {
+    name: find_allreduce(name).published_traversals(DEVICES) / Star().published_traversals(DEVICES)
+    for name in PAPER_ALLREDUCES
+    if name != Star.name
+}
 # What `source` says of a payload, by kind of evidence.
 _SOURCES = {
     (MEASURED, SMALL): "4 bytes", (MEASURED, LARGE): "32 KiB",
@@ -96,7 +102,7 @@ def latency_bounds(view: View) -> Finding:
 
 
 def _reported_bound() -> Item:
-    links_s = published_link_latency_s("star", hop_s=float(KLONET_MS) / 1e3)
+    links_s = Star().published_link_s(hop_s=float(KLONET_MS) / 1e3)
     share = _REPORTED_DATA_S / (_REPORTED_DATA_S + links_s)
     words = f"{format_seconds(_REPORTED_DATA_S)} of data (section 3.2)"
     figure = f"payload {percent(share)}: {words}, {format_seconds(links_s)} of links"
@@ -124,16 +130,14 @@ def _payload(view: View, row: str, *, decides: bool) -> Item:
 
 def crossing_delay_s(num_bytes: int = LARGE, rate_bps: float = RATE_BPS) -> float:
     """One-way delay between two devices at which 2 (N - 1) payloads cost as much as the links."""
-    cost = ours_allreduce_s(
-        "star", world_size=DEVICES, num_bytes=num_bytes, delay_s=0.0, rate_bps=rate_bps
-    )
+    cost = Star().cost_s(world_size=DEVICES, num_bytes=num_bytes, delay_s=0.0, rate_bps=rate_bps)
     return cost / 2
 
 
 def _crossing() -> Item:
     """Where the proof stops being true, since it leaves out the port that payloads share."""
     payloads_s = 2 * crossing_delay_s()
-    chained_s = ours_chained_star_s(
+    chained_s = Star().chained_s(
         world_size=DEVICES, num_bytes=LARGE, delay_s=0.0, rate_bps=RATE_BPS
     )
     links = [format_seconds(each / 2 / HOPS) for each in (payloads_s, chained_s)]
@@ -147,7 +151,7 @@ def _crossing() -> Item:
 
 def _rows(view: View) -> list[str]:
     """The figure's link latencies above 0, and others that were measured for all devices."""
-    names = ("star", *RATIOS)
+    names = PAPER_ALLREDUCES
     more = {row for row in view.rows("figure3") if float(row) > 0} - set(LINKS_MS)
     if view.kind != MEASURED:  # a study's closed forms may be of fewer devices
         more = set()
@@ -164,7 +168,7 @@ def _value(view: View, row: str, name: str) -> Spread | None:
     return view.value(allreduce_place(row, name), _SOURCES.get((view.kind, SMALL), ""))
 
 
-def _missing(view: View, row: str, names: Sequence[str] = ("star", *RATIOS)) -> str:
+def _missing(view: View, row: str, names: Sequence[str] = PAPER_ALLREDUCES) -> str:
     source = _SOURCES.get((view.kind, SMALL), "")
     seen = {name: view.look(allreduce_place(row, name), source) for name in names}
     reasons = [f"{name} {s.reason}" for name, s in seen.items() if not s.has_value]

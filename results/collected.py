@@ -11,8 +11,8 @@ from results.allreduce_cells import allreduce_cells
 from results.book import Book, read_book
 from results.computed import computed_cells
 from results.index import read_index
+from results.paper.authors_model.times import published_time_cells
 from results.pipeline_shares import of_pipelines
-from results.published_times import published_time_cells
 from results.reported import reported_cells
 
 

@@ -1,8 +1,8 @@
 """Cells that follow from a model's shape and a formula alone, beside what the paper reports.
 
 One place may have several, told apart by `source`: "as published" is the authors' implementation
-(`published_memory.py`), "formula" and "published: hops" the paper's own formulas, "ours" what
-`tpi` makes of it: its plan of memory, its files, its cost of an allreduce. Read `computed_cells`.
+(`paper/authors_model/memory.py`), "formula" and "published: hops" the paper's own formulas, "ours"
+what `tpi` makes of it: its plan of memory, its files, its cost of an allreduce.
 """
 
 import functools
@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 
 from results.cells import Cell, Place
-from results.published_memory import (
+from results.paper.authors_model.memory import (
     WINDOWS,
     Setting,
     memory_cells,
@@ -18,7 +18,7 @@ from results.published_memory import (
     setting_of,
 )
 from results.reported import reported_cells
-from tpi.allreduce_cost import ours_allreduce_s, published_link_latency_s
+from tpi.comm.allreduces.registry import find_allreduce
 from tpi.config import ModelConfig, load_preset
 from tpi.memory import block_bytes, choose_window
 from tpi.planner import published_block_bytes
@@ -106,7 +106,9 @@ def _stored_blocks(model: str, devices: int, rank: int) -> tuple[tuple[BlockId, 
 
 def _block_sizes() -> Iterator[Cell]:
     config = load_preset(_TABLE4_MODEL)
-    formula = published_block_bytes(config, 1 / _TABLE4_DEVICES)
+    formula = published_block_bytes(
+        config, config.num_kv_heads / _TABLE4_DEVICES, config.ffn_size / _TABLE4_DEVICES
+    )
     plan = make_shard_plan(config, _TABLE4_DEVICES)
     ours = dict.fromkeys(formula, 0)
     rows = {"embed": "preprocess", "attn": "attention", "ffn": "ffn", "head": "postprocess"}
@@ -175,16 +177,15 @@ def _allreduce_over_latency() -> Iterator[Cell]:
         place = cell.place
         if place.exhibit != "figure3":
             continue
-        hop_s = float(place.row) / 1e3
+        hop_s, allreduce = float(place.row) / 1e3, find_allreduce(place.column)
         yield _computed(
             place,
-            published_link_latency_s(place.column, hop_s=hop_s),
+            allreduce.published_link_s(hop_s=hop_s),
             HOPS,
             "links passed one after another, times their latency; no payload",
         )
         for source, num_bytes in _PAYLOADS.items():
-            value = ours_allreduce_s(
-                place.column,
+            value = allreduce.cost_s(
                 world_size=_DEVICES,
                 num_bytes=num_bytes,
                 delay_s=_HOPS_PER_PATH * hop_s,

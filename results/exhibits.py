@@ -8,6 +8,7 @@ Source of every shape: arXiv:2410.00531v1. Read `LAYOUTS` first.
 from dataclasses import dataclass
 
 from results.cells import VALIDATION
+from tpi.comm.allreduces.registry import PAPER_ALLREDUCES
 
 VALIDATION_TITLE = "Simulated beside measured"
 MODELS = (
@@ -129,7 +130,7 @@ LAYOUTS = {
     "figure3": Layout(
         "allreduce latency over link latency",
         (),
-        ("star", "tree", "ring"),
+        PAPER_ALLREDUCES,
         ((("allreduce_s",),),),
         caption="Points: measured, pale where devices were dilated. Full lines: computed from"
         " delays and ports that payloads share; dashed: the paper's count of hops alone. The ring"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from testbed.bands import Expected, Figure, ProbeReport, judge, judge_limit, measured_twice
 from testbed.base import Device
-from testbed.probe_agents import ANSWER_S, Agents, Answer, number_in, probe_agents, why_not
+from testbed.probe_agents import ANSWER_S, Agents, Answer, probe_agents
 from testbed.probe_links import probe_links
 from tpi.errors import ConfigError
 
@@ -102,7 +102,7 @@ def _cpu(agents: Agents, expected: Sequence[Expected], *, is_upper: bool) -> lis
     }
     answers = agents.ask(commands, seconds + ANSWER_S)
     return [
-        judge(i, "cpus", share, number_in(answer, "cpus"), why=why_not(answer), is_upper=is_upper)
+        judge(i, "cpus", share, answer.cpus, why=answer.error, is_upper=is_upper)
         for (i, share), answer in zip(shares.items(), answers, strict=True)
     ]
 
@@ -144,8 +144,9 @@ class _Disks:
     def _judge(self, index: int, cap: int | None, answer: Answer | None) -> Figure:
         if answer is None:
             return judge(index, "read_bps", cap, None, why="there is no file to read")
-        measured, why = number_in(answer, "read_bps"), why_not(answer)
-        return judge(index, "read_bps", cap, measured, why=why, is_upper=self._is_upper)
+        return judge(
+            index, "read_bps", cap, answer.read_bps, why=answer.error, is_upper=self._is_upper
+        )
 
 
 def _disk_command(device: Device, expected: Expected) -> dict[str, object]:

@@ -11,9 +11,12 @@ import queue
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Annotated
+
+from msgspec import Meta, Struct
 
 from testbed.base import Device, DeviceError, Inbox, Process, make_inbox
+from tpi.decode import decode
 
 # No site packages: the interpreter starts in a third of the time.
 _PROGRAM = ("-S", "-m", "testbed.probe_agent")
@@ -24,7 +27,31 @@ _GRACE_S = 5.0
 # Beyond what a task takes by itself.
 ANSWER_S = 20.0
 
-Answer = Mapping[str, Any]
+
+class Answer(Struct, frozen=True, forbid_unknown_fields=True):
+    """A line of an agent: what it has measured, or in `message` why it has not.
+
+    Attributes:
+        event: The task, `up`, or `error`.
+        port: On which it listens (`serve`).
+        cpus: Cores that it had (`burn`); likewise `read_bps` of `disk` and `rate_bps` of `send`.
+        rtts_s: Of every `ping`.
+        bytes: How many were read or sent.
+    """
+
+    event: str
+    message: str = ""
+    port: int | None = None
+    cpus: float | None = None
+    read_bps: float | None = None
+    rate_bps: float | None = None
+    rtts_s: Annotated[list[float], Meta(min_length=1)] | None = None
+    bytes: int | None = None
+
+    @property
+    def error(self) -> str:
+        """What an error says; nothing of an answer that is none."""
+        return self.message if self.event == "error" else ""
 
 
 class Agents:
@@ -94,34 +121,22 @@ def probe_agents(devices: Sequence[Device]) -> Iterator[Agents]:
             processes = list(pool.map(start, devices))
         agents = Agents(processes, inbox)
         for device, answer in enumerate(agents.answers(range(len(devices)), _START_S)):
-            if answer.get("event") != "up":
-                raise DeviceError(f"device {device}: the probe did not start: {why_not(answer)}")
+            if answer.event != "up":
+                raise DeviceError(f"device {device}: the probe did not start: {answer.error}")
         yield agents
     finally:
         Agents(started, inbox).stop()
 
 
-def number_in(answer: Answer, name: str) -> float | None:
-    """A number of an answer; None if it has none."""
-    value = answer.get(name)
-    return float(value) if isinstance(value, int | float) else None
-
-
 def _parse(line: bytes) -> Answer:
-    with contextlib.suppress(ValueError):
-        found = json.loads(line)
-        if isinstance(found, dict) and "event" in found:
-            return found
-    return _error(f"not an answer: {line[:80]!r}")
+    try:
+        return decode(line, Answer, "probe", DeviceError)
+    except DeviceError:
+        return _error(f"not an answer: {line[:80]!r}")
 
 
 def _error(message: str) -> Answer:
-    return {"event": "error", "message": message}
-
-
-def why_not(answer: Answer) -> str:
-    """What an error says; nothing of an answer that is none."""
-    return str(answer.get("message", "")) if answer.get("event") == "error" else ""
+    return Answer("error", message)
 
 
 def _end_words(oom: bool, log_tail: str) -> str:

@@ -21,7 +21,7 @@ from testbed.bands import (
     rtt_band_s,
 )
 from testbed.link import MSS_BYTES, LinkSpec
-from testbed.probe_agents import ANSWER_S, Agents, number_in, why_not
+from testbed.probe_agents import ANSWER_S, Agents
 
 _MASTER = 0
 _LEAD_S = 0.05
@@ -47,10 +47,10 @@ def probe_links(
     """Measure all workers' links to the master, which listens at `address` meanwhile."""
     workers = range(1, len(agents))
     (served,) = agents.ask({_MASTER: {"do": "serve", "address": address}}, ANSWER_S)
-    if served.get("event") != "serve":
-        why = f"the master does not listen: {why_not(served)}"
+    if served.event != "serve":
+        why = f"the master does not listen: {served.error}"
         return [judge(i, "rtt_s", _rtt_s(expected, i), None, why=why) for i in workers]
-    where = {"address": address, "port": served["port"]}
+    where = {"address": address, "port": served.port}
     figures = measured_twice(lambda: _pings(agents, where, expected, dilation))
     for worker in workers:
         figures += measured_twice(partial(_rate, agents, where, expected, worker))
@@ -96,9 +96,9 @@ def _pings(
     for i, rtt_s, answer in zip(workers, rtts_s, answers, strict=True):
         loss = path_loss(expected[i].link, expected[_MASTER].link)
         wanted = rtt_s if loss < _MOST_LOSS else None
-        measured = statistics.median(answer["rtts_s"]) if "rtts_s" in answer else None
+        measured = None if answer.rtts_s is None else statistics.median(answer.rtts_s)
         band = rtt_band_s(rtt_s, dilation)
-        figures.append(judge(i, "rtt_s", wanted, measured, band=band, why=why_not(answer)))
+        figures.append(judge(i, "rtt_s", wanted, measured, band=band, why=answer.error))
     return figures
 
 
@@ -116,8 +116,7 @@ def _rate(
     (answer,) = agents.ask({worker: command}, 2 * timeout_s)
     # TCP does not fill a link that loses packets, by chance or for want of room.
     is_upper = path_loss(link, master) > 0 or not is_filled
-    rate_bps, why = number_in(answer, "rate_bps"), why_not(answer)
-    return [judge(worker, "rate_bps", wanted, rate_bps, why=why, is_upper=is_upper)]
+    return [judge(worker, "rate_bps", wanted, answer.rate_bps, why=answer.error, is_upper=is_upper)]
 
 
 def _rtt_s(expected: Sequence[Expected], worker: int) -> float:

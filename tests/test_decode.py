@@ -21,6 +21,7 @@ class Inner(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Outer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     items: list[Inner]
     sizes: dict[str, int] = {}
+    parts: dict[str, Inner] = {}
     name: Text = "a"
     flag: bool = False
     ids: tuple[Annotated[int, Meta(ge=0)], ...] = ()
@@ -51,7 +52,11 @@ class Outer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         ('{"items": [], "flag": 1}', "flag must be true or false, got 1"),
         ('{"items": [], "ids": [3, -1]}', "ids[1] must be an integer >= 0, got -1"),
         ('{"items": [], "code": "1"}', "code must be two digits, got '1'"),
-        ('{"items": [], "sizes": {"a": "b"}}', "sizes.* must be an integer"),
+        ('{"items": [], "sizes": {"a": "b"}}', "sizes.a must be an integer, got 'b'"),
+        (
+            '{"items": [], "parts": {"a": {"count": 1}, "b.c": {"count": 0}}}',
+            f"parts[b.c].count must be {COUNT}, got 0",
+        ),
         ('{"items": [], "items": []}', "the JSON key 'items' appears twice in one object"),
         ('{"items": [], "ids": [NaN]}', "the JSON number NaN is not finite"),
         ("{", "not JSON: "),
@@ -67,3 +72,13 @@ def test_refusal_is_one_line_with_file_key_expected_and_found(raw, words):
 def test_what_fits_is_a_typed_value():
     raw = {"items": [{"count": 2, "share": 1}], "ids": [1, 2]}
     assert convert(raw, Outer, "x", ConfigError) == Outer([Inner(2, share=1.0)], ids=(1, 2))
+
+
+def test_a_key_that_is_no_text_is_shown():
+    with pytest.raises(ConfigError, match=r"x: sizes.True: the key must be a string, got True"):
+        convert({"items": [], "sizes": {"a": 1, True: 2}}, Outer, "x", ConfigError)
+
+
+def test_advice_ends_the_line():
+    with pytest.raises(ConfigError, match=r"^x: items is missing; ask again$"):
+        convert({}, Outer, "x", ConfigError, "ask again")

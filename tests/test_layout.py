@@ -21,7 +21,7 @@ TORCH_FREE = (
     "tpi.errors", "tpi.ranks", "tpi.trace", "tpi.config", "tpi.spec", "tpi.events", "tpi.cli",
     "tpi.weights.shard", "tpi.weights.blockfile", "tpi.planner", "tpi.plan_report",
     "tpi.comm.wire", "harness.config", "harness.plan", "results.schema", "results.tables", "run",
-    "results.reported", "results.computed", "results.published_times", "results.render",
+    "results.reported", "results.computed", "results.paper.authors_model.times", "results.render",
     "results.claims", "results.paper.report.main",
     "testbed.sim.simulate", "testbed.sim.calibration", "testbed.sim.compare",
     "harness.simulation", "harness.calibrate",

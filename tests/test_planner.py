@@ -78,7 +78,7 @@ def test_retaining_ffn_blocks_reaches_the_steady_state_where_nothing_else_does()
 
 
 def test_block_sizes_are_those_of_table_4():
-    size = published_block_bytes(load_preset("llama2-7b"), 0.25)
+    size = published_block_bytes(load_preset("llama2-7b"), kv_heads=8, ffn_columns=2752)
     rounded = {kind: round(num_bytes / MIB) for kind, num_bytes in size.items()}
     assert rounded == {"preprocess": 500, "attention": 64, "ffn": 129, "postprocess": 500}
 
@@ -88,7 +88,7 @@ def test_block_sizes_are_those_of_table_4():
 )
 def test_published_master_peak_is_embedding_head_and_the_blocks_between(window, attentions, ffns):
     config = load_preset("llama2-7b")
-    size = published_block_bytes(config, 0.25)
+    size = published_block_bytes(config, kv_heads=8, ffn_columns=2752)
     expected = size["preprocess"] + size["postprocess"]
     expected += attentions * size["attention"] + ffns * size["ffn"]
     assert published_peak_bytes(config, 0.25, window, is_master=True) == pytest.approx(expected)
@@ -96,7 +96,7 @@ def test_published_master_peak_is_embedding_head_and_the_blocks_between(window, 
 
 def test_published_peak_of_a_window_of_one_and_of_a_worker():
     config = load_preset("llama2-7b")
-    size = published_block_bytes(config, 0.25)
+    size = published_block_bytes(config, kv_heads=8, ffn_columns=2752)
     one = published_peak_bytes(config, 0.25, 1, is_master=True, gamma=2)
     assert one == pytest.approx(2 * size["postprocess"])
     worker = published_peak_bytes(config, 0.25, 3, is_master=False)

@@ -124,7 +124,7 @@ def test_options_of_tpi_have_defaults_and_are_checked():
     for options, message in [
         ({"windows": 2}, "unknown key 'windows'"),
         ({"window": 0}, 'window must be an integer >= 1 or "all", got 0'),
-        ({"allreduce": "mesh"}, "allreduce must be star | tree"),
+        ({"allreduce": "mesh"}, "allreduce: got 'mesh', expected star | tree"),
         ({"memory_budget": -1}, "memory_budget must be bytes"),
     ]:
         with pytest.raises(ConfigError) as caught:

@@ -17,7 +17,8 @@ from tests.checkpoints import NEW_TOKENS, PROMPT_IDS, reference_logits, referenc
 from tests.checkpoints import shared_checkpoint as checkpoint
 from tests.cluster import run_cluster
 from tpi.assemble import EngineOptions, plan_rank
-from tpi.comm.topology import ALGORITHMS, traffic
+from tpi.comm.allreduces.registry import allreduce_names
+from tpi.comm.allreduces.traffic import traffic
 from tpi.comm.wire import HEADER_BYTES
 from tpi.config import RopeScaling
 from tpi.model.llama import Llama
@@ -73,7 +74,7 @@ def test_reference_is_worth_comparing_with():
     assert len(PROMPT_IDS) > 16  # original_max_position_embeddings of llama3_rope
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", allreduce_names())
 def test_every_allreduce_gives_the_same_tokens(split_once, algorithm):
     folder, shards = split_once("gqa2", 4)
     result = run_cluster(shards, list(PROMPT_IDS), NEW_TOKENS, allreduce=algorithm)
@@ -81,7 +82,7 @@ def test_every_allreduce_gives_the_same_tokens(split_once, algorithm):
 
 
 @pytest.mark.parametrize("world_size", [1, 3, 4])
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", allreduce_names())
 def test_a_token_costs_a_broadcast_2l_minus_1_allreduces_and_a_reduce(
     split_once, algorithm, world_size
 ):

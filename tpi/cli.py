@@ -192,7 +192,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--memory-budget", type=_size, metavar="BYTES", help="such as 2GiB")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument(
-        "--allreduce", choices=("star", "tree", "ring", "direct", "exchange"), default="star"
+        "--allreduce", default="star", metavar="NAME", help="star, tree, ring, ... (default star)"
     )
     parser.add_argument("--wire-dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--threads", type=_positive, help="per device; default: cores / devices")
@@ -207,8 +207,10 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
 
 
 def _generate(args: argparse.Namespace) -> int:
+    from tpi.comm.allreduces.registry import find_allreduce
     from tpi.launch import GenerateOptions, generate
 
+    find_allreduce(args.allreduce)  # an unknown one is refused before anything is started
     text_out = sys.stdout
 
     def show(text: str) -> None:

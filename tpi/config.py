@@ -8,14 +8,16 @@ ignored. Read `parse_config` first.
 """
 
 import difflib
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
+from typing import Annotated, Any
 
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from tpi.decode import Text, convert, shown
 from tpi.errors import ConfigError
 from tpi.files import parse_json, read_small_file
-from tpi.jsonkeys import JsonKeys, json_object
 
 CONFIG_FILE = "config.json"
 MAX_CONFIG_BYTES = 1 << 20
@@ -28,15 +30,25 @@ _ARCHITECTURES = {
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
 }
+_ADVICE = "use the config.json that belongs to this model"
 # Far above any known model (405B: 126 layers, width 16384; vocabularies of 262144) and low
 # enough that no product of two of them can overflow or exhaust memory by itself.
-_MAX_LAYERS = 1024
-_MAX_WIDTH = 1 << 17
-_MAX_HEADS = 2048
-_MAX_HEAD_SIZE = 2048
-_MAX_FFN = 1 << 20
 _MAX_VOCAB = 1 << 22
-_MAX_POSITIONS = 1 << 26
+_Layers = Annotated[int, Meta(ge=1, le=1024)]
+_Width = Annotated[int, Meta(ge=1, le=1 << 17)]
+_Heads = Annotated[int, Meta(ge=1, le=2048)]
+_HeadSize = Annotated[int, Meta(ge=1, le=2048)]
+_FfnSize = Annotated[int, Meta(ge=1, le=1 << 20)]
+_Vocab = Annotated[int, Meta(ge=1, le=_MAX_VOCAB)]
+_Positions = Annotated[int, Meta(ge=1, le=1 << 26)]
+_Epsilon = Annotated[float, Meta(ge=0.0, le=0.1)]
+_Theta = Annotated[float, Meta(ge=1.0, le=1e12)]
+_Factor = Annotated[float, Meta(ge=1e-3, le=1e6)]
+_Share = Annotated[float, Meta(ge=0.0, le=1.0)]
+_TokenId = Annotated[int, Meta(ge=0, lt=_MAX_VOCAB)]
+_TokenIds = Annotated[
+    _TokenId | list[_TokenId] | None, Meta(description="a token id or a list of token ids")
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,23 +93,57 @@ class ModelConfig:
         return self.num_heads // self.num_kv_heads
 
 
-class _ConfigKeys(JsonKeys):
-    """The keys of a `config.json`; what is wrong with it is the user's to change."""
+class _RopeKeys(Struct, frozen=True):
+    """`rope_scaling` or `rope_parameters` of a `config.json`."""
 
-    error = ConfigError
-    advice = "use the config.json that belongs to this model"
-
-    def token_ids(self, key: str) -> tuple[int, ...]:
-        """One token id or a list of them; none if the key is missing or null."""
-        value = self.raw.get(key)
-        ids = value if isinstance(value, list) else [] if value is None else [value]
-        for item in ids:
-            if not isinstance(item, int) or isinstance(item, bool) or not 0 <= item < _MAX_VOCAB:
-                raise self.fail(key, "a token id or a list of token ids")
-        return tuple(ids)
+    rope_type: Text | None = None
+    type: Text | None = None
+    rope_theta: _Theta | None = None
+    factor: _Factor | None = None
+    low_freq_factor: _Factor | None = None
+    high_freq_factor: _Factor | None = None
+    original_max_position_embeddings: _Positions | None = None
+    partial_rotary_factor: _Share | None = None
 
 
-def parse_config(raw: Mapping[str, object], where: str) -> ModelConfig:
+class _ConfigKeys(Struct, frozen=True):
+    """The keys of a `config.json` that are used; others are no concern of ours.
+
+    Null counts as missing, as it does for Transformers.
+    """
+
+    hidden_size: _Width
+    intermediate_size: _FfnSize
+    num_hidden_layers: _Layers
+    num_attention_heads: _Heads
+    vocab_size: _Vocab
+    max_position_embeddings: _Positions
+    rms_norm_eps: _Epsilon
+    architectures: list[str] | None = None
+    model_type: Text | None = None
+    # Of these two, missing and null differ.
+    num_key_value_heads: _Heads | UnsetType | None = UNSET
+    sliding_window: _Positions | UnsetType | None = UNSET
+    use_sliding_window: bool | None = None
+    layer_types: list[str] | None = None
+    head_dim: _HeadSize | None = None
+    hidden_act: Text | None = None
+    quantization_config: Any = None
+    attention_bias: bool | None = None
+    mlp_bias: bool | None = None
+    tie_word_embeddings: bool | None = None
+    dtype: Text | None = None
+    torch_dtype: Text | None = None
+    eos_token_id: _TokenIds = None
+    bos_token_id: _TokenIds = None
+    rope_theta: _Theta | None = None
+    rope_scaling: _RopeKeys | None = None
+    rope_parameters: _RopeKeys | None = None
+    original_max_position_embeddings: _Positions | None = None
+    partial_rotary_factor: _Share | None = None
+
+
+def parse_config(raw: object, where: str) -> ModelConfig:
     """Check the content of a `config.json` and put it into our words.
 
     Args:
@@ -109,140 +155,169 @@ def parse_config(raw: Mapping[str, object], where: str) -> ModelConfig:
             that is not implemented (another architecture, rope type, activation, sliding
             window, quantised weights).
     """
-    keys = _ConfigKeys(raw, where)
+    keys = convert(raw, _ConfigKeys, where, ConfigError, _ADVICE)
+    try:
+        return _model_config(keys)
+    except _Refusal as exc:
+        raise ConfigError(f"{where}: {exc}") from exc
+
+
+class _Refusal(Exception):
+    """A key that does not fit the others, or asks for what is not implemented."""
+
+    def __init__(self, key: str, expected: str, got: object, advice: str = _ADVICE) -> None:
+        super().__init__(f"{key} must be {expected}, got {shown(got)}; {advice}")
+
+
+def _model_config(keys: _ConfigKeys) -> ModelConfig:
     architecture = _architecture(keys)
-    hidden_size = keys.integer("hidden_size", 1, _MAX_WIDTH)
-    num_heads = keys.integer("num_attention_heads", 1, _MAX_HEADS)
-    max_positions = keys.integer("max_position_embeddings", 1, _MAX_POSITIONS)
-    _refuse_unsupported(keys, architecture, max_positions)
-    theta, rope = _rope(keys, max_positions)
-    attention_bias = keys.flag("attention_bias") and architecture in ("llama", "qwen3")
-    bos = keys.token_ids("bos_token_id")
+    _refuse_unsupported(keys, architecture)
+    theta, rope = _rope(keys)
+    attention_bias = bool(keys.attention_bias) and architecture in ("llama", "qwen3")
+    bos = _token_ids(keys.bos_token_id)
     return ModelConfig(
         architecture=architecture,
-        num_layers=keys.integer("num_hidden_layers", 1, _MAX_LAYERS),
-        hidden_size=hidden_size,
-        num_heads=num_heads,
-        num_kv_heads=_num_kv_heads(keys, architecture, num_heads),
-        head_size=_head_size(keys, architecture, hidden_size, num_heads),
-        ffn_size=keys.integer("intermediate_size", 1, _MAX_FFN),
-        vocab_size=keys.integer("vocab_size", 1, _MAX_VOCAB),
-        max_positions=max_positions,
-        rms_eps=keys.number("rms_norm_eps", 0.0, 0.1),
+        num_layers=keys.num_hidden_layers,
+        hidden_size=keys.hidden_size,
+        num_heads=keys.num_attention_heads,
+        num_kv_heads=_num_kv_heads(keys, architecture),
+        head_size=_head_size(keys, architecture),
+        ffn_size=keys.intermediate_size,
+        vocab_size=keys.vocab_size,
+        max_positions=keys.max_position_embeddings,
+        rms_eps=keys.rms_norm_eps,
         rope_theta=theta,
         rope=rope,
         qkv_bias=attention_bias or architecture == "qwen2",
         out_bias=attention_bias,
-        ffn_bias=keys.flag("mlp_bias") and architecture == "llama",
+        ffn_bias=bool(keys.mlp_bias) and architecture == "llama",
         qk_norm=architecture == "qwen3",
-        tied_embeddings=keys.flag("tie_word_embeddings"),
+        tied_embeddings=bool(keys.tie_word_embeddings),
         dtype=_dtype(keys),
-        eos_token_ids=keys.token_ids("eos_token_id"),
+        eos_token_ids=_token_ids(keys.eos_token_id),
         bos_token_id=bos[0] if bos else None,
     )
+
+
+def _token_ids(ids: _TokenIds) -> tuple[int, ...]:
+    if ids is None:
+        return ()
+    return (ids,) if isinstance(ids, int) else tuple(ids)
 
 
 def _architecture(keys: _ConfigKeys) -> str:
     supported = ", ".join(_ARCHITECTURES)
     advice = f"models that run are {supported}"
-    model_type = keys.word("model_type", "")
-    if model_type and model_type not in _ARCHITECTURES.values():
-        raise keys.fail("model_type", "one of " + ", ".join(_ARCHITECTURES.values()), advice)
-    if not keys.given("architectures"):
-        if not model_type:
-            raise keys.fail("architectures", "a list with one class name", advice)
-        return model_type
-    names = keys.raw["architectures"]
-    if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
-        raise keys.fail("architectures", "a list with one class name", advice)
+    named, names = keys.model_type, keys.architectures
+    if named is not None and named not in _ARCHITECTURES.values():
+        known = ", ".join(_ARCHITECTURES.values())
+        raise _Refusal("model_type", f"one of {known}", named, advice)
+    if names is None and named is not None:
+        return named
+    if names is None or len(names) != 1:
+        raise _Refusal("architectures", "a list with one class name", names, advice)
     if names[0] not in _ARCHITECTURES:
-        raise keys.fail("architectures", f"one of {supported}", "other models do not run")
-    if model_type not in ("", _ARCHITECTURES[names[0]]):
-        raise keys.fail("model_type", f"{_ARCHITECTURES[names[0]]!r} for {names[0]}")
+        one_of = f"a list with one of {supported}"
+        raise _Refusal("architectures", one_of, names, "other models do not run")
+    if named not in (None, _ARCHITECTURES[names[0]]):
+        raise _Refusal("model_type", f"{_ARCHITECTURES[names[0]]!r} for {names[0]}", named)
     return _ARCHITECTURES[names[0]]
 
 
-def _refuse_unsupported(keys: _ConfigKeys, architecture: str, max_positions: int) -> None:
-    if keys.given("quantization_config"):
-        raise keys.fail(
-            "quantization_config", "no quantisation", "use the float32, float16 or bfloat16 model"
-        )
-    if keys.word("hidden_act", "silu") not in ("silu", "swish"):
-        raise keys.fail("hidden_act", "'silu'", "other activations do not run")
+def _refuse_unsupported(keys: _ConfigKeys, architecture: str) -> None:
+    if keys.quantization_config is not None:
+        raise _Refusal(
+            "quantization_config", "null (no quantisation)", keys.quantization_config,
+            "use the float32, float16 or bfloat16 model",
+        )  # fmt: skip
+    if keys.hidden_act not in (None, "silu", "swish"):
+        raise _Refusal("hidden_act", "'silu'", keys.hidden_act, "other activations do not run")
     advice = "only models with full attention run"
     if architecture == "mistral":
         # Transformers takes 4096 where Mistral's key is missing; null means full attention.
-        missing = "sliding_window" not in keys.raw
-        if (missing or keys.given("sliding_window")) and (
-            keys.integer("sliding_window", 1, _MAX_POSITIONS, 4096) < max_positions
-        ):
-            raise keys.fail("sliding_window", f"null, or at least {max_positions}", advice)
-    elif keys.flag("use_sliding_window"):
-        raise keys.fail("use_sliding_window", "false", advice)
-    layer_types = keys.raw.get("layer_types")
-    if layer_types is not None and (
-        not isinstance(layer_types, list) or any(t != "full_attention" for t in layer_types)
-    ):
-        raise keys.fail("layer_types", "'full_attention' in every layer", advice)
+        window = 4096 if keys.sliding_window is UNSET else keys.sliding_window
+        if window is not None and window < keys.max_position_embeddings:
+            expected = f"null, or at least {keys.max_position_embeddings}"
+            raise _Refusal("sliding_window", expected, window, advice)
+    elif keys.use_sliding_window:
+        raise _Refusal("use_sliding_window", "false", True, advice)
+    if any(kind != "full_attention" for kind in keys.layer_types or ()):
+        expected = "'full_attention' in every layer"
+        raise _Refusal("layer_types", expected, keys.layer_types, advice)
 
 
-def _num_kv_heads(keys: _ConfigKeys, architecture: str, num_heads: int) -> int:
+def _num_kv_heads(keys: _ConfigKeys, architecture: str) -> int:
+    num_heads, num_kv_heads = keys.num_attention_heads, keys.num_key_value_heads
     # Only Llama's configs may leave the key out; the defaults of the others are not the heads.
-    may_miss = architecture == "llama" or "num_key_value_heads" in keys.raw
-    num_kv_heads = keys.integer(
-        "num_key_value_heads", 1, num_heads, num_heads if may_miss else None
-    )
+    if num_kv_heads is UNSET and architecture != "llama":
+        raise _Refusal("num_key_value_heads", f"a divisor of {num_heads}", None)
+    num_kv_heads = num_kv_heads or num_heads
     if num_heads % num_kv_heads:
-        raise keys.fail("num_key_value_heads", f"a divisor of num_attention_heads ({num_heads})")
+        expected = f"a divisor of num_attention_heads ({num_heads})"
+        raise _Refusal("num_key_value_heads", expected, num_kv_heads)
     return num_kv_heads
 
 
-def _head_size(keys: _ConfigKeys, architecture: str, hidden_size: int, num_heads: int) -> int:
-    default = None if architecture == "qwen3" else max(hidden_size // num_heads, 1)
-    if default and not keys.given("head_dim") and hidden_size % num_heads:
-        raise keys.fail(
-            "hidden_size", f"a multiple of num_attention_heads ({num_heads})", "or give head_dim"
-        )
-    head_size = keys.integer("head_dim", 1, _MAX_HEAD_SIZE, default)
+def _head_size(keys: _ConfigKeys, architecture: str) -> int:
+    head_size, num_heads = keys.head_dim, keys.num_attention_heads
+    if head_size is None and architecture == "qwen3":
+        raise _Refusal("head_dim", "an even number", None)
+    if head_size is None and keys.hidden_size % num_heads:
+        expected = f"a multiple of num_attention_heads ({num_heads})"
+        raise _Refusal("hidden_size", expected, keys.hidden_size, "or give head_dim")
+    head_size = head_size or keys.hidden_size // num_heads
     if head_size % 2:
-        raise keys.fail("head_dim", "an even number, since rotary embedding turns pairs")
+        expected = "an even number, since rotary embedding turns pairs"
+        raise _Refusal("head_dim", expected, head_size)
     return head_size
 
 
 def _dtype(keys: _ConfigKeys) -> str:
-    key = "dtype" if keys.given("dtype") else "torch_dtype"
-    name = keys.word(key, "float32").removeprefix("torch.")
+    key, given = ("dtype", keys.dtype) if keys.dtype else ("torch_dtype", keys.torch_dtype)
+    name = (given or "float32").removeprefix("torch.")
     if name not in DTYPES:
-        raise keys.fail(key, "one of " + ", ".join(DTYPES))
+        raise _Refusal(key, "one of " + ", ".join(DTYPES), given)
     return name
 
 
-def _rope(keys: _ConfigKeys, max_positions: int) -> tuple[float, RopeScaling]:
+def _rope(keys: _ConfigKeys) -> tuple[float, RopeScaling]:
     """Base and scaling; `rope_scaling` wins over `rope_parameters`, as in Transformers."""
-    theta = keys.number("rope_theta", 1.0, 1e12, 1e4)
-    name = "rope_scaling" if keys.raw.get("rope_scaling") else "rope_parameters"
-    inner = _ConfigKeys(keys.mapping(name) if keys.given(name) else {}, f"{keys.where}: {name}")
-    theta = inner.number("rope_theta", 1.0, 1e12, theta)
-    for holder in (keys, inner):
-        if holder.number("partial_rotary_factor", 0.0, 1.0, 1.0) != 1.0:
-            raise holder.fail("partial_rotary_factor", "1", "partly rotated heads do not run")
-    key = "rope_type" if inner.given("rope_type") else "type"
-    kind = inner.word(key, "default")
+    empty = _RopeKeys()
+    scaled = keys.rope_scaling or empty
+    name = "rope_parameters" if scaled == empty else "rope_scaling"
+    rope = (keys.rope_parameters or empty) if scaled == empty else scaled
+    theta = rope.rope_theta or keys.rope_theta or 1e4
+    for prefix, share in ("", keys.partial_rotary_factor), (f"{name}.", rope.partial_rotary_factor):
+        if share not in (None, 1.0):
+            advice = "partly rotated heads do not run"
+            raise _Refusal(f"{prefix}partial_rotary_factor", "1", share, advice)
+    kind = rope.rope_type or rope.type or "default"
     if kind == "default":
         return theta, RopeScaling()
     if kind not in ("linear", "llama3"):
-        raise inner.fail(key, "'default', 'linear' or 'llama3'", "other rope types do not run")
-    factor = inner.number("factor", 1e-3, 1e6)
+        key = f"{name}.rope_type" if rope.rope_type else f"{name}.type"
+        expected = "'default', 'linear' or 'llama3'"
+        raise _Refusal(key, expected, kind, "other rope types do not run")
+    factor = _needed(f"{name}.factor", rope.factor)
     if kind == "linear":
         return theta, RopeScaling("linear", factor)
-    low = inner.number("low_freq_factor", 1e-3, 1e6)
-    high = inner.number("high_freq_factor", 1e-3, 1e6)
+    low = _needed(f"{name}.low_freq_factor", rope.low_freq_factor)
+    high = _needed(f"{name}.high_freq_factor", rope.high_freq_factor)
     if low >= high:
-        raise inner.fail("high_freq_factor", f"more than low_freq_factor ({low:g})")
-    name = "original_max_position_embeddings"
-    holder = keys if keys.given(name) else inner  # outside wins, too
-    original = holder.integer(name, 1, _MAX_POSITIONS, max_positions)
+        expected = f"more than low_freq_factor ({low:g})"
+        raise _Refusal(f"{name}.high_freq_factor", expected, high)
+    original = (  # outside wins, too
+        keys.original_max_position_embeddings
+        or rope.original_max_position_embeddings
+        or keys.max_position_embeddings
+    )
     return theta, RopeScaling("llama3", factor, low, high, original)
+
+
+def _needed(key: str, value: float | None) -> float:
+    if value is None:
+        raise _Refusal(key, "a number from 0.001 to 1e+06", None)
+    return value
 
 
 def load_config(folder: Path) -> ModelConfig:
@@ -256,13 +331,7 @@ def load_config(folder: Path) -> ModelConfig:
         raise ConfigError(f"{folder}: expected a folder with a {CONFIG_FILE}, got no such folder")
     path = folder / CONFIG_FILE
     data = read_small_file(path, MAX_CONFIG_BYTES, ConfigError, follow=True)
-    return _parse_bytes(data, str(path))
-
-
-def _parse_bytes(data: bytes, where: str) -> ModelConfig:
-    return parse_config(
-        json_object(parse_json(data, where, ConfigError), where, ConfigError), where
-    )
+    return parse_config(parse_json(data, str(path), ConfigError), str(path))
 
 
 def preset_names() -> tuple[str, ...]:
@@ -285,7 +354,8 @@ def load_preset(name: str) -> ModelConfig:
             f"; did you mean {near[0]!r}?"
         )
     data = (resources.files("tpi.presets") / f"{name}.json").read_bytes()
-    return _parse_bytes(data, f"preset {name}")
+    where = f"preset {name}"
+    return parse_config(parse_json(data, where, ConfigError), where)
 
 
 def config_to_json(config: ModelConfig) -> dict[str, object]:

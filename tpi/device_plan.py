@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tpi.allreduce_cost import ours_allreduce_s
+from tpi.comm.allreduces.registry import find_allreduce
 from tpi.config import DTYPE_BYTES, ModelConfig
 from tpi.memory import WindowChoice, block_bytes, choose_window
 from tpi.planner import (
@@ -110,8 +110,7 @@ def make_report(model: str, config: ModelConfig, options: PlanOptions) -> PlanRe
     if options.times is not None:
         allreduce_s = options.times.allreduce_s
     else:
-        allreduce_s = ours_allreduce_s(
-            options.allreduce,
+        allreduce_s = find_allreduce(options.allreduce).cost_s(
             world_size=options.devices,
             num_bytes=config.hidden_size * DTYPE_BYTES[options.wire_dtype],
             delay_s=options.rates.link_delay_s,

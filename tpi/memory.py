@@ -9,7 +9,8 @@ import functools
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 
-from tpi.comm.topology import CHUNK_ELEMENTS, arity
+from tpi.comm.allreduces.registry import find_allreduce
+from tpi.comm.topology import CHUNK_ELEMENTS
 from tpi.config import DTYPE_BYTES, ModelConfig
 from tpi.errors import ResourceError
 from tpi.ranks import MASTER_RANK
@@ -117,10 +118,10 @@ def _comm_bytes(config: ModelConfig, world_size: int, *, is_master: bool, shape:
     if world_size == 1:
         return 0
     chunk = 4 * min(shape.rows * config.hidden_size, CHUNK_ELEMENTS)
-    others = world_size - 1
-    places = {"tree": arity(world_size), "exchange": others}.get(shape.allreduce, 1)
-    # The last sum of a step goes straight to the master, whatever the algorithm.
-    places = others if is_master else places
+    # The last sum of a step goes straight to the master, whatever the allreduce.
+    places = (
+        world_size - 1 if is_master else find_allreduce(shape.allreduce).inbox_chunks(world_size)
+    )
     packed = 2 * shape.rows * config.hidden_size if shape.wire_dtype == "bfloat16" else 0
     return (places + 1) * chunk + packed
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 
 from tpi.assemble import EngineOptions, OnWait, open_engine, plan_rank
+from tpi.comm.allreduces.registry import find_allreduce
 from tpi.comm.join import join
 from tpi.comm.mesh import Deadlines, SocketMesh, Transport
 from tpi.engine import Engine
@@ -87,7 +88,7 @@ def tpi_setup(spec: NodeSpec) -> Setup:
             manifest.plan_digest, spec.dtype, options.allreduce, options.wire_dtype,
             spec.max_batch, spec.max_tokens, options.prefill_chunk,
         ),
-        peer_links=options.allreduce != "star",
+        peer_links=find_allreduce(options.allreduce).needs_peer_links,
         open=open_it,
     )  # fmt: skip
 

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from tpi.comm.topology import ALGORITHMS
 from tpi.config import DTYPES, load_config, load_preset
 from tpi.device_plan import DeviceRow, PlanOptions, PlanReport, Rates, make_report
 from tpi.errors import EXIT_OK, ConfigError
@@ -38,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-batch", type=_count, default=1, metavar="N", help="sequences at once")
     add("--max-tokens", type=_count, default=128, metavar="N", help="prompt and new tokens")
     add("--prefill-chunk", type=_count, default=512, metavar="N", help="prompt tokens in a step")
-    add("--allreduce", choices=ALGORITHMS, default="star")
+    add("--allreduce", default="star", metavar="NAME", help="star, tree, ring, ... (default star)")
     add("--wire-dtype", choices=("float32", "bfloat16"), default="float32")
     add(
         "--disk-rate", type=_size, default=10**9, metavar="SIZE", help="bytes a second; default 1GB"

@@ -3,7 +3,7 @@
 `published_*` is what arXiv:2410.00531 says, letter by letter. Ours, which the engine obeys and the
 harness believes: for time `predict_step`, which replays the window's rule block by block, with the
 finite window and the blocks that the propositions leave out; for memory `tpi/memory.py`; for
-allreduces `tpi/allreduce_cost.py`. Times are seconds, sizes bytes.
+allreduces `tpi/comm/allreduces/`. Times are seconds, sizes bytes.
 """
 
 from collections.abc import Sequence
@@ -117,21 +117,29 @@ def published_stalls(t: LayerTimes, num_layers: int) -> list[float]:
     return stalls
 
 
-def published_block_bytes(config: ModelConfig, share: float) -> dict[str, float]:
-    """Return bytes in float32 of the paper's four blocks on a device with `share` of the model.
+def published_block_bytes(
+    config: ModelConfig, kv_heads: float, ffn_columns: float
+) -> dict[str, float]:
+    """Return bytes in float32 of the paper's four blocks on a device with a share of the model.
+
+    Args:
+        config: Of the whole model.
+        kv_heads: The device's; each comes with its query heads. Not whole where p is not.
+        ffn_columns: The device's.
 
     Source: arXiv:2410.00531, Table 4: preprocess hv, attention 2 (a + b) h^2 p / a + h, FFN
-    3 h s p + h, postprocess hv + h. Ours: `tpi.memory.block_bytes`, from the files' layout; there
-    a head's size need not be h / a, shares are whole heads, the embedding is read by row and the
-    head is a run of tiles.
+    3 h s p + h, postprocess hv + h, where b p are the KV heads and s p the columns. h / a is the
+    size of a head. Ours: `tpi.memory.block_bytes`, from the files' layout; there the embedding is
+    read by row and the head is a run of tiles.
     """
-    width, vocab = config.hidden_size, config.vocab_size
-    kv = config.num_kv_heads / config.num_heads
+    width = config.hidden_size
+    table = 4 * width * config.vocab_size
+    heads = kv_heads * (config.q_per_kv + 1)
     return {
-        "preprocess": 4.0 * width * vocab,
-        "attention": 4.0 * (2 * (1 + kv) * width**2 * share + width),
-        "ffn": 4.0 * (3 * width * config.ffn_size * share + width),
-        "postprocess": 4.0 * (width * vocab + width),
+        "preprocess": table,
+        "attention": 4 * (2 * heads * config.head_size * width + width),
+        "ffn": 4 * (3 * width * ffn_columns + width),
+        "postprocess": table + 4 * width,
     }
 
 
@@ -144,7 +152,7 @@ def published_peak_bytes(
     given; the one that fits the paper's tables runs from 1.4 to 1.8, and for window 2 eq. (7)
     does not depend on the share although the measurements do. Ours: `tpi.memory`.
     """
-    size = published_block_bytes(config, share)
+    size = published_block_bytes(config, share * config.num_kv_heads, share * config.ffn_size)
     if not is_master:
         return gamma * (window // 2 * size["attention"] + (window + 1) // 2 * size["ffn"])
     if window == 1:

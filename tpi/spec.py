@@ -20,12 +20,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tpi.comm.allreduces.registry import find_allreduce
 from tpi.errors import ConfigError
 
 SPEC_SCHEMA = 1
 DTYPES = ("float32", "bfloat16")
 WIRE_DTYPES = ("float32", "bfloat16")
-ALLREDUCES = ("star", "tree", "ring", "direct", "exchange")
 
 # A prompt of a million ids is 8 MB of JSON; more is a mistake, not a prompt.
 _MAX_SPEC_BYTES = 64 << 20
@@ -268,7 +268,7 @@ def system_options(spec: NodeSpec) -> SystemOptions:
             lambda v: v is None or is_int(v, 1, 1 << 62),
             None,
         ),
-        allreduce=fields.take_choice("allreduce", ALLREDUCES, "star"),
+        allreduce=find_allreduce(fields.take("allreduce", "a name", _is_text, "star")).name,
         wire_dtype=fields.take_choice("wire_dtype", WIRE_DTYPES, "float32"),
         prefill_chunk=fields.take_int("prefill_chunk", 1, 512),
         trust_network=fields.take_bool("trust_network", False),

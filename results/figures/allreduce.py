@@ -30,7 +30,7 @@ from results.marks import kind_of
 PAYLOADS = ("4 bytes", "32 KiB")
 _LARGE = PAYLOADS[1]
 _POINT: dict[str, Any] = {"marker": "o", "linestyle": ""}
-_MARKERS = {"star": "o", "tree": "s", "ring": "^"}
+_MARKERS = ("o", "s", "^")  # one a column of the figure
 _METRIC = "allreduce_s"
 
 
@@ -80,14 +80,14 @@ def is_hops(cell: Cell) -> bool:
 
 
 def _draw(axes: Axes, cells: Sequence[Cell]) -> None:
-    for number, name in enumerate(_MARKERS):
+    for number, name in enumerate(LAYOUTS["figure3"].columns):
         mine = [cell for cell in cells if cell.place.column == name and cell.value is not None]
         computed = [cell for cell in mine if cell.evidence == "computed"]
         _line(axes, [c for c in computed if is_hops(c)], PALETTE[number], "--")
         _line(axes, [c for c in computed if not is_hops(c)], PALETTE[number], "-")
         for cell in mine:
             if cell.evidence != "computed":
-                _point(axes, cell, PALETTE[number], _MARKERS[name])
+                _point(axes, cell, PALETTE[number], _MARKERS[number])
     words = {cell.word for cell in cells if cell.evidence == "measured" and cell.word}
     if not any(c.evidence == "measured" and c.value is not None for c in cells):
         text = f"measured: {', '.join(sorted(words)) or 'not run'}"
@@ -125,7 +125,7 @@ def _xy(cell: Cell) -> tuple[float, float]:
 def _handles(cells: Sequence[Cell]) -> list[Line2D]:
     there = {kind_of(cell) for cell in cells if cell.value is not None}
     handles = [
-        Line2D([], [], color=PALETTE[i], marker=_MARKERS[name], markersize=4, label=name)
+        Line2D([], [], color=PALETTE[i], marker=_MARKERS[i], markersize=4, label=name)
         for i, name in enumerate(LAYOUTS["figure3"].columns)
     ]
     points = [("measured", "measured"), ("dilated", _dilated(cells)), ("simulated", "simulated")]

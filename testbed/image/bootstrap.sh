@@ -22,8 +22,9 @@ if [ -n "${proxy:-}" ] && [ -z "${http_proxy:-}" ]; then export http_proxy=$prox
 root=$(mktemp -d "$(dirname "$tarfile")/base.XXXXXX")
 trap 'rm -rf --one-file-system "$root"' EXIT
 # libgomp1 and libstdc++6 are what compiled wheels take from the system.
+# Without a mirror of the host's, debootstrap takes its own default.
 debootstrap --variant=minbase --include=python3,libgomp1,libstdc++6 "$suite" "$root" \
-  "${found:-http://deb.debian.org/debian}"
+  ${found:+"$found"}
 rm -rf "$root"/var/lib/apt/lists/* "$root"/var/cache/apt/*.bin "$root"/var/cache/apt/archives/*.deb \
   "$root"/usr/share/doc/* "$root"/usr/share/man/* "$root"/usr/share/locale/*
 tar -C "$root" -cf "$tarfile" .

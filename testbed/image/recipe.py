@@ -18,7 +18,10 @@ from testbed.base import DeviceError
 REPOSITORY, BASE_REPOSITORY = "tpi-lab-device", "tpi-lab-base"
 FOLDER = Path(__file__).parent
 # What device programs import; those that are extras only if they are installed here.
-ROOTS = ("torch", "numpy", "transformers", "accelerate", "safetensors", "tokenizers", "psutil")
+ROOTS = (
+    "torch", "numpy", "msgspec", "transformers", "accelerate", "safetensors", "tokenizers",
+    "psutil",
+)  # fmt: skip
 EXTRA_ROOTS = ("llama-cpp-python", "gguf")
 SUITES: Mapping[str, str] = {"3.11": "bookworm", "3.13": "trixie"}  # Debian's by its Python
 _MODULES: Mapping[str, str] = {"llama-cpp-python": "llama_cpp"}

@@ -9,22 +9,26 @@ its disk. Read `Calibration`, then `product_s`.
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Literal, TypeVar
 
+from msgspec import Meta
+
+from tpi.decode import Count, NumBytes, convert
 from tpi.errors import ConfigError
 from tpi.files import parse_json, read_small_file, write_atomic
 
-SCHEMA_VERSION = 1
 _MAX_BYTES = 1 << 20
-_MAX_NUMBER = 1e18  # bytes, rates and seconds of any machine lie far below
 _BY_ROWS = ("products", "linear")
-_TABLES = (*_BY_ROWS, "attend")
+_ADVICE = "measure anew with `make calibrate`"
 
+# Bytes, rates and seconds of any machine lie far below 1e18.
+_Rate = Annotated[float, Meta(gt=0, le=1e18)]
+_Seconds = Annotated[float, Meta(ge=0, le=1e18)]
 # What a table of rates by rows is: ((rows, rate), ...), rows ascending from 1.
-Rates = tuple[tuple[int, float], ...]
+Rates = tuple[tuple[Count, _Rate], ...]
 _Value = TypeVar("_Value")
 
 
@@ -67,46 +71,42 @@ class Calibration:
     """
 
     host: str
-    core_read_bps: float
+    core_read_bps: _Rate
     products: Mapping[str, Rates]
     linear: Mapping[str, Rates]
     attend: Mapping[str, Rates]
-    cast_bps: Mapping[str, float]
-    block_s: float
-    element_s: float
-    step_s: float
-    sum_call_s: float
-    send_s: float
-    recv_s: float
-    packet_s: float
-    sum_bps: float
-    disk_read_bps: float
-    disk_request_s: float
-    read_cpu_bps: float
-    page_in_bps: float
-    hook_s: float
-    library_layer_s: float
-    library_step_s: float
-    swap_bps: float
-    start_s: float
-    library_start_s: float
-    library_bytes: int
-    library_anon_bytes: int
-    schema: int = field(default=SCHEMA_VERSION)
+    cast_bps: Mapping[str, _Rate]
+    block_s: _Seconds
+    element_s: _Seconds
+    step_s: _Seconds
+    sum_call_s: _Seconds
+    send_s: _Seconds
+    recv_s: _Seconds
+    packet_s: _Seconds
+    sum_bps: _Rate
+    disk_read_bps: _Rate
+    disk_request_s: _Seconds
+    read_cpu_bps: _Rate
+    page_in_bps: _Rate
+    hook_s: _Seconds
+    library_layer_s: _Seconds
+    library_step_s: _Seconds
+    swap_bps: _Rate
+    start_s: _Seconds
+    library_start_s: _Seconds
+    library_bytes: NumBytes
+    library_anon_bytes: NumBytes
+    schema: Literal[1] = 1
 
     def __post_init__(self) -> None:
-        if self.schema != SCHEMA_VERSION:
-            raise _bad("schema", f"{SCHEMA_VERSION}", self.schema)
-        for name in _TABLES:
+        for name in (*_BY_ROWS, "attend"):
             for key, table in getattr(self, name).items():
-                _check_table(f"{name}[{key}]", table)
-        for entry in fields(self):
-            value = getattr(self, entry.name)
-            if entry.name.endswith("_bps"):
-                for rate in value.values() if entry.name == "cast_bps" else (value,):
-                    _check_number(entry.name, rate, positive=True)
-            elif entry.name.endswith(("_s", "_bytes")):
-                _check_number(entry.name, value)
+                rows = [at for at, _ in table]
+                if not rows or rows != sorted(set(rows)) or rows[0] != 1:
+                    raise ConfigError(
+                        f"calibration: {name}[{key}] must have rows that ascend from 1, got {rows};"
+                        f" {_ADVICE}"
+                    )
 
     def product_s(self, num_bytes: float, rows: int, stored: str, computed: str) -> float:
         """Seconds that one core multiplies stored weights with a step of so many rows.
@@ -174,8 +174,8 @@ def load_calibration(path: Path | None = None) -> Calibration:
         ConfigError: The file cannot be read, or a field is missing, unknown or out of bounds.
     """
     if path is None:
-        text = resources.files("testbed.sim").joinpath("reference.json").read_text("utf-8")
-        return decode(json.loads(text), "testbed/sim/reference.json")
+        text = resources.files("testbed.sim").joinpath("reference.json").read_bytes()
+        return decode(parse_json(text, "reference.json", ConfigError), "testbed/sim/reference.json")
     data = read_small_file(path, _MAX_BYTES, ConfigError)
     return decode(parse_json(data, str(path), ConfigError), str(path))
 
@@ -192,69 +192,16 @@ def decode(raw: object, where: str) -> Calibration:
     Raises:
         ConfigError: As `load_calibration`.
     """
-    if not isinstance(raw, dict):
-        raise ConfigError(f"calibration {where}: expected a JSON object")
+    where = f"calibration {where}"
     known = {entry.name for entry in fields(Calibration)}
-    wrong = sorted(known ^ set(raw))
-    if wrong:
-        raise ConfigError(
-            f"calibration {where}: {wrong[0]} is {'missing' if wrong[0] in known else 'unknown'};"
-            " measure anew with `make calibrate`"
-        )
-    values: dict[str, Any] = {
-        k: _tables(k, v, where) if k in _TABLES else v for k, v in raw.items()
-    }
-    _check_object("cast_bps", values["cast_bps"], where)
-    found = Calibration(**values)
+    for name in sorted(convert(raw, dict[str, object], where, ConfigError).keys() - known):
+        raise ConfigError(f"{where}: unknown key {name!r}; {_ADVICE}")
+    found = convert(raw, Calibration, where, ConfigError, _ADVICE)
     for name in _BY_ROWS:
-        _check_rows(name, values[name], where)
+        for key, table in getattr(found, name).items():
+            if len(table) < 2:  # a prefill would take as long as a token
+                raise ConfigError(
+                    f"{where}: {name}[{key}] must have two numbers of rows or more, got"
+                    f" {len(table)}; {_ADVICE}"
+                )
     return found
-
-
-def _tables(name: str, value: object, where: str) -> dict[str, Rates]:
-    table = _check_object(name, value, where)
-    return {key: _rates(f"{name}[{key}]", pairs, where) for key, pairs in table.items()}
-
-
-def _rates(name: str, pairs: object, where: str) -> Rates:
-    if not isinstance(pairs, list) or not all(isinstance(p, list) and len(p) == 2 for p in pairs):
-        raise ConfigError(f"calibration {where}: {name}: expected a list of [rows, rate]")
-    return tuple((rows, rate) for rows, rate in pairs)
-
-
-def _check_rows(name: str, tables: Mapping[str, Rates], where: str) -> None:
-    """Refuse what was measured for one number of rows: a prefill would take as long as a token."""
-    for key, table in tables.items():
-        if len(table) < 2:
-            raise ConfigError(
-                f"calibration {where}: {name}[{key}]: expected two numbers of rows or more, got"
-                f" {len(table)}; measure anew with `make calibrate`"
-            )
-
-
-def _check_object(name: str, value: object, where: str) -> dict[str, object]:
-    if not isinstance(value, dict):
-        raise ConfigError(f"calibration {where}: {name}: expected an object, got {value!r}")
-    return value
-
-
-def _check_table(name: str, table: Rates) -> None:
-    for rows, rate in table:
-        _check_number(name, rows, positive=True)
-        _check_number(name, rate, positive=True)
-    rows_of = [rows for rows, _ in table]
-    if not table or rows_of != sorted(set(rows_of)) or rows_of[0] != 1:
-        raise _bad(name, "rows that ascend from 1", rows_of)
-
-
-def _check_number(name: str, value: object, *, positive: bool = False) -> None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    number = value if is_number and isinstance(value, int | float) else math.nan
-    if not 0 <= number <= _MAX_NUMBER or (positive and number == 0):
-        raise _bad(name, "a number > 0" if positive else "a number >= 0", value)
-
-
-def _bad(name: str, expected: str, got: object) -> ConfigError:
-    return ConfigError(
-        f"calibration: {name}: expected {expected}, got {got!r}; measure anew with `make calibrate`"
-    )

@@ -1,25 +1,23 @@
-"""The five ways to a sum, message by message: what `tpi/comm/algorithms.py` does, on a `Network`.
+"""Sums and broadcasts on a `Network`; an allreduce's own class says which messages it sends.
 
-Each takes every rank's clock and moves it on to when that rank goes on with something else. In a
+A sum takes every rank's clock and moves it on to when that rank goes on with something else. In a
 steady state ranks come to a sum in the same order and at the same distances again and again;
-`Collectives` then takes the answer that it has, which is exact: nothing but distances counts, and
-they are whole nanoseconds. Read `Collectives.all_reduce`.
+`Collectives` then takes the answer that it has. That is exact: nothing but distances counts, and
+they are whole nanoseconds.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Sequence
 
 import numpy as np
 
-from testbed.sim.network import Ints, Network
-from testbed.sim.rounds import Ring, swap
-from tpi.comm.topology import ALGORITHMS, chunks, make_tree, slices
-from tpi.errors import ConfigError
+from testbed.sim.network import Ints, Message, Network
+from testbed.sim.rounds import Turn, make_turn, run_turn, swap
+from tpi.comm.allreduces.registry import find_allreduce
+from tpi.comm.topology import chunks
 from tpi.ranks import MASTER_RANK
 
 _KEPT = 512  # answers, each of a few KiB
-_Run = Callable[[Ints, int], None]
 
 
 class Collectives:
@@ -27,26 +25,19 @@ class Collectives:
 
     Args:
         network: Links and processors.
-        algorithm: One of `tpi.comm.topology.ALGORITHMS`.
+        algorithm: Name of an allreduce.
         itemsize: Bytes of an element on the wire.
         call: What a sum takes each rank beside its messages, nanoseconds by rank; one rank alone
             takes none of it, as it is what two are measured to take beyond one.
     """
 
     def __init__(self, network: Network, algorithm: str, itemsize: int, call: Ints) -> None:
-        if algorithm not in ALGORITHMS:
-            raise ConfigError(f"allreduce must be one of {' | '.join(ALGORITHMS)}, got {algorithm}")
         self._network = network
         self._itemsize = itemsize
         self._call = call
         self._workers = np.arange(1, network.size, dtype=np.int64)
-        runs: dict[str, _Run] = {
-            "star": self._star, "tree": self._tree, "ring": self._ring,
-            "direct": partial(self._pairs, whole=False),
-            "exchange": partial(self._pairs, whole=True),
-        }  # fmt: skip
-        self._run = runs[algorithm]
-        self._turns = Ring(network)
+        self._algorithm = find_allreduce(algorithm)
+        self._clocks = _Clocks(network, itemsize)
         self._known: OrderedDict[tuple[int, bytes], tuple[Ints, ...]] = OrderedDict()
 
     def all_reduce(self, now: Ints, count: int) -> None:
@@ -81,7 +72,8 @@ class Collectives:
         messages, num_bytes = network.messages.copy(), network.num_bytes.copy()
         np.maximum(network.up, base, out=network.up)
         np.maximum(network.down, base, out=network.down)
-        self._run(now, count)
+        self._clocks.now = now
+        self._algorithm.simulate(self._clocks, count)
         return (
             now - base, network.up - base, network.down - base,
             network.messages - messages, network.num_bytes - num_bytes,
@@ -102,50 +94,55 @@ class Collectives:
             message = self._network.message(4 * count)
             self._network.scatter(now, MASTER_RANK, self._workers, message)
 
-    def _star(self, now: Ints, count: int) -> None:
-        """While a piece comes up, the sum of the one before goes down."""
-        network, workers, back = self._network, self._workers, None
-        for start, stop in chunks(count):
-            message = network.message((stop - start) * self._itemsize)
-            if back is None:
-                network.gather(now, workers, MASTER_RANK, message)
-            else:
-                # Workers send their piece before they wait for the sum of the one before.
-                began = now.copy()
-                network.scatter(now, MASTER_RANK, workers, back)
-                received = now[workers]
-                now[workers] = began[workers]
-                network.gather(now, workers, MASTER_RANK, message)
-                now[workers] = np.maximum(now[workers], received)
-            back = message
-        if back is not None:
-            network.scatter(now, MASTER_RANK, workers, back)
 
-    def _tree(self, now: Ints, count: int) -> None:
-        size = self._network.size
-        children = [np.array(make_tree(r, size).children, dtype=np.int64) for r in range(size)]
-        inner = [rank for rank in range(size) if len(children[rank])]
-        for start, stop in chunks(count):
-            message = self._network.message((stop - start) * self._itemsize)
-            for rank in reversed(inner):
-                self._network.gather(now, children[rank], rank, message)
-            for rank in inner:
-                self._network.scatter(now, rank, children[rank], message)
+class _Clocks:
+    """The `MessageNetwork` of one sum: every message moves the clocks of those that it takes.
 
-    def _ring(self, now: Ints, count: int) -> None:
-        size = self._network.size
-        for start, stop in chunks(count):
-            parts = slices(start, stop, size)
-            counts = np.array([b - a for a, b in parts], dtype=np.int64)
-            self._turns.all_reduce(now, counts * self._itemsize)
+    Attributes:
+        now: Every rank's clock; whoever starts a sum puts it there.
+    """
 
-    def _pairs(self, now: Ints, count: int, *, whole: bool) -> None:
-        size = self._network.size
-        for start, stop in chunks(count):
-            if whole:
-                each = np.full((size, size), (stop - start) * self._itemsize)
-                swap(self._network, now, each, adds=True)
-                continue
-            counts = np.array([b - a for a, b in slices(start, stop, size)]) * self._itemsize
-            swap(self._network, now, np.broadcast_to(counts, (size, size)), adds=True)
-            swap(self._network, now, np.broadcast_to(counts[:, None], (size, size)), adds=False)
+    def __init__(self, network: Network, itemsize: int) -> None:
+        self.world_size = network.size
+        self.now: Ints = np.zeros(network.size, dtype=np.int64)
+        self._network = network
+        self._itemsize = itemsize
+        self._turns: dict[tuple[tuple[int, ...], bool], Turn] = {}
+
+    def _message(self, count: int) -> Message:
+        return self._network.message(count * self._itemsize)
+
+    def gather(self, sources: Sequence[int], target: int, count: int) -> None:
+        self._network.gather(self.now, np.asarray(sources), target, self._message(count))
+
+    def scatter(self, source: int, targets: Sequence[int], count: int) -> None:
+        self._network.scatter(self.now, source, np.asarray(targets), self._message(count))
+
+    def scatter_and_gather(self, centre: int, others: Sequence[int], down: int, up: int) -> None:
+        ranks, began = np.asarray(others), self.now.copy()
+        self.scatter(centre, others, down)
+        received = self.now[ranks]
+        self.now[ranks] = began[ranks]
+        self.gather(others, centre, up)
+        self.now[ranks] = np.maximum(self.now[ranks], received)
+
+    def turn(self, counts: Sequence[int], *, adds: bool) -> None:
+        key = (tuple(counts), adds)
+        turn = self._turns.get(key)
+        if turn is None:
+            turn = make_turn(self._network, self._payload(counts), adds=adds)
+            self._turns[key] = turn
+        run_turn(self._network, self.now, turn)
+
+    def swap_slices(self, counts: Sequence[int]) -> None:
+        self._swap(self._payload(counts), adds=True)
+
+    def swap(self, counts: Sequence[int], *, adds: bool) -> None:
+        self._swap(self._payload(counts)[:, None], adds=adds)
+
+    def _swap(self, payload: Ints, *, adds: bool) -> None:
+        square = np.broadcast_to(payload, (self.world_size, self.world_size))
+        swap(self._network, self.now, square, adds=adds)
+
+    def _payload(self, counts: Sequence[int]) -> Ints:
+        return np.array(counts, dtype=np.int64) * self._itemsize

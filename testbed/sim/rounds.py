@@ -5,7 +5,6 @@ operations each. Read `run_turn`.
 """
 
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,6 +67,8 @@ def run_turn(network: Network, now: Ints, turn: Turn) -> None:
     """Move every rank's clock on to when it has sent its message and has that of its left."""
     arrived = start_turn(network, now, turn)
     end_turn(now, turn, arrived)
+    network.messages += turn.messages
+    network.num_bytes += turn.num_bytes
 
 
 def start_turn(network: Network, now: Ints, turn: Turn) -> Ints:
@@ -108,38 +109,6 @@ def end_turn(now: Ints, turn: Turn, arrived: Ints) -> None:
     """Receive what has arrived."""
     np.maximum(now, arrived, out=now)
     now += turn.work if turn.receives is None else turn.work * turn.receives
-
-
-class Ring:
-    """The turns of sums over a ring, made once for each way to cut a vector."""
-
-    def __init__(self, network: Network) -> None:
-        self._network = network
-        self._turns: dict[tuple[bytes, bool], list[Turn]] = {}
-
-    def all_reduce(self, now: Ints, payload: Ints) -> None:
-        """Sum slices of so many bytes: they travel round and are summed, then round again.
-
-        In turn t rank r sends slice r - t and gets r - t - 1; then, one further, the sums.
-        """
-        for first, adds in ((0, True), (1, False)):
-            for turn in self._of(payload, first, adds=adds):
-                run_turn(self._network, now, turn)
-                self._network.messages += turn.messages
-                self._network.num_bytes += turn.num_bytes
-
-    def _of(self, payload: Ints, first: int, *, adds: bool) -> list[Turn]:
-        key = (payload.tobytes(), adds)
-        if key not in self._turns:
-            size, ranks = self._network.size, np.arange(self._network.size)
-            make = partial(make_turn, self._network, adds=adds)
-            if (payload == payload[0]).all():
-                self._turns[key] = [make(payload)] * (size - 1)
-            else:
-                self._turns[key] = [
-                    make(payload[(ranks + first - t) % size]) for t in range(size - 1)
-                ]
-        return self._turns[key]
 
 
 def swap(network: Network, now: Ints, payload: NDArray[np.int64], *, adds: bool) -> None:

@@ -10,7 +10,7 @@ def check_bounded(tokens, folder) -> None:
     moved = (*tokens[1:], tokens[0])
     reference = compute(
         ReferenceJob(
-            folder,
+            str(folder),
             PROMPT_IDS,
             NEW_TOKENS,
             error_of="bfloat16",

@@ -184,7 +184,7 @@ def test_memory_that_does_not_suffice_is_no_damaged_file(checkpoint, tmp_path):
 def test_reference_gives_tokens_error_and_shortfalls(checkpoint, expected):
     wrong = [*expected[:5], (expected[5] + 1) % 96, *expected[6:]]
     job = ReferenceJob(
-        checkpoint, PROMPT, NEW_TOKENS, error_of="bfloat16",
+        str(checkpoint), PROMPT, NEW_TOKENS, error_of="bfloat16",
         answers={"same": tuple(expected), "wrong": tuple(wrong), "foreign": (999, 3)},
     )  # fmt: skip
     reference = compute(job)
@@ -198,7 +198,7 @@ def test_reference_gives_tokens_error_and_shortfalls(checkpoint, expected):
 
 
 def test_reference_program_writes_its_answer(checkpoint, expected, tmp_path):
-    job = ReferenceJob(checkpoint, PROMPT, 3, answers={"tpi": (1, 2)})
+    job = ReferenceJob(str(checkpoint), PROMPT, 3, answers={"tpi": (1, 2)})
     write_job(job, tmp_path / "job.json", tmp_path / "answer.json")
     assert read_job(tmp_path / "job.json") == (job, tmp_path / "answer.json")
     assert main([str(tmp_path / "job.json")]) == 0
@@ -209,7 +209,9 @@ def test_reference_program_writes_its_answer(checkpoint, expected, tmp_path):
 
 
 def test_bad_job_is_one_line(tmp_path, capsys):
-    (tmp_path / "job.json").write_text(json.dumps({"schema": 1, "model_dir": "x"}))
+    (tmp_path / "job.json").write_text(
+        json.dumps({"schema": 1, "job": {"model_dir": "x"}, "out": "y"})
+    )
     assert main([str(tmp_path / "job.json")]) == 2
     assert main([str(tmp_path / "none.json")]) == 2
     assert main([]) == 2

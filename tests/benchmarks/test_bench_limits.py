@@ -48,7 +48,7 @@ def test_share_of_the_cpu_is_what_was_asked_for(tmp_path, num_devices):
             at_ns = time.monotonic_ns() + 50_000_000
             burn = {"do": "burn", "at_ns": at_ns, "seconds": BURN_S, "processes": 1}
             answers = agents.ask(dict.fromkeys(range(num_devices), burn), BURN_S + 20)
-            tries.append([float(answer["cpus"]) for answer in answers])
+            tries.append([answer.cpus or 0.0 for answer in answers])
     medians = [statistics.median(of_one) for of_one in zip(*tries, strict=True)]
     assert show(f"CPU, {num_devices} devices", share, medians, 0.03) <= 0.03
 
@@ -67,7 +67,7 @@ def test_disk_is_as_fast_as_was_asked_for(tmp_path, rate_mib):
             "do": "disk", "paths": [devices[0].path_of(model / "block")], "warm_s": 0.5,
             "seconds": 3.0, "request_bytes": MIB,
         }  # fmt: skip
-        rates = [float(agents.ask({0: command}, 30)[0]["read_bps"]) for _ in range(TRIES)]
+        rates = [agents.ask({0: command}, 30)[0].read_bps or 0.0 for _ in range(TRIES)]
     measured = [statistics.median(rates)]
     assert show("disk, bytes/s", rate_mib * MIB, measured, 0.05) <= 0.05
 

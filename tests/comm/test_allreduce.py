@@ -1,79 +1,20 @@
-"""One suite for all algorithms over both transports."""
+"""What `AllReduce` does around a sum; `allreduces/test_conformance.py` has the sums."""
 
 import pytest
 import torch
 
+from tests.comm.parts import part, sum_by_rank
 from tests.comm.peers import group, outcomes, run_ranks, socket_group
-from tpi.comm.allreduce import ALGORITHMS, AllReduce
+from tpi.comm.allreduce import AllReduce
+from tpi.comm.allreduces.registry import allreduce_names
 from tpi.comm.memory import MemoryMesh
-from tpi.comm.topology import CHUNK_ELEMENTS, traffic
+from tpi.comm.topology import CHUNK_ELEMENTS
 from tpi.comm.wire import Op
 from tpi.errors import ConfigError, FrameError, NumericsError
 from tpi.trace import Tracer
 
 torch.set_num_threads(1)
 SIZES = (1, 5, 1001, CHUNK_ELEMENTS + 7)
-ITEMSIZE = {"float32": 4, "bfloat16": 2}
-BY_RANK = ("star", "direct", "exchange")
-
-
-def part(rank: int, count: int) -> torch.Tensor:
-    return torch.randn(count, generator=torch.Generator().manual_seed(100 * rank + count % 97))
-
-
-def wire(values: torch.Tensor, dtype: str) -> torch.Tensor:
-    return values.to(getattr(torch, dtype)).to(torch.float32)
-
-
-def sum_by_rank(world_size: int, count: int, dtype: str) -> torch.Tensor:
-    """The sum as documented for star, direct and exchange, to the bit."""
-    if world_size == 1:
-        return part(0, count)
-    total = wire(part(0, count), dtype)
-    for rank in range(1, world_size):
-        total = total + wire(part(rank, count), dtype)
-    return wire(total, dtype)
-
-
-def sums(mesh, algorithm, dtype, sizes=SIZES):
-    """All sums of one rank, and what each sent."""
-    allreduce = AllReduce(mesh, algorithm, dtype, max(sizes), Tracer())
-    results, sent = [], []
-    for step, count in enumerate(sizes):
-        values, before = part(mesh.ranks.rank, count), mesh.counters
-        messages, num_bytes = before.messages_sent, before.bytes_sent
-        allreduce.all_reduce(values, step=step, layer=1, op=Op.FFN)
-        results.append(values)
-        sent.append((mesh.counters.messages_sent - messages, mesh.counters.bytes_sent - num_bytes))
-    return results, sent
-
-
-@pytest.mark.parametrize("world_size", range(1, 6))
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-@pytest.mark.parametrize("kind", ["memory", "socket"])
-def test_all_ranks_hold_the_same_right_sum(kind, algorithm, dtype, world_size):
-    ranks = run_ranks(group(kind, world_size), lambda mesh: sums(mesh, algorithm, dtype))
-    for index, count in enumerate(SIZES):
-        result = ranks[0][0][index]
-        for rank, (results, sent) in enumerate(ranks):
-            assert torch.equal(results[index], result)
-            closed_form = traffic(algorithm, rank, world_size, count, ITEMSIZE[dtype])
-            assert sent[index] == closed_form
-        exact = sum(part(rank, count).double() for rank in range(world_size))
-        tolerance = 1e-5 if dtype == "float32" or world_size == 1 else 0.12
-        assert (result.double() - exact).abs().max() < tolerance
-        if algorithm in BY_RANK:
-            assert torch.equal(result, sum_by_rank(world_size, count, dtype))
-
-
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_two_runs_give_the_same_bits(algorithm):
-    first, second = (
-        run_ranks(socket_group(4), lambda mesh: sums(mesh, algorithm, "float32", (999,))[0][0])
-        for _ in range(2)
-    )
-    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 @pytest.mark.parametrize("world_size", range(1, 5))
@@ -117,7 +58,7 @@ def test_time_goes_to_the_tracer_where_anything_is_sent(world_size):
     assert [ns > 0 for ns in spent_ns] == [world_size > 1] * world_size
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", allreduce_names())
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_nan_names_rank_and_layer_everywhere(algorithm, value):
     def work(mesh):
@@ -159,7 +100,7 @@ def test_large_finite_values_are_no_false_alarm():
     )
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", allreduce_names())
 def test_one_extra_sum_is_a_frame_error_everywhere(algorithm):
     def work(mesh):
         allreduce = AllReduce(mesh, algorithm, "float32", 8, Tracer())

@@ -1,9 +1,10 @@
 """The study's expected latencies, its table, and figures read back."""
 
 import json
-from dataclasses import replace
 
 import pytest
+from msgspec import to_builtins
+from msgspec.structs import replace
 
 from harness.allreduce_file import Asked, Point, keep_aside, read_points
 from harness.allreduce_study import expected_s, main, markdown
@@ -46,7 +47,7 @@ def test_markdown_has_a_row_a_delay_and_payloads_side_by_side():
 
 def test_points_read_back(tmp_path):
     path = tmp_path / "study.json"
-    kept = {"schema": 1, "points": [point.to_dict() for point in points()]}
+    kept = {"schema": 1, "points": to_builtins(points())}
     path.write_text(json.dumps(kept))
     assert read_points(path) == points()
 

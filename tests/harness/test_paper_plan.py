@@ -178,21 +178,33 @@ def test_a_section_of_another_scale_is_checked_and_left_out(tmp_path):
     assert len(read_plan("smoke", tmp_path).entries) == 1
     assert read_plan("small", tmp_path).entries == ()
     write(tmp_path, "rows: a")
-    with pytest.raises(ConfigError, match="unknown 'rows'"):
+    with pytest.raises(ConfigError, match=r"unknown key 'smoke.runs\[0\].rows'"):
         read_plan("small", tmp_path)
 
 
 @pytest.mark.parametrize(
     ("run", "words"),
     [
-        ("row: on\n      columns: {tpi: tpi}", "row: got True, expected a text; put quotes"),
-        ("row: a\n      columns: {on: tpi}", "got the key True, expected a text; put quotes"),
+        (
+            "row: on\n      columns: {tpi: tpi}",
+            "smoke.runs[0].row must be a non-empty string, got True; texts",
+        ),
+        (
+            "row: a\n      columns: {on: tpi}",
+            "smoke.runs[0].columns.True: the key must be a string, got True",
+        ),
         ("row: a\n      columns: {x: tpy}", "columns: x: unknown system 'tpy'; did you mean tpi"),
-        ("row: a", "columns: got None, expected a mapping"),
+        ("row: a", "smoke.runs[0].columns is missing"),
         ("row: a\n      columns: {}", "columns: none, expected COLUMN: SYSTEM"),
         ('row: "{m}"\n      columns: {x: tpi}', "'{m}': {m} is not among `for`"),
-        ("for: {m: [on]}\n      row: a\n      columns: {x: tpi}", "for: m: got True"),
-        ("for: {m: 3}\n      row: a\n      columns: {x: tpi}", "for: m: got 3, expected a list"),
+        (
+            "for: {m: [on]}\n      row: a\n      columns: {x: tpi}",
+            "smoke.runs[0].for.m[0] must be ",
+        ),
+        (
+            "for: {m: 3}\n      row: a\n      columns: {x: tpi}",
+            "smoke.runs[0].for.m must be a list, got 3",
+        ),
         ("row: a\n      exhibits: [tabel1]\n      columns: {x: tpi}", "did you mean table1?"),
         ("row: a\n      overides: []\n      columns: {x: tpi}", "did you mean overrides?"),
         (f"{RUN}\n    - {RUN}", "written down twice"),

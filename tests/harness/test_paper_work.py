@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from harness import allreduce_study, launching, session
-from harness.allreduce_file import ALGORITHMS, Point
+from harness.allreduce_file import Point
 from harness.host import Host
 from harness.paper_plan import Study
 from harness.paper_work import RunWork, StudyWork, works_of
@@ -17,6 +17,7 @@ from results.index import Entry
 from results.store import RunStore
 from testbed.base import DeviceError
 from tests.harness.micro import HOST, write_model
+from tpi.comm.allreduces.registry import PAPER_ALLREDUCES
 from tpi.errors import WeightsError
 
 
@@ -246,7 +247,7 @@ def study(tmp_path, monkeypatch):
     def measure(arguments, delay):
         return [
             Point(name, delay, 4, 2, 0.1, 0.1, 0.1, arguments.rounds, 0.1, 0.1)
-            for name in ALGORITHMS
+            for name in PAPER_ALLREDUCES
         ]
 
     monkeypatch.setattr(allreduce_study, "measure_delay", measure)

@@ -155,28 +155,3 @@ def test_run_id_is_the_same_on_every_host(tmp_path, monkeypatch):
     monkeypatch.setattr("harness.identity.host_fingerprint", lambda environment: 1 / 0)
     monkeypatch.setattr("os.cpu_count", lambda: 512)
     assert run_ids(plan_of(tmp_path)) == ids
-
-
-def test_the_simulator_decides_simulated_runs_and_no_measured_ones(tmp_path, monkeypatch):
-    """As with the sources somewhere else, where one of them can be changed."""
-    for name in ("tpi", "testbed/sim", "baselines"):
-        (tmp_path / name).mkdir(parents=True)
-        (tmp_path / name / "a.py").write_text("1")
-    (tmp_path / "testbed/link.py").write_text("1")
-    (tmp_path / "testbed/sim/reference.json").write_text("{}")
-    monkeypatch.setattr(identity, "_ROOT", tmp_path)
-    monkeypatch.setattr(identity, "_SIMULATOR", tmp_path / "testbed" / "sim")
-
-    def digests():
-        identity.simulator_digest.cache_clear()
-        return identity.source_digest("tpi"), identity.simulator_digest()
-
-    measured, simulated = digests()
-    (tmp_path / "testbed/sim/reference.json").write_text("{ }")  # has a digest of its own
-    assert digests() == (measured, simulated)
-    (tmp_path / "testbed/sim/a.py").write_text("2")
-    assert digests()[0] == measured
-    assert digests()[1] != simulated
-    (tmp_path / "testbed/link.py").write_text("2")
-    assert digests()[0] != measured
-    identity.simulator_digest.cache_clear()

@@ -1,6 +1,5 @@
 """The table of systems agrees with the programs, the pages of options and the packages."""
 
-import ast
 from pathlib import Path
 
 import pytest
@@ -8,42 +7,6 @@ import pytest
 from harness.compose import CONF_DIR, groups
 from harness.identity import versions_of
 from harness.systems import REFERENCE, SYSTEMS
-
-BASELINES = CONF_DIR.parent / "baselines"
-
-
-def imported(module: str) -> set[str]:
-    """Modules of `baselines/` that one of them imports, wherever in it."""
-    tree = ast.parse((BASELINES / f"{module}.py").read_text())
-    found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module == "baselines":
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("baselines."):
-            found.add(str(node.module).removeprefix("baselines."))
-    return found
-
-
-def closure(module: str) -> set[str]:
-    found, todo = set(), {module}
-    while todo:
-        found |= todo
-        todo = set().union(*map(imported, todo)) - found
-    return found
-
-
-@pytest.mark.parametrize("name", SYSTEMS)
-def test_sources_are_all_that_the_program_is_made_of(name):
-    system = SYSTEMS[name]
-    if system.program[1] == "tpi.cli":
-        assert system.sources == ()
-        return
-    module = system.program[1].removeprefix("baselines.")
-    # What writes its weights decides the numbers that it computes with.
-    weights = {"gguf_file"} if name == "llamacpp" else set()
-    expected = set().union(*map(closure, {module} | weights))
-    assert set(system.sources) == expected
-    assert len(set(system.sources)) == len(system.sources)
 
 
 def test_every_system_has_its_page_and_its_options():

@@ -13,7 +13,7 @@ from results.claims_network import (
 from results.evidence import MEASURED, OURS, PUBLISHED, REPORTED, SIMULATED
 from results.verdicts import NOT_REPRODUCED, REPRODUCED, UNDECIDED
 from tests.results.claim_books import cell, view
-from tpi.allreduce_cost import ours_allreduce_s
+from tpi.comm.allreduces.star import Star
 
 EIGHT = "8 devices; median of 50 rounds and their quartiles"
 
@@ -148,8 +148,6 @@ def test_kinds_without_two_payloads_decide_nothing(kind):
 
 def test_at_the_crossing_payloads_cost_what_the_links_do():
     delay_s = crossing_delay_s()
-    cost_s = ours_allreduce_s(
-        "star", world_size=8, num_bytes=32 << 10, delay_s=delay_s, rate_bps=300e6
-    )
+    cost_s = Star().cost_s(world_size=8, num_bytes=32 << 10, delay_s=delay_s, rate_bps=300e6)
     assert cost_s == pytest.approx(2 * 2 * delay_s)
     assert delay_s == pytest.approx(7 * 8 * (32 << 10) / 300e6)

@@ -14,7 +14,7 @@ from results.computed import (
     num_params,
     ours_peak_bytes,
 )
-from results.published_memory import Setting
+from results.paper.authors_model.memory import Setting
 from results.reported import reported_cells
 from tpi.config import load_preset
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from results.identity import content_digest, make_run_id, split_run_id
+from results.identity import make_run_id, split_run_id
 from results.schema import Check, RecordError, RunRecord
 from results.store import RunStore
 from tests.results.examples import make_repeat
@@ -182,18 +182,3 @@ def test_run_ids_are_split_into_base_and_attempt():
     assert split_run_id(BASE) == (BASE, 1)
     assert split_run_id(f"{BASE}-12") == (BASE, 12)
     assert split_run_id("notes") is None
-
-
-def test_content_digest_changes_with_source_and_not_with_documents(tmp_path):
-    package = tmp_path / "tpi"
-    (package / "comm").mkdir(parents=True)
-    (package / "comm" / "wire.py").write_text("a = 1\n")
-    (tmp_path / "one.py").write_text("b = 1\n")
-    paths = [package, tmp_path / "one.py"]
-    first = content_digest(paths)
-    (package / "README.md").write_text("words")
-    (package / "__pycache__").mkdir()
-    (package / "__pycache__" / "x.py").write_text("c = 1\n")
-    assert content_digest(paths) == first
-    (package / "comm" / "wire.py").write_text("a = 2\n")
-    assert content_digest(paths) != first

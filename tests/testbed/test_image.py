@@ -315,9 +315,15 @@ def test_bootstrap_takes_the_hosts_debian_mirror_and_proxy(tmp_path):
     assert not list(tmp_path.glob("base.??????"))
 
 
-def test_bootstrap_without_a_debian_mirror_takes_debians_own(tmp_path):
-    _, said = bootstrap(tmp_path, "Ubuntu|Ubuntu|http://ubuntu.example/\n")
-    assert said[-1] == "http://deb.debian.org/debian"
+def test_bootstrap_without_a_debian_mirror_leaves_it_to_debootstrap(tmp_path):
+    done, said = bootstrap(tmp_path, "Ubuntu|Ubuntu|http://ubuntu.example/\n")
+    assert done.returncode == 0, done.stderr
+    assert said[-2] == "bookworm"
+    assert said[-1].startswith(f"{tmp_path}/base.")  # the last is the folder, no mirror
+
+
+def test_the_base_names_no_mirror():
+    assert "://" not in (recipe.FOLDER / "bootstrap.sh").read_text()
 
 
 def test_bootstrap_that_fails_leaves_nothing(tmp_path):

@@ -329,11 +329,11 @@ def test_a_silent_agent_is_not_asked_again():
     devices = make_devices(1, lambda device, command: None)
     inbox = make_inbox()
     agents = Agents([devices[0].run(["python3", "-S", "-m", "testbed.probe_agent"], inbox)], inbox)
-    assert agents.answers([0], 5)[0] == {"event": "up"}
+    assert agents.answers([0], 5)[0].event == "up"
     (answer,) = agents.ask({0: {"do": "burn"}}, 0.01)
-    assert answer["message"] == "no answer within 0.01 s"
+    assert answer.message == "no answer within 0.01 s"
     inbox.put(Output(0, b'{"event": "burn", "cpus": 9}'))  # too late
-    assert agents.ask({0: {"do": "disk"}}, 5)[0]["message"] == "no answer within 0.01 s"
+    assert agents.ask({0: {"do": "disk"}}, 5)[0].message == "no answer within 0.01 s"
 
 
 @pytest.mark.parametrize("line", [b"Traceback", b"[1]", b"{}", b"\xff"])
@@ -341,7 +341,7 @@ def test_a_line_that_is_no_answer_is_an_error(line):
     inbox: Inbox = queue.Queue()
     inbox.put(Output(0, line))
     (answer,) = Agents([], inbox).answers([0], 5)
-    assert answer["event"] == "error"
+    assert answer.event == "error"
 
 
 def test_swap_is_checked_where_a_device_has_some():

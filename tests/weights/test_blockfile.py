@@ -365,12 +365,15 @@ FFN = ("files", "ffn-001.safetensors")
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda raw: raw.clear(), "schema_version: expected 1, got nothing"),
-        (set_at("schema_version", to=2), "schema_version: expected 1, got 2"),
-        (set_at("rank", to=2), "rank: expected an integer from 0 to 1, got 2"),
+        (lambda raw: raw.clear(), "schema_version is missing; split the model again"),
+        (set_at("schema_version", to=2), "schema_version must be 1, got 2"),
+        (set_at("rank", to=2), "rank must be < 2, got 2"),
         (set_at("rank", to=-1), "rank"),
-        (set_at("rank", to=1), "files: unexpected file"),
-        (set_at("dtype", to="float64"), "dtype: expected one of"),
+        (set_at("rank", to=1), "unexpected file"),
+        (
+            set_at("dtype", to="float64"),
+            "dtype must be bfloat16 | float16 | float32, got 'float64'",
+        ),
         (set_at("dtype", to="bfloat16"), "plan_digest"),
         (set_at("source", to=""), "source"),
         (set_at("source", to="x" * 5000), "source"),
@@ -385,14 +388,28 @@ FFN = ("files", "ffn-001.safetensors")
         (set_at("plan", "weights", to=[1.0, "1"]), "weights"),
         (set_at("plan", "weights", to=[3.0, 1.0]), "shares"),
         (set_at("plan", "shares", 0, "q_stop", to=3), "shares"),
-        (set_at("files", to=[]), "files: expected a JSON object"),
-        (set_at(*FFN, to=None), "ffn-001.safetensors: expected a JSON object"),
-        (set_at(*FFN, "num_bytes", to=4096), "num_bytes: expected 8192, got 4096"),
-        (set_at(*FFN, "sha256", to="0" * 63), "sha256: expected 64 hex digits"),
-        (set_at(*FFN, "tensors", "norm", to={"dtype": "float32", "shape": [17]}), "norm: expected"),
-        (set_at(*FFN, "tensors", "norm", to={"dtype": "float16", "shape": [16]}), "norm: expected"),
+        (set_at("files", to=[]), "files must be a JSON object, got []"),
+        (set_at(*FFN, to=None), "files[ffn-001.safetensors] must be a JSON object, got None"),
+        (
+            set_at(*FFN, "num_bytes", to=4096),
+            "files[ffn-001.safetensors].num_bytes must be 8192, got 4096",
+        ),
+        (set_at(*FFN, "sha256", to="0" * 63), "sha256 must be 64 hex digits"),
+        (
+            set_at(*FFN, "tensors", "norm", to={"dtype": "float32", "shape": [17]}),
+            "tensors.norm must be",
+        ),
+        (
+            set_at(*FFN, "tensors", "norm", to={"dtype": "float16", "shape": [16]}),
+            "tensors.norm must be",
+        ),
         (lambda raw: raw["files"]["ffn-001.safetensors"]["tensors"].pop("up"), "up is missing"),
-        (set_at(*FFN, "tensors", "x", to={}), "unexpected tensor 'x'"),
+        (
+            set_at(*FFN, "tensors", "x", to={"dtype": "float32", "shape": []}),
+            "unexpected tensor 'x'",
+        ),
+        (set_at(*FFN, "tensors", "x", to={}), "tensors.x.dtype is missing"),
+        (set_at("extra", to=1), "unknown key 'extra'"),
     ],
 )
 def test_manifest_at_fault_is_refused(folder, change, reason):

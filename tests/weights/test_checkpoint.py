@@ -192,9 +192,10 @@ def test_index_that_leaves_the_folder_is_refused(folder, target):
 @pytest.mark.parametrize(
     ("text", "match"),
     [
-        ("[]", "weight_map"),
-        ('{"weight_map": {"a": 3}}', "expected a .safetensors file"),
-        ('{"weight_map": {"a": "x.bin"}}', "expected a .safetensors file"),
+        ("[]", "must be a JSON object"),
+        ("{}", "weight_map is missing"),
+        ('{"weight_map": {"a": 3}}', "weight_map.a must be a string, got 3"),
+        ('{"weight_map": {"a": "x.bin"}}', "'a' must be a .safetensors file"),
         ('{"weight_map": {"a": "gone.safetensors"}}', r"gone\.safetensors: cannot be opened"),
         ("{", "not JSON"),
     ],

@@ -107,22 +107,22 @@ HOSTILE = {
     "size overflow": (
         file_of({"w": tensor("F32", [1 << 62, 1 << 62], 0, 8)}, 8), "data_offsets"
     ),
-    "size beyond 64 bits": (file_of({"w": tensor("F32", [1 << 64], 0, 8)}, 8), "not a size"),
-    "negative dimension": (file_of({"w": tensor("F32", [-2, -1], 0, 8)}, 8), "-2 is not a size"),
-    "negative offset": (file_of({"w": tensor("F32", [2], -8, 0)}, 8), "-8 is not a size"),
-    "offsets backwards": (file_of({"w": tensor("F32", [2], 8, 0)}, 8), "not [start, end]"),
+    "size beyond 64 bits": (file_of({"w": tensor("F32", [1 << 64], 0, 8)}, 8), "must be a size"),
+    "negative dimension": (file_of({"w": tensor("F32", [-2, -1], 0, 8)}, 8), "2^63, got -2"),
+    "negative offset": (file_of({"w": tensor("F32", [2], -8, 0)}, 8), "2^63, got -8"),
+    "offsets backwards": (file_of({"w": tensor("F32", [2], 8, 0)}, 8), "span -8"),
     "three offsets": (
         file_of({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8, 8]}}, 8),
-        "not [start, end]",
+        "data_offsets must be a list of 2, got [0, 8, 8]",
     ),
-    "fraction": (file_of({"w": tensor("F32", [2.0], 0, 8)}, 8), "2.0 is not a size"),
-    "true as a size": (file_of({"w": tensor("F32", [True, 2], 0, 8)}, 8), "True is not a size"),
-    "shape is a string": (file_of({"w": tensor("F32", "2", 0, 8)}, 8), "expected a list"),
+    "fraction": (file_of({"w": tensor("F32", [2.0], 0, 8)}, 8), "2^63, got 2.0"),
+    "true as a size": (file_of({"w": tensor("F32", [True, 2], 0, 8)}, 8), "2^63, got True"),
+    "shape is a string": (file_of({"w": tensor("F32", "2", 0, 8)}, 8), "shape must be a list"),
     "too many dimensions": (file_of({"w": tensor("F32", [1] * 9 + [2], 0, 8)}, 8), "at most 8"),
     "unknown dtype": (file_of({"w": tensor("F33", [2], 0, 8)}, 8), "unknown dtype 'F33'"),
-    "dtype is a list": (file_of({"w": tensor(["F32"], [2], 0, 8)}, 8), "unknown dtype"),  # type: ignore[arg-type]  # that is the fault
-    "entry is a list": (file_of({"w": [1]}, 8), "expected dtype, shape and data_offsets"),
-    "key too many": (file_of({"w": {**GOOD["w"], "x": 1}}, 8), "expected dtype, shape"),
+    "dtype is a list": (file_of({"w": tensor(["F32"], [2], 0, 8)}, 8), "dtype must be a string"),  # type: ignore[arg-type]  # that is the fault
+    "entry is a list": (file_of({"w": [1]}, 8), "tensor 'w': it must be a JSON object"),
+    "key too many": (file_of({"w": {**GOOD["w"], "x": 1}}, 8), "tensor 'w': unknown key 'x'"),
     "metadata is no map": (file_of({"__metadata__": [], **GOOD}, 12), "__metadata__"),
     "not UTF-8": (file_of(b'{"\xff\xfe": 1}', 0), "not UTF-8"),
     "half a surrogate pair": (file_of(b'{"a\\ud800": 1}', 0), "not JSON"),

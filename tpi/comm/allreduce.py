@@ -1,29 +1,27 @@
 """`AllReduce`: the sums of a step. What a model and an engine need to know is here.
 
 A step is one broadcast of the hidden state, two sums a layer that every rank gets (`all_reduce`),
-the last of which only the master gets (`reduce`). `algorithms.py` has the ways to a sum,
+the last of which only the master gets (`reduce`). `allreduces/` has the ways to a sum,
 `broadcast.py` what goes out from the master, `mesh.py` moves the frames.
 """
 
 import math
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Protocol
 
 import torch
 
-from tpi.comm import algorithms
-from tpi.comm.algorithms import Call
-from tpi.comm.topology import ALGORITHMS, CHUNK_ELEMENTS, make_tree
+from tpi.comm.allreduces.call import Call
+from tpi.comm.allreduces.registry import find_allreduce
+from tpi.comm.allreduces.star import star_reduce
+from tpi.comm.topology import CHUNK_ELEMENTS
 from tpi.comm.transport import Transport
 from tpi.comm.vector import TORCH_DTYPES, Inbox, WireVector
 from tpi.comm.wire import Op, WireDtype
 from tpi.errors import ConfigError, NumericsError
 from tpi.ranks import Ranks
 from tpi.trace import Tracer
-
-__all__ = ["ALGORITHMS", "AllReduce", "Sums", "check_finite"]
 
 
 class Sums(Protocol):
@@ -41,7 +39,7 @@ class AllReduce:
 
     Args:
         transport: The connected ranks.
-        algorithm: One of `ALGORITHMS`; `reduce` goes straight to the master in all of them.
+        algorithm: Name of an allreduce; `reduce` goes straight to the master in all of them.
         wire_dtype: "float32", or "bfloat16" for half the bytes and rounded sums.
         max_elements: The longest vector that will ever be summed.
         tracer: Gets "allreduce".
@@ -55,8 +53,7 @@ class AllReduce:
         max_elements: int,
         tracer: Tracer,
     ) -> None:
-        if algorithm not in ALGORITHMS:
-            raise ConfigError(f"allreduce must be one of {' | '.join(ALGORITHMS)}, got {algorithm}")
+        self._algorithm = find_allreduce(algorithm)
         try:
             self._dtype = WireDtype[wire_dtype.upper()]
             torch_dtype = TORCH_DTYPES[self._dtype]
@@ -66,7 +63,6 @@ class AllReduce:
         self._ranks = transport.ranks
         self._max_elements = max_elements
         self._tracer = tracer
-        self._run = _runner(algorithm, self._ranks)
         wide = self._dtype is not WireDtype.FLOAT32
         self._wire = torch.empty(max_elements, dtype=torch_dtype) if wide else None
         chunk = min(max_elements, CHUNK_ELEMENTS)
@@ -82,14 +78,14 @@ class AllReduce:
             NumericsError: a rank (named) contributes NaN or infinity.
             CommError: what a peer did; see `Transport.transfer`.
         """
-        self._collect(self._run, partial, step, layer, op)
+        self._collect(self._algorithm.run, partial, step, layer, op)
 
     def reduce(self, partial: torch.Tensor, *, step: int, layer: int, op: Op) -> None:
         """Like `all_reduce`, but only the master gets the sum; others keep what they had.
 
         With bfloat16 on the wire what they keep may be rounded.
         """
-        self._collect(algorithms.star_reduce, partial, step, layer, op)
+        self._collect(star_reduce, partial, step, layer, op)
 
     def _collect(
         self,
@@ -114,7 +110,8 @@ class AllReduce:
             )  # fmt: skip
             run(call, count)
             if self._ranks.is_master and not _finite(flat):
-                raise self._bad_sum(call, count, run in _PLACE_IS_RANK)
+                by_rank = run is star_reduce or self._algorithm.inbox_is_by_rank
+                raise self._bad_sum(call, count, by_rank)
             self._tracer.add("allreduce", start_ns, time.monotonic_ns(), _KINDS[op], layer, step)
 
     def _bad_sum(self, call: Call, count: int, place_is_rank: bool) -> NumericsError:
@@ -129,20 +126,8 @@ class AllReduce:
         return NumericsError(f"{who}: the {call.header(0, 1).describe()} is not finite")
 
 
-def _runner(algorithm: str, ranks: Ranks) -> Callable[[Call, int], None]:
-    if algorithm == "tree":
-        return partial(algorithms.tree, place=make_tree(ranks.rank, ranks.world_size))
-    runs: dict[str, Callable[[Call, int], None]] = {
-        "star": algorithms.star, "ring": algorithms.ring,
-        "direct": algorithms.direct, "exchange": algorithms.exchange,
-    }  # fmt: skip
-    return runs[algorithm]
-
-
 # The kind of block that a sum belongs to.
 _KINDS = {op: op.name.lower().removesuffix("_input") for op in Op}
-# Where the master's inbox holds the whole vector of one worker after another.
-_PLACE_IS_RANK = (algorithms.star, algorithms.star_reduce, algorithms.exchange)
 
 
 def _finite(values: torch.Tensor) -> bool:

@@ -19,10 +19,12 @@ from types import TracebackType
 from typing import Protocol
 
 import numpy as np
+from msgspec import Struct
 
 from tpi.config import DTYPE_BYTES, ModelConfig, load_config
+from tpi.decode import decode, shown
 from tpi.errors import WeightsError
-from tpi.files import open_regular, parse_json, read_small_file, write_atomic
+from tpi.files import open_regular, read_small_file, write_atomic
 from tpi.weights.dtypes import RAW_DTYPES, RawArray
 from tpi.weights.layout import SAFETENSORS_DTYPES
 from tpi.weights.safetensors_header import HeaderTensor, read_header
@@ -292,15 +294,17 @@ def _weight_files(folder: Path) -> dict[Path, set[str] | None]:
     raise WeightsError(f"{folder}: expected {SINGLE_FILE} or {INDEX_FILE}, got neither")
 
 
+class _Index(Struct, frozen=True):
+    """`model.safetensors.index.json`: which file a tensor lies in; the rest is metadata."""
+
+    weight_map: dict[str, str]
+
+
 def _indexed_files(folder: Path) -> dict[Path, set[str] | None]:
     index = folder / INDEX_FILE
     data = read_small_file(index, _MAX_INDEX_BYTES, WeightsError, follow=True)
-    raw = parse_json(data, str(index), WeightsError)
-    weight_map = raw.get("weight_map") if isinstance(raw, dict) else None
-    if not isinstance(weight_map, dict):
-        raise WeightsError(f"{index}: weight_map: expected an object of tensor and file names")
     files: dict[Path, set[str] | None] = {}
-    for tensor, name in weight_map.items():
+    for tensor, name in decode(data, _Index, str(index), WeightsError).weight_map.items():
         path = folder / _checked_name(name, tensor, index)
         names = files.setdefault(path, set())
         if names is not None:
@@ -308,10 +312,12 @@ def _indexed_files(folder: Path) -> dict[Path, set[str] | None]:
     return files
 
 
-def _checked_name(name: object, tensor: str, index: Path) -> str:
+def _checked_name(name: str, tensor: str, index: Path) -> str:
     """A file name in the folder itself; an index may point nowhere else."""
-    if not isinstance(name, str) or not name.endswith(".safetensors"):
-        raise WeightsError(f"{index}: {tensor[:80]}: expected a .safetensors file, got {name!r}")
+    if not name.endswith(".safetensors"):
+        raise WeightsError(
+            f"{index}: weight_map: {tensor[:80]!r} must be a .safetensors file, got {shown(name)}"
+        )
     if Path(name).name != name or "\0" in name or "\\" in name or len(name) > 255:
         raise WeightsError(
             f"{index}: {tensor[:80]}: file {name[:80]!r} leaves the folder; nothing is opened"

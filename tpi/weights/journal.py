@@ -8,19 +8,31 @@ A line that a crash cut short, and what follows it, counts as not written.
 """
 
 import contextlib
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import msgspec
+from msgspec import Struct
+
+from tpi.decode import decode
 from tpi.errors import ConfigError
-from tpi.files import parse_json, read_small_file, write_atomic
+from tpi.files import read_small_file, write_atomic
 
 JOURNAL_FILE = "journal.jsonl"
-_FORMAT = 1
 _MAX_BYTES = 256 << 20
 # All that a split may have left; nothing else in the folder is ever removed.
 _OURS = re.compile(r"((embed|(attn|ffn|head)-\d+)\.safetensors(\.partial)?|manifest\.json)")
+
+
+class _Line(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A line: the head has `format` and `key`, a file's `file` and `sha256`, the last the rest."""
+
+    format: int | None = None
+    key: str | None = None
+    file: str | None = None
+    sha256: str | None = None
+    complete: bool = False
 
 
 class Journal:
@@ -40,7 +52,7 @@ class Journal:
         self.complete = False
         self._out = out
         self._path = out / JOURNAL_FILE
-        head: dict[str, object] = {"format": _FORMAT, "key": key}
+        head = _Line(format=1, key=key)
         lines = self._read()
         if lines[:1] == [head]:
             self._take(lines[1:])
@@ -52,8 +64,8 @@ class Journal:
                 )
             self._clear()
         # Written anew, since a line that was cut short would swallow the next one.
-        kept = [{"file": name, "sha256": sha} for name, sha in self.sha256.items()]
-        end = [{"complete": True}] if self.complete else []
+        kept = [_Line(file=name, sha256=sha) for name, sha in self.sha256.items()]
+        end = [_Line(complete=True)] if self.complete else []
         write_atomic(self._path, _to_bytes(head, *kept, *end))
 
     def holds(self, name: str, num_bytes: int) -> bool:
@@ -69,37 +81,36 @@ class Journal:
 
         Lost lines or names only mean that a file is written again, so nothing waits for the disk.
         """
-        self._append(*({"file": name, "sha256": sha} for name, sha in sha256.items()))
+        self._append(*(_Line(file=name, sha256=sha) for name, sha in sha256.items()))
         self.sha256 |= sha256
 
     def finish(self) -> None:
         """Note that all manifests are written."""
-        self._append({"complete": True})
+        self._append(_Line(complete=True))
 
     def remove_manifests(self) -> None:
         """Make every rank folder look unfinished, which it is about to be."""
         for path in self._out.glob("rank-*/manifest.json"):
             path.unlink(missing_ok=True)
 
-    def _append(self, *lines: Mapping[str, object]) -> None:
+    def _append(self, *lines: _Line) -> None:
         with self._path.open("ab") as file:
             file.write(_to_bytes(*lines))
 
-    def _take(self, lines: list[object]) -> None:
+    def _take(self, lines: list[_Line]) -> None:
         for line in lines:
-            if isinstance(line, dict) and "file" in line:
-                self.sha256[str(line["file"])] = str(line.get("sha256"))
-            elif isinstance(line, dict):
-                self.complete = bool(line.get("complete"))
+            if line.file is not None and line.sha256 is not None:
+                self.sha256[line.file] = line.sha256
+            self.complete = line.complete
 
-    def _read(self) -> list[object]:
+    def _read(self) -> list[_Line]:
         if not self._path.exists():
             return []
-        lines: list[object] = []
+        lines: list[_Line] = []
         data = read_small_file(self._path, _MAX_BYTES, ConfigError)
         for line in data.splitlines(keepends=True):
             try:
-                lines.append(parse_json(line, str(self._path), ConfigError))
+                lines.append(decode(line, _Line, str(self._path), ConfigError))
             except ConfigError:
                 break
         return lines
@@ -117,5 +128,5 @@ class Journal:
                 folder.rmdir()
 
 
-def _to_bytes(*lines: Mapping[str, object]) -> bytes:
-    return b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+def _to_bytes(*lines: _Line) -> bytes:
+    return b"".join(msgspec.json.encode(line) + b"\n" for line in lines)

@@ -7,14 +7,16 @@ under the names that follow from the blocks, so a hostile one can choose neither
 
 import hashlib
 import json
-import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
-from tpi.config import DTYPES, ModelConfig, config_from_json, config_to_json
+from msgspec import Meta, Struct
+
+from tpi.config import ModelConfig, config_from_json, config_to_json
+from tpi.decode import Count, CountOrZero, NumBytes, convert, shown
 from tpi.errors import ConfigError, WeightsError
-from tpi.jsonkeys import JsonKeys, json_object, shorten
 from tpi.weights.layout import TensorPlace, make_layout
 from tpi.weights.shard import (
     MAX_WORLD_SIZE,
@@ -27,7 +29,8 @@ from tpi.weights.shard import (
 
 MANIFEST_FILE = "manifest.json"
 SCHEMA_VERSION = 1
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+_ADVICE = "split the model again"  # only the splitter writes a manifest, so only it can mend it
+_Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$", description="64 hex digits")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,28 +100,52 @@ def manifest_to_json(manifest: Manifest) -> dict[str, object]:
     }
 
 
-class _ManifestKeys(JsonKeys):
-    """The keys of a manifest; only the splitter writes it, so only it can mend it."""
+class _Tensor(Struct, frozen=True, forbid_unknown_fields=True):
+    """Of which dtype and shape a tensor is."""
 
-    error = WeightsError
-    advice = "split the model again"
+    dtype: str
+    shape: tuple[CountOrZero, ...]
 
-    def inside(self, key: str) -> "_ManifestKeys":
-        """The keys of the object under `key`."""
-        return _ManifestKeys(self.mapping(key), f"{self.where}: {key}")
 
-    def must_be(self, key: str, expected: object) -> None:
-        """Refuse any other value; as JSON, in which 1, 1.0 and true differ."""
-        if _canonical(self.raw.get(key)) != _canonical(expected):
-            raise self.fail(key, shorten(expected))
+class _File(Struct, frozen=True, forbid_unknown_fields=True):
+    """A block's file."""
 
-    def must_have(self, names: Sequence[str], what: str) -> None:
-        """Refuse other keys than `names`."""
-        for name in names:
-            if name not in self.raw:
-                raise WeightsError(f"{self.where}: {what} {name} is missing; {self.advice}")
-        for name in self.raw.keys() - set(names):
-            raise WeightsError(f"{self.where}: unexpected {what} {shorten(name)}; {self.advice}")
+    num_bytes: NumBytes
+    sha256: _Sha256
+    tensors: dict[str, _Tensor]
+
+
+class _Share(Struct, frozen=True, forbid_unknown_fields=True):
+    """A rank's share of the plan, as `RankShare`."""
+
+    q_start: int
+    q_stop: int
+    kv_start: int
+    kv_stop: int
+    ffn_start: int
+    ffn_stop: int
+
+
+class _Plan(Struct, frozen=True, forbid_unknown_fields=True):
+    """The plan; the shares must be those that its weights give."""
+
+    world_size: Annotated[int, Meta(ge=1, le=MAX_WORLD_SIZE)]
+    weights: list[float]
+    shares: list[_Share]
+
+
+class _ManifestFile(Struct, frozen=True, forbid_unknown_fields=True):
+    """The content of `manifest.json`."""
+
+    schema_version: Literal[1]
+    rank: CountOrZero
+    dtype: Literal["float32", "float16", "bfloat16"]
+    source: Annotated[str, Meta(min_length=1, max_length=4096)]
+    distinct_layers: Count
+    plan_digest: _Sha256
+    config: dict[str, object]
+    plan: _Plan
+    files: dict[str, _File]
 
 
 def manifest_from_json(raw: object, folder: Path) -> Manifest:
@@ -129,47 +156,60 @@ def manifest_from_json(raw: object, folder: Path) -> Manifest:
             give, or files and tensors are not exactly those that config and plan ask for.
     """
     where = str(folder / MANIFEST_FILE)
-    keys = _ManifestKeys(json_object(raw, where, WeightsError), where)
-    keys.must_be("schema_version", SCHEMA_VERSION)
+    found = convert(raw, _ManifestFile, where, WeightsError, _ADVICE)
     try:
-        config = config_from_json(keys.mapping("config"), "config")
-        plan = _parse_plan(keys.inside("plan"), config)
+        return _checked(found, folder)
+    except _Refusal as exc:
+        raise WeightsError(f"{where}: {exc}; {_ADVICE}") from exc
     except ConfigError as exc:
         raise WeightsError(f"{where}: {exc}") from exc
-    rank = keys.integer("rank", 0, plan.world_size - 1)
-    dtype = keys.word("dtype")
-    if dtype not in DTYPES:
-        raise keys.fail("dtype", "one of " + ", ".join(DTYPES))
-    source = keys.word("source")
-    distinct = keys.integer("distinct_layers", 1, config.num_layers)
-    digest = make_plan_digest(config, plan, dtype, distinct, source)
-    keys.must_be("plan_digest", digest)
-    specs = rank_blocks(config, plan, rank, dtype)
-    files = keys.inside("files")
-    files.must_have([spec.id.file_name for spec in specs], "file")
-    blocks = tuple(_parse_block(spec, files.inside(spec.id.file_name), folder) for spec in specs)
-    return Manifest(config, plan, rank, dtype, blocks, digest, distinct, source)
 
 
-def _parse_plan(keys: _ManifestKeys, config: ModelConfig) -> ShardPlan:
-    world_size = keys.integer("world_size", 1, MAX_WORLD_SIZE)
-    weights = keys.raw.get("weights")
-    if not isinstance(weights, list) or not all(isinstance(w, float) for w in weights):
-        raise keys.fail("weights", "a list of numbers")
-    plan = make_shard_plan(config, world_size, weights)
-    keys.must_be("shares", [asdict(share) for share in plan.shares])
-    return plan
+class _Refusal(Exception):
+    """What contradicts the rest of the manifest."""
 
 
-def _parse_block(spec: BlockSpec, keys: _ManifestKeys, folder: Path) -> BlockEntry:
-    tensors = keys.inside("tensors")
-    tensors.must_have([tensor.name for tensor in spec.tensors], "tensor")
+def _checked(found: _ManifestFile, folder: Path) -> Manifest:
+    config = config_from_json(found.config, "config")
+    plan = make_shard_plan(config, found.plan.world_size, found.plan.weights)
+    shares = [_Share(**asdict(share)) for share in plan.shares]
+    _must_be("plan.shares", shares, found.plan.shares)
+    if found.rank >= plan.world_size:
+        raise _Refusal(f"rank must be < {plan.world_size}, got {found.rank}")
+    if found.distinct_layers > config.num_layers:
+        raise _Refusal(
+            f"distinct_layers must be <= {config.num_layers}, got {found.distinct_layers}"
+        )
+    digest = make_plan_digest(config, plan, found.dtype, found.distinct_layers, found.source)
+    _must_be("plan_digest", digest, found.plan_digest)
+    specs = rank_blocks(config, plan, found.rank, found.dtype)
+    _must_have([spec.id.file_name for spec in specs], found.files, "file")
+    blocks = tuple(_checked_block(s, found.files[s.id.file_name], folder) for s in specs)
+    return Manifest(
+        config, plan, found.rank, found.dtype, blocks, digest, found.distinct_layers, found.source
+    )
+
+
+def _checked_block(spec: BlockSpec, found: _File, folder: Path) -> BlockEntry:
+    name = spec.id.file_name
+    _must_have([tensor.name for tensor in spec.tensors], found.tensors, "tensor")
     for tensor in spec.tensors:
-        tensors.must_be(tensor.name, {"dtype": tensor.dtype, "shape": list(tensor.shape)})
+        expected = _Tensor(tensor.dtype, tensor.shape)
+        _must_be(f"files[{name}].tensors.{tensor.name}", expected, found.tensors[tensor.name])
     layout = make_layout(spec.layout_input())
-    keys.must_be("num_bytes", layout.num_bytes)
-    sha256 = keys.word("sha256")
-    if not _SHA256.fullmatch(sha256):
-        raise keys.fail("sha256", "64 hex digits")
-    path = folder / spec.id.file_name
-    return BlockEntry(spec.id, path, layout.num_bytes, sha256, layout.places)
+    _must_be(f"files[{name}].num_bytes", layout.num_bytes, found.num_bytes)
+    return BlockEntry(spec.id, folder / name, layout.num_bytes, found.sha256, layout.places)
+
+
+def _must_be(key: str, expected: object, got: object) -> None:
+    if got != expected:
+        raise _Refusal(f"{key} must be {shown(expected)}, got {shown(got)}")
+
+
+def _must_have(names: Collection[str], found: Mapping[str, object], what: str) -> None:
+    """Refuse other keys than `names`."""
+    for name in names:
+        if name not in found:
+            raise _Refusal(f"{what} {name} is missing")
+    for name in found.keys() - set(names):
+        raise _Refusal(f"unexpected {what} {shown(name)}")

@@ -10,12 +10,13 @@ The format's own library accepts duplicate keys; this parser does not. Read `par
 
 import math
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
+from msgspec import Meta, Struct
+
+from tpi.decode import convert, decode, shown
 from tpi.errors import WeightsError
-from tpi.files import parse_json
-from tpi.jsonkeys import json_object, shorten
 
 # A model of 1000 layers has a header of 1 MB; parsed JSON takes some ten times its length.
 MAX_HEADER_BYTES = 8 << 20
@@ -24,8 +25,18 @@ DTYPE_BYTES = {
     "BF16": 2, "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
 }  # fmt: skip
 _METADATA = "__metadata__"
-_MAX_DIMS = 8
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+
+
+_Size = Annotated[int, Meta(ge=0, le=(1 << 63) - 1, description="a size below 2^63")]
+
+
+class _Entry(Struct, frozen=True, forbid_unknown_fields=True):
+    """What the header says of one tensor."""
+
+    dtype: str
+    shape: Annotated[tuple[_Size, ...], Meta(max_length=8, description="a list of at most 8 sizes")]
+    data_offsets: tuple[_Size, _Size]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,49 +112,29 @@ def parse_header(head: bytes, file_bytes: int, where: str) -> SafetensorsHeader:
     if not text.startswith(b"{"):
         raise WeightsError(f"{where}: header is not a JSON object: it starts {text[:8]!r}")
     what = f"{where}: header"
-    raw = json_object(parse_json(text, what, WeightsError), what, WeightsError)
-    _check_metadata(raw.pop(_METADATA, None), where)
+    raw = decode(text, dict[str, object], what, WeightsError)
+    metadata = raw.pop(_METADATA, None)
+    if metadata is not None:
+        convert(metadata, dict[str, str], f"{what}: {_METADATA}", WeightsError)
     tensors = [_parse_tensor(name, entry, 8 + length, where) for name, entry in raw.items()]
     tensors.sort(key=lambda t: (t.offset, t.num_bytes))
     _check_cover(tensors, 8 + length, file_bytes, where)
     return SafetensorsHeader(8 + length, tuple(tensors))
 
 
-def _check_metadata(value: object, where: str) -> None:
-    if value is None:
-        return
-    if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
-        raise WeightsError(f"{where}: header: {_METADATA} is not a map of strings")
-
-
-def _parse_tensor(name: str, entry: object, data_offset: int, where: str) -> HeaderTensor:
+def _parse_tensor(name: str, raw: object, data_offset: int, where: str) -> HeaderTensor:
     at = f"{where}: tensor {name[:80]!r}"
-    if not isinstance(entry, Mapping) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise WeightsError(f"{at}: expected dtype, shape and data_offsets, got {shorten(entry)}")
-    dtype = entry["dtype"]
-    if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
-        raise WeightsError(f"{at}: unknown dtype {shorten(dtype)}")
-    shape = _sizes(entry["shape"], f"{at}: shape")
-    offsets = _sizes(entry["data_offsets"], f"{at}: data_offsets")
-    if len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise WeightsError(f"{at}: data_offsets {shorten(offsets)} are not [start, end]")
-    num_bytes = math.prod(shape) * DTYPE_BYTES[dtype]
-    if offsets[1] - offsets[0] != num_bytes:
+    entry = convert(raw, _Entry, at, WeightsError)
+    if entry.dtype not in DTYPE_BYTES:
+        raise WeightsError(f"{at}: unknown dtype {shown(entry.dtype)}")
+    start, end = entry.data_offsets
+    num_bytes = math.prod(entry.shape) * DTYPE_BYTES[entry.dtype]
+    if end - start != num_bytes:
         raise WeightsError(
-            f"{at}: {dtype} of shape {shorten(shape)} takes {num_bytes} bytes, "
-            f"data_offsets {shorten(offsets)} span {offsets[1] - offsets[0]}"
+            f"{at}: {entry.dtype} of shape {shown(list(entry.shape))} takes {num_bytes} bytes, "
+            f"data_offsets {shown([start, end])} span {end - start}"
         )
-    return HeaderTensor(name, dtype, shape, data_offset + offsets[0], num_bytes)
-
-
-def _sizes(value: object, what: str) -> tuple[int, ...]:
-    if not isinstance(value, list) or len(value) > _MAX_DIMS:
-        raise WeightsError(f"{what}: expected a list of at most {_MAX_DIMS}, got {shorten(value)}")
-    for item in value:
-        # The format's numbers are unsigned 64-bit.
-        if not isinstance(item, int) or isinstance(item, bool) or not 0 <= item < 1 << 64:
-            raise WeightsError(f"{what}: {shorten(item)} is not a size")
-    return tuple(value)
+    return HeaderTensor(name, entry.dtype, entry.shape, data_offset + start, num_bytes)
 
 
 def _check_cover(tensors: list[HeaderTensor], start: int, file_bytes: int, where: str) -> None:

@@ -14,15 +14,18 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
+from msgspec import Struct, to_builtins
+
+from tpi.decode import decode_file
 from tpi.errors import WeightsError
-from tpi.files import open_regular, parse_json, read_small_file, write_atomic
+from tpi.files import open_regular, write_atomic
 from tpi.weights.manifest import BlockEntry
 
 log = logging.getLogger(__name__)
 
 STAMP_SUFFIX = ".verified.json"
-_SCHEMA_VERSION = 1
 _MAX_STAMP_BYTES = 4 << 20
 _CHUNK_BYTES = 1 << 20  # stays in the second-level cache between hash and NaN check
 _DROP_BYTES = 16 << 20
@@ -37,6 +40,14 @@ _EXPONENT = {
 }
 
 Stamp = tuple[int, int, int, int]
+
+
+class _StampFile(Struct, frozen=True, forbid_unknown_fields=True):
+    """The stamp: which files were found good, under which manifest."""
+
+    schema_version: Literal[1]
+    manifest_sha256: str
+    files: dict[str, Stamp]
 
 
 def stamp_path(folder: Path) -> Path:
@@ -139,26 +150,15 @@ def _read_full(fd: int, view: memoryview, offset: int) -> int:
 def _read_stamp(path: Path, digest: str) -> dict[str, Stamp]:
     """The files known to be good; empty where there is no stamp, or one that is not ours."""
     try:
-        raw = parse_json(
-            read_small_file(path, _MAX_STAMP_BYTES, WeightsError), str(path), WeightsError
-        )
+        stamp = decode_file(path, _StampFile, _MAX_STAMP_BYTES, WeightsError)
     except WeightsError as exc:
         log.debug("no usable stamp: %s", exc)
         return {}
-    if not isinstance(raw, dict) or raw.get("schema_version") != _SCHEMA_VERSION:
-        return {}
-    files = raw.get("files")
-    if raw.get("manifest_sha256") != digest or not isinstance(files, dict):
-        return {}
-    return {
-        name: (stamp[0], stamp[1], stamp[2], stamp[3])
-        for name, stamp in files.items()
-        if isinstance(stamp, list) and len(stamp) == 4
-    }
+    return stamp.files if stamp.manifest_sha256 == digest else {}
 
 
 def _write_stamp(path: Path, digest: str, stamps: dict[str, Stamp]) -> None:
-    content = {"schema_version": _SCHEMA_VERSION, "manifest_sha256": digest, "files": stamps}
+    content = to_builtins(_StampFile(1, digest, stamps))
     try:
         write_atomic(path, json.dumps(content).encode())
     except OSError as exc:

@@ -7,7 +7,8 @@ from testbed.sim.base import SimDevice
 from testbed.sim.compare import figures_of
 from testbed.sim.simulate import simulate
 from tests.testbed.sim.sims import free_calibration, make_run
-from tpi.comm.topology import ALGORITHMS, traffic
+from tpi.comm.allreduces.registry import allreduce_names
+from tpi.comm.allreduces.traffic import traffic
 from tpi.comm.wire import HEADER_BYTES
 from tpi.memory import block_bytes
 from tpi.planner import BlockTimes, predict_step
@@ -36,7 +37,7 @@ def test_with_free_links_a_step_is_that_of_the_planner(window, disk_bps):
     assert figures_of(simulate(run, calibration)).token_latency_s == pytest.approx(expected, 1e-5)
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", allreduce_names())
 @pytest.mark.parametrize("wire_dtype", ["float32", "bfloat16"])
 def test_a_request_sends_what_the_real_one_does(algorithm, wire_dtype):
     options = {"window": 2, "allreduce": algorithm, "wire_dtype": wire_dtype, "prefill_chunk": 5}

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from results.cells import Place
-from results.published_times import (
+from results.paper.authors_model.times import (
     KLONET,
     LAPTOPS,
     errors,

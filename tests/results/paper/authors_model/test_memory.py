@@ -6,51 +6,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from results.cells import Cell, Place
-from results.published_check import PREDICTED, compare, main, misses, share_close, summary
-from results.published_memory import (
+from results.paper.authors_model.memory import (
+    PREDICTED,
     Setting,
-    block_bytes,
-    deal,
+    compare,
     fit_process_bytes,
     largest_set,
+    main,
     memory_cells,
+    misses,
     process_bytes,
     published_peak_bytes,
     setting_of,
+    share_close,
+    summary,
     weight_peak_bytes,
 )
 from tpi.config import load_preset
 from tpi.errors import ConfigError
 
 GIB = 2**30
-
-
-def test_heads_are_dealt_with_the_remainder_to_the_last_ranks():
-    assert deal(8, 6) == (1, 1, 1, 1, 2, 2)
-    assert deal(32, 6) == (5, 5, 5, 5, 6, 6)
-    assert deal(8, 8) == (1,) * 8
-
-
-@pytest.mark.parametrize(
-    ("model", "rank", "gib"),
-    [  # six devices, everything resident, 16-bit copies left out
-        ("llama2-70b", 5, 46.25),
-        ("llama2-70b", 0, 42.58),
-        ("llama3.1-70b", 0, 48.45),
-        ("yi-34b", 0, 23.11),
-    ],
-)
-def test_shares_of_six_devices_in_float32(model, rank, gib):
-    blocks = block_bytes(load_preset(model), 6, rank)
-    assert sum(blocks) / GIB == pytest.approx(gib, abs=0.01)
-
-
-def test_only_the_master_holds_embedding_and_head():
-    config = load_preset("llama2-7b")
-    master, worker = block_bytes(config, 4, 0), block_bytes(config, 4, 3)
-    assert master[1:-1] == worker
-    assert master[0] == 4 * 32000 * 4096
-    assert master[-1] == master[0] + 4 * 4096
 
 
 def replayed_peak(blocks, window, cast_share, tokens=3):
@@ -162,7 +137,7 @@ def test_summary_tells_constant_and_shares():
 
 def test_float32_checkpoints_are_cast_without_a_copy(monkeypatch):
     config = replace(load_preset("llama2-7b"), dtype="float32")
-    monkeypatch.setattr("results.published_memory.load_preset", lambda _: config)
+    monkeypatch.setattr("results.paper.authors_model.memory.load_preset", lambda _: config)
     table = 4 * config.vocab_size * config.hidden_size
     expected = 2 * table + 4 * config.hidden_size
     assert weight_peak_bytes.__wrapped__(Setting("llama2-7b", 8, 2)) == expected

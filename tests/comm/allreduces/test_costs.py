@@ -1,14 +1,8 @@
 import pytest
 
-from tpi.allreduce_cost import (
-    ours_allreduce_s,
-    ours_chained_star_s,
-    ours_token_allreduce_s,
-    published_allreduce_s,
-    published_link_latency_s,
-    published_token_allreduce_s,
-)
-from tpi.comm.topology import ALGORITHMS
+from tpi.comm.allreduces.registry import PAPER_ALLREDUCES, allreduce_names, find_allreduce
+from tpi.comm.allreduces.star import Star
+from tpi.comm.allreduces.traffic import traffic
 from tpi.errors import ConfigError
 
 # Eight devices, 4 ms one way, 300 Mbit/s ports, 32 KiB: S = 0.874 ms.
@@ -16,29 +10,29 @@ S = 8 * (32 << 10) / 300e6
 
 
 def ours(algorithm: str, world_size: int = 8) -> float:
-    return ours_allreduce_s(
-        algorithm, world_size=world_size, num_bytes=32 << 10, delay_s=0.004, rate_bps=300e6
+    return find_allreduce(algorithm).cost_s(
+        world_size=world_size, num_bytes=32 << 10, delay_s=0.004, rate_bps=300e6
     )
 
 
 def chained(world_size: int) -> float:
-    return ours_chained_star_s(
+    return Star().chained_s(
         world_size=world_size, num_bytes=32 << 10, delay_s=0.004, rate_bps=300e6
     )
 
 
 @pytest.mark.parametrize(("algorithm", "hops"), [("star", 8), ("tree", 16), ("ring", 56)])
 def test_link_latency_is_8_16_and_56_hops_on_the_papers_testbed(algorithm, hops):
-    assert published_link_latency_s(algorithm, hop_s=0.001) == pytest.approx(hops * 0.001)
+    assert find_allreduce(algorithm).published_link_s(hop_s=0.001) == pytest.approx(hops * 0.001)
 
 
 def test_published_costs_order_star_first_and_tree_with_ring_without_data():
-    costs = {a: published_allreduce_s(a, data_s=0, link_s=1) for a in ("star", "tree", "ring")}
+    costs = {a: find_allreduce(a).published_s(data_s=0, link_s=1) for a in PAPER_ALLREDUCES}
     assert costs == {"star": 2, "tree": 4, "ring": 4}
     full = {"data_s": 3.0, "link_s": 1.0, "barrier_s": 0.1, "aggr_s": 0.3}
-    assert published_allreduce_s("star", **full) == pytest.approx(8.4)
-    assert published_allreduce_s("tree", **full) == pytest.approx(9 + 4 + 0.2 + 0.6)
-    assert published_allreduce_s("ring", **full) == pytest.approx(4 + 4 + 0.3 + 0.2)
+    assert find_allreduce("star").published_s(**full) == pytest.approx(8.4)
+    assert find_allreduce("tree").published_s(**full) == pytest.approx(9 + 4 + 0.2 + 0.6)
+    assert find_allreduce("ring").published_s(**full) == pytest.approx(4 + 4 + 0.3 + 0.2)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +54,7 @@ def test_chained_star_pays_a_payload_per_device_once():
     assert chained(1) == 0
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", allreduce_names())
 def test_one_device_exchanges_nothing(algorithm):
     assert ours(algorithm, 1) == 0
 
@@ -75,16 +69,25 @@ def test_tree_counts_two_levels_and_the_payloads_that_wait_for_each_other(
     assert ours("tree", world_size) == pytest.approx(delays * 0.004 + payloads * S)
 
 
-def test_token_costs_2l_allreduces_or_one_less_with_a_reduce_and_a_broadcast():
-    assert published_token_allreduce_s(32, 0.01) == pytest.approx(0.64)
-    assert ours_token_allreduce_s(32, 0.01, 0.004) == pytest.approx(0.638)
+def test_traffic_of_a_whole_sum_is_what_the_algorithms_promise():
+    world_size, count = 8, 8192
+    size = 4 * count
+    totals = {
+        name: [sum(t) for t in zip(*(traffic(name, r, 8, count, 4) for r in range(8)), strict=True)]
+        for name in allreduce_names()
+    }
+    n = world_size
+    assert totals["star"] == totals["tree"] == [2 * (n - 1), 2 * (n - 1) * (80 + size)]
+    scattered = [2 * (n - 1) * n, 2 * (n - 1) * (80 * n + size)]
+    assert totals["ring"] == totals["direct"] == scattered
+    assert totals["exchange"] == [(n - 1) * n, (n - 1) * n * (80 + size)]
 
 
 @pytest.mark.parametrize(
     "call",
     [
-        lambda: published_allreduce_s("direct", data_s=1, link_s=1),
-        lambda: published_link_latency_s("exchange", hop_s=1),
+        lambda: find_allreduce("direct").published_s(data_s=1, link_s=1),
+        lambda: find_allreduce("exchange").published_link_s(hop_s=1),
         lambda: ours("star2"),
     ],
 )

@@ -4,16 +4,17 @@ What differs from `tpi/`: a block gives its space back only when the next one ha
 that at window 2 loads hide behind allreduces alone; embedding and LM head are blocks that are
 loaded whole for every token; weights are stored in 16 bits and cast while loading; without the
 scheduler the same loader loads everything once, during the first pass. Sources: arXiv:2410.00531,
-algorithms 1 and 2, and the code the authors published. Read `replay` first.
+algorithms 1 and 2, and the code the authors published.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from tpi.allreduce_cost import ours_allreduce_s
+from results.paper.authors_model.blocks import block_bytes
+from tpi.comm.allreduces.star import Star
 from tpi.config import ModelConfig
 
-_STORED_BYTES, _COMPUTED_BYTES = 2, 4  # checkpoints are 16-bit, computing is float32
+_STORED_SHARE = 0.5  # checkpoints are 16-bit, computing is float32
 _STEADY_TOKENS = 3  # after the first: the last is the steady state
 
 
@@ -69,31 +70,14 @@ def replay(setup: Setup, rates: Rates) -> Times:
     return Times(ends[1], ends[-1] - ends[-2])
 
 
-def block_bytes(model: ModelConfig, world_size: int, rank: int) -> tuple[int, ...]:
-    """Stored bytes of a rank's blocks in the order of a pass.
-
-    KV heads are shared out whole, the remainder to the last ranks; FFN columns evenly. The master
-    has the embedding before and norm and head after its layers.
-    """
-    kv_heads = model.num_kv_heads // world_size
-    if rank >= world_size - model.num_kv_heads % world_size:
-        kv_heads += 1
-    columns = kv_heads * (1 + model.q_per_kv) * model.head_size
-    width = model.hidden_size
-    attn = _STORED_BYTES * (2 * columns * width + width)
-    ffn = _STORED_BYTES * (3 * width * model.ffn_size // world_size + width)
-    layers = (attn, ffn) * model.num_layers
-    if rank > 0:
-        return layers
-    table = _STORED_BYTES * width * model.vocab_size
-    return (table, *layers, table + _STORED_BYTES * width)
-
-
 @dataclass
 class _Rank:
-    """One device: a loader that runs ahead as far as the window lets it, and when blocks ended."""
+    """One device: a loader that runs ahead as far as the window lets it, and when blocks ended.
 
-    sizes: Sequence[int]
+    `sizes` are the blocks' bytes in float32.
+    """
+
+    sizes: Sequence[float]
     window: int | None
     rates: Rates
     loader_free_s: float = 0.0
@@ -104,18 +88,19 @@ class _Rank:
         index = len(self.ends_s)
         size = self.sizes[index % len(self.sizes)]
         loaded_s = self._load(index, size)
-        compute_s = size * _COMPUTED_BYTES / _STORED_BYTES / self.rates.compute_bps
+        compute_s = size / self.rates.compute_bps
         self.ends_s.append(max(wanted_s, loaded_s) + (compute_s if is_product else 0.0))
         return self.ends_s[-1]
 
-    def _load(self, index: int, size: int) -> float:
+    def _load(self, index: int, size: float) -> float:
         """When block `index` is there."""
         if self.window is None and index >= len(self.sizes):
             return 0.0
         # A block leaves when the one after it has ended, which makes room for one more.
         before = index - self.window + 1 if self.window is not None else -1
         room_s = self.ends_s[before] if before >= 0 else 0.0
-        self.loader_free_s = max(self.loader_free_s, room_s) + size / self.rates.load_bps
+        load_s = size * _STORED_SHARE / self.rates.load_bps
+        self.loader_free_s = max(self.loader_free_s, room_s) + load_s
         return self.loader_free_s
 
 
@@ -127,8 +112,7 @@ def _pass(setup: Setup, ranks: Sequence[_Rank], start_s: float) -> float:
     if several:
         payload_s = 8 * num_bytes / setup.rate_bps
         broadcast_s = setup.delay_s + (setup.world_size - 1) * payload_s
-        sum_s = ours_allreduce_s(
-            "star",
+        sum_s = Star().cost_s(
             world_size=setup.world_size,
             num_bytes=num_bytes,
             delay_s=setup.delay_s,

@@ -2,7 +2,7 @@
 
     lab published-times
 
-`published_schedule.replay` knows what the authors' implementation does; how fast its devices load
+`schedule.replay` knows what the authors' implementation does; how fast its devices load
 and compute is not in the paper. Two cells of Table 1 fix two rates for Klonet, four cells of
 Table 3 fix those of the laptops; every other cell of Tables 1, 3 and 8 is a prediction. The cells
 were chosen for what dominates them (`KLONET_CELLS`, `LAPTOP_CELLS`), not for how well the rest then
@@ -21,7 +21,7 @@ from rich.table import Table
 from scipy.optimize import least_squares
 
 from results.cells import Cell, Place
-from results.published_schedule import Rates, Setup, Times, replay
+from results.paper.authors_model.schedule import Rates, Setup, Times, replay
 from results.reported import reported_cells
 from tpi.command_line import Parser
 from tpi.config import load_preset

@@ -1,0 +1,27 @@
+"""The blocks that a rank of the authors' implementation holds.
+
+The master holds the whole embedding and the whole head. Heads are dealt evenly by KV group with the
+remainder to the last ranks, FFN columns evenly whatever the heads. A rank holds whole columns: they
+are cut out of the matrices. Sizes are those of `tpi.planner.published_block_bytes`.
+"""
+
+from tpi.config import ModelConfig
+from tpi.planner import published_block_bytes
+from tpi.ranks import MASTER_RANK
+
+
+def deal(total: int, world_size: int) -> tuple[int, ...]:
+    """Divide as the authors' code does: evenly, the remainder one each to the last ranks."""
+    each, left = divmod(total, world_size)
+    return tuple(each + (rank >= world_size - left) for rank in range(world_size))
+
+
+def block_bytes(config: ModelConfig, world_size: int, rank: int) -> tuple[float, ...]:
+    """Return the bytes of a rank's blocks in float32, in the order of a step."""
+    kv_heads = deal(config.num_kv_heads, world_size)[rank]
+    columns = deal(config.ffn_size, world_size)[rank]
+    size = published_block_bytes(config, kv_heads, columns)
+    layers = (size["attention"], size["ffn"]) * config.num_layers
+    if rank != MASTER_RANK:
+        return layers
+    return (size["preprocess"], *layers, size["postprocess"])

@@ -1,0 +1,1 @@
+"""The ways to a sum, one class in one module each. Read `base` first."""
