@@ -1,7 +1,7 @@
 """Measure systems side by side and print the table: `python run.py --help`.
 
 From here the path is: `compose_all` (command line -> configurations) -> `prepare` (what will be
-done) -> `run` (weights, repeats, records, table), both in `harness/session.py`. Read `_run_all`
+done) -> `run` (weights, repeats, records, table), both in `harness/run/session.py`. Read `_run_all`
 first; the rest is how it ends.
 """
 
@@ -14,16 +14,16 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
     # The imports below take a moment; until `main`, Ctrl-C ends the process without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-from harness.compose import compose_all, help_text
-from harness.session import EXIT_BROKEN_PIPE, WIDTH, Output, prepare, run
-from harness.signals import PoliteSignals, ignore_signals, write_nowhere
+from harness.config.compose import compose_all, help_text
+from harness.run.session import EXIT_BROKEN_PIPE, WIDTH, Output, prepare, run
+from harness.run.signals import GracefulShutdown, ignore_signals, write_nowhere
 from tpi.errors import EXIT_INTERRUPTED, EXIT_OK, ResourceError, TpiError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     args = list(sys.argv[1:] if argv is None else argv)
-    with PoliteSignals() as signals:
+    with GracefulShutdown() as signals:
         try:
             return _run_all(args)
         except TpiError as exc:

@@ -14,9 +14,9 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from tpi.command_line import Parser
-from tpi.config import ModelConfig
 from tpi.errors import TpiError
 from tpi.files import write_atomic
+from tpi.model_config import ModelConfig
 from tpi.weights.dtypes import RawArray
 from tpi.weights.hf_folder import write_hf_folder
 from tpi.weights.synthetic import SyntheticSource

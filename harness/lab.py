@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import NamedTuple
 
-from harness.signals import ignore_signals, write_nowhere
+from harness.run.signals import ignore_signals, write_nowhere
 from tpi.errors import EXIT_INTERRUPTED, EXIT_OK, ConfigError, TpiError
 
 
@@ -22,22 +22,28 @@ class Verb(NamedTuple):
 
 
 VERBS: Mapping[str, Verb] = {
-    "doctor": Verb("testbed.doctor", "say what this machine can emulate, and what is missing"),
+    "doctor": Verb(
+        "testbed.doctor.doctor", "say what this machine can emulate, and what is missing"
+    ),
     "image": Verb("testbed.image.main", "build the image of emulated devices"),
-    "calibrate": Verb("harness.calibrate", "measure this machine for the simulator"),
+    "calibrate": Verb("harness.calibrate.main", "measure this machine for the simulator"),
     "demo": Verb("harness.demo", "write the small checkpoint of make demo"),
-    "paper": Verb("harness.paper", "run what the paper's tables and figures need"),
-    "render": Verb("results.render", "draw the paper's tables and figures from run records"),
+    "paper": Verb("harness.paper.main", "run what the paper's tables and figures need"),
+    "render": Verb(
+        "results.paper.render.main", "draw the paper's tables and figures from run records"
+    ),
     "report": Verb("results.paper.report.main", "write one HTML file from run records"),
-    "claims": Verb("results.claims", "judge the paper's claims by run records"),
-    "publish": Verb("results.publish", "copy exhibits with the records behind them"),
-    "allreduce-study": Verb("harness.allreduce_study", "time allreduces on emulated links"),
-    "validate": Verb("testbed.sim.compare", "set the simulator beside measured records"),
+    "claims": Verb("results.paper.claims.judge", "judge the paper's claims by run records"),
+    "publish": Verb("results.paper.render.publish", "copy exhibits with the records behind them"),
+    "allreduce-study": Verb("harness.paper.allreduce_study", "time allreduces on emulated links"),
+    "validate": Verb(
+        "results.paper.cells.sim_compare", "set the simulator beside measured records"
+    ),
     "published-memory": Verb(
         "results.paper.authors_model.memory", "predict the paper's memory cells"
     ),
     "published-times": Verb("results.paper.authors_model.times", "predict the paper's times"),
-    "trace": Verb("results.trace_file", "write a traced run's spans for ui.perfetto.dev"),
+    "trace": Verb("results.records.trace_file", "write a traced run's spans for ui.perfetto.dev"),
     "regression": Verb("harness.regression.main", "compare this tree with its base commit"),
 }
 

@@ -6,7 +6,7 @@ of the host. So plain processes (`local.py`), containers and a simulator fit beh
 
 A program's standard output arrives line by line in an `Inbox` that all devices of a run share, so
 that one thread can wait for whichever speaks first; the last thing that comes from a process is
-its `Exit`. Closing a program's standard input ends its lease (`tpi/events.py`).
+its `Exit`. Closing a program's standard input ends its lease (`tpi/program/events.py`).
 """
 
 import queue
@@ -90,7 +90,7 @@ class Meters:
 
 
 @dataclass(frozen=True, slots=True)
-class Proof:
+class VerificationReport:
     """What was measured of limits and links on the devices themselves.
 
     Attributes:
@@ -101,10 +101,10 @@ class Proof:
     figures: Mapping[str, object] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
 
-    def joined(self, later: "Proof") -> "Proof":
+    def joined(self, later: "VerificationReport") -> "VerificationReport":
         """Both."""
         figures = {**self.figures, **later.figures}
-        return Proof(figures, tuple(dict.fromkeys((*self.problems, *later.problems))))
+        return VerificationReport(figures, tuple(dict.fromkeys((*self.problems, *later.problems))))
 
 
 class Process(Protocol):
@@ -190,13 +190,13 @@ class Testbed(Protocol):
         """
 
     def fault(self, index: int, kind: str, value: float) -> None:
-        """Change a device's link while it is up; `testbed.linkfault` has the kinds.
+        """Change a device's link while it is up; `testbed.links.linkfault` has the kinds.
 
         Raises:
             DeviceError: There is no link that could be changed.
         """
 
-    def prove(self, moment: str) -> Proof:
+    def prove(self, moment: str) -> VerificationReport:
         """Measure on the devices that are up whether limits and links hold.
 
         Args:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from testbed.procfs import PROC, read_stat
+from testbed.host.procfs import PROC, read_stat
 
 PREFIX = "org.tpi-lab."
 

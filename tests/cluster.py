@@ -4,8 +4,8 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
-from tpi.assemble import EngineOptions, open_engine
-from tpi.comm.memory import MemoryMesh
+from tpi.build_engine import EngineOptions, open_engine
+from tpi.comm.loopback import MemoryMesh
 from tpi.engine import Prompt
 from tpi.errors import TpiError
 from tpi.sampling import Sampler

@@ -1,11 +1,11 @@
-"""Stands in for baselines.reference: the tokens 0, 1, 2, ... and no shortfall anywhere."""
+"""Stands in for baselines.transformers.reference: the tokens 0, 1, 2, ... and no shortfall anywhere."""
 
 import json
 import os
 import sys
 from pathlib import Path
 
-from baselines.reference import read_job
+from baselines.transformers.reference import read_job
 
 
 def main() -> None:

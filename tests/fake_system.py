@@ -18,8 +18,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tpi.events import CommandReader, EventWriter
-from tpi.spec import NodeSpec, Request, load_spec
+from tpi.program.events import CommandReader, EventWriter
+from tpi.program.spec import NodeSpec, Request, load_spec
 
 
 class Fake:

@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from tests.checkpoints import make_checkpoint
 from tpi.launch import free_port
-from tpi.spec import NodeSpec, Request, dump_spec
+from tpi.program.spec import NodeSpec, Request, dump_spec
 from tpi.weights.checkpoint import open_checkpoint
 from tpi.weights.shard import make_shard_plan
 from tpi.weights.split import split

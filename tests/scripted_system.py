@@ -2,7 +2,7 @@
 
 `python -m tests.scripted_system JSON SPEC`, JSON an object:
     base_ns   what the offsets are counted from, on CLOCK_MONOTONIC (0 unless given)
-    ranks     for each rank the list of what it says; the rest is as in `tpi/events.py`
+    ranks     for each rank the list of what it says; the rest is as in `tpi/program/events.py`
 One thing it says is an object: `at_ns` becomes `t_ns` less the base, other keys are written as they
 are; before `{"event": "request"}` the next `go` is waited for. `{"raw": TEXT}` is written as it is,
 `{"exit": STATUS}` ends the program (by a signal if negative), `{"hang": true}` waits for its end.
@@ -14,8 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tpi.events import CommandReader, EventWriter
-from tpi.spec import load_spec
+from tpi.program.events import CommandReader, EventWriter
+from tpi.program.spec import load_spec
 
 
 def play(said: dict[str, Any], base_ns: int, events: EventWriter, commands: CommandReader) -> None:

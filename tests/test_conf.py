@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from harness.compose import CONF_DIR, compose, compose_all, groups, help_text
-from harness.options import AccelerateOptions, GalaxyOptions, TpiOptions, WindowOptions
-from harness.systems import SYSTEMS
-from tpi.config import preset_names
+from baselines.options import AccelerateOptions, GalaxyOptions, TpiOptions, WindowOptions
+from baselines.registry import SYSTEMS
+from harness.config.compose import CONF_DIR, compose, compose_all, groups, help_text
 from tpi.errors import ConfigError
+from tpi.model_config import preset_names
 
 FILES = [(axis, name) for axis, names in groups().items() for name in names]
 

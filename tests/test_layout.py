@@ -18,13 +18,13 @@ MAY_IMPORT = {
     "harness": {"harness", "testbed", "baselines", "results", "tpi"},
 }
 TORCH_FREE = (
-    "tpi.errors", "tpi.ranks", "tpi.trace", "tpi.config", "tpi.spec", "tpi.events", "tpi.cli",
-    "tpi.weights.shard", "tpi.weights.blockfile", "tpi.planner", "tpi.plan_report",
-    "tpi.comm.wire", "harness.config", "harness.plan", "results.schema", "results.tables", "run",
-    "results.reported", "results.computed", "results.paper.authors_model.times", "results.render",
-    "results.claims", "results.paper.report.main",
-    "testbed.sim.simulate", "testbed.sim.calibration", "testbed.sim.compare",
-    "harness.simulation", "harness.calibrate",
+    "tpi.errors", "tpi.ranks", "tpi.trace", "tpi.model_config", "tpi.program.spec", "tpi.program.events", "tpi.cli",
+    "tpi.weights.shard", "tpi.weights.blockfile", "tpi.planner.window_replay", "tpi.planner.report",
+    "tpi.comm.wire", "harness.config.config", "harness.plan.plan", "results.records.schema", "results.records.comparison_table", "run",
+    "results.paper.values.paper_values", "results.paper.cells.computed", "results.paper.authors_model.times", "results.paper.render.main",
+    "results.paper.claims.judge", "results.paper.report.main",
+    "baselines.simulate", "testbed.sim.calibration", "results.paper.cells.sim_compare",
+    "harness.run.simulation", "harness.calibrate.main",
 )  # fmt: skip
 BANNED_MODULES = {"pickle", "cPickle", "marshal", "shelve", "dill", "joblib", "cloudpickle"}
 BANNED_CALLS = {"eval", "exec", "compile", "__import__"}

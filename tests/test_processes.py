@@ -24,7 +24,7 @@ from tpi.comm.join import join
 from tpi.comm.transport import Recv, Send
 from tpi.comm.wire import Expect, FrameHeader, FrameType, Op, WireDtype
 from tpi.errors import TpiError
-from tpi.node import tpi_setup
+from tpi.program.node import tpi_setup
 from tpi.ranks import Ranks
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(90)]
@@ -97,7 +97,7 @@ def test_stop_token_ends_the_request(tmp_path):
 
 def test_no_tpi_process_imports_transformers():
     code = (
-        "import sys, tpi.node, tpi.cli, tpi.launch\n"
+        "import sys, tpi.program.node, tpi.cli, tpi.launch\n"
         "bad = {'transformers', 'accelerate', 'hydra', 'rich'} & set(sys.modules)\n"
         "sys.exit(str(bad) if bad else 0)\n"
     )

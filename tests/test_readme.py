@@ -9,17 +9,18 @@ from urllib.parse import unquote
 
 import pytest
 
-from harness import allreduce_study as study
-from harness.allreduce_file import read_points
-from harness.compose import CONF_DIR, compose_all
+from harness.config.compose import CONF_DIR, compose_all
 from harness.lab import VERBS
-from results import paper_tables, validation_table
-from results.cells import VALIDATION
-from results.claims import judge_claims, summary
-from results.collected import open_book
-from results.index import INDEX_FILE
-from results.store import RunStore
-from results.tables import markdown
+from harness.paper import allreduce_study as study
+from harness.paper.allreduce_file import read_points
+from results.paper.cell import VALIDATION
+from results.paper.cells.load import open_result_set
+from results.paper.claims.judge import judge_claims, summary
+from results.paper.index import INDEX_FILE
+from results.paper.render import markdown as paper_tables
+from results.paper.render import validation_table
+from results.records.comparison_table import markdown
+from results.records.store import RunStore
 
 ROOT = Path(__file__).parent.parent
 PUBLISHED = ROOT / "results" / "published"
@@ -104,7 +105,7 @@ def test_table_is_what_its_records_give(name, text):
 
 def test_paper_tables_are_what_their_records_give():
     for name, exhibit in (name.split() for name, _ in blocks("paper")):
-        book = open_book(PUBLISHED / name)
+        book = open_result_set(PUBLISHED / name)
         assert not book.problems
         if exhibit == VALIDATION:
             drawn = validation_table.markdown(book)
@@ -115,7 +116,7 @@ def test_paper_tables_are_what_their_records_give():
 
 def test_claims_are_what_their_records_give():
     for name, text in blocks("claims"):
-        assert text == summary(judge_claims(open_book(PUBLISHED / name))).strip()
+        assert text == summary(judge_claims(open_result_set(PUBLISHED / name))).strip()
 
 
 @pytest.mark.parametrize(("name", "text"), blocks("study"), ids=lambda each: each[:20])
@@ -192,7 +193,7 @@ def test_command_lines_of_run_py_compose(page, args, conf, tmp_path):
 
 
 def test_extending_shows_a_model_that_can_be_planned(tmp_path):
-    from tpi.config import load_config
+    from tpi.model_config import load_config
 
     (shape,) = re.findall(r"```json\n(.*?)```", PAGES["docs/extending.md"], re.DOTALL)
     (tmp_path / "config.json").write_text(shape)

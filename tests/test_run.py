@@ -17,10 +17,10 @@ from pathlib import Path
 import pytest
 
 import run
-from harness import launching
-from harness.compose import CONF_DIR
-from harness.runner import run_repeat
-from results.store import RunStore
+from harness.config.compose import CONF_DIR
+from harness.run import launch as launching
+from harness.run.runner import run_repeat
+from results.records.store import RunStore
 from testbed.base import DeviceError
 from tests.harness.micro import write_model
 
@@ -36,7 +36,7 @@ def locks(tmp_path, monkeypatch):
     folder = tmp_path / "locks"
     folder.mkdir()
     folder.chmod(0o1777)
-    monkeypatch.setattr("testbed.hostlock._FOLDERS", (folder,))
+    monkeypatch.setattr("testbed.host.hostlock._FOLDERS", (folder,))
     return folder
 
 
@@ -127,11 +127,11 @@ def test_missing_package_is_refused_by_name_and_a_row_through_all(
     fakes, arguments, monkeypatch, capsys
 ):
     monkeypatch.setattr(
-        "harness.available.find_spec", lambda name: name if name == "torch" else None
+        "harness.plan.availability.find_spec", lambda name: name if name == "torch" else None
     )
     assert run.main([*arguments, "systems=[tpi,transformers]"]) == 2
     assert "transformers cannot run: the package" in capsys.readouterr().err
-    monkeypatch.setattr("harness.plan._plan_check", lambda *_: ("none", "not here"))
+    monkeypatch.setattr("harness.plan.plan._plan_check", lambda *_: ("none", "not here"))
     assert run.main([*arguments, "systems=all"]) == 0
     out = capsys.readouterr().out
     assert "unavailable" in row(out, "transformers")
@@ -167,7 +167,7 @@ def fail_at(monkeypatch, count, error):
             raise error
         return run_repeat(*args)
 
-    monkeypatch.setattr("harness.experiment.run_repeat", wrapper)
+    monkeypatch.setattr("harness.run.experiment.run_repeat", wrapper)
 
 
 @pytest.mark.usefixtures("fakes")
@@ -184,9 +184,9 @@ def test_error_in_the_middle_shows_what_was_measured(
     arguments, monkeypatch, capsys, error, status, words
 ):
     monkeypatch.setattr(
-        "harness.available.find_spec", lambda name: None if name == "accelerate" else name
+        "harness.plan.availability.find_spec", lambda name: None if name == "accelerate" else name
     )
-    monkeypatch.setattr("harness.plan._plan_check", lambda *_: ("none", "not here"))
+    monkeypatch.setattr("harness.plan.plan._plan_check", lambda *_: ("none", "not here"))
     fail_at(monkeypatch, 2, error)
     assert run.main([*arguments, "systems=all"]) == status
     out, err = capsys.readouterr()
@@ -316,7 +316,7 @@ def test_flood_of_signals_does_not_nest(number):
     """What cleans up hears of one signal, however many come."""
     code = (
         "import signal\n"
-        "from harness.signals import POLITE, PoliteSignals\n"
+        "from harness.run.signals import POLITE, PoliteSignals\n"
         "for number in POLITE:\n"
         "    signal.signal(number, signal.SIG_DFL)\n"  # ignored in a background job, with nohup
         "with PoliteSignals():\n"

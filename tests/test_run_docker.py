@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.systems import SYSTEMS
+from baselines.registry import SYSTEMS
 
 ROOT = Path(__file__).parents[1]
 

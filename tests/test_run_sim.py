@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from harness.compose import CONF_DIR
-from results.store import RunStore
+from harness.config.compose import CONF_DIR
+from results.records.store import RunStore
 
 ROOT = CONF_DIR.parent
 MOST_CPU_S = 3.0
@@ -14,7 +14,7 @@ MOST_CPU_S = 3.0
 BANNED = ("torch", "transformers", "accelerate", "docker")
 CODE = f"""
 import sys, time, run
-from tpi.procfs import peak_rss_bytes
+from tpi.program.procfs import peak_rss_bytes
 status = run.main(sys.argv[1:])
 bad = [name for name in {BANNED!r} if name in sys.modules]
 # Not ru_maxrss, which begins at the peak of the process that started this one.

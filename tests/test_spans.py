@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tpi.events import MAX_LINE_BYTES, EventError, EventWriter, parse_event
+from tpi.program.events import MAX_LINE_BYTES, EventError, EventWriter, parse_event
 from tpi.spans import MAX_ROWS, SPAN_NAMES, rows_by_line
 
 MAX_NS = (1 << 63) - 1

@@ -16,13 +16,13 @@ import torch
 from tests.checkpoints import NEW_TOKENS, PROMPT_IDS, reference_logits, reference_tokens
 from tests.checkpoints import shared_checkpoint as checkpoint
 from tests.cluster import run_cluster
-from tpi.assemble import EngineOptions, plan_rank
+from tpi.build_engine import EngineOptions, plan_rank
 from tpi.comm.allreduces.registry import allreduce_names
 from tpi.comm.allreduces.traffic import traffic
 from tpi.comm.wire import HEADER_BYTES
-from tpi.config import RopeScaling
+from tpi.model.kernels import Kernels
 from tpi.model.llama import Llama
-from tpi.model.matvec import Kernels
+from tpi.model_config import RopeScaling
 from tpi.weights.blockfile import open_shard_folder
 from tpi.weights.checkpoint import open_checkpoint
 from tpi.weights.shard import make_shard_plan

@@ -5,12 +5,12 @@ from itertools import pairwise
 
 import pytest
 
-from results.schema import PeakMemory, RankEvent, Repeat
-from results.trace_file import trace_events
-from results.window_history import window_history
+from results.paper.render.window_history import window_history
+from results.records.schema import PeakMemory, RankEvent, Repeat
+from results.records.trace_file import trace_events
 from tests.nodes import PROMPT, Nodes, make_specs, split_checkpoint
-from tpi.events import check_event
-from tpi.spec import Request
+from tpi.program.events import check_event
+from tpi.program.spec import Request
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(90)]
 COUNTED = {"compute": "compute_s", "allreduce": "allreduce_s", "wait": "wait_weights_s"}

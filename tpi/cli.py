@@ -46,7 +46,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_split(commands.add_parser("split", help="cut a checkpoint into one folder per device"))
     _add_plan(commands.add_parser("plan", help="predict memory and steady state, without weights"))
     _add_generate(commands.add_parser("generate", help="generate text with N local processes"))
-    node = commands.add_parser("node", help="run one rank from a spec file (see tpi/spec.py)")
+    node = commands.add_parser(
+        "node", help="run one rank from a spec file (see tpi/program/spec.py)"
+    )
     node.add_argument("spec", type=Path, metavar="SPEC", help="spec.json of this rank")
     node.set_defaults(run=_node)
     return parser
@@ -135,7 +137,7 @@ def _split(args: argparse.Namespace) -> int:
 
 
 def _source(model: str, seed: int, distinct_layers: int | None, dtype: str) -> "TensorSource":
-    from tpi.config import load_preset, preset_names
+    from tpi.model_config import load_preset, preset_names
     from tpi.weights.checkpoint import open_checkpoint
     from tpi.weights.synthetic import SyntheticSource
 
@@ -154,14 +156,14 @@ def _source(model: str, seed: int, distinct_layers: int | None, dtype: str) -> "
 
 
 def _add_plan(parser: argparse.ArgumentParser) -> None:
-    from tpi import plan_report
+    from tpi.planner import report as plan_report
 
     plan_report.add_arguments(parser)
     parser.set_defaults(run=_plan)
 
 
 def _plan(args: argparse.Namespace) -> int:
-    from tpi import plan_report
+    from tpi.planner import report as plan_report
 
     return plan_report.run(args)
 
@@ -170,10 +172,10 @@ def _plan(args: argparse.Namespace) -> int:
 
 
 def _node(args: argparse.Namespace) -> int:
-    from tpi.entry import open_spec
+    from tpi.program.entry import open_spec
 
     spec = open_spec(args.spec)
-    from tpi.node import run_node
+    from tpi.program.node import run_node
 
     return run_node(spec)
 

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 import torch
 
-from tpi.comm.allreduce import Sums
+from tpi.comm.allreduce import Reducer
 from tpi.comm.broadcast import Broadcast, StepBroadcast
 from tpi.comm.transport import Transport
 from tpi.comm.wire import FrameType, Op
-from tpi.config import ModelConfig
 from tpi.errors import ConfigError
 from tpi.model.llama import Llama
+from tpi.model_config import ModelConfig
 from tpi.sampling import Sampler
 from tpi.trace import Tracer
 from tpi.weights.embedding import EmbeddingRows
@@ -43,7 +43,7 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class EngineComponents:
     """What every engine is made of.
 
     Attributes:
@@ -85,7 +85,9 @@ class Engine:
         allreduce: How partial sums become sums.
     """
 
-    def __init__(self, parts: Parts, broadcast: StepBroadcast, allreduce: Sums) -> None:
+    def __init__(
+        self, parts: EngineComponents, broadcast: StepBroadcast, allreduce: Reducer
+    ) -> None:
         self._parts = parts
         self._llama = parts.llama
         self._window = parts.window

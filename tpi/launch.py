@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tpi.errors import ConfigError
-from tpi.events import Event
 from tpi.local_nodes import Interrupts, LocalNodes
-from tpi.spec import NodeSpec, Request
+from tpi.program.events import Event
+from tpi.program.spec import NodeSpec, Request
 from tpi.tokenizer import StreamDecoder, Tokenizer
 from tpi.weights.blockfile import Manifest, open_shard_folder
 

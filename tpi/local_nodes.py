@@ -17,8 +17,8 @@ from types import FrameType, TracebackType
 from typing import IO, Any, Self
 
 from tpi.errors import PeerLostError, TpiError, error_from_code
-from tpi.events import Event, EventError, parse_event
-from tpi.spec import NodeSpec, dump_spec
+from tpi.program.events import Event, EventError, parse_event
+from tpi.program.spec import NodeSpec, dump_spec
 
 _EXIT_TIMEOUT_S = 4.0
 _LAST_WORDS_S = 3.0  # how long others may take to say why a rank is gone

@@ -15,8 +15,8 @@ from typing import Any
 from harness.regression import probe
 from harness.regression.tree import LacksError, ProgramError, Tree
 from harness.regression.verdict import Finding, judge_counter, judge_names
-from results.schema import RecordError, RunRecord
-from results.store import RunStore
+from results.records.schema import RecordError, RunRecord
+from results.records.store import RunStore
 
 DEVICES = (2, 4)
 SYSTEMS = ("tpi", "tpi-resident")
@@ -36,7 +36,7 @@ _ALLREDUCES = "tpi, 2 devices: allreduces per token"
 _LIST_MODULES = (
     # As in `probe.py`: a module that the tree lacks must not come from an editable install.
     "import json, sys; sys.meta_path[:] = [f for f in sys.meta_path "
-    "if not getattr(f, '__module__', '').startswith('__editable__')]; import tpi.cli, tpi.node; "
+    "if not getattr(f, '__module__', '').startswith('__editable__')]; import tpi.cli, tpi.program.node; "
     "sys.stdout.write(json.dumps({'tpi': sys.modules['tpi'].__file__, 'names': list(sys.modules)}))"
 )
 

@@ -21,8 +21,8 @@ from harness.regression.table import markdown, rich_table
 from harness.regression.timings import ROUNDS, STARTS, Amount, measure_timings
 from harness.regression.tree import Tree
 from harness.regression.verdict import NO_BASELINE, UNCLEAR, Finding, regressions
-from harness.signals import PoliteSignals
-from testbed.hostlock import host_lock
+from harness.run.signals import GracefulShutdown
+from testbed.host.hostlock import host_lock
 from tpi.command_line import Parser
 from tpi.errors import EXIT_INTERRUPTED, EXIT_OK, ConfigError, ResourceError, TpiError
 from tpi.files import write_atomic
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None, repo: Path = ROOT) -> int:
     """Run from the command line; returns the exit status."""
     args = _parser().parse_args(argv)
     console = Console(width=None if sys.stdout.isatty() else _WIDTH)
-    with PoliteSignals():
+    with GracefulShutdown():
         try:
             return _run(repo, args, console)
         except NoBaselineError as exc:

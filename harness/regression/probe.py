@@ -52,7 +52,7 @@ def best_of(times: int, action: Callable[[], object]) -> float:
 @contextmanager
 def matvec(_folder: Path) -> Iterator[Once]:
     """A vector by a block's matrix of 16 MiB, stored in bfloat16 and multiplied in float32."""
-    from tpi.model.matvec import Kernels
+    from tpi.model.kernels import Kernels
 
     kernels = Kernels(torch.float32)
     weights = {"w": torch.randn(2048, 4096).bfloat16()}
@@ -158,10 +158,10 @@ USUAL_TURNS = 2
 
 @contextmanager
 def _nodes(folder: Path, requests: int, trace: str | None = None) -> Iterator[Once]:
-    from tpi.config import load_preset
     from tpi.launch import free_port
     from tpi.local_nodes import LocalNodes
-    from tpi.spec import NodeSpec, Request
+    from tpi.model_config import load_preset
+    from tpi.program.spec import NodeSpec, Request
     from tpi.weights.shard import make_shard_plan
     from tpi.weights.split import split
     from tpi.weights.synthetic import SyntheticSource

@@ -11,8 +11,8 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from results.schema import Spread
-from results.stats import median, spread
+from results.records.schema import Spread
+from results.records.stats import median, spread
 
 Groups = Sequence[Sequence[float]]
 FAILING = ("more", "slower", "new", "gone")

@@ -18,7 +18,7 @@ import docker.errors
 import requests
 
 from testbed.base import DeviceError
-from testbed.daemon import Daemon
+from testbed.docker.daemon import Daemon
 from testbed.image.packages import Say, archive, collect, run
 from testbed.image.recipe import (
     BASE_REPOSITORY,

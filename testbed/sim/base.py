@@ -8,9 +8,9 @@ are kept, `spans`. Times are the devices' own seconds, undilated; the simulator 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from testbed.link import LinkSpec
-from tpi.config import ModelConfig
-from tpi.events import Event
+from testbed.links.link import LinkSpec
+from tpi.model_config import ModelConfig
+from tpi.program.events import Event
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class SimRun:
     """One system on one testbed.
 
     Attributes:
-        system: Its name in `harness/systems.py`.
+        system: Its name in `baselines/registry.py`.
         options: Its options, as `asdict` gives them (`window`, `allreduce`, `shares` ...).
         storage: Dtype of the stored weights; `dtype` is that of the computation.
         devices: By rank; a system that takes one device gets one.

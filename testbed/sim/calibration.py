@@ -38,10 +38,11 @@ class Calibration:
 
     Attributes:
         host: Processor and how it was measured, for people.
-        core_read_bps: What a core reads of memory while all do (`testbed/hostprobe.py`): a device
+        core_read_bps: What a core reads of memory while all do (`testbed/host/hostprobe.py`): a
+        device
             with so much memory rate is worth one core, here as where it is emulated.
         products: "STORED->COMPUTED" (`bfloat16->float32`) to a table of (rows, bytes/s): bytes of
-            stored weights that our kernels (`tpi.model.matvec`) multiply with a step of so many
+            stored weights that our kernels (`tpi.model.kernels`) multiply with a step of so many
             rows. Rows 1, 8, 32, 128 and 512 are a good choice; 1 must be there.
         linear: The same for `torch.nn.functional.linear` by dtype (`float32`): the libraries.
         attend: By dtype, (queries, FLOP/s) of attention, 4 S T h E of them a layer; queries 1 must

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from testbed.sim.network import Ints, Message, Network
-from testbed.sim.rounds import Turn, make_turn, run_turn, swap
+from testbed.sim.ring_turns import Turn, make_turn, run_turn, swap
 from tpi.comm.allreduces.registry import find_allreduce
 from tpi.comm.topology import chunks
 from tpi.ranks import MASTER_RANK

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from testbed.link import HEADER_BYTES, MSS_BYTES, MTU_BYTES, LinkSpec
+from testbed.links.link import HEADER_BYTES, MSS_BYTES, MTU_BYTES, LinkSpec
 from testbed.sim.calibration import Calibration
 from tpi.comm.wire import HEADER_BYTES as FRAME_BYTES
 

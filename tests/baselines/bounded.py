@@ -1,7 +1,7 @@
 """The check `bounded` of the harness, for tests that have no harness."""
 
-from baselines.reference import ReferenceJob, compute
-from harness.verdict import check_bounded as check
+from baselines.transformers.reference import ReferenceJob, compute
+from harness.run.judge import check_bounded as check
 from tests.checkpoints import NEW_TOKENS, PROMPT_IDS
 
 

@@ -12,11 +12,11 @@ import torch
 import torch.distributed as dist
 from transformers.distributed.configuration_utils import DistributedConfig
 
-from baselines.collectives import CollectiveClock, sent_bytes
-from baselines.gloo import GlooGroup
-from baselines.huggingface import greedy, load_model
+from baselines.transformers.collectives import CollectiveClock, sent_bytes
+from baselines.transformers.gloo import GlooGroup
+from baselines.transformers.loading import greedy, load_model
 from tests.checkpoints import NEW_TOKENS, PROMPT_IDS
-from tpi.spec import load_spec
+from tpi.program.spec import load_spec
 
 ALLREDUCE_BYTES = 1 << 20
 

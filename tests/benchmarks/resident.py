@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from baselines.huggingface import greedy, load_model
+from baselines.transformers.loading import greedy, load_model
 from tests.benchmarks.test_bench_engine import PROMPT, decode, device
 from tpi.weights.blockfile import open_shard_folder
 

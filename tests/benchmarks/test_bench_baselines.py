@@ -19,11 +19,11 @@ from typing import IO
 
 import pytest
 
-from baselines.gguf_file import make_gguf
+from baselines.llamacpp.gguf_file import make_gguf
 from tests.benchmarks.test_bench_engine import PROMPT, RESIDENT_MODEL
 from tests.benchmarks.test_bench_window import say
-from tpi.events import Event, parse_event
-from tpi.spec import NodeSpec, Request, dump_spec
+from tpi.program.events import Event, parse_event
+from tpi.program.spec import NodeSpec, Request, dump_spec
 from tpi.weights.hf_folder import write_hf_folder
 from tpi.weights.synthetic import SyntheticSource
 

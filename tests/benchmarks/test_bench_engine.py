@@ -19,10 +19,10 @@ import pytest
 import torch
 
 from tests.benchmarks.test_bench_window import say
-from tpi.assemble import EngineOptions, open_engine, plan_rank
-from tpi.comm.memory import MemoryMesh
-from tpi.config import ModelConfig, RopeScaling, load_preset
+from tpi.build_engine import EngineOptions, open_engine, plan_rank
+from tpi.comm.loopback import MemoryMesh
 from tpi.engine import Engine, Prompt
+from tpi.model_config import ModelConfig, RopeScaling, load_preset
 from tpi.sampling import Sampler
 from tpi.trace import Tracer
 from tpi.weights.blockfile import Manifest, open_shard_folder

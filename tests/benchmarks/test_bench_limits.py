@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from testbed.limits import DeviceLimits
-from testbed.probe_agents import probe_agents
+from testbed.limits.limits import DeviceLimits
+from testbed.verify.probe_agents import probe_agents
 from tests.testbed.beds import make_bed
 
 pytestmark = [pytest.mark.bench, pytest.mark.docker, pytest.mark.timeout(300)]

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from testbed import link
-from testbed.link import LinkSpec
+from testbed.links import link
+from testbed.links.link import LinkSpec
 from tests.testbed.namespaces import Namespace, SwitchLinks, end, know_each_other
 
 pytestmark = [

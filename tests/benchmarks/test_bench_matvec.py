@@ -1,6 +1,6 @@
 """GB/s of weights of every candidate kernel, beside the memory's own read rate.
 
-`make bench-all` prints the tables that the choices in `tpi/model/matvec.py` rest on. Read rate and
+`make bench-all` prints the tables that the choices in `tpi/model/kernels.py` rest on. Read rate and
 kernels are taken in turns within one run, so that a busy machine slows all alike.
 """
 
@@ -11,8 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tpi.model import split_float
-from tpi.model.matvec import Kernels
+from tpi.model import bf16x3_gemm as split_float
+from tpi.model.kernels import Kernels
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(300)]
 

@@ -4,7 +4,7 @@ import pytest
 
 from tests.benchmarks.test_bench_window import say
 from tests.nodes import Nodes, make_specs
-from tpi.config import load_preset
+from tpi.model_config import load_preset
 from tpi.units import format_bytes
 from tpi.weights.shard import make_shard_plan
 from tpi.weights.split import split

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from tpi.comm.deadlines import Deadlines
-from tpi.comm.memory import MemoryMesh
+from tpi.comm.loopback import MemoryMesh
 from tpi.comm.mesh import SocketMesh
 from tpi.comm.transport import Recv, Send
 from tpi.comm.wire import Expect, FrameHeader, FrameType, Op, WireDtype

@@ -10,16 +10,16 @@ from typing import Any
 
 import docker
 
-from harness.runner import Deadlines, Launch, run_repeat
-from harness.verdict import judge
-from results.schema import Repeat
+from harness.run.judge import judge
+from harness.run.runner import Deadlines, Launch, run_repeat
+from results.records.schema import Repeat
 from testbed.base import Exit
-from testbed.docker import DockerTestbed
+from testbed.docker.testbed import DockerTestbed
 from testbed.label import RunLabel
-from testbed.limits import DeviceLimits
-from testbed.link import LinkSpec
+from testbed.limits.limits import DeviceLimits
+from testbed.links.link import LinkSpec
 from tests.faults.faulty import program
-from tpi.spec import Request
+from tpi.program.spec import Request
 
 _SOCKET = "/var/run/docker.sock"
 LIMIT_BYTES = 96 << 20

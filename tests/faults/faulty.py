@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from tests.fake_system import Fake
-from tpi.spec import NodeSpec, Request, load_spec
+from tpi.program.spec import NodeSpec, Request, load_spec
 
 GROW = "a = []\nwhile True: a.append(b'x' * (1 << 20))"
 MAIN = 'if __name__ == "__main__":'

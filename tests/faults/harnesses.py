@@ -18,9 +18,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from harness.compose import CONF_DIR
-from harness.launching import PROGRAMS
-from results.store import RunStore
+from harness.config.compose import CONF_DIR
+from harness.run.launch import PROGRAMS
+from results.records.store import RunStore
 from tests.faults import beds
 from tests.faults.faulty import program
 from tests.harness.micro import write_model

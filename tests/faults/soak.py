@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from testbed.hostlock import host_lock
+from testbed.host.hostlock import host_lock
 from tests.faults.harnesses import DOCKER, LOCAL, Site, await_gone, kill
 
 EVERY = 3

@@ -8,8 +8,8 @@ import docker.errors
 import pytest
 
 from testbed.base import DeviceError
+from testbed.docker.cleanup import reap
 from testbed.label import RunLabel, is_alive
-from testbed.reaper import reap
 from tests.faults import beds
 from tests.faults.beds import (
     LIMIT_BYTES,

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from results.store import RunStore
+from results.records.store import RunStore
 from tests.faults import soak
 from tests.faults.harnesses import (
     DOCKER,
@@ -161,7 +161,7 @@ with (results / "fill").open("wb", buffering=0) as file:
     except OSError:
         pass
 second = subprocess.run(json.loads(sys.argv[3])).returncode
-from results.store import RunStore
+from results.records.store import RunStore
 records, problems = RunStore(results).scan()
 left = [str(p) for p in results.rglob("*.tmp")]
 statuses = [r.status for r in records]
@@ -232,7 +232,7 @@ def test_out_of_memory_is_a_row_of_the_table(docker_site):
 
 NO_DELAY = """
 from dataclasses import replace
-import testbed.network as network
+import testbed.links.network as network
 real = network.open_network
 network.open_network = lambda links, **options: real(
     [replace(link, delay_s=0.0) for link in links], **options)
@@ -250,7 +250,7 @@ def test_emulation_that_is_not_in_force_is_invalid(docker_site):
 
 
 NO_IMAGE = """
-import harness.emulation as emulation
+import harness.run.emulation as emulation
 import testbed.image.build as build
 emulation.image_tag = build.image_tag = lambda: "tpi-lab-device:000000000000"
 """

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import tokenizers
 
-from harness.config import Config, config_from
-from harness.host import Host
-from tpi.config import ModelConfig, RopeScaling
+from harness.config.config import Config, config_from
+from testbed.host.rates import Host
+from tpi.model_config import ModelConfig, RopeScaling
 from tpi.weights.hf_folder import write_hf_folder
 from tpi.weights.synthetic import SyntheticSource
 

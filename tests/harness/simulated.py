@@ -3,12 +3,12 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness.compose import compose
-from harness.sim_plan import SimPlan, make_sim_plan
+from harness.config.compose import compose
+from harness.plan.sim_plan import SimPlan, make_sim_plan
 from testbed.sim.base import SimOutcome, SimRun
 from testbed.sim.calibration import Calibration
 from tests.harness.micro import MODEL
-from tpi.events import Event
+from tpi.program.events import Event
 
 S = 1_000_000_000
 MIB = 1 << 20

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from tpi.config import ModelConfig, load_config
 from tpi.model.llama import Llama, Reduce
+from tpi.model_config import ModelConfig, load_config
 from tpi.trace import Tracer
 from tpi.weights.shard import BlockId, ShardPlan, SourceSlice, make_shard_plan, rank_blocks
 

@@ -16,9 +16,9 @@ from tests.checkpoints import (
     shared_checkpoint,
 )
 from tests.model.ranks import Ranks, relative_error
-from tpi.config import RopeScaling
 from tpi.errors import ConfigError
 from tpi.model.llama import Llama
+from tpi.model_config import RopeScaling
 from tpi.trace import Tracer
 from tpi.weights.shard import BlockId
 

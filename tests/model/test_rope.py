@@ -5,8 +5,8 @@ import torch
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
-from tpi.config import parse_config
 from tpi.model.rope import Rope, apply_rope
+from tpi.model_config import parse_config
 
 PARAMETERS = {
     "default": {"rope_type": "default", "rope_theta": 10000.0},

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from results.book import Book
-from results.cells import Cell, Place
-from results.index import Entry
-from results.schema import RunRecord
+from results.paper.cell import Cell, Place
+from results.paper.cells.result_set import ResultSet
+from results.paper.index import Entry
+from results.records.schema import RunRecord
 
 GIB = 2.0**30
 
@@ -22,15 +22,15 @@ def book(
     entries: tuple[Entry, ...] = (),
     problems: tuple[str, ...] = (),
     folder: Path = Path(),
-) -> Book:
+) -> ResultSet:
     by_place: dict[Place, list[Cell]] = {}
     for each in cells:
         by_place.setdefault(each.place, []).append(each)
     places = {place: tuple(found) for place, found in by_place.items()}
-    return Book(scale, places, records or {}, entries, problems, folder)
+    return ResultSet(scale, places, records or {}, entries, problems, folder)
 
 
-def every_kind(scale: str = "small") -> Book:
+def every_kind(scale: str = "small") -> ResultSet:
     """Table 1 with one cell of each kind, and of each word."""
     run = {"scale": scale, "run_id": "tpi-1"}
     on, off = "table1 llama2-3b on ", "table1 llama2-3b off "

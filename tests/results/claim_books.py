@@ -1,8 +1,8 @@
 """Books made by hand: one line a cell."""
 
-from results.book import Book
-from results.cells import Cell, Place
-from results.evidence import MEASURED, View
+from results.paper.cell import Cell, Place
+from results.paper.cells.result_set import ResultSet
+from results.paper.claims.evidence import MEASURED, View
 
 GIB = 1 << 30
 
@@ -17,11 +17,11 @@ def cell(where: str, value: float | str, evidence: str = "measured", **changes) 
     return Cell(Place(exhibit, row.replace("_", " "), column, metric), evidence, **values)
 
 
-def book(*cells: Cell, **changes) -> Book:
+def book(*cells: Cell, **changes) -> ResultSet:
     by_place: dict[Place, tuple[Cell, ...]] = {}
     for each in cells:
         by_place[each.place] = (*by_place.get(each.place, ()), each)
-    return Book(**({"scale": "small", "cells": by_place} | changes))
+    return ResultSet(**({"scale": "small", "cells": by_place} | changes))
 
 
 def view(*cells: Cell, kind=MEASURED) -> View:

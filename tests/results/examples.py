@@ -3,8 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
-from results.schema import PeakMemory, RankEvent, Repeat
-from tpi.events import Event
+from results.records.schema import PeakMemory, RankEvent, Repeat
+from tpi.program.events import Event
 
 MS = 1_000_000
 MIB = 1 << 20

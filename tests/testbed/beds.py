@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from testbed.base import DeviceError
-from testbed.daemon import Daemon
-from testbed.docker import DockerTestbed
+from testbed.docker.daemon import Daemon
+from testbed.docker.testbed import DockerTestbed
 from testbed.label import RunLabel
-from testbed.limits import DeviceLimits
-from testbed.link import LinkSpec
+from testbed.limits.limits import DeviceLimits
+from testbed.links.link import LinkSpec
 
 
 class NoLinks:

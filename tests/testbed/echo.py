@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-from testbed.nettools import HeldNamespace, entered
+from testbed.links.nettools import HeldNamespace, entered
 
 _PORT = 5077
 _PAYLOAD_BYTES = 100

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, Self
 
-from testbed.link import LinkSpec
+from testbed.links.link import LinkSpec
 from testbed.switch.build import switch_command
 
 ANSWER_S = 10.0

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from testbed.base import MAX_LINE_BYTES, MAX_WAITING_LINES, DeviceError, make_inbox
-from testbed.local import LocalTestbed
+from testbed.local.local import LocalTestbed
 from tests.testbed.beds import make_bed
 from tests.testbed.programs import (
     HOLDS_50_MIB,

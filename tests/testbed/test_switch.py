@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed.link import LinkSpec
+from testbed.links.link import LinkSpec
 from testbed.switch.build import switch_command
 from testbed.switch.model import Random
 from tests.testbed.namespaces import (

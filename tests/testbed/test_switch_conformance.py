@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from testbed.link import LinkSpec, serialise_s
+from testbed.links.link import LinkSpec, serialise_s
 from tests.testbed.namespaces import (
     Links,
     Namespace,

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tpi.config import ModelConfig
+from tpi.model_config import ModelConfig
 from tpi.weights.blockfile import BlockEntry, Manifest, make_layout, make_plan_digest
 from tpi.weights.blockfile import write_manifest as write
 from tpi.weights.shard import make_shard_plan, rank_blocks

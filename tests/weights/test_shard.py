@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.weights.shard_folders import small_config
-from tpi.config import ModelConfig, load_preset
 from tpi.errors import ConfigError
+from tpi.model_config import ModelConfig, load_preset
 from tpi.weights.layout import make_layout
 from tpi.weights.shard import (
     BlockId,

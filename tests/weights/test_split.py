@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 from tests.checkpoints import KINDS, shared_checkpoint
-from tpi.config import ModelConfig, config_to_json
 from tpi.errors import ConfigError, ResourceError, TpiError, WeightsError
+from tpi.model_config import ModelConfig, config_to_json
 from tpi.weights.blockfile import open_shard_folder
 from tpi.weights.checkpoint import SINGLE_FILE, expected_tensors, open_checkpoint
 from tpi.weights.hf_folder import _header

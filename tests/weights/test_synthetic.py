@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tests.checkpoints import reference_logits, reference_tokens
-from tpi.config import ModelConfig, RopeScaling, load_preset
 from tpi.errors import ConfigError
+from tpi.model_config import ModelConfig, RopeScaling, load_preset
 from tpi.weights.checkpoint import expected_tensors, open_checkpoint
 from tpi.weights.dtypes import RawArray, from_float32, to_float32
 from tpi.weights.hf_folder import required_hf_bytes, write_hf_folder

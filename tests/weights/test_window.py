@@ -9,8 +9,8 @@ from tpi.errors import ConfigError, PeerLostError, WeightsError
 from tpi.trace import Tracer
 from tpi.weights.blockfile import BlockEntry
 from tpi.weights.shard import BlockId
-from tpi.weights.slots import Slots
 from tpi.weights.window import Window
+from tpi.weights.window_state import Slots
 
 ROWS = {"attn": 20, "ffn": 50, "head": 18}
 

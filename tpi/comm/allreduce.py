@@ -24,7 +24,7 @@ from tpi.ranks import Ranks
 from tpi.trace import Tracer
 
 
-class Sums(Protocol):
+class Reducer(Protocol):
     """How the ranks' parts become one: `AllReduce`, or nothing where every part is whole."""
 
     def all_reduce(self, partial: torch.Tensor, *, step: int, layer: int, op: Op) -> None:

@@ -15,12 +15,12 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 
-from tpi.config import ModelConfig
 from tpi.errors import ConfigError
 from tpi.model.attention import attend, make_segments
+from tpi.model.kernels import Kernels
 from tpi.model.kv import KvCache
-from tpi.model.matvec import Kernels
 from tpi.model.rope import Rope, apply_rope
+from tpi.model_config import ModelConfig
 from tpi.trace import Tracer
 from tpi.weights.shard import BlockId, RankShare
 from tpi.weights.window import BlockSource

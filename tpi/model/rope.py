@@ -9,7 +9,7 @@ import math
 
 import torch
 
-from tpi.config import ModelConfig, RopeScaling
+from tpi.model_config import ModelConfig, RopeScaling
 
 
 def inverse_frequencies(config: ModelConfig) -> torch.Tensor:

@@ -21,10 +21,10 @@ from typing import Protocol
 import numpy as np
 from msgspec import Struct
 
-from tpi.config import DTYPE_BYTES, ModelConfig, load_config
 from tpi.decode import decode, shown
 from tpi.errors import WeightsError
 from tpi.files import open_regular, read_small_file, write_atomic
+from tpi.model_config import DTYPE_BYTES, ModelConfig, load_config
 from tpi.weights.dtypes import RAW_DTYPES, RawArray
 from tpi.weights.layout import SAFETENSORS_DTYPES
 from tpi.weights.safetensors_header import HeaderTensor, read_header

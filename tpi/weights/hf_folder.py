@@ -10,9 +10,9 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from tpi.config import CONFIG_FILE, ModelConfig, config_to_json
 from tpi.errors import ConfigError
 from tpi.files import sync_folder, write_atomic
+from tpi.model_config import CONFIG_FILE, ModelConfig, config_to_json
 from tpi.weights.checkpoint import (
     INDEX_FILE,
     SINGLE_FILE,

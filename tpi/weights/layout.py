@@ -16,8 +16,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tpi.config import DTYPE_BYTES
 from tpi.errors import WeightsError
+from tpi.model_config import DTYPE_BYTES
 
 PAGE_BYTES = 4096  # what O_DIRECT asks of offsets, lengths and buffers, and a memory page
 TENSOR_ALIGN_BYTES = 64  # a cache line, and the widest vector register

@@ -14,9 +14,9 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from tpi.config import ModelConfig, config_from_json, config_to_json
 from tpi.decode import Count, CountOrZero, NumBytes, convert, shown
 from tpi.errors import ConfigError, WeightsError
+from tpi.model_config import ModelConfig, config_from_json, config_to_json
 from tpi.weights.layout import TensorPlace, make_layout
 from tpi.weights.shard import (
     MAX_WORLD_SIZE,

@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass
 from fractions import Fraction
 from itertools import accumulate, pairwise
 
-from tpi.config import ModelConfig
 from tpi.errors import ConfigError
+from tpi.model_config import ModelConfig
 from tpi.ranks import MASTER_RANK
 from tpi.weights.layout import PAGE_BYTES, TENSOR_ALIGN_BYTES, align_up, make_layout, tensor_bytes
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tpi.config import DTYPES, ModelConfig
 from tpi.errors import ConfigError
 from tpi.files import sync_folder
+from tpi.model_config import DTYPES, ModelConfig
 from tpi.weights.blockfile import MANIFEST_FILE, BlockEntry, Manifest, write_manifest
 from tpi.weights.checkpoint import TensorSource, copy_tokenizer, row_chunks
 from tpi.weights.dtypes import RawArray, convert

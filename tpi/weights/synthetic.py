@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tpi.config import DTYPES, ModelConfig
 from tpi.errors import ConfigError
+from tpi.model_config import DTYPES, ModelConfig
 from tpi.weights.checkpoint import expected_tensors, split_layer_name
 from tpi.weights.dtypes import RawArray, from_float32
 

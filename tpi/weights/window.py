@@ -5,7 +5,7 @@ i - window has been released; the compute thread takes each block with `hold`, w
 space back the moment the `with` body ends. Retained blocks are loaded once and never leave; with
 window None all are. Whatever goes wrong in the loader is raised by `hold`.
 
-`slots.py` has the state both threads share. Read `Window.hold` first.
+`tpi/weights/window_state.py` has the state both threads share. Read `Window.hold` first.
 """
 
 import threading
@@ -20,7 +20,7 @@ from tpi.weights.arena import Arena, ArenaPlan, place
 from tpi.weights.blockfile import BlockEntry, tensor_views
 from tpi.weights.direct_io import BlockReader, FileReader
 from tpi.weights.shard import BlockId
-from tpi.weights.slots import Slots
+from tpi.weights.window_state import Slots
 
 if TYPE_CHECKING:
     import torch

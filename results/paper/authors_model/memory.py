@@ -26,12 +26,12 @@ from dataclasses import dataclass, replace
 from rich.console import Console
 from rich.table import Table
 
-from results.cells import Cell
 from results.paper.authors_model.blocks import block_bytes
-from results.reported import reported_cells
+from results.paper.cell import Cell
+from results.paper.values.paper_values import reported_cells
 from tpi.command_line import Parser
-from tpi.config import DTYPE_BYTES, load_preset
 from tpi.errors import EXIT_OK, ConfigError
+from tpi.model_config import DTYPE_BYTES, load_preset
 
 FITTED_ON = "table1"
 PREDICTED = ("table2", "table6")
@@ -42,7 +42,7 @@ _GIB = 2**30
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
+class CostInputs:
     """What one memory cell of the paper is of; `window` None is the scheduler off."""
 
     model: str
@@ -50,13 +50,13 @@ class Setting:
     window: int | None
 
 
-def setting_of(cell: Cell) -> Setting:
+def cost_inputs_of(cell: Cell) -> CostInputs:
     """Read row and column (`on`, `off/4`) of a memory cell of Tables 1, 2 and 6."""
     scheduler, _, devices = cell.place.column.partition("/")
     if cell.place.exhibit not in WINDOWS or scheduler not in ("on", "off"):
         raise ConfigError(f"{cell.place}: no memory cell of {', '.join(WINDOWS)}")
     window = WINDOWS[cell.place.exhibit] if scheduler == "on" else None
-    return Setting(cell.place.row, int(devices or FITTED_DEVICES), window)
+    return CostInputs(cell.place.row, int(devices or FITTED_DEVICES), window)
 
 
 def memory_cells(exhibit: str) -> tuple[Cell, ...]:
@@ -92,7 +92,7 @@ def largest_set(blocks: Sequence[float], window: int | None, cast_share: float) 
 
 
 @functools.cache
-def weight_peak_bytes(setting: Setting) -> float:
+def weight_peak_bytes(setting: CostInputs) -> float:
     """Return the largest rank's weights at their peak, without the process."""
     config = load_preset(setting.model)
     # Casting float32 to float32 makes no copy.
@@ -106,7 +106,7 @@ def fit_process_bytes(cells: Iterable[Cell]) -> float:
     above = weight = 0.0
     for cell in cells:
         if cell.value is not None:
-            above += (cell.value - weight_peak_bytes(setting_of(cell))) / cell.value**2
+            above += (cell.value - weight_peak_bytes(cost_inputs_of(cell))) / cell.value**2
             weight += 1 / cell.value**2
     if weight == 0.0:
         raise ConfigError("published memory: no cell to fit on")
@@ -119,7 +119,7 @@ def process_bytes() -> float:
     return fit_process_bytes(memory_cells(FITTED_ON))
 
 
-def published_peak_bytes(setting: Setting) -> float:
+def published_peak_bytes(setting: CostInputs) -> float:
     """Predict the peak memory per device of the authors' implementation."""
     return weight_peak_bytes(setting) + process_bytes()
 
@@ -129,7 +129,7 @@ class Comparison:
     """One cell of the paper beside what is predicted for it, in bytes."""
 
     cell: Cell
-    setting: Setting
+    setting: CostInputs
     paper: float
     predicted: float
 
@@ -148,7 +148,7 @@ def compare(exhibit: str) -> tuple[Comparison, ...]:
     """Predict every memory cell of one table."""
     found = []
     for cell in memory_cells(exhibit):
-        setting = setting_of(cell)
+        setting = cost_inputs_of(cell)
         found.append(
             Comparison(cell, setting, float(cell.value or 0), published_peak_bytes(setting))
         )
@@ -160,7 +160,7 @@ def share_close(compared: Sequence[Comparison]) -> float:
     return sum(each.is_close for each in compared) / len(compared)
 
 
-def miss_reason(miss: Comparison, papers: Mapping[Setting, float]) -> str:
+def miss_reason(miss: Comparison, papers: Mapping[CostInputs, float]) -> str:
     """Say what in the paper's own numbers stands against the prediction.
 
     Args:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from results.paper.authors_model.blocks import block_bytes
 from tpi.comm.allreduces.star import Star
-from tpi.config import ModelConfig
+from tpi.model_config import ModelConfig
 
 _STORED_SHARE = 0.5  # checkpoints are 16-bit, computing is float32
 _STEADY_TOKENS = 3  # after the first: the last is the steady state

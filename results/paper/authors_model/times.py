@@ -20,11 +20,11 @@ from rich.console import Console
 from rich.table import Table
 from scipy.optimize import least_squares
 
-from results.cells import Cell, Place
 from results.paper.authors_model.schedule import Rates, Setup, Times, replay
-from results.reported import reported_cells
+from results.paper.cell import Cell, Place
+from results.paper.values.paper_values import reported_cells
 from tpi.command_line import Parser
-from tpi.config import load_preset
+from tpi.model_config import load_preset
 from tpi.units import format_seconds
 from tpi.weights.hf_folder import required_hf_bytes
 

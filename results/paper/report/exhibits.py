@@ -1,7 +1,7 @@
 """The report's tables and figures: the paper's value above ours, each kind in its own colour.
 
-Rows, columns and words are those of `grid.py`, as in every other rendering. Figures are drawn by
-`figures/` or taken from a folder.
+Rows, columns and words are those of `results/paper/render/sections.py`, as in every other
+rendering. Figures are drawn by `figures/` or taken from a folder.
 """
 
 import base64
@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from results.book import Book
-from results.cells import EXHIBITS, Cell
-from results.exhibits import label_of, title_of
-from results.footnotes import Footnotes, below
-from results.grid import Group, Section, sections_of
-from results.marks import mark_dilation, ran, show
-from results.stand_ins import stand_in_name
+from results.paper.cell import EXHIBITS, Cell
+from results.paper.cells.result_set import ResultSet
+from results.paper.cells.substitutions import stand_in_name
+from results.paper.render.cell_format import mark_dilation, ran, show
+from results.paper.render.footnotes import Footnotes, below
+from results.paper.render.layouts import label_of, title_of
+from results.paper.render.sections import Group, Section, sections_of
 from tpi.errors import ResourceError, map_errors
 
 TABLES = tuple(name for name in EXHIBITS if name.startswith("table"))
@@ -85,7 +85,7 @@ class ShownExhibit:
     image: str = ""
 
 
-def shown_exhibit(book: Book, name: str, svg: bytes | None = None) -> ShownExhibit:
+def shown_exhibit(book: ResultSet, name: str, svg: bytes | None = None) -> ShownExhibit:
     """One table or figure with all its values."""
     notes = Footnotes(book)
     sections = tuple(_section(part, notes, name) for part in sections_of(book, name))
@@ -115,7 +115,7 @@ def _cell(cells: Sequence[Cell], notes: Footnotes) -> ShownCell:
     return ShownCell(tuple(values), notes.numbers(cells))
 
 
-def _value(book: Book, cell: Cell) -> ShownValue:
+def _value(book: ResultSet, cell: Cell) -> ShownValue:
     shown = show(cell, stand_in_name(book, cell))
     marks = [mark_dilation(shown.dilation)] if shown.kind == "dilated" else []
     marks += [shown.stand_in] if shown.stand_in else []
@@ -129,7 +129,7 @@ def _origin(cell: Cell) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def draw_all(book: Book, figures_dir: Path | None) -> tuple[Mapping[str, bytes], list[str]]:
+def draw_all(book: ResultSet, figures_dir: Path | None) -> tuple[Mapping[str, bytes], list[str]]:
     """SVG of every figure, and one line for each that there is none of.
 
     Args:
@@ -152,10 +152,10 @@ def _read(folder: Path, exhibit: str) -> bytes:
         return path.read_bytes()
 
 
-def _draw(book: Book, exhibit: str) -> bytes:
+def _draw(book: ResultSet, exhibit: str) -> bytes:
     # Here, since matplotlib takes a second to load.
-    from results.figures.draw import draw
-    from results.figures.style import house_style, svg_bytes
+    from results.paper.render.figures.draw import draw
+    from results.paper.render.figures.style import house_style, svg_bytes
 
     with house_style():
         return svg_bytes(draw(book, exhibit))

@@ -12,18 +12,18 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from results.book import Book
-from results.claims import Judgement, basis_of_all, judge_claims
-from results.collected import open_book
-from results.index import INDEX_FILE
-from results.marks import LEGEND, STAND_IN_LEGEND, plain
-from results.outfile import check_out
+from results.paper.cells.load import open_result_set
+from results.paper.cells.result_set import ResultSet
+from results.paper.claims.judge import Judgement, basis_of_all, judge_claims
+from results.paper.claims.verdict import VERDICTS
+from results.paper.index import INDEX_FILE
+from results.paper.render.cell_format import LEGEND, STAND_IN_LEGEND, plain
 from results.paper.report import runs, trust
 from results.paper.report.exhibits import FIGURES, TABLES, ShownExhibit, draw_all, shown_exhibit
-from results.verdicts import VERDICTS
 from tpi.command_line import Parser
 from tpi.errors import EXIT_OK, ResourceError, TpiError, map_errors
 from tpi.files import write_atomic
+from tpi.outfile import check_out
 from tpi.units import counted
 
 
@@ -58,7 +58,9 @@ class Report:
     reruns: Sequence[runs.Reruns]
 
 
-def make_report(book: Book, images: Mapping[str, bytes], failures: Sequence[str] = ()) -> Report:
+def make_report(
+    book: ResultSet, images: Mapping[str, bytes], failures: Sequence[str] = ()
+) -> Report:
     """Everything that a book says.
 
     Args:
@@ -114,11 +116,11 @@ def _one_line(value: object) -> object:
     return value if isinstance(value, Markup) else plain(str(value))
 
 
-def write_report(book: Book, path: Path, figures_dir: Path | None = None) -> None:
+def write_report(book: ResultSet, path: Path, figures_dir: Path | None = None) -> None:
     """Write the report of a book.
 
     Args:
-        book: From `collected.open_book`.
+        book: From `collected.open_result_set`.
         path: The file to write.
         figures_dir: Where `render` put the figures; None draws them here.
 
@@ -148,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = args.folder / "report.html" if args.out is None else args.out
     try:
         check_out(out, keep=[args.folder / INDEX_FILE])
-        write_report(open_book(args.folder), out, args.figures)
+        write_report(open_result_set(args.folder), out, args.figures)
     except TpiError as exc:
         sys.stderr.write(f"error: {exc}\n")
         return exc.exit_status

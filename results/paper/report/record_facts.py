@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 
 from msgspec import Struct
 
-from results.schema import RecordError, RunRecord
+from results.records.schema import RecordError, RunRecord
 from tpi.decode import convert
 
 Facts = tuple[tuple[str, str], ...]  # names and values, in the order in which they are shown

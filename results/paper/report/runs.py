@@ -5,12 +5,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from results.book import Book, mismatch_of
-from results.exhibits import label_of, title_of
-from results.index import Entry
+from results.paper.cells.result_set import ResultSet, mismatch_of
+from results.paper.index import Entry
+from results.paper.render.layouts import label_of, title_of
 from results.paper.report.record_facts import Facts, environment_facts
-from results.schema import RunRecord
-from results.tables import where_lines
+from results.records.comparison_table import where_lines
+from results.records.schema import RunRecord
 from tpi.units import counted
 
 
@@ -72,7 +72,7 @@ class Reruns:
     cells: tuple[Rerun, ...]
 
 
-def sources_of(book: Book) -> Sources:
+def sources_of(book: ResultSet) -> Sources:
     """The versions among the records; the present one is there where older ones are."""
     versions: dict[str, dict[str, dict[str, None]]] = {}
     for entry in book.entries:
@@ -94,7 +94,7 @@ def sources_of(book: Book) -> Sources:
     )
 
 
-def environments(book: Book) -> list[Environment]:
+def environments(book: ResultSet) -> list[Environment]:
     """The hosts and versions behind the records, each once, with its runs."""
     found: dict[Facts, list[RunRecord]] = {}
     for record in book.records.values():
@@ -105,7 +105,7 @@ def environments(book: Book) -> list[Environment]:
     ]
 
 
-def reruns(book: Book) -> Iterator[Reruns]:
+def reruns(book: ResultSet) -> Iterator[Reruns]:
     """The command of every run, by exhibit."""
     for exhibit in dict.fromkeys(entry.exhibit for entry in book.entries):
         entries = [entry for entry in book.entries if entry.exhibit == exhibit]
@@ -113,7 +113,7 @@ def reruns(book: Book) -> Iterator[Reruns]:
         yield Reruns(title_of(exhibit), command, _reruns(book, entries))
 
 
-def _reruns(book: Book, entries: Sequence[Entry]) -> tuple[Rerun, ...]:
+def _reruns(book: ResultSet, entries: Sequence[Entry]) -> tuple[Rerun, ...]:
     return tuple(
         Rerun(
             label_of(entry.row),
@@ -132,7 +132,7 @@ def command_of(entry: Entry, folder: Path) -> str:
     return shlex.join(["python", "run.py", *entry.overrides, *more])
 
 
-def _state(book: Book, entry: Entry) -> str:
+def _state(book: ResultSet, entry: Entry) -> str:
     record = book.records.get(entry.run_id)
     if record is not None and mismatch_of(entry, record):
         return "unusable"

@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from results.book import Book, backend_of
-from results.marks import in_words
+from results.paper.cells.result_set import ResultSet, backend_of
+from results.paper.cells.validation import Floor, Pair, noise_floors, pairs_of
+from results.paper.claims.verdict import in_times
+from results.paper.render.cell_format import in_words
+from results.paper.render.validation_table import percent, summary
 from results.paper.report.limits_summary import LimitSummary, condition_lines, summarise
 from results.paper.report.record_facts import Facts, simulator_facts, verifications_of
-from results.schema import RunRecord
-from results.validation import Floor, Pair, noise_floors, pairs_of
-from results.validation_table import percent, summary
-from results.verdicts import in_times
+from results.records.schema import RunRecord
 from tpi.errors import ConfigError
 
 
@@ -64,7 +64,7 @@ class ShownFloor:
     ratio: str
 
 
-def comparisons(book: Book) -> tuple[Comparison, ...]:
+def comparisons(book: ResultSet) -> tuple[Comparison, ...]:
     """Simulated beside measured: runs that check the simulator, then places of the paper."""
     pairs = pairs_of(book)
     return (
@@ -96,7 +96,7 @@ def _pair(pair: Pair) -> ShownPair:
     )
 
 
-def calibrations(book: Book) -> list[Calibration]:
+def calibrations(book: ResultSet) -> list[Calibration]:
     """Each calibration once."""
     counts: dict[Facts, int] = {}
     for record in book.records.values():
@@ -111,7 +111,7 @@ def _calibration(facts: Facts, num_runs: int) -> Calibration:
     return Calibration(num_runs, named, figures)
 
 
-def held_limits(book: Book) -> list[HeldLimits]:
+def held_limits(book: ResultSet) -> list[HeldLimits]:
     """What the testbed measured of its own limits and links, run by run."""
     records = book.records.values()
     return [_held(record) for record in records if backend_of(record) not in ("sim", "")]
@@ -123,7 +123,7 @@ def _held(record: RunRecord) -> HeldLimits:
     return HeldLimits(record.run_id, record.system, backend_of(record), limits, conditions)
 
 
-def shown_floors(book: Book) -> list[ShownFloor]:
+def shown_floors(book: ResultSet) -> list[ShownFloor]:
     """The A/A noise floor of each run: a ratio that nothing but noise makes differ from one."""
     return [_floor(floor) for floor in noise_floors(book)]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from testbed.link import LinkSpec
+from testbed.links.link import LinkSpec
 from testbed.sim.collectives import Collectives
 from testbed.sim.network import Network
 from tests.comm.parts import part, sum_by_rank

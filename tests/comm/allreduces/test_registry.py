@@ -5,14 +5,14 @@ import sys
 
 import pytest
 
-from testbed.sim.simulate import simulate
+from baselines.simulate import simulate
 from tests.testbed.sim.sims import free_calibration, make_run
 from tpi.comm.allreduces.base import AllReduceAlgorithm
 from tpi.comm.allreduces.registry import allreduce_names, find_allreduce
 from tpi.comm.allreduces.traffic import traffic
-from tpi.config import load_preset
-from tpi.device_plan import PlanOptions, make_report
 from tpi.errors import ConfigError
+from tpi.model_config import load_preset
+from tpi.planner.device_plan import PlanOptions, make_report
 
 BUILT_IN = ("star", "tree", "ring", "direct", "exchange")
 

@@ -2,12 +2,12 @@
 
 import pytest
 
-from harness import calibrate
-from harness.calibration.disk import measure_disk
-from harness.calibration.messages import measure_messages
-from harness.calibration.sizes import TINY
-from harness.launching import PROGRAMS
-from testbed.hostlock import host_lock
+from harness.calibrate import main as calibrate
+from harness.calibrate.disk import measure_disk
+from harness.calibrate.messages import measure_messages
+from harness.calibrate.sizes import TINY
+from harness.run.launch import PROGRAMS
+from testbed.host.hostlock import host_lock
 from testbed.sim.calibration import load_calibration
 from tpi.errors import EXIT_OK
 
@@ -17,7 +17,7 @@ def locks(tmp_path, monkeypatch):
     folder = tmp_path / "locks"
     folder.mkdir(parents=True)
     folder.chmod(0o1777)
-    monkeypatch.setattr("testbed.hostlock._FOLDERS", (folder,))
+    monkeypatch.setattr("testbed.host.hostlock._FOLDERS", (folder,))
 
 
 @pytest.mark.slow

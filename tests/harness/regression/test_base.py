@@ -172,7 +172,7 @@ def test_signal_takes_the_worktree_down(clone, tmp_path):
     code = (
         "import sys, pathlib\n"
         "from harness.regression.base import checked_out\n"
-        "from harness.signals import PoliteSignals\n"
+        "from harness.run.signals import PoliteSignals\n"
         "with PoliteSignals():\n"
         "    try:\n"
         f"        with checked_out(pathlib.Path({str(clone)!r}), 'HEAD') as tree:\n"

@@ -14,8 +14,8 @@ from harness.regression.counters import (
     run_counts,
 )
 from harness.regression.tree import ProgramError
-from results.measure import measure, summarize
-from results.schema import PeakMemory, RunRecord
+from results.records.measure import measure, summarize
+from results.records.schema import PeakMemory, RunRecord
 from tests.harness.regression.trees import make_tree
 from tests.results.examples import MIB, make_repeat
 
@@ -47,7 +47,7 @@ def test_run_that_failed_is_an_error():
 
 
 def test_packages_are_those_that_do_not_come_with_python():
-    assert packages_of(["os", "os.path", "torch", "torch.nn", "__main__", "tpi.node"]) == {
+    assert packages_of(["os", "os.path", "torch", "torch.nn", "__main__", "tpi.program.node"]) == {
         "torch", "tpi",
     }  # fmt: skip
 

@@ -136,8 +136,12 @@ def test_name_that_left_is_welcome():
 
 
 def test_names_without_a_baseline_pass():
-    found = judge_names("packages", None, {"torch"}, "no tpi.node")
-    assert (found.verdict, found.fails, found.change) == ("no baseline", False, "no tpi.node")
+    found = judge_names("packages", None, {"torch"}, "no tpi.program.node")
+    assert (found.verdict, found.fails, found.change) == (
+        "no baseline",
+        False,
+        "no tpi.program.node",
+    )
 
 
 def test_accepted_regression_is_none():

@@ -3,10 +3,10 @@
 from dataclasses import replace
 from typing import Any
 
-from testbed.link import LinkSpec
+from testbed.links.link import LinkSpec
 from testbed.sim.base import SimDevice, SimRun
 from testbed.sim.calibration import Calibration, load_calibration
-from tpi.config import ModelConfig, load_preset
+from tpi.model_config import ModelConfig, load_preset
 
 _ENDLESS = 1e18  # the most that a calibration may say
 

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from testbed.link import LinkSpec, wire_bytes
+from testbed.links.link import LinkSpec, wire_bytes
 from testbed.sim.collectives import Collectives
 from testbed.sim.network import Network
 from tests.testbed.sim.sims import free_calibration

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from testbed.sim.devices import Block, Devices
-from tpi.planner import BlockTimes, predict_step
+from tpi.planner.window_replay import BlockTimes, predict_step
 
 BLOCKS = st.lists(
     st.tuples(st.integers(1, 40), st.integers(0, 40), st.one_of(st.none(), st.integers(1, 40))),

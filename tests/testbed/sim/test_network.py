@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from testbed.link import LinkSpec, gather_s, one_way_s, serialise_s, wire_bytes
+from testbed.links.link import LinkSpec, gather_s, one_way_s, serialise_s, wire_bytes
 from testbed.sim.network import Network, drain
 from tests.testbed.sim.sims import free_calibration
 from tpi.comm.wire import HEADER_BYTES

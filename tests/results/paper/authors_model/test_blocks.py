@@ -5,8 +5,8 @@ import pytest
 from results.paper.authors_model.blocks import block_bytes, deal
 from results.paper.authors_model.memory import largest_set
 from results.paper.authors_model.schedule import Rates, Setup, replay
-from tpi.config import load_preset
-from tpi.planner import published_block_bytes, published_peak_bytes
+from tpi.model_config import load_preset
+from tpi.planner.window_replay import published_block_bytes, published_peak_bytes
 from tpi.ranks import MASTER_RANK
 from tpi.weights.hf_folder import required_hf_bytes
 

@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from results.cells import Cell, Place
 from results.paper.authors_model.memory import (
     PREDICTED,
-    Setting,
+    CostInputs,
     compare,
+    cost_inputs_of,
     fit_process_bytes,
     largest_set,
     main,
@@ -17,13 +17,13 @@ from results.paper.authors_model.memory import (
     misses,
     process_bytes,
     published_peak_bytes,
-    setting_of,
     share_close,
     summary,
     weight_peak_bytes,
 )
-from tpi.config import load_preset
+from results.paper.cell import Cell, Place
 from tpi.errors import ConfigError
+from tpi.model_config import load_preset
 
 GIB = 2**30
 
@@ -71,7 +71,7 @@ def test_window_two_peaks_at_head_beside_the_embedding_being_cast():
     config = load_preset("llama3.1-70b")
     table = 4 * config.vocab_size * config.hidden_size
     expected = table + 4 * config.hidden_size + 1.5 * table
-    assert weight_peak_bytes(Setting("llama3.1-70b", 8, 2)) == expected
+    assert weight_peak_bytes(CostInputs("llama3.1-70b", 8, 2)) == expected
 
 
 def memory_cell(value):
@@ -79,7 +79,7 @@ def memory_cell(value):
 
 
 def test_fit_on_one_cell_meets_it():
-    weights = weight_peak_bytes(Setting("llama2-7b", 8, 2))
+    weights = weight_peak_bytes(CostInputs("llama2-7b", 8, 2))
     assert fit_process_bytes([memory_cell(weights + 1000.0)]) == pytest.approx(1000)
 
 
@@ -89,7 +89,7 @@ def test_fit_has_the_least_squares_of_relative_errors():
 
     def squares(constant):
         return sum(
-            ((weight_peak_bytes(setting_of(c)) + constant) / c.value - 1) ** 2 for c in cells
+            ((weight_peak_bytes(cost_inputs_of(c)) + constant) / c.value - 1) ** 2 for c in cells
         )
 
     assert squares(best) < min(squares(best * 1.001), squares(best * 0.999))
@@ -103,7 +103,7 @@ def test_fit_on_nothing_is_refused():
 def test_a_cell_of_another_table_is_refused():
     cell = replace(memory_cell(1.0), place=Place("table3", "x", "tpi", "ttft_s"))
     with pytest.raises(ConfigError, match="no memory cell"):
-        setting_of(cell)
+        cost_inputs_of(cell)
 
 
 def test_tables_2_and_6_are_predicted_within_10_percent_in_90_percent_of_the_cells():
@@ -140,11 +140,11 @@ def test_float32_checkpoints_are_cast_without_a_copy(monkeypatch):
     monkeypatch.setattr("results.paper.authors_model.memory.load_preset", lambda _: config)
     table = 4 * config.vocab_size * config.hidden_size
     expected = 2 * table + 4 * config.hidden_size
-    assert weight_peak_bytes.__wrapped__(Setting("llama2-7b", 8, 2)) == expected
+    assert weight_peak_bytes.__wrapped__(CostInputs("llama2-7b", 8, 2)) == expected
 
 
 def test_process_is_added_to_the_weights():
-    setting = Setting("llama2-13b", 4, 4)
+    setting = CostInputs("llama2-13b", 4, 4)
     assert published_peak_bytes(setting) == weight_peak_bytes(setting) + process_bytes()
 
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from results.paper.authors_model.blocks import block_bytes
 from results.paper.authors_model.schedule import Rates, Setup, replay
-from tpi.config import load_preset
+from tpi.model_config import load_preset
 
 MODELS = ("llama2-3b", "llama2-7b", "llama3.1-8b", "llama2-70b")
 ENDLESS = 1e18

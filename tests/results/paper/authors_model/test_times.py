@@ -4,7 +4,6 @@ import sys
 
 import pytest
 
-from results.cells import Place
 from results.paper.authors_model.times import (
     KLONET,
     LAPTOPS,
@@ -14,6 +13,7 @@ from results.paper.authors_model.times import (
     published_time_cells,
     reported_times,
 )
+from results.paper.cell import Place
 
 KLONET_TIMES = reported_times(KLONET)
 

@@ -2,7 +2,7 @@ import pytest
 
 from results.paper.report.limits_summary import condition_lines, summarise
 from results.paper.report.record_facts import simulator_facts, verifications_of
-from results.schema import RecordError, RunRecord
+from results.records.schema import RecordError, RunRecord
 
 
 def probe(device, measured, verdict="ok", **changes):

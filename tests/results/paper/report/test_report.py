@@ -5,20 +5,20 @@ from pathlib import Path
 
 import pytest
 
-from results.book import Book
-from results.cells import EXHIBITS
-from results.claim_list import CLAIMS
-from results.claims import basis_of_all, judge_claims
-from results.exhibits import title_of
-from results.index import Entry
+from results.paper.cell import EXHIBITS
+from results.paper.cells.result_set import ResultSet
+from results.paper.claims.judge import basis_of_all, judge_claims
+from results.paper.claims.list import CLAIMS
+from results.paper.index import Entry
+from results.paper.render.layouts import title_of
 from results.paper.report.exhibits import FIGURES
 from results.paper.report.main import ReportError, html_of, main, make_report, write_report
 from results.paper.report.runs import command_of
-from results.reported import reported_cells
-from results.schema import RunRecord
+from results.paper.values.paper_values import reported_cells
+from results.records.schema import RunRecord
 from tests.results.claim_books import book, cell
+from tests.results.paper.claims.test_evidence import stored
 from tests.results.paper.report.test_limits_summary import PROOF
-from tests.results.test_evidence import stored
 
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'
 _VOID = ("meta", "img")
@@ -98,7 +98,7 @@ def checked(text):
     return page
 
 
-def full(**changes) -> Book:
+def full(**changes) -> ResultSet:
     """The paper's cells, one of every kind of evidence, and records that say evil things."""
     place = "table1 llama2-3b on token_latency_s"
     record = RunRecord(

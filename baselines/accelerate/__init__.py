@@ -1,0 +1,1 @@
+"""Accelerate's disk offload, as it is today and as the paper met it."""

@@ -1,0 +1,1 @@
+"""Galaxy: tensor and sequence parallelism with ring collectives."""

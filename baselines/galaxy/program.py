@@ -1,0 +1,27 @@
+"""Galaxy (arXiv 2405.17245): tensor and sequence parallelism: `python -m baselines.galaxy.program SPEC`.
+
+Of the Galaxy paper it has: attention and FFN cut by heads and columns over all devices, even or
+in proportion to their capability (the shard plan's shares); norms and residuals cut along the
+sequence; ring reduce-scatter and all-gather between the two in place of allreduce; and in prefill
+the tile-wise overlap of ring steps with matrix products. It has not: the planner that profiles
+the devices and searches for shares, which are given here. Nothing is known of decoding there: one
+token cannot be cut along the sequence, so here the ring then runs over the width. Weights are
+resident. `baselines/galaxy/engine.py` has the passes, `ring.py` the rings.
+"""
+
+import sys
+
+from tpi.program.entry import main
+from tpi.program.spec import NodeSpec
+
+
+def serve(spec: NodeSpec) -> int:
+    """Serve one rank; returns the exit status."""
+    from baselines.galaxy.setup import setup  # loads torch, after its threads are set
+    from tpi.program.node import run_node
+
+    return run_node(spec, setup)
+
+
+if __name__ == "__main__":
+    sys.exit(main(serve))

@@ -1,0 +1,1 @@
+"""llama.cpp on one device, and the GGUF file that it reads."""

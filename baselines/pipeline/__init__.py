@@ -1,0 +1,1 @@
+"""Model parallelism: layer ranges on devices one after another."""

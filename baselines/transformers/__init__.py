@@ -1,0 +1,1 @@
+"""Transformers on one device and its own tensor parallelism; the reference."""

@@ -1,0 +1,117 @@
+"""Transformers' own tensor parallelism over gloo: `python -m baselines.transformers.program_tp SPEC`.
+
+What a user gets with no other software: `from_pretrained` with `DistributedConfig(tp_size=N)`, one
+process a device, then `generate` on all of them. Each rank reads its slices of the checkpoint and
+keeps them; the embedding and the LM head are split too, and every rank has the prompt and picks
+the tokens. One option, `trust_network`. `problems` says what it cannot do; it needs neither torch
+nor Transformers.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+from msgspec import Struct
+
+from baselines.library_model import Model, Spent
+from baselines.library_program import main
+from tpi.decode import convert
+from tpi.errors import EXIT_OK, ConfigError
+from tpi.model_config import ModelConfig, load_config
+from tpi.program.spec import NodeSpec
+
+if TYPE_CHECKING:
+    from baselines.transformers.collectives import CollectiveClock
+    from baselines.transformers.gloo import GlooGroup
+    from baselines.transformers.loading import Generator
+
+
+class Options(Struct, frozen=True, forbid_unknown_fields=True):
+    """`trust_network`: allow addresses other than loopback without encryption."""
+
+    trust_network: bool = False
+
+
+_NOTE = "messages are not counted: gloo does not tell; bytes are those of all TCP connections"
+
+
+def problems(model: ModelConfig, world_size: int, dtype: str) -> list[str]:  # noqa: ARG001
+    """Everything that keeps this model from being shared by so many devices.
+
+    Found by trying: FFN and vocabulary may be cut unevenly, heads may not; both dtypes work.
+    """
+    heads = {"attention heads": model.num_heads, "key-value heads": model.num_kv_heads}
+    return [
+        f"{world_size} devices do not divide the model's {count} {name} evenly; "
+        f"use a number of devices that does"
+        for name, count in heads.items()
+        if count % world_size
+    ]
+
+
+class TensorParallelModel:
+    """This rank's share of the model, and the group of those who have the rest."""
+
+    def __init__(self, model: "Generator", group: "GlooGroup", clock: "CollectiveClock") -> None:
+        self._model = model
+        self._group = group
+        self._clock = clock
+        self.tracer = clock.tracer
+        self.facts: Mapping[str, Any] = {**model.facts, "notes": [_NOTE]}
+        self.announce = group.announce
+        self.follow = group.follow
+
+    def generate(
+        self, prompt_ids: Sequence[int], new_tokens: int, on_token: Callable[[int], None]
+    ) -> None:
+        """Call `on_token` with each new id; all ranks must do so at the same time."""
+        with self._group.peers_named("a request"):
+            self._model.generate(prompt_ids, new_tokens, on_token)
+
+    def spent(self) -> Spent:
+        """Seconds in collectives and bytes sent so far."""
+        from baselines.transformers.collectives import sent_bytes
+
+        return Spent(allreduce_s=self._clock.seconds, wire_bytes=sent_bytes(), messages=None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, exc_type: type[BaseException] | None, *exc_info: object) -> None:
+        self._group.close(well=exc_type is None)
+
+
+def load(spec: NodeSpec) -> Model:
+    """Join the others, then load this rank's share; one device alone is plain Transformers.
+
+    Raises:
+        ConfigError: So many devices cannot share this model.
+    """
+    options = convert(spec.options, Options, "spec options", ConfigError)
+    for problem in problems(load_config(spec.model_dir), spec.world_size, spec.dtype):
+        raise ConfigError(f"transformers-tp: {problem}")
+    # Only here: a wrong spec is refused before the library's seconds of import.
+    from baselines.transformers.loading import Generator, load_model
+
+    if spec.world_size == 1:
+        return Generator(load_model(spec.model_dir, spec.dtype, spec.threads))
+    from transformers.distributed.configuration_utils import DistributedConfig
+
+    from baselines.transformers.collectives import CollectiveClock
+    from baselines.transformers.gloo import GlooGroup
+
+    group = GlooGroup(spec, trust_network=options.trust_network)
+    clock = CollectiveClock()
+    sharing = DistributedConfig(tp_size=spec.world_size)
+    with group.peers_named("the load"):
+        model = load_model(spec.model_dir, spec.dtype, spec.threads, distributed_config=sharing)
+    return TensorParallelModel(Generator(model), group, clock)
+
+
+if __name__ == "__main__":
+    status = main(load, shared=True)
+    if status != EXIT_OK:
+        # gloo's threads may throw into the interpreter's end, once a peer is gone: SIGABRT then.
+        sys.stderr.flush()
+        os._exit(status)

@@ -1,0 +1,92 @@
+"""The forms in which one set of weights lies on disk, and which of them a system reads.
+
+The numbers are the same in all: block files of shards (`tpi`, its kin, Galaxy, and the pipeline,
+whose devices read their layers from the shards of one device), a Hugging Face folder, a GGUF file.
+Pure; `weights.py` makes them.
+"""
+
+import functools
+from dataclasses import dataclass
+
+from baselines.llamacpp.gguf_layout import required_gguf_bytes
+from baselines.options import LlamacppOptions, SystemOptions
+from baselines.registry import SYSTEMS
+from tpi.model_config import DTYPES, ModelConfig
+from tpi.weights.hf_folder import required_hf_bytes
+from tpi.weights.shard import ShardPlan, make_shard_plan
+from tpi.weights.split import required_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class WeightFormat:
+    """One form; `shard_plan` of shards only, `file_type` of what has to do with GGUF.
+
+    Attributes:
+        kind: "shards", "hf", "gguf", or "dequantized": the numbers of a GGUF file, for reference.
+    """
+
+    kind: str
+    shard_plan: ShardPlan | None = None
+    file_type: str = ""
+
+    @property
+    def words(self) -> str:
+        """What it is, for people."""
+        if self.shard_plan is not None:
+            return f"shards for devices={self.shard_plan.world_size}"
+        if self.kind == "gguf":
+            return f"GGUF file of {self.file_type}"
+        of = f", as {self.file_type} rounds them" if self.file_type else ""
+        return f"weights in Hugging Face form{of}"
+
+    @property
+    def folder_name(self) -> str:
+        """Folder below that of the weights, another for every form."""
+        if self.shard_plan is not None:
+            even = len(set(self.shard_plan.weights)) == 1
+            mark = "" if even else f"-{self.shard_plan.digest()[:8]}"
+            return f"n{self.shard_plan.world_size}{mark}"
+        return f"{self.kind}-{self.file_type}" if self.file_type else self.kind
+
+
+HF = WeightFormat("hf")
+
+
+def weight_format_of(
+    name: str, options: SystemOptions, model: ModelConfig, devices: int, dtype: str
+) -> WeightFormat:
+    """The form that a system reads."""
+    if isinstance(options, LlamacppOptions):
+        return WeightFormat("gguf", file_type=options.file_type(dtype))
+    if name == "pipeline":  # each device reads its own layers, whole
+        return WeightFormat("shards", make_shard_plan(model, 1))
+    if "transformers" in SYSTEMS[name].packages:
+        return HF
+    world_size = devices if SYSTEMS[name].distributed else 1
+    return WeightFormat(
+        "shards", make_shard_plan(model, world_size, getattr(options, "shares", None))
+    )
+
+
+def reference_format(form: WeightFormat) -> WeightFormat:
+    """What the reference reads to check a system that reads `form`.
+
+    A quantized file holds other numbers than the checkpoint, and no honest arithmetic gives the
+    checkpoint's tokens from them; so the reference is Transformers on the file's own numbers.
+    """
+    is_quantized = form.kind == "gguf" and form.file_type not in DTYPES
+    return WeightFormat("dequantized", file_type=form.file_type) if is_quantized else HF
+
+
+@functools.lru_cache(maxsize=64)  # asked again for every cut that a plan considers
+def format_num_bytes(
+    form: WeightFormat, model: ModelConfig, storage: str, distinct_layers: int
+) -> int:
+    """Bytes that a form takes on disk; only shards keep repeated layers once."""
+    if form.shard_plan is not None:
+        return required_bytes(model, form.shard_plan, storage, distinct_layers)
+    if form.kind == "gguf":
+        return required_gguf_bytes(model, form.file_type)
+    if form.kind == "dequantized":
+        return required_hf_bytes(model, "float32")
+    return required_hf_bytes(model, storage)

@@ -1,0 +1,1 @@
+"""What `make calibrate` measures of this machine, part by part; `harness/calibrate/main.py` joins it."""

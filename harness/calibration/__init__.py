@@ -1,1 +1,0 @@
-"""What `make calibrate` measures of this machine, part by part; `harness/calibrate.py` joins it."""

@@ -1,0 +1,1 @@
+"""Runs the paper's tables and figures."""

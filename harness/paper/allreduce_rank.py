@@ -1,0 +1,105 @@
+"""Ranks that only sum: every allreduce by itself, started on all devices at the same moment.
+
+    python -m harness.paper.allreduce_rank SPEC
+
+The spec is one JSON object: rank, world_size, session, bind, master, time_scale, and `rounds`, a
+list of {"algorithm", "num_bytes"}. The program says `{"event": "up"}` once all have joined; then a
+line `ROUND AT_NS` on standard input has it start that round at that moment of CLOCK_MONOTONIC, and
+it answers `{"event": "sum", "round": ROUND, "end_ns": ..., "late_ns": ..., "ok": ...}`. At the end
+of standard input it leaves. Read `serve` first.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from msgspec import Struct
+
+from tpi.comm.allreduce import AllReduce
+from tpi.comm.allreduces.registry import find_allreduce
+from tpi.comm.deadlines import Deadlines
+from tpi.comm.join import join
+from tpi.comm.wire import Op
+from tpi.decode import Count, CountOrZero, decode_file
+from tpi.errors import ConfigError
+from tpi.ranks import Ranks
+from tpi.trace import Tracer
+
+_FLOAT_BYTES = 4
+_MAX_SPEC_BYTES = 1 << 20
+
+
+class Round(Struct, frozen=True, forbid_unknown_fields=True):
+    """One sum."""
+
+    algorithm: str
+    num_bytes: Count
+
+
+class SumSpec(Struct, frozen=True, forbid_unknown_fields=True):
+    """What a rank is told."""
+
+    rank: CountOrZero
+    world_size: Count
+    session: str
+    bind: str
+    master: str
+    time_scale: float
+    rounds: list[Round]
+
+
+def serve(spec: SumSpec, commands: Iterable[str]) -> None:
+    """Join the others, and sum when told to."""
+    torch.set_num_threads(1)
+    ranks = Ranks(spec.rank, spec.world_size)
+    rounds = spec.rounds
+    with join(
+        ranks,
+        bind=spec.bind,
+        master=spec.master,
+        session=bytes.fromhex(spec.session),
+        fingerprint=bytes(32),
+        deadlines=Deadlines().scaled(spec.time_scale),
+        peer_links=any(find_allreduce(r.algorithm).needs_peer_links for r in rounds),
+        trust_network=True,
+    ) as mesh:
+        sums = {
+            name: AllReduce(mesh, name, "float32", _most_elements(rounds), Tracer())
+            for name in sorted({r.algorithm for r in rounds})
+        }
+        _say({"event": "up"})
+        for step, line in enumerate(commands, start=1):
+            number, at_ns = map(int, line.split())
+            algorithm, count = rounds[number].algorithm, rounds[number].num_bytes
+            values = torch.full((count // _FLOAT_BYTES,), float(ranks.rank + 1))
+            late_ns = _sleep_until(at_ns)
+            sums[algorithm].all_reduce(values, step=step, layer=0, op=Op.FFN)
+            end_ns = time.monotonic_ns()
+            expected = ranks.world_size * (ranks.world_size + 1) / 2
+            is_right = bool((values == expected).all())
+            said = {"round": number, "end_ns": end_ns, "late_ns": late_ns, "ok": is_right}
+            _say({"event": "sum", **said})
+        mesh.end()
+
+
+def _most_elements(rounds: Iterable[Round]) -> int:
+    return max(r.num_bytes for r in rounds) // _FLOAT_BYTES
+
+
+def _sleep_until(at_ns: int) -> int:
+    """Sleep; returns by how much that was too long."""
+    while (left_ns := at_ns - time.monotonic_ns()) > 0:
+        time.sleep(left_ns / 1e9)
+    return -left_ns
+
+
+def _say(event: Mapping[str, object]) -> None:
+    sys.stdout.write(json.dumps(event) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    serve(decode_file(Path(sys.argv[1]), SumSpec, _MAX_SPEC_BYTES, ConfigError), sys.stdin)

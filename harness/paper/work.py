@@ -1,0 +1,296 @@
+"""One piece of work of the paper's driver: a run that serves one cell or several, or a study.
+
+`look` says whether it is done, what stands in its way, or how long it will take, and starts
+nothing; `run` does it. A record that is `ok` or `oom` is done, and one that is `infeasible` as long
+as its plan is refused; `invalid` and `interrupted` are run again. `crashed`, `timeout` and
+`wrong_output` are results that fail the whole, as does a record that cannot be used: they are run
+again when asked to. Read `Work` and `RunWork.look` first.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Protocol
+
+from rich.console import Console
+
+from harness.config.compose import Composed, compose
+from harness.paper import allreduce_study
+from harness.paper.plan import Study
+from harness.run import session
+from harness.run.run_key import decisive
+from harness.run.session import Prepared, PreparedSim
+from harness.run.simulation import run_ids
+from harness.run.weights import check_space, locate
+from results.paper.index import Entry
+from results.records.hashing import make_run_id
+from results.records.schema import RecordError, RunRecord
+from results.records.store import RunStore
+from testbed.host.environment import host_environment
+from tpi.errors import ConfigError, TpiError
+from tpi.units import format_bytes, format_seconds
+
+STATES = (
+    "done",  # there is a result
+    "todo",
+    "refused",  # this machine has not what it takes: `reason` says what
+    "failed",  # it went wrong, or is asked for in a way that cannot be
+)
+_DONE = ("ok", "oom", "infeasible")
+_SIMULATE_S = 1.0  # most simulations are quicker, and none is predicted
+
+
+@dataclass(frozen=True, slots=True)
+class WorkStatus:
+    """How a piece of work stands.
+
+    Attributes:
+        state: One of `STATES`.
+        reason: Why it is refused or failed; of what is done, its figures.
+        run_id: Of its record, where there is one.
+        predicted_s: Of what is to do.
+        kind: Of what is done: `measured`, `simulated`, `oom` or `infeasible`; of what is to do, the
+            status of the record that there is.
+    """
+
+    state: str
+    reason: str = ""
+    run_id: str = ""
+    predicted_s: float = 0.0
+    prepared: Prepared | PreparedSim | None = None
+    kind: str = ""
+
+
+class Work(Protocol):
+    """What the driver goes through."""
+
+    @property
+    def title(self) -> str:
+        """What it is for and what is run, in a line."""
+
+    @property
+    def entries(self) -> Sequence[Entry]:
+        """The entries of the index that it stands behind."""
+
+    @property
+    def exhibits(self) -> frozenset[str]:
+        """The tables and figures that need it."""
+
+    @property
+    def study(self) -> Study | None:
+        """The study that it is, if it is no run."""
+
+    def look(self) -> WorkStatus:
+        """Say how it stands; nothing is started or written."""
+
+    def run(self, outlook: WorkStatus, log: Console) -> None:
+        """Do it, telling `log` what happens.
+
+        Raises:
+            KeyboardInterrupt, TpiError, OSError: It stopped; what was measured is kept.
+        """
+
+
+@dataclass
+class RunWork:
+    """One system in one configuration."""
+
+    system: str
+    overrides: tuple[str, ...]
+    folder: Path
+    retry: bool = False
+    entries: list[Entry] = field(default_factory=list)
+    study: None = None
+    _composed: Composed | None = None
+
+    @property
+    def title(self) -> str:
+        """As `Work` says."""
+        first = self.entries[0]
+        more = f" and {len(self.entries) - 1} more" if len(self.entries) > 1 else ""
+        chosen = dict(o.partition("=")[::2] for o in self.overrides)
+        where = chosen.get("testbed", "local")
+        where += " simulated" if chosen.get("testbed.backend") == "sim" else ""
+        model = chosen.get("model", "")
+        of = f"{self.system} of {model}" if model not in ("", first.row) else self.system
+        return f"{first.exhibit} {first.row} {first.column}{more}: {of} on {where}"
+
+    @property
+    def exhibits(self) -> frozenset[str]:
+        """As `Work` says."""
+        return frozenset(entry.exhibit for entry in self.entries)
+
+    def look(self) -> WorkStatus:
+        """As `Work` says."""
+        try:
+            prepared = session.prepare(self._compose())
+        except TpiError as exc:
+            return WorkStatus("failed", str(exc))
+        store, base_id = RunStore(self.folder), run_name(prepared)
+        try:
+            record = store.latest(base_id)
+        except RecordError as exc:
+            # Nothing older is taken in its place, and a changed record is not ours to remove: a
+            # retry measures anew beside it.
+            unusable = WorkStatus("failed", str(exc), store.latest_id(base_id))
+            return _before(_forced(prepared), unusable) if self.retry else unusable
+        seen = WorkStatus("todo")
+        if record is not None:
+            seen = WorkStatus("todo", words_of(record), record.run_id, kind=record.status)
+        if record is None or _is_to_do(record, prepared):
+            return _before(prepared, seen)
+        if record.status in _DONE:
+            return replace(seen, state="done", kind=_kind(record, prepared))
+        if self.retry:
+            return _before(_forced(prepared), seen)
+        return WorkStatus("failed", words_of(record), record.run_id)
+
+    def run(self, outlook: WorkStatus, log: Console) -> None:
+        """As `Work` says."""
+        self.retry = False  # once
+        if outlook.prepared is not None:
+            session.run(outlook.prepared, log)
+
+    def _compose(self) -> Composed:
+        if self._composed is None:
+            more = [f"systems=[{self.system}]", f"results_dir={self.folder}"]
+            self._composed = compose([*self.overrides, *more])
+        return self._composed
+
+
+@dataclass
+class StudyWork:
+    """What a figure needs that is no run: its own file in the folder."""
+
+    study: Study
+    folder: Path
+    retry: bool = False
+    entries: tuple[Entry, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """As `Work` says."""
+        return f"{self.study.exhibit}: study of {self.study.name} on Docker"
+
+    @property
+    def exhibits(self) -> frozenset[str]:
+        """As `Work` says."""
+        return frozenset({self.study.exhibit})
+
+    @property
+    def path(self) -> Path:
+        """The file that is kept."""
+        return self.folder / f"{self.study.name}.json"
+
+    def look(self) -> WorkStatus:
+        """As `Work` says."""
+        try:
+            if allreduce_study.is_kept(self.study.arguments, self.path):
+                return WorkStatus("done", str(self.path), kind="measured")
+        except TpiError as exc:
+            if not self.retry:
+                return WorkStatus("failed", str(exc))
+        try:
+            predicted_s = allreduce_study.predicted_s(self.study.arguments)
+        except TpiError as exc:
+            return WorkStatus("failed", str(exc))
+        try:
+            session.require_emulation("auto")
+        except TpiError as exc:
+            return WorkStatus("refused", str(exc))
+        return WorkStatus("todo", predicted_s=predicted_s)
+
+    def run(self, outlook: WorkStatus, log: Console) -> None:
+        """As `Work` says."""
+        del outlook
+        fresh = ["--fresh"] if self.retry and not self._is_readable() else []
+        self.retry = False  # once
+        allreduce_study.carry_out([*self.study.arguments, f"--out={self.path}", *fresh], log)
+
+    def _is_readable(self) -> bool:
+        try:
+            allreduce_study.is_kept(self.study.arguments, self.path)
+        except ConfigError:
+            return False
+        return True
+
+
+def works_of(
+    entries: Sequence[Entry], studies: Sequence[Study], folder: Path, *, retry: bool
+) -> list[Work]:
+    """Entries and studies as work: one run for all entries that ask for the same.
+
+    In whatever order they say it: a run that two works stood for would be predicted twice.
+    """
+    runs: dict[tuple[str, tuple[str, ...]], RunWork] = {}
+    for entry in entries:
+        key = (entry.system, tuple(sorted(entry.overrides)))
+        work = runs.setdefault(
+            key, RunWork(entry.system, entry.overrides, folder=folder, retry=retry)
+        )
+        work.entries.append(entry)
+    return [*runs.values(), *(StudyWork(study, folder, retry) for study in studies)]
+
+
+def run_name(prepared: Prepared | PreparedSim) -> str:
+    """What the runs of a plan with one system are called, without starting anything."""
+    if isinstance(prepared, PreparedSim):
+        (name,) = run_ids(prepared.plan).values()
+        return name
+    plan = prepared.plan
+    (system,) = plan.systems
+    environment = host_environment(Path(plan.config.weights.dir))
+    decides = decisive(plan, system, locate(plan), prepared.prompt, environment)
+    return make_run_id(system.name, decides)
+
+
+def _kind(record: RunRecord, prepared: Prepared | PreparedSim) -> str:
+    if record.status != "ok":
+        return record.status
+    return "simulated" if isinstance(prepared, PreparedSim) else "measured"
+
+
+def _is_to_do(record: RunRecord, prepared: Prepared | PreparedSim) -> bool:
+    if isinstance(prepared, PreparedSim):
+        return not record.is_finished(1)
+    if record.status == "infeasible":
+        return bool(prepared.plan.runnable)
+    return not record.is_finished(prepared.plan.config.repeats)
+
+
+def _before(prepared: Prepared | PreparedSim, seen: WorkStatus) -> WorkStatus:
+    """What stands in the way of a run, or how long it will take; `seen` is what there is of it."""
+    reason, run_id = seen.reason, seen.run_id
+    if isinstance(prepared, PreparedSim):
+        return WorkStatus("todo", reason, run_id, _SIMULATE_S, prepared)
+    plan = prepared.plan
+    if not plan.runnable:  # it is written down as infeasible, which takes no time
+        return WorkStatus("todo", plan.systems[0].refusal or "", run_id, 0.0, prepared)
+    try:
+        check_space(plan, locate(plan), prepared.host.free_disk)
+        if plan.is_emulated:
+            session.require_docker(plan)
+    except TpiError as exc:
+        return WorkStatus("refused", str(exc), run_id)
+    return WorkStatus("todo", reason, run_id, plan.predicted_s, prepared, seen.kind)
+
+
+def _forced(prepared: Prepared | PreparedSim) -> Prepared | PreparedSim:
+    if isinstance(prepared, PreparedSim):
+        return replace(prepared, plan=prepared.plan.forced())
+    config = replace(prepared.plan.config, force=True)
+    return replace(prepared, plan=replace(prepared.plan, config=config))
+
+
+def words_of(record: RunRecord) -> str:
+    """A record in a line: its figures, or why it has none."""
+    if record.metrics is None:
+        return f"{record.status}: {record.reason}"
+    metrics = record.metrics
+    words = [f"{record.status}: TTFT {format_seconds(metrics.ttft_s.median)}"]
+    if metrics.token_latency_s is not None:
+        words.append(f"{format_seconds(metrics.token_latency_s.median)} a token")
+    peaks = [peak for peak in metrics.peak_memory.rss_hwm if peak is not None]
+    if peaks:
+        words.append(f"peak {format_bytes(max(peaks))}")
+    return ", ".join(words)

@@ -1,0 +1,95 @@
+"""How a planned system is started: its program, its spec's options, its testbed, its deadlines."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from baselines.registry import SYSTEMS
+from harness.plan.types import Plan, SystemPlan
+from harness.run.emulation import drop_page_cache, emulated_testbed, private_copies
+from harness.run.runner import Deadlines, Launch
+from harness.run.scratch import scratch_folder
+from harness.run.weights import WeightSet
+from testbed.base import Testbed
+from testbed.local.local import LocalTestbed
+from tpi.errors import ResourceError, map_errors
+from tpi.program.spec import Request
+from tpi.weights.blockfile import open_shard_folder
+
+PROGRAMS: Mapping[str, tuple[str, ...]] = {name: s.program for name, s in SYSTEMS.items()}
+WARMUP_ID, MEASURED_ID = "warmup", "r0"
+# A deadline is for what hangs, not for what is slow: far above what was predicted.
+_PATIENCE_S, _PATIENCE = 120.0, 5.0
+_SLOWEST_HASH_BPS = 50e6
+
+
+def make_launch(
+    plan: Plan,
+    system: SystemPlan,
+    weights: WeightSet,
+    prompt_ids: tuple[int, ...],
+    programs: Mapping[str, tuple[str, ...]] = PROGRAMS,
+    model_dirs: tuple[Path, ...] | None = None,
+) -> Launch:
+    """One start of a system: a warm-up request and the measured one.
+
+    `model_dirs` are what each rank reads, if not the weights themselves.
+    """
+    config, cost = plan.config, system.cost
+    options = system.options
+    hash_s = plan.forms.get(system.form, 0) / _SLOWEST_HASH_BPS
+    return Launch(
+        system=system.name,
+        program=programs[system.name],
+        model_dirs=model_dirs or weights.model_dirs(system),
+        requests=(
+            Request(WARMUP_ID, plan.warmup_tokens, prompt_ids, warmup=True),
+            Request(MEASURED_ID, plan.new_tokens, prompt_ids),
+        ),
+        max_tokens=plan.max_tokens,
+        dtype=getattr(options, "dtype", None) or config.dtype,
+        threads=plan.threads_of(system),
+        time_scale=config.testbed.time_scale * plan.dilation.factor,
+        keep_spans=config.trace,
+        options=_spec_options(plan, system),
+        # Predictions are of this host's time, and the launch multiplies by its time_scale.
+        deadlines=Deadlines(
+            ready_s=_PATIENCE_S + (_PATIENCE * cost.start_s + hash_s) / plan.dilation.factor,
+            token_s=_PATIENCE_S
+            + _PATIENCE * max(cost.prefill_s, cost.step_s) / plan.dilation.factor,
+        ),
+    )
+
+
+def _spec_options(plan: Plan, system: SystemPlan) -> dict[str, object]:
+    options = system.options.spec(plan.config.dtype)
+    if plan.is_emulated and SYSTEMS[system.name].distributed:
+        # Nothing outside the run's own namespaces can reach the emulated network.
+        options["trust_network"] = True
+    return options
+
+
+@contextmanager
+def make_testbed(
+    plan: Plan, system: SystemPlan, weights: WeightSet
+) -> Iterator[tuple[Testbed, tuple[Path, ...]]]:
+    """The testbed of a plan while it lasts, and the model folder of each rank.
+
+    Logs, specs and what a system offloads to disk lie on the disk of the weights. Containers find
+    nothing of the weights in the page cache, and what reads through it gets a copy per device.
+    """
+    model_dirs = weights.model_dirs(system)
+    with scratch_folder(Path(plan.config.weights.dir).absolute()) as work_dir, ExitStack() as stack:
+        if not plan.is_emulated:
+            threads = max(plan.threads_of(system))
+            yield stack.enter_context(LocalTestbed(work_dir, threads=threads)), model_dirs
+            return
+        with map_errors({OSError: ResourceError}, f"copies for {system.name}"):
+            if system.is_copied:
+                model_dirs = private_copies(model_dirs[0], system.world_size, work_dir)
+            drop_page_cache(model_dirs)
+        if system.form.shard_plan is not None:
+            for folder in dict.fromkeys(model_dirs):
+                open_shard_folder(folder)  # hashed here once, and not at every device's slow disk
+        testbed = stack.enter_context(emulated_testbed(plan, system, model_dirs, work_dir))
+        yield testbed, model_dirs

@@ -1,0 +1,98 @@
+"""Cuts, delays, drops and duplicates on links at moments of the measured request.
+
+The moments count from the request's start, on the emulated clock; with its end all are undone, so
+that links can prove themselves afterwards. What was done and when is kept for the record. Read
+`FaultyRun` first.
+"""
+
+import threading
+import time
+from collections.abc import Sequence
+
+from harness.config.profiles import LinkFault
+from harness.run.runner import Watch
+from testbed.base import Device, Testbed
+from tpi.errors import TpiError
+from tpi.program.events import Event
+from tpi.ranks import MASTER_RANK
+
+# What undoes each kind; a drop of -1 restores the link's own loss.
+_UNDONE = {"cut": 0.0, "delay": 0.0, "drop": -1.0, "duplicate": 0.0}
+
+
+class FaultyRun:
+    """A watch that passes everything on, and starts the faults when the request begins.
+
+    A context manager: what has not happened by the end does not happen.
+    """
+
+    def __init__(
+        self,
+        watch: Watch,
+        testbed: Testbed,
+        faults: Sequence[LinkFault],
+        request_id: str,
+        dilation: float,
+    ) -> None:
+        self._watch = watch
+        self._testbed = testbed
+        self._faults = faults
+        self._request_id = request_id
+        self._dilation = dilation
+        self._timers: list[threading.Timer] = []
+        self.log: list[dict[str, object]] = []
+
+    def __enter__(self) -> "FaultyRun":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        for timer in self._timers:
+            timer.cancel()
+        for timer in self._timers:
+            timer.join()
+        self._timers = []
+
+    def started(self, devices: Sequence[Device]) -> None:
+        """All programs were started."""
+        self._watch.started(devices)
+
+    def event(self, rank: int, event: Event) -> None:
+        """A rank said something; the start of the measured request starts the clock."""
+        if rank == MASTER_RANK and (event.name, event.request_id) == ("request", self._request_id):
+            for fault in self._faults:
+                self._start(fault)
+        if rank == MASTER_RANK and (event.name, event.request_id) == ("end", self._request_id):
+            self._stop()
+            self._undo()
+        self._watch.event(rank, event)
+
+    def _start(self, fault: LinkFault) -> None:
+        value = fault.value / 1e3 * self._dilation if fault.kind == "delay" else fault.value
+        self._at(fault.at_s, fault, value)
+        if fault.for_s is not None:
+            self._at(fault.at_s + fault.for_s, fault, _UNDONE[fault.kind])
+
+    def _at(self, moment_s: float, fault: LinkFault, value: float) -> None:
+        timer = threading.Timer(moment_s * self._dilation, self._do, (fault, value))
+        timer.daemon = True
+        self._timers.append(timer)
+        timer.start()
+
+    def _undo(self) -> None:
+        """Undo what was made and is still in force."""
+        last = {(entry["device"], entry["kind"]): entry["value"] for entry in self.log}
+        for fault in self._faults:
+            end = _UNDONE[fault.kind]
+            if last.pop((fault.device, fault.kind), end) != end:
+                self._do(fault, end)
+
+    def _do(self, fault: LinkFault, value: float) -> None:
+        entry: dict[str, object] = {"device": fault.device, "kind": fault.kind, "value": value}
+        try:
+            self._testbed.fault(fault.device, fault.kind, value)
+        except TpiError as exc:
+            entry["error"] = str(exc)
+        self.log.append({**entry, "t_ns": time.monotonic_ns()})

@@ -1,0 +1,121 @@
+"""Stands in for a reference that does not fit: the same shape, cut to two layers, checked first.
+
+Each system runs it on the same testbed with the same devices and options, and its tokens must
+match Transformers'. Verdicts are kept under a hash of everything that decides them, the program's
+source included; the weights made for them are removed again.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Self
+
+from harness.plan.plan import reduced_plan
+from harness.plan.types import Plan, SystemPlan
+from harness.progress.live import Live
+from harness.run import weights as weight_sets
+from harness.run.judge import judge
+from harness.run.launch import MEASURED_ID, make_launch, make_testbed
+from harness.run.reference import Reference
+from harness.run.run_key import decisive, reference_digest
+from harness.run.runner import run_repeat
+from results.records.schema import Check
+from tpi.files import write_atomic
+
+_WHAT = "the same shape with two layers"
+
+
+class ReducedModelCheck:
+    """The small model of a plan, and the checks on it.
+
+    A context manager: weights that were made for it go when it is left.
+
+    Args:
+        plan: Of the large model.
+        names: Systems that are to be checked.
+        prompt_ids: Of the workload.
+        environment: Of the host, which decides what a verdict is kept under.
+        live: Shows what runs.
+        programs: What starts each system.
+        threads: Of the reference.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        names: Sequence[str],
+        prompt_ids: tuple[int, ...],
+        environment: Mapping[str, object],
+        live: Live,
+        programs: Mapping[str, tuple[str, ...]],
+        *,
+        threads: int,
+    ) -> None:
+        small = reduced_plan(plan)
+        systems = tuple(s for s in small.systems if s.name in names)
+        self._plan = replace(small, systems=systems)
+        self._prompt_ids = prompt_ids
+        self._environment = environment
+        self._live = live
+        self._programs = programs
+        self._weights = weight_sets.locate(self._plan)
+        self._is_ours = not self._weights.base.exists()
+        self._reference = Reference(self._plan, self._weights, prompt_ids, live, threads=threads)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._is_ours:
+            shutil.rmtree(self._weights.base, ignore_errors=True)
+
+    def check(self, name: str) -> Check:
+        """Run one system's check, or look up what came out of the same one before.
+
+        `passed` is None where there was no verdict; that is not kept.
+
+        Raises:
+            TpiError: Weights or devices could not be made.
+        """
+        system = next(s for s in self._plan.systems if s.name == name)
+        path = self._path(system)
+        if path.exists():
+            return Check(**json.loads(path.read_text(encoding="utf-8")))
+        check = self._run(system)
+        if check.passed is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(path, json.dumps(asdict(check)).encode())
+        return check
+
+    def _path(self, system: SystemPlan) -> Path:
+        decides = {
+            **decisive(self._plan, system, self._weights, self._prompt_ids, self._environment),
+            "reference": reference_digest(),
+        }
+        digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+        return self._reference.folder / f"two-layers-{digest}.json"
+
+    def _run(self, system: SystemPlan) -> Check:
+        kind = "two_layer_bounded" if system.check == "bounded" else "two_layer"
+        weight_sets.obtain(self._plan, self._weights, self._live)
+        plan, weights = self._plan, self._weights
+        with make_testbed(plan, system, weights) as (testbed, model_dirs):
+            launch = make_launch(
+                plan, system, weights, self._prompt_ids, self._programs, model_dirs
+            )
+            with self._live.repeat(f"check of {system.name}: two layers", launch) as watch:
+                outcome = run_repeat(launch, testbed, watch)
+        factor = self._plan.dilation.factor
+        repeat = judge(outcome, 0, MEASURED_ID, self._plan.new_tokens, factor)
+        if repeat.status != "ok":
+            detail = f"{_WHAT} {repeat.status}: {repeat.reason}"
+            return Check(kind, passed=None, detail=detail)
+        check = self._reference.check(system, repeat.tokens)
+        text = f"{_WHAT}: {check.detail}"
+        if check.passed:
+            how = "exactly" if check.kind == "exact" else f"within the bound ({check.detail})"
+            text = f"{_WHAT} gives Transformers' tokens {how}"
+        return replace(check, kind=kind, detail=text)

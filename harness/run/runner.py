@@ -1,0 +1,128 @@
+"""One repeat of one system: programs are started on fresh devices, spoken to, and taken down.
+
+`run_repeat` writes each device's spec, starts its program, and lets a `ProgramSession` do the talk.
+It judges nothing but what only the conversation can see (`Failure`); the rest is `verdict.py`'s.
+Read `run_repeat` first.
+"""
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from harness.run.conversation import Deadlines, Failure, ProgramSession, Watch
+from results.records.schema import RankEvent
+from testbed.base import Device, Exit, Meters, Testbed, VerificationReport
+from tpi.program.spec import NodeSpec, Request, spec_to_json
+from tpi.ranks import MASTER_RANK
+
+__all__ = ["Deadlines", "Failure", "Launch", "Outcome", "Watch", "make_specs", "run_repeat"]
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """What is started: one program per model folder, rank 0 first."""
+
+    system: str
+    program: tuple[str, ...]
+    model_dirs: tuple[Path, ...]
+    requests: tuple[Request, ...]
+    max_tokens: int
+    dtype: str = "float32"
+    threads: tuple[int, ...] = ()  # by rank; 1 where nothing is said
+    time_scale: float = 1.0
+    keep_spans: bool = False
+    options: Mapping[str, object] = field(default_factory=dict)
+    deadlines: Deadlines = field(default_factory=Deadlines)
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks, each on a device of its own."""
+        return len(self.model_dirs)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Everything that was seen of one repeat; `events` as they came, the rest by rank."""
+
+    start_ns: tuple[int, ...]
+    events: tuple[RankEvent, ...]
+    exits: tuple[Exit | None, ...]
+    meters: tuple[Meters, ...]
+    facts: tuple[dict[str, object], ...]
+    failure: Failure | None = None
+    proof: VerificationReport = field(default_factory=VerificationReport)
+
+
+def run_repeat(launch: Launch, testbed: Testbed, watch: Watch | None = None) -> Outcome:
+    """Run one repeat on fresh devices and take them away again.
+
+    Raises:
+        DeviceError: Devices could not be made or a program could not be started.
+    """
+    try:
+        devices = testbed.up(launch.world_size)
+        before = testbed.prove("before")
+        if before.problems:  # nothing that is measured now would count
+            return _unproved(devices, before)
+        deadlines = launch.deadlines.scaled(launch.time_scale)
+        talk = ProgramSession(launch.requests, deadlines, watch, keep_spans=launch.keep_spans)
+        for device, spec in zip(devices, make_specs(launch, devices), strict=True):
+            argv = [device.python, *launch.program]
+            talk.join(device.run(argv, talk.inbox, spec_to_json(spec)))
+        if watch is not None:
+            watch.started(devices)
+        failure = talk.hold()
+        meters = tuple(device.meter() for device in devices)
+        facts = tuple(device.facts() for device in devices)
+        # Of what failed anyway nothing has to be proved, and its devices may be gone.
+        after = testbed.prove("after") if failure is None else VerificationReport()
+        return Outcome(
+            start_ns=talk.start_ns,
+            events=tuple(talk.events),
+            exits=tuple(talk.exits),
+            meters=meters,
+            facts=facts,
+            failure=failure,
+            proof=before.joined(after),
+        )
+    finally:
+        testbed.down()
+
+
+def _unproved(devices: Sequence[Device], proof: VerificationReport) -> Outcome:
+    """The outcome of a repeat that was not begun, since limits or links do not hold."""
+    return Outcome(
+        start_ns=(),
+        events=(),
+        exits=(),
+        meters=tuple(device.meter() for device in devices),
+        facts=tuple(device.facts() for device in devices),
+        proof=proof,
+    )
+
+
+def make_specs(launch: Launch, devices: Sequence[Device]) -> list[NodeSpec]:
+    """The spec of every rank; only rank 0 learns the prompts."""
+    hidden = tuple(replace(request, prompt_ids=None) for request in launch.requests)
+    session = secrets.token_hex(16)
+    master = f"{devices[0].address}:{devices[0].free_port()}" if launch.world_size > 1 else None
+    return [
+        NodeSpec(
+            system=launch.system,
+            rank=rank,
+            world_size=launch.world_size,
+            session=session,
+            bind=device.address,
+            master=master,
+            model_dir=Path(device.path_of(launch.model_dirs[rank])),
+            threads=launch.threads[rank] if launch.threads else 1,
+            dtype=launch.dtype,
+            max_tokens=launch.max_tokens,
+            requests=launch.requests if rank == MASTER_RANK else hidden,
+            time_scale=launch.time_scale,
+            keep_spans=launch.keep_spans,
+            options=launch.options,
+        )
+        for rank, device in enumerate(devices)
+    ]

@@ -1,0 +1,190 @@
+"""One configuration from its plan to its table.
+
+`prepare` refuses what cannot be done, before anything has started; `run` does it and shows what was
+measured, also when it ends in the middle. Read `run` first.
+"""
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from harness.config.compose import Composed
+from harness.plan.availability import split_available
+from harness.plan.describe import describe
+from harness.plan.plan import make_plan
+from harness.plan.prompt import prompt_ids
+from harness.plan.sim_describe import describe_simulation
+from harness.plan.sim_plan import SimPlan, calibration_of, make_sim_plan
+from harness.plan.types import Plan
+from harness.progress.live import Live
+from harness.run.annotate import disk_share
+from harness.run.experiment import Experiment
+from harness.run.simulation import Simulation
+from results.records.comparison_table import note_lines, rich_table
+from results.records.schema import RunRecord
+from testbed.base import DeviceError
+from testbed.docker.watchdog import janitor
+from testbed.host.hostlock import Contention, host_lock
+from testbed.host.rates import Host, probe_host
+from testbed.label import RunLabel
+from tpi.errors import TpiError
+from tpi.model_config import load_config, load_preset
+
+WIDTH = 120  # where there is no terminal to ask
+EXIT_BROKEN_PIPE = 141  # as of a program that SIGPIPE ended
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What will be done, and a row for each system that cannot run."""
+
+    plan: Plan
+    host: Host
+    prompt: tuple[int, ...]
+    unavailable: tuple[RunRecord, ...]
+
+
+class Output(Console):
+    """A stream of ours; that its reader is gone is an error, not the end of the process."""
+
+    def on_broken_pipe(self) -> None:
+        """Leave it to the caller."""
+        raise BrokenPipeError
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedSim:
+    """What will be simulated, and a row for each system that cannot be."""
+
+    plan: SimPlan
+    unavailable: tuple[RunRecord, ...]
+
+
+def prepare(composed: Composed) -> Prepared | PreparedSim:
+    """Plan one configuration; nothing is started or written but a probe of the disk.
+
+    Raises:
+        ConfigError: It cannot be done as it was asked for.
+    """
+    path = composed.config.model.path
+    name = composed.config.model.name
+    model = load_preset(name) if path is None else load_config(Path(path))
+    config, unavailable = split_available(composed.config, model, is_all=composed.all_systems)
+    prompt = prompt_ids(config, model)
+    if config.testbed.backend == "sim":
+        calibration, is_all = calibration_of(config), composed.all_systems
+        plan = make_sim_plan(config, model, len(prompt), calibration, is_all=is_all)
+        refused = (RunRecord("", n, "unavailable", why) for n, why in plan.refused.items())
+        return PreparedSim(plan, (*unavailable, *refused))
+    host = probe_host(Path(config.weights.dir), memory_rate=config.testbed.backend == "docker")
+    return Prepared(make_plan(config, model, len(prompt), host), host, prompt, tuple(unavailable))
+
+
+def run(prepared: Prepared | PreparedSim, console: Console) -> int:
+    """Say what will be done, do it, print the table; returns the exit status.
+
+    Raises:
+        KeyboardInterrupt, TpiError, OSError: After the table of what was measured until then.
+    """
+    if isinstance(prepared, PreparedSim):
+        return _simulate(prepared, console)
+    plan = prepared.plan
+    with contextlib.ExitStack() as stack:
+        lock = host_lock(allow_concurrent=plan.config.allow_concurrent)
+        contention = stack.enter_context(lock)
+        if plan.is_emulated:
+            stack.enter_context(janitor(RunLabel.mine("all")))
+        return _run(prepared, contention, console)
+
+
+def _run(prepared: Prepared, contention: Contention, console: Console) -> int:
+    plan, host = prepared.plan, prepared.host
+    live = Live(Output(stderr=True, highlight=False))
+    experiment = Experiment(plan, host, prepared.prompt, live, contention=contention)
+    if plan.is_emulated and experiment.pending:
+        require_docker(plan)
+    lines = describe(plan, host, experiment.to_write, experiment.pending)
+    return _carry_out(experiment, lines, prepared, console)
+
+
+def _simulate(prepared: PreparedSim, console: Console) -> int:
+    simulation = Simulation(prepared.plan, Live(Output(stderr=True, highlight=False)))
+    lines = describe_simulation(prepared.plan, simulation.pending)
+    return _carry_out(simulation, lines, prepared, console)
+
+
+def _carry_out(
+    work: Experiment | Simulation,
+    lines: Sequence[tuple[str, str]],
+    prepared: Prepared | PreparedSim,
+    console: Console,
+) -> int:
+    grid = Table.grid(padding=(0, 2))
+    for heading, text in lines:
+        grid.add_row(heading, Text(text))  # as Text: brackets are no markup
+    console.print(grid, "")
+    results_dir = Path(prepared.plan.config.results_dir)
+    try:
+        work.run()
+    except (KeyboardInterrupt, TpiError, OSError):
+        with contextlib.suppress(OSError):  # the first error is the one to tell
+            show([*work.records, *prepared.unavailable], results_dir, console)
+        raise
+    show([*work.records, *prepared.unavailable], results_dir, console)
+    return work.exit_status
+
+
+def require_docker(plan: Plan) -> None:
+    """Refuse before weights are made what would fail when devices are.
+
+    Raises:
+        ConfigError: Devices need swap, which the host has not and was not asked to make.
+        DeviceError: No daemon, no image, or no means for links.
+    """
+    from testbed.limits.swap import require_swap
+
+    has_links = any(system.world_size > 1 for system in plan.runnable)
+    require_emulation(plan.config.link.backend if has_links else None)
+    need = max((plan.swap_need(system) for system in plan.runnable), default=0)
+    require_swap(need, Path(plan.config.weights.dir), may_make=plan.config.testbed.make_swap)
+
+
+def require_emulation(link_backend: str | None) -> None:
+    """Refuse what cannot be emulated here at all.
+
+    Raises:
+        DeviceError: No daemon, no image, or no means for links, where they are needed.
+    """
+    from testbed.docker.daemon import Daemon  # Docker's SDK takes a quarter of a second
+    from testbed.image.build import image_problem
+    from testbed.links.network import require_links
+
+    with contextlib.closing(Daemon()) as daemon:
+        problem = image_problem(daemon.client)
+    if problem is not None:
+        raise DeviceError(f"docker: {problem}")
+    if link_backend is not None:
+        require_links(link_backend)
+
+
+def show(records: Sequence[RunRecord], results_dir: Path, console: Console) -> None:
+    """Print the table, what it leaves out, and where the records lie."""
+    shares = [disk_share(record) for record in records]
+    rows = [
+        replace(record, notes=(*record.notes, share)) if share else record
+        for record, share in zip(records, shares, strict=True)
+    ]
+    table = rich_table(rows)
+    table.caption = None  # it would be wrapped to the table's width
+    # Cells are never cut short: a terminal that is too narrow wraps the lines itself.
+    wide = Output(highlight=False, file=console.file, width=max(console.width, WIDTH))
+    wide.print("", table, "")
+    kept = [results_dir / record.run_id for record in records if record.run_id]
+    folders = [f"record: {folder}" for folder in kept if folder.is_dir()]
+    for line in (*note_lines(rows), *folders):
+        console.print(line, markup=False, soft_wrap=True)

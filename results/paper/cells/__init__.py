@@ -1,0 +1,1 @@
+"""The cells of the paper's tables, and the evidence behind each."""

@@ -1,0 +1,63 @@
+"""Computing and communicating shares of a pipeline, whose devices work one at a time.
+
+A run record has the shares of a mean device, which waits while the others compute and counts that
+as communicating. Of the whole pipeline, N devices compute N mean shares of the time, and what is
+left is communication. Figure 1b, its table and its claim all see the cells that `of_pipelines`
+gives. Read `pipeline_shares` first.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from results.paper.cell import Cell, Place
+from results.paper.cells.result_set import ResultSet
+from results.records.schema import RunRecord
+
+NOTE = (
+    "one device computes at a time: computation is that of all {n} devices, communication the time"
+    " in which none computes"
+)
+_NO_COUNT = "the record does not say how many devices ran, so no share of the pipeline follows"
+_SHARES = ("compute_share", "allreduce_share")
+
+
+def pipeline_shares(time_share: Mapping[str, float], devices: int) -> dict[str, float]:
+    """The shares of a whole pipeline from those of its mean device."""
+    compute = min(1.0, devices * time_share["compute"])
+    return {**time_share, "compute": compute, "allreduce": max(0.0, 1.0 - compute)}
+
+
+def is_pipeline(place: Place) -> bool:
+    """Whether a share of a whole pipeline stands there."""
+    return (place.exhibit, place.row) == ("figure1b", "pipeline") and place.metric in _SHARES
+
+
+def devices_of(record: RunRecord) -> int | None:
+    """How many devices a record is of: one a predicted peak; None where it does not say."""
+    peaks, devices = (record.config.get(key) for key in ("predicted_peak_bytes", "devices"))
+    if isinstance(peaks, list | tuple) and peaks:
+        return len(peaks)
+    return devices if isinstance(devices, int) and devices > 0 else None
+
+
+def of_pipelines(book: ResultSet) -> ResultSet:
+    """A book whose shares of pipelines are those of all devices together."""
+    cells = dict(book.cells)
+    for place, found in book.cells.items():
+        if is_pipeline(place):
+            cells[place] = tuple(_of_all(book, cell) for cell in found)
+    return replace(book, cells=cells)
+
+
+def _of_all(book: ResultSet, cell: Cell) -> Cell:
+    record = book.records.get(cell.run_id)
+    if cell.value is None or record is None or record.metrics is None:
+        return cell
+    devices = devices_of(record)
+    if devices is None:
+        absent = replace(cell, value=None, low=None, high=None, n=0, word="unusable")
+        return replace(absent, detail=_NO_COUNT)
+    shares = pipeline_shares(record.metrics.time_share, devices)
+    value = shares[cell.place.metric.removesuffix("_share")]
+    detail = "; ".join(part for part in (NOTE.format(n=devices), cell.detail) if part)
+    return replace(cell, value=value, low=value, high=value, detail=detail)

@@ -1,0 +1,75 @@
+"""What ran in the place of the paper's: another model, or another network in the allreduce study.
+
+Every rendering marks such a value with the name of what ran, at whatever scale, and no claim is
+judged by it. Read `stand_in` first.
+"""
+
+import re
+
+from results.paper.cell import Cell, Place
+from results.paper.cells.result_set import ResultSet, model_of
+from results.paper.render.cell_format import ran
+from results.records.schema import RunRecord
+
+# Exhibits of one model; figure 3 has none and the validation none of the paper's. In all others the
+# row is the model.
+_MODEL_OF = {
+    "figure1": "llama3.1-8b", "figure3": "", "figure4": "llama2-7b", "figure5": "llama2-70b",
+    "validation": "",
+}  # fmt: skip
+_STUDIED = "figure3"
+_STUDY_DEVICES, _STUDY_MBPS = "8", "300"
+
+
+def expected_model(place: Place) -> str:
+    """The model that the paper has there; empty where it has none."""
+    exhibit = place.exhibit.rstrip("abc")
+    return _MODEL_OF.get(exhibit, place.row)
+
+
+def stand_in(book: ResultSet, cell: Cell) -> str:
+    """Why a cell is of another size than the paper's; empty if it is not."""
+    name = stand_in_name(book, cell)
+    if cell.place.exhibit == _STUDIED:
+        of = f"{_STUDY_DEVICES} at {_STUDY_MBPS} Mbit/s"
+        return f"{name} in the place of {of}" if name else ""
+    if name == "smoke":
+        return "smoke: of another size than the paper's"
+    return f"{name} ran in the place of {expected_model(cell.place)}" if name else ""
+
+
+def stand_in_name(book: ResultSet, cell: Cell) -> str:
+    """What ran in the place of the paper's: a model, or fewer devices; empty where none did."""
+    if cell.place.exhibit == _STUDIED:
+        return _other_network(cell)
+    record = book.records.get(cell.run_id)
+    if record is not None and model_of(record) and expected_model(cell.place):
+        return other_model(cell.place, record)
+    return "smoke" if cell.scale == "smoke" and cell.evidence == "measured" else ""
+
+
+def stand_in_names(book: ResultSet, exhibit: str) -> list[str]:
+    """Of all that ran for an exhibit, each once."""
+    cells = [cell for cell in book.exhibit(exhibit) if ran(cell)]
+    return sorted({name for cell in cells if (name := stand_in_name(book, cell))})
+
+
+def other_model(place: Place, record: RunRecord) -> str:
+    """The model that ran where the paper has another one; empty where it is the paper's."""
+    name, expected = model_of(record), expected_model(place)
+    return name if expected and name != expected else ""
+
+
+def _other_network(cell: Cell) -> str:
+    """`4 devices`, `8 devices at 1000 Mbit/s` of a study of another network than the paper's.
+
+    Nobody but its detail says how many; one that names no rate is of the paper's.
+    """
+    if cell.evidence != "measured" or cell.value is None:
+        return ""
+    said = re.search(r"(\d+) devices(?: at ([\d.e+]+) Mbit/s)?", cell.detail)
+    if said is None:
+        return "an unknown number of devices"
+    if said[2] in (None, _STUDY_MBPS):
+        return "" if said[1] == _STUDY_DEVICES else f"{said[1]} devices"
+    return said[0]

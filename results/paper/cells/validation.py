@@ -1,0 +1,166 @@
+"""How far numbers can be trusted: simulated beside measured, and a run beside itself. Pure.
+
+A pair is one place that was both simulated and measured, of the same model. Those of `VALIDATION`
+are simulated with the costs of the machine that measured them, so that they check the simulator;
+the others are places of the paper's tables, with costs that may be another machine's. The noise
+floor of a run is the ratio of the two halves of its repeats, or of a run and the one before it in
+the same configuration: what differs there is nothing but noise. Read `pairs_of`, then
+`noise_floors`.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from results.paper.cell import METRICS, VALIDATION, Cell, Place
+from results.paper.cells.result_set import ResultSet, model_of
+from results.paper.cells.substitutions import stand_in
+from results.paper.render.footnotes import relative
+from results.records.hashing import split_run_id
+from results.records.measure import measure
+from results.records.schema import RecordError, RunRecord, Spread
+from results.records.stats import median, ratio_of_means
+from results.records.store import RunStore
+
+PAIRED = ("ttft_s", "token_latency_s", "peak_memory_bytes")
+MIN_REPEATS = 4  # two halves of two
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One place, simulated and measured.
+
+    Attributes:
+        error: Simulated over measured, less one.
+        is_check: Whether it was measured to check the simulator, which had that machine's costs.
+    """
+
+    place: Place
+    simulated: Cell
+    measured: Cell
+    error: float
+    is_check: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """A run's noise floor; `ratio` is None where it is not known, and `reason` says why."""
+
+    record: RunRecord
+    what: str
+    ratio: Spread | None
+    reason: str = ""
+
+
+def pairs_of(book: ResultSet) -> list[Pair]:
+    """Every pair by its place; each run behind it once for each metric."""
+    found: dict[tuple[str, ...], Pair] = {}
+    for place in sorted(book.cells):
+        if place.metric in PAIRED:
+            for pair in _pairs_at(book, place):
+                runs = pair.simulated.run_id, pair.measured.run_id
+                # One pair of runs may stand in several exhibits.
+                key = (*(runs if all(runs) else (str(place),)), place.metric)
+                found.setdefault(key, pair)
+    return list(found.values())
+
+
+def _pairs_at(book: ResultSet, place: Place) -> Iterator[Pair]:
+    for measured in _with_values(book, place, "measured"):
+        if METRICS[place.metric] == "s" and measured.backend == "local":
+            continue  # no limit of a device held, and the simulator's do
+        for simulated in _with_values(book, place, "simulated"):
+            runs = book.records.get(simulated.run_id), book.records.get(measured.run_id)
+            if simulated.value is None or not measured.value or not _is_one_model(*runs):
+                continue
+            error = simulated.value / measured.value - 1
+            is_check = place.exhibit == VALIDATION and _has_its_costs(*runs)
+            yield Pair(place, simulated, measured, error, is_check)
+
+
+def _is_one_model(simulated: RunRecord | None, measured: RunRecord | None) -> bool:
+    return simulated is None or measured is None or model_of(simulated) == model_of(measured)
+
+
+def _has_its_costs(simulated: RunRecord | None, measured: RunRecord | None) -> bool:
+    """Whether a simulation's calibration names the processor and cores of a measured run."""
+    if simulated is None or measured is None:
+        return True
+    facts = measured.environment
+    host = f"{facts.get('cpu_model')}, {facts.get('cores')} cores"
+    return str(simulated.environment.get("calibrated_host", "")).startswith(host)
+
+
+def _with_values(book: ResultSet, place: Place, evidence: str) -> list[Cell]:
+    cells = book.of(place, evidence)
+    return [cell for cell in cells if cell.value is not None and not stand_in(book, cell)]
+
+
+def median_error(pairs: Sequence[Pair]) -> float:
+    """Median of the errors' sizes, of at least one pair."""
+    return median([abs(pair.error) for pair in pairs])
+
+
+def worst_pair(pairs: Sequence[Pair]) -> Pair:
+    """The pair with the largest error, of at least one."""
+    return max(pairs, key=lambda pair: abs(pair.error))
+
+
+def noise_floors(book: ResultSet) -> list[Floor]:
+    """Token latency of every measured run with a timing, beside itself.
+
+    One whose samples cannot be used, or those of the run before it, is not known and says why.
+    """
+    measured = {
+        cell.run_id
+        for cells in book.cells.values()
+        for cell in cells
+        if cell.evidence == "measured"
+    }
+    floors = []
+    for run_id, record in book.records.items():
+        if run_id in measured and record.metrics is not None:
+            floors += [_halves(book, record), *_attempts(book, record)]
+    return floors
+
+
+def _halves(book: ResultSet, record: RunRecord) -> Floor:
+    what = "first half of its repeats over the second"
+    try:
+        gaps = _gaps(book, record)
+    except RecordError as exc:  # changed since the book was read
+        return _not_known(book, record, what, exc)
+    if len(gaps) < MIN_REPEATS:
+        reason = f"not known: at least {MIN_REPEATS} repeats are needed, there are {len(gaps)}"
+        return Floor(record, what, None, reason)
+    middle = len(gaps) // 2
+    return Floor(record, what, ratio_of_means(gaps[:middle], gaps[middle:]))
+
+
+def _attempts(book: ResultSet, record: RunRecord) -> Iterator[Floor]:
+    """Beside the run before it in the same configuration, if it was measured again."""
+    split = split_run_id(record.run_id)
+    if split is None or split[1] == 1:
+        return
+    base, attempt = split
+    before = base if attempt == 2 else f"{base}-{attempt - 1}"
+    store = RunStore(book.folder)
+    if not store.folder(before).is_dir():
+        return
+    what = f"run over {before}"
+    try:
+        earlier, gaps = _gaps(book, store.read(before)), _gaps(book, record)
+    except RecordError as exc:
+        yield _not_known(book, record, what, exc)
+        return
+    if earlier and gaps:
+        yield Floor(record, what, ratio_of_means(gaps, earlier))
+
+
+def _not_known(book: ResultSet, record: RunRecord, what: str, exc: RecordError) -> Floor:
+    return Floor(record, what, None, f"not known: {relative(book, str(exc))}")
+
+
+def _gaps(book: ResultSet, record: RunRecord) -> list[tuple[float, ...]]:
+    repeats = RunStore(book.folder).repeats(record)
+    gaps = [measure(repeat).gaps_s for repeat in repeats if repeat.status == "ok"]
+    return [each for each in gaps if each]

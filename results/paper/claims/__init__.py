@@ -1,0 +1,1 @@
+"""The paper's claims that can be checked, and their verdicts."""

@@ -1,0 +1,204 @@
+"""The cells of one kind of evidence alone: what a rule is given, so that kinds are never mixed.
+
+A view refuses what does not answer for the paper's size: a tiny model in the place of the paper's,
+and times of plain processes that no limit held. `ratio` has an interval wherever both runs have
+repeats. Read `View` first.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from results.paper.cell import METRICS, Cell, Place
+from results.paper.cells.pipeline_shares import devices_of, is_pipeline, pipeline_shares
+from results.paper.cells.result_set import ResultSet
+from results.paper.cells.substitutions import stand_in as stand_in
+from results.paper.render.footnotes import relative
+from results.records.measure import measure
+from results.records.schema import RepeatMetrics, Spread
+from results.records.stats import ratio_of_means, spread_of_means
+from results.records.store import RunStore
+from testbed.host.environment import host_fingerprint
+
+Groups = list[list[float]]
+_TIMED = ("s", "share")
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of evidence; `sources` are the words of computed cells that belong to it."""
+
+    name: str
+    evidence: str
+    sources: tuple[str, ...] = ()
+
+    def has(self, cell: Cell) -> bool:
+        """Whether a cell is of this kind."""
+        if self.evidence != cell.evidence:
+            # What could not be run stands where the number would.
+            is_absent = cell.evidence == "infeasible"
+            return is_absent and self.evidence == ("simulated" if is_sim(cell) else "measured")
+        return not self.sources or cell.source in self.sources
+
+
+REPORTED = Kind("reported", "reported")
+MEASURED = Kind("measured", "measured")
+SIMULATED = Kind("simulated", "simulated")
+PUBLISHED = Kind("computed, as published", "computed", ("as published", "published: hops"))
+OURS = Kind("computed, ours", "computed", ("ours", "ours: 32 KiB"))
+KINDS = (REPORTED, MEASURED, SIMULATED, PUBLISHED, OURS)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a view has for a place: a cell that counts, or the reason why there is none."""
+
+    cell: Cell | None
+    reason: str = ""
+
+    @property
+    def has_value(self) -> bool:
+        """Whether there is a number."""
+        return self.cell is not None and self.cell.value is not None
+
+    @property
+    def is_oom(self) -> bool:
+        """Whether the result is that memory ran out."""
+        return self.cell is not None and self.cell.word == "oom"
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A book through one kind of evidence."""
+
+    book: ResultSet
+    kind: Kind
+
+    def look(self, place: Place, source: str = "") -> Seen:
+        """The cell of a place that counts, a number before a word; of one `source` if given."""
+        cells = self._cells(place, source) or self._words(place)
+        if not cells:
+            return Seen(None, "not run" if self.kind in (MEASURED, SIMULATED) else "not given")
+        cell = max(
+            cells, key=lambda c: (c.value is not None, c.word == "oom", c.backend != "local")
+        )
+        if reason := _no_answer(self.book, cell):
+            return Seen(None, reason)
+        detail = relative(self.book, cell.detail)
+        word = f"{cell.word}: {detail}" if detail else cell.word
+        return Seen(cell, "" if cell.value is not None else word)
+
+    def _cells(self, place: Place, source: str) -> list[Cell]:
+        return [c for c in self.book.of(place) if self.kind.has(c) and source in ("", c.source)]
+
+    def _words(self, place: Place) -> list[Cell]:
+        """What became of a run that gave no number: it says so in a few metrics only."""
+        others = (replace(place, metric=metric) for metric in METRICS)
+        return [cell for other in others for cell in self._cells(other, "") if cell.word]
+
+    def rows(self, exhibit: str) -> list[str]:
+        """Rows of an exhibit that are numbers, by size, whatever kind they are of."""
+        rows = {cell.place.row for cell in self.book.exhibit(exhibit)}
+        return sorted((row for row in rows if _is_number(row)), key=float)
+
+    def value(self, place: Place, source: str = "") -> Spread | None:
+        """The number of a place with its interval; a number without one is a point."""
+        cell = self.look(place, source).cell
+        if cell is None or cell.value is None:
+            return None
+        groups = samples_of(self.book, cell)
+        if groups and len(groups) > 1:
+            return spread_of_means(groups)
+        return _interval(cell, cell.value)
+
+    def ratio(self, above: Place, below: Place, source: str = "") -> Spread | None:
+        """One number over another; None unless both are there, from the same backend."""
+        top, bottom = self.look(above, source).cell, self.look(below, source).cell
+        if top is None or bottom is None or top.backend != bottom.backend:
+            return None
+        if not _one_host(self.book, top, bottom):
+            return None
+        if top.value is None or not bottom.value:
+            return None
+        groups = samples_of(self.book, top), samples_of(self.book, bottom)
+        if groups[0] and groups[1]:
+            return ratio_of_means(groups[0], groups[1])
+        return _quotient(_interval(top, top.value), _interval(bottom, bottom.value))
+
+    def why_no_ratio(self, *places: Place) -> str:
+        """Why two places give no ratio."""
+        missing = [(place, self.look(place)) for place in places]
+        reasons = [f"{p.column} {seen.reason}" for p, seen in missing if not seen.has_value]
+        return ", ".join(reasons) or "measured on different backends or hosts"
+
+
+def _one_host(book: ResultSet, top: Cell, bottom: Cell) -> bool:
+    """Whether two runs shared a host, as far as their records say; the simulator has none."""
+    records = [book.records.get(cell.run_id) for cell in (top, bottom)]
+    hosts = {host_fingerprint(record.environment) for record in records if record is not None}
+    return len(hosts) < 2 or is_sim(top)
+
+
+def is_sim(cell: Cell) -> bool:
+    """Whether the simulator is behind a cell, one without a number too."""
+    return cell.evidence == "simulated" or cell.backend == "sim"
+
+
+def samples_of(book: ResultSet, cell: Cell) -> Groups | None:
+    """One group of values a repeat, of a measured time or share; None where a cell has none.
+
+    Raises:
+        RecordError: A samples file changed since the book was read.
+    """
+    record = book.records.get(cell.run_id)
+    if record is None or cell.evidence != "measured" or not record.num_ok:
+        return None
+    good = [r for r in RunStore(book.folder).repeats(record) if r.status == "ok"]
+    devices = devices_of(record) if is_pipeline(cell.place) else None
+    groups = [_values(cell.place.metric, measure(repeat), devices) for repeat in good]
+    return groups if all(groups) else None
+
+
+def _values(metric: str, repeat: RepeatMetrics, pipeline: int | None) -> list[float]:
+    """What one repeat says of a metric; `pipeline` is the devices of one."""
+    if metric == "token_latency_s":
+        return list(repeat.gaps_s)
+    if metric == "first_token_s":
+        return [repeat.load_s + repeat.ttft_s]
+    if metric == "ttft_s":
+        return [repeat.ttft_s]
+    shares = repeat.time_share
+    if pipeline is not None and "compute" in shares:
+        shares = pipeline_shares(shares, pipeline)
+    share = shares.get(metric.removesuffix("_share"))
+    return [] if share is None or not metric.endswith("_share") else [share]
+
+
+def _no_answer(book: ResultSet, cell: Cell) -> str:
+    if cell.word in ("not run", "unusable") or cell.evidence == "infeasible":
+        return ""
+    if METRICS[cell.place.metric] in _TIMED and cell.backend == "local":
+        return stand_in(book, cell) or "ran as plain processes, which no limit of a device held"
+    return stand_in(book, cell)
+
+
+def _interval(cell: Cell, value: float) -> Spread:
+    low = value if cell.low is None else cell.low
+    high = value if cell.high is None else cell.high
+    # A simulator's answer is always the same, so that its repeats say nothing.
+    return Spread(value, low, high, cell.n if cell.evidence == "measured" else 0)
+
+
+def _quotient(above: Spread, below: Spread) -> Spread:
+    """As wide as both intervals allow, since nothing is known of how they go together."""
+    low = above.low / below.high
+    high = above.high / below.low if below.low > 0 else float("inf")
+    return Spread(above.median / below.median, low, high, min(above.n, below.n))
+
+
+def _is_number(text: str) -> bool:
+    return text.replace(".", "", 1).isdigit()
+
+
+def views(book: ResultSet) -> Iterator[View]:
+    """A view of every kind."""
+    return (View(book, kind) for kind in KINDS)

@@ -1,0 +1,158 @@
+"""Rules of the claims about peak memory: the 70B model, over devices, Proposition 5, out of memory.
+
+Every rule takes a `View` of one kind of evidence and gives a `Finding`. Read `saves_memory` first.
+"""
+
+from collections.abc import Sequence
+
+from results.paper.cell import Place
+from results.paper.claims.evidence import View
+from results.paper.claims.verdict import (
+    NOT_REPRODUCED,
+    REPRODUCED,
+    UNDECIDED,
+    Finding,
+    Item,
+    at_least,
+    at_most,
+    joined,
+    less,
+    percent,
+)
+from results.paper.render.layouts import MODELS, label_of
+from results.records.schema import Spread
+from tpi.model_config import load_preset
+from tpi.planner.window_replay import published_peak_bytes
+from tpi.units import format_bytes
+
+DEVICES = (2, 4, 6, 8)
+WINDOWS = {"table2": 2, "table6": 4}
+_METRIC = "peak_memory_bytes"
+
+
+def memory_place(exhibit: str, row: str, column: str) -> Place:
+    """Where a peak stands."""
+    return Place(exhibit, row, column, _METRIC)
+
+
+def saves_memory(view: View, row: str, bound: float, most_bytes: float) -> Finding:
+    """Whether the scheduler's peak is `bound` below that without, and at most so many bytes."""
+    items = []
+    for exhibit, off, on in (("table1", "off", "on"), ("table2", "off/8", "on/8")):
+        places = memory_place(exhibit, row, on), memory_place(exhibit, row, off)
+        items.append(_saving(view, f"Table {exhibit[-1]}, off to on", *places, bound))
+    return joined([*_one_of(items), _peak(view, row, most_bytes)])
+
+
+def _saving(view: View, label: str, on: Place, off: Place, bound: float) -> Item:
+    ratio = view.ratio(on, off)
+    if view.look(on).is_oom:
+        return Item(label, NOT_REPRODUCED, "out of memory with the scheduler")
+    if ratio is None:
+        return Item(label, UNDECIDED, reason=view.why_no_ratio(on, off))
+    saved = Spread(1 - ratio.median, 1 - ratio.high, 1 - ratio.low, ratio.n)
+    figure = f"{less(saved)}: {_bytes(view, on)} against {_bytes(view, off)}"
+    return Item(label, at_least(saved, bound), figure)
+
+
+def _one_of(items: Sequence[Item]) -> list[Item]:
+    """Without what has no number, if another table has it: both are the same setting."""
+    return [item for item in items if item.figure] or list(items)
+
+
+def _peak(view: View, row: str, most_bytes: float) -> Item:
+    label = "peak with the scheduler"
+    places = memory_place("table1", row, "on"), memory_place("table2", row, "on/8")
+    found = [(value.median, place, value) for place in places if (value := view.value(place))]
+    if any(view.look(place).is_oom for place in places):
+        return Item(label, NOT_REPRODUCED, "out of memory")
+    if not found:
+        return Item(label, UNDECIDED, reason=view.why_no_ratio(*places))
+    _, place, value = max(found)
+    return Item(label, at_most(value, most_bytes), _bytes(view, place))
+
+
+def flat_over_devices(view: View, rows: Sequence[str], bound: float) -> Finding:
+    """Whether the largest peak over 2 to 8 devices is at most `bound` above the smallest."""
+    return joined([_flatness(view, row, bound) for row in rows])
+
+
+def _flatness(view: View, row: str, bound: float) -> Item:
+    places = {n: memory_place("table2", row, f"on/{n}") for n in DEVICES}
+    found = {n: view.value(place) for n, place in places.items()}
+    values = {n: value for n, value in found.items() if value and value.median > 0}
+    missing = view.why_no_ratio(*places.values()) if len(values) < len(places) else ""
+    if not values:
+        return Item(label_of(row), UNDECIDED, reason=missing)
+    peaks = [value.median for value in values.values()]
+    rise = max(peaks) / min(peaks) - 1
+    shown = ", ".join(format_bytes(peak) for peak in peaks)
+    over = ", ".join(str(n) for n in values)
+    figure = f"{percent(rise)} apart: {shown} over {over} devices"
+    verdict = _unless_missing(at_most(Spread(rise, rise, rise, 1), bound), missing)
+    return Item(label_of(row), verdict, figure, missing)
+
+
+def _unless_missing(verdict: str, missing: str) -> str:
+    """One disproof suffices; what holds for a part alone is undecided."""
+    return UNDECIDED if missing and verdict == REPRODUCED else verdict
+
+
+def follows_proposition_5(view: View, bound: float) -> Finding:
+    """Whether one gamma fits every cell of Tables 2 and 6, none more than `bound` away."""
+    gammas = {exhibit: _gammas(view, exhibit) for exhibit in WINDOWS}
+    count = len(MODELS) * len(DEVICES)
+    items = [
+        _fit(f"Table {exhibit[-1]} (window {window})", gammas[exhibit], count, bound)
+        for exhibit, window in WINDOWS.items()
+    ]
+    both = [pair for found in gammas.values() for pair in found]
+    return joined([*items, _fit("both tables, one gamma", both, 2 * count, bound)])
+
+
+def _gammas(view: View, exhibit: str) -> list[tuple[str, float]]:
+    """(model, gamma) of each cell, as the master's equation (7) gives them; it is the largest."""
+    found = []
+    for row in MODELS:
+        for count in DEVICES:
+            value = view.value(memory_place(exhibit, row, f"on/{count}"))
+            if value is not None:
+                blocks = published_peak_bytes(
+                    load_preset(row), 1 / count, WINDOWS[exhibit], is_master=True
+                )
+                found.append((row, value.median / blocks))
+    return found
+
+
+def _fit(label: str, gammas: Sequence[tuple[str, float]], count: int, bound: float) -> Item:
+    """One factor for all cells that are there, of `count`: more cells never fit better."""
+    missing = f"of {count} cells {len(gammas)} are there" if len(gammas) < count else ""
+    if not gammas:
+        return Item(label, UNDECIDED, reason=missing)
+    low, high = min(gammas, key=lambda g: g[1]), max(gammas, key=lambda g: g[1])
+    # The factor whose worst cell is nearest: as far from the smallest as from the largest, each
+    # error relative to its cell as everywhere.
+    gamma = 2 * high[1] * low[1] / (high[1] + low[1])
+    worst = gamma / low[1] - 1
+    figure = (
+        f"gamma {low[1]:.2f} ({label_of(low[0])}) to {high[1]:.2f} ({label_of(high[0])}) over "
+        f"{len(gammas)} cells; the best one, {gamma:.2f}, is {percent(worst)} off at its worst"
+    )
+    verdict = _unless_missing(at_most(Spread(worst, worst, worst, 1), bound), missing)
+    return Item(label, verdict, figure, missing)
+
+
+def runs_out_of_memory(view: View, place: Place) -> Finding:
+    """Whether a run ends because memory ran out."""
+    seen = view.look(place)
+    label = f"{label_of(place.column)}, {label_of(place.row)}"
+    if seen.is_oom:
+        return joined([Item(label, REPRODUCED, "out of memory")])
+    if seen.has_value and seen.cell is not None:
+        return joined([Item(label, NOT_REPRODUCED, f"runs: {seen.cell.value:.3g} s a token")])
+    return joined([Item(label, UNDECIDED, reason=seen.reason)])
+
+
+def _bytes(view: View, place: Place) -> str:
+    value = view.value(place)
+    return format_bytes(value.median) if value else "nothing"

@@ -1,0 +1,184 @@
+"""What Propositions 3, 4 and 6 and the window's replay say of a run's waits, from its own times.
+
+The times of a layer are those of a mean device: computing and allreduces from the counters of the
+request, loads from the sizes of the blocks and the disk's rate. Layers alone, as in the
+propositions; the head's tiles, which the master streams beside them, are left out. Read
+`layer_times`, then `predict`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from results.paper.cells.result_set import dilation_of
+from results.paper.claims.verdict import percent
+from results.records.schema import Repeat, RunRecord
+from tpi.model_config import ModelConfig, load_preset, preset_names
+from tpi.planner.memory import block_bytes
+from tpi.planner.window_replay import (
+    BlockTimes,
+    LayerTimes,
+    predict_step,
+    published_loose_steady_state,
+    published_retention_steady_state,
+    published_stalls,
+    published_tight_steady_state,
+)
+from tpi.weights.shard import make_shard_plan
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What is predicted of a run's steady state.
+
+    Attributes:
+        times: Of one layer, which everything follows from.
+        is_loose: Prop. 3; `is_tight` is Prop. 4.
+        period: Prop. 6: the largest T for which one resident FFN block of every T hides the
+            loads; None if not even all of them do.
+        published_share: Of a step, waiting for weights, by the recurrence in Prop. 3's proof.
+        replay_share: The same by `predict_step`, with the window's size.
+    """
+
+    times: LayerTimes
+    is_loose: bool
+    is_tight: bool
+    period: int | None
+    published_share: float
+    replay_share: float
+
+    def __str__(self) -> str:
+        loose, tight = ("holds" if held else "fails" for held in (self.is_loose, self.is_tight))
+        prop_6 = "not even with all FFN blocks resident"
+        if self.period is not None:
+            prop_6 = f"one FFN block of every {self.period} resident would hide the loads"
+        return (
+            f"Prop. 3 {loose} and predicts {percent(self.published_share)}, Prop. 4 {tight}, "
+            f"Prop. 6: {prop_6}; the window's replay predicts {percent(self.replay_share)}"
+        )
+
+
+def predict(times: LayerTimes, num_layers: int, window: int) -> Prediction:
+    """Everything that follows from the times of one layer."""
+    step_s = num_layers * (times.attn_s + times.ffn_s + 2 * times.allreduce_s)
+    stalled_s = sum(published_stalls(times, num_layers))
+    layer = (
+        BlockTimes(times.attn_s, times.allreduce_s, times.attn_load_s),
+        BlockTimes(times.ffn_s, times.allreduce_s, times.ffn_load_s),
+    )
+    replay = predict_step(layer * num_layers, window)
+    periods = (
+        period
+        for period in range(num_layers, 0, -1)
+        if published_retention_steady_state(times, num_layers, period)
+    )
+    return Prediction(
+        times=times,
+        is_loose=published_loose_steady_state(times, num_layers),
+        is_tight=published_tight_steady_state(times),
+        period=next(periods, None),
+        published_share=stalled_s / (step_s + stalled_s),
+        replay_share=replay.stall_s / replay.step_s,
+    )
+
+
+def predict_run(record: RunRecord, repeats: Sequence[Repeat]) -> Prediction | str:
+    """The prediction for a run of `tpi`, or why there is none."""
+    if reason := _why_not(record):
+        return reason
+    rate_bps = _disk_rate_bps(record)
+    if rate_bps is None:
+        return "no disk's rate was held"
+    config = _stored_config(record)
+    times = layer_times(config, repeats, rate_bps)
+    if times is None:
+        return "not every device counted its times"
+    return predict(times, config.num_layers, _options(record)["window"])
+
+
+def _why_not(record: RunRecord) -> str:
+    """What the propositions leave out and this run has; empty where they fit it."""
+    model, options = _mapping(record.config, "model"), _options(record)
+    if model.get("name") not in preset_names() or model.get("path") is not None:
+        return "only the shapes and dtypes of presets are known"
+    if options.get("memory_budget") is not None:
+        return "a memory budget retains blocks, and the record does not say which"
+    if options.get("shares") is not None:
+        return "devices have uneven shares, so that none is the mean one"
+    if not isinstance(options.get("window"), int):
+        return "its window is no number of blocks"
+    return ""
+
+
+def _stored_config(record: RunRecord) -> ModelConfig:
+    """The model's shape, its dtype the one that its weights are stored in."""
+    config = load_preset(str(_mapping(record.config, "model").get("name")))
+    stored = _mapping(record.config, "weights").get("dtype", "auto")
+    return config if stored == "auto" else replace(config, dtype=str(stored))
+
+
+def _options(record: RunRecord) -> Mapping[str, Any]:
+    return _mapping(_mapping(record.config, "systems"), "tpi")
+
+
+def layer_times(
+    config: ModelConfig, repeats: Sequence[Repeat], rate_bps: float
+) -> LayerTimes | None:
+    """Times of one layer on a mean device over all `ok` repeats; None without counters.
+
+    Args:
+        config: The model's shape and stored dtype; computing is shared out by its blocks' sizes.
+        repeats: Of one run.
+        rate_bps: Bytes a second that a device reads.
+    """
+    good = [repeat for repeat in repeats if repeat.status == "ok" and repeat.tokens]
+    sums = [_per_step(repeat) for repeat in good]
+    known = [each for each in sums if each is not None]
+    if not known or len(known) < len(good):
+        return None
+    compute_s, allreduce_s = (sum(column) / len(known) for column in zip(*known, strict=True))
+    world_size, layers = len(good[0].start_ns), config.num_layers
+    # A worker's: the master has the same layers.
+    plan = make_shard_plan(config, world_size)
+    sizes = block_bytes(config, plan, world_size - 1, config.dtype)
+    attn, ffn = (
+        next(size for block, size in sizes if block.kind == kind) for kind in ("attn", "ffn")
+    )
+    return LayerTimes(
+        attn_s=compute_s / layers * attn / (attn + ffn),
+        ffn_s=compute_s / layers * ffn / (attn + ffn),
+        allreduce_s=allreduce_s / (2 * layers),
+        attn_load_s=attn / rate_bps,
+        ffn_load_s=ffn / rate_bps,
+    )
+
+
+def _per_step(repeat: Repeat) -> tuple[float, float] | None:
+    """Computing and allreduces of a mean step of a mean device, undilated."""
+    counters = [
+        event.event
+        for event in repeat.events
+        if event.event.name == "counters" and event.event.request_id == repeat.request_id
+    ]
+    names = ("compute_s", "allreduce_s")
+    if len(counters) < len(repeat.start_ns) or any(
+        n not in c.fields for c in counters for n in names
+    ):
+        return None
+    share = len(counters) * len(repeat.tokens) * repeat.dilation
+    compute_s, allreduce_s = (sum(c.number(name) for c in counters) / share for name in names)
+    return compute_s, allreduce_s
+
+
+def _disk_rate_bps(record: RunRecord) -> float | None:
+    """Undilated, of the slowest device; None where no limit held."""
+    limits = record.calibration.get("limits")
+    rates = [each.get("read_bps") for each in limits] if isinstance(limits, list) else []
+    if not rates or any(not isinstance(rate, int | float) or rate <= 0 for rate in rates):
+        return None
+    return float(min(rates)) * dilation_of(record)
+
+
+def _mapping(values: Mapping[str, object], name: str) -> Mapping[str, object]:
+    found = values.get(name)
+    return found if isinstance(found, Mapping) else {}

@@ -1,0 +1,138 @@
+"""What a rule finds: items, each with its number and its verdict, and how many make one verdict.
+
+A claim about several models has one item a model. One that fails disproves the claim; it holds only
+if every item does; else it is undecided. An interval that holds the bound decides nothing. Read
+`Item`, then `joined`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from results.records.schema import Spread
+
+REPRODUCED, NOT_REPRODUCED, UNDECIDED = "reproduced", "not reproduced", "undecided"
+VERDICTS = (REPRODUCED, NOT_REPRODUCED, UNDECIDED)
+_NAMED = 2  # labels of one reason
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One part of a claim.
+
+    Attributes:
+        label: What it is about: a model, a device count, a link latency.
+        verdict: One of `VERDICTS`, or empty where it says nothing for or against the claim: a
+            baseline that ran out of memory has no ratio.
+        figure: The number that decides, in words; empty where there is none.
+        reason: Why it is undecided or does not count.
+    """
+
+    label: str
+    verdict: str = ""
+    figure: str = ""
+    reason: str = ""
+
+    def __str__(self) -> str:
+        said = "; ".join(part for part in (self.figure, self.reason) if part)
+        return f"{self.label}: {said}" if said else self.label
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one kind of evidence says of a claim.
+
+    Attributes:
+        verdict: One of `VERDICTS`.
+        items: Its parts.
+        reason: Why it is undecided.
+        coverage: How many of the claim's places were run, where not all were.
+        subject: Of which models, where the rule takes whatever ran.
+    """
+
+    verdict: str
+    items: tuple[Item, ...] = ()
+    reason: str = ""
+    coverage: str = ""
+    subject: str = ""
+
+    @property
+    def has_numbers(self) -> bool:
+        """Whether there is anything of this kind at all."""
+        return any(item.figure for item in self.items)
+
+
+def joined(items: Sequence[Item]) -> Finding:
+    """One verdict of all items: one that fails decides, else all must hold."""
+    found = [item for item in items if item.verdict]
+    if any(item.verdict == NOT_REPRODUCED for item in found):
+        return Finding(NOT_REPRODUCED, tuple(items))
+    missing = [item for item in found if item.verdict == UNDECIDED]
+    if found and not missing:
+        return Finding(REPRODUCED, tuple(items))
+    return Finding(UNDECIDED, tuple(items), _reasons(missing or items))
+
+
+def _reasons(items: Sequence[Item]) -> str:
+    """Each reason once, with the first labels that it holds for."""
+    labels: dict[str, list[str]] = {}
+    for item in items:
+        if item.reason:
+            labels.setdefault(item.reason, []).append(item.label)
+    said = []
+    for reason, found in labels.items():
+        more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+        said.append(f"{reason} ({', '.join(found[:_NAMED])}{more})")
+    return "; ".join(said) or "there is nothing to judge"
+
+
+def at_least(value: Spread, bound: float) -> str:
+    """Whether a value is at least a bound, its whole interval with it."""
+    if value.low >= bound:
+        return REPRODUCED
+    return NOT_REPRODUCED if value.high < bound else UNDECIDED
+
+
+def at_most(value: Spread, bound: float) -> str:
+    """Whether a value is at most a bound, likewise."""
+    if value.high <= bound:
+        return REPRODUCED
+    return NOT_REPRODUCED if value.low > bound else UNDECIDED
+
+
+def within(value: Spread, low: float, high: float) -> str:
+    """Whether a value lies between two bounds, likewise."""
+    return worst((at_least(value, low), at_most(value, high)))
+
+
+def worst(verdicts: Sequence[str]) -> str:
+    """One verdict of several that must all hold."""
+    for verdict in (NOT_REPRODUCED, UNDECIDED):
+        if verdict in verdicts:
+            return verdict
+    return REPRODUCED
+
+
+def percent(share: float) -> str:
+    """`80 %`."""
+    return f"{100 * share:.3g} %"
+
+
+def in_percent(value: Spread) -> str:
+    """`87.5 %`, with its interval where it has one."""
+    text = f"{100 * value.median:.1f} %"
+    if value.low == value.high:
+        return text
+    return f"{text} ({100 * value.low:.1f} to {100 * value.high:.1f})"
+
+
+def less(saved: Spread, word: str = "less") -> str:
+    """`87.5 % less`; `57.4 % more` where nothing was saved."""
+    if saved.median >= 0:
+        return f"{in_percent(saved)} {word}"
+    return f"{in_percent(Spread(-saved.median, -saved.high, -saved.low, saved.n))} more"
+
+
+def in_times(value: Spread) -> str:
+    """`7.02 times`, likewise."""
+    text = f"{value.median:.3g} times"
+    return text if value.low == value.high else f"{text} ({value.low:.3g} to {value.high:.3g})"

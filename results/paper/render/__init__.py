@@ -1,0 +1,1 @@
+"""Tables and figures as Markdown, LaTeX, CSV, SVG and PNG."""

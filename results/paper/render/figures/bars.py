@@ -1,0 +1,168 @@
+"""Figures made of grouped bars: 1c (memory over devices), 5 (latency over ...), 6 (four systems).
+
+A bar stands for one cell; within a group those of one series stand together, the paper's first. A
+cell without a number is its word, upright where the bar would be. Read `draw_bars` first.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from results.paper.cell import Cell
+from results.paper.cells.result_set import ResultSet
+from results.paper.render.figures.style import (
+    COLUMN,
+    PALETTE,
+    PLAIN_NUMBERS,
+    WIDE,
+    axis_title,
+    bar_style,
+    colour_patches,
+    evidence_key,
+    evidence_patches,
+    new_figure,
+    scale_of,
+    write_word,
+)
+from results.paper.render.layouts import FIRST, LOADS_FIRST, label_of
+from results.paper.render.sections import Column, Section, sections_of
+
+_GROUP_WIDTH = 0.86  # of the distance between two groups
+_SERIES_GAP = 0.6  # of a bar's width
+_LOG_RATIO = 30  # values further apart than this need a logarithmic axis to be seen
+_X_TITLES = {
+    "figure1c": "devices",
+    "figure5a": "devices",
+    "figure5b": "CPU cores per device",
+    "figure5c": "link bandwidth (Mbit/s)",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One cell at its place on the x axis, in bar widths from the middle of its group."""
+
+    group: int
+    offset: float
+    series: int
+    cell: Cell
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One set of axes."""
+
+    metric: str
+    groups: tuple[str, ...]
+    series: tuple[str, ...]
+    bars: tuple[Bar, ...]
+
+
+def draw_bars(book: ResultSet, exhibit: str) -> Figure:
+    """Draw an exhibit of bars, one panel a metric."""
+    panels = panels_of(book, exhibit)
+    wide = max(len(panel.bars) for panel in panels) > 16
+    figure = new_figure(WIDE if wide else COLUMN, 2.3 * len(panels) + 0.3)
+    grid = figure.subplots(len(panels), 1, squeeze=False)
+    for axes, panel in zip(grid[:, 0], panels, strict=True):
+        _draw(axes, panel)
+        axes.set_xlabel(_X_TITLES.get(exhibit, ""))
+    cells = [bar.cell for panel in panels for bar in panel.bars]
+    series = panels[0].series
+    handles = evidence_patches(cells)
+    if len(series) > 1:
+        handles += colour_patches({label_of(s): PALETTE[i] for i, s in enumerate(series)})
+    figure.legend(handles=handles, loc="outside upper center", ncols=5 if wide else 2)
+    return figure
+
+
+def panels_of(book: ResultSet, exhibit: str) -> list[Panel]:
+    """The panels of an exhibit; figure 6 groups by system and has the models as series."""
+    (section,) = sections_of(book, exhibit)
+    metrics: dict[str, list[int]] = {}
+    for index, column in enumerate(section.columns):
+        # Both of what a time to first token may be are drawn in one panel.
+        metrics.setdefault(_panel_of(column.metric), []).append(index)
+    return [_panel(section, metric, at, exhibit) for metric, at in metrics.items()]
+
+
+def _panel_of(metric: str) -> str:
+    return "ttft_s" if metric == "first_token_s" else metric
+
+
+def _panel(section: Section, metric: str, columns: Sequence[int], exhibit: str) -> Panel:
+    rows = tuple(group.row for group in section.groups)
+    names = tuple(_name(section.columns[i]) for i in columns)
+    by_column = exhibit == "figure6"
+    groups, series = (names, rows) if by_column else (rows, names)
+    bars: list[Bar] = []
+    for number in range(len(groups)):
+        found = [
+            _cells(section, *((s, columns[number]) if by_column else (number, columns[s])))
+            for s in range(len(series))
+        ]
+        bars += _placed(number, found)
+    return Panel(metric, groups, series, tuple(bars))
+
+
+def _name(column: Column) -> str:
+    """A system's; told apart where it stands twice."""
+    with_loading = column.metric == FIRST[1] and column.name in LOADS_FIRST
+    return f"{column.name}/with loading" if with_loading else column.name
+
+
+def _cells(section: Section, row: int, column: int) -> list[Cell]:
+    cells = [cell for line in section.groups[row].lines for cell in line.cells[column]]
+    # That there is no formula for it is for the table; a run or a value that is missing is said.
+    return [cell for cell in cells if cell.evidence != "computed" or cell.value is not None]
+
+
+def _placed(group: int, found: Sequence[Sequence[Cell]]) -> Iterator[Bar]:
+    width = sum(map(len, found)) + _SERIES_GAP * (len(found) - 1)
+    offset = 0.5 - width / 2
+    for series, cells in enumerate(found):
+        for cell in cells:
+            yield Bar(group, offset, series, cell)
+            offset += 1
+        offset += _SERIES_GAP
+
+
+def _draw(axes: Axes, panel: Panel) -> None:
+    reach = max(abs(bar.offset) for bar in panel.bars) + 0.5
+    unit = _GROUP_WIDTH / (2 * max(reach, 1.5))
+    factor = scale_of(panel.metric)[0]
+    values = [bar.cell.value / factor for bar in panel.bars if bar.cell.value]
+    if values and max(values) > _LOG_RATIO * min(values):
+        axes.set_yscale("log")
+        axes.set_ylim(min(values) / 3, max(values) * 2)
+        axes.yaxis.set_major_formatter(PLAIN_NUMBERS)
+    for bar in panel.bars:
+        _draw_bar(axes, bar, unit, factor)
+    axes.set_xlim(-0.5, len(panel.groups) - 0.5)
+    axes.set_xticks(
+        range(len(panel.groups)), [label_of(name).replace(", ", "\n") for name in panel.groups]
+    )
+    axes.tick_params(axis="x", length=0)
+    axes.set_ylabel(axis_title(panel.metric))
+    if not values:
+        axes.set_yticks([])
+
+
+def _draw_bar(axes: Axes, bar: Bar, unit: float, factor: float) -> None:
+    cell, x = bar.cell, bar.group + bar.offset * unit
+    if cell.value is None:
+        write_word(axes, x, cell.word)
+        return
+    value = cell.value / factor
+    style = bar_style(evidence_key(cell), PALETTE[bar.series % len(PALETTE)])
+    axes.bar(x, value, 0.86 * unit, **style)
+    if cell.low is not None and cell.high is not None and cell.low < cell.high:
+        ends = [[value - cell.low / factor], [cell.high / factor - value]]
+        axes.errorbar(x, value, yerr=ends, color="black", linewidth=0.7, capsize=1.5)
+    if cell.dilation != 1:
+        axes.annotate(
+            f"d{cell.dilation:g}", (x, value), (0, 2), textcoords="offset points", ha="center",
+            fontsize=5.5,
+        )  # fmt: skip

@@ -1,0 +1,79 @@
+"""Copy exhibits with the records behind them: `lab publish FOLDER OUT --only table1`.
+
+OUT gets an index of those exhibits alone, every record that it names, the samples that these name,
+and `SHA256SUMS` of index and records, as `sha256sum -c` checks them. Nothing is published that
+cannot be read, and nothing is written over. Read `publish` first.
+"""
+
+import hashlib
+import re
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from results.paper.cells.result_set import read_book
+from results.paper.index import INDEX_FILE, read_index, write_index
+from results.paper.render.main import exhibits_named
+from tpi.command_line import Parser
+from tpi.errors import EXIT_OK, ConfigError, ResourceError, TpiError, map_errors
+
+SUMS_FILE = "SHA256SUMS"
+
+
+def publish(folder: Path, out: Path, exhibits: Sequence[str]) -> list[str]:
+    """Copy the records of some exhibits, and return their run ids.
+
+    Raises:
+        RecordError: The index cannot be read.
+        ConfigError: There is no such exhibit, no run of it, a record that cannot be used, or a
+            folder `out` already.
+        ResourceError: The disk is full or cannot be written.
+    """
+    names = exhibits_named(exhibits)
+    index = read_index(folder)
+    entries = tuple(entry for entry in index.entries if entry.exhibit in names)
+    runs = list(dict.fromkeys(entry.run_id for entry in entries if entry.run_id))
+    if not runs:
+        raise ConfigError(f"{folder}: no run of {', '.join(names)}; nothing to publish")
+    if out.exists():
+        raise ConfigError(f"{out}: is there already; name a folder that is not")
+    book = read_book(folder)
+    named = re.compile(rf"\b({'|'.join(map(re.escape, runs))})(?![-\w])")
+    for problem in book.problems:
+        if named.search(problem):
+            raise ConfigError(f"cannot be published: {problem}")
+    with map_errors({OSError: ResourceError}, f"cannot write {out}"):
+        for run in runs:
+            (out / run).mkdir(parents=True)
+            # What the record does not name has no digest, and is none of it.
+            for name in ("run.json", *(sample.file for sample in book.records[run].samples)):
+                shutil.copyfile(folder / run / name, out / run / name)
+        write_index(out, replace(index, entries=entries, studies=()))
+        files = [INDEX_FILE, *(f"{run}/run.json" for run in sorted(runs))]
+        lines = [f"{_sha256(out / name)}  {name}" for name in files]
+        (out / SUMS_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return runs
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    parser = Parser(prog="lab publish", description="Copy exhibits with the records behind them.")
+    parser.add_argument("folder", type=Path, help="with index.json and the run records")
+    parser.add_argument("out", type=Path, help="the folder to make")
+    parser.add_argument(
+        "--only", nargs="+", required=True, metavar="EXHIBIT", help="table1 ..., validation"
+    )
+    args = parser.parse_args(argv)
+    try:
+        runs = publish(args.folder, args.out, args.only)
+    except TpiError as exc:
+        sys.stderr.write(f"error: {exc}\n")
+        return exc.exit_status
+    sys.stdout.write(f"{len(runs)} records in {args.out}\n")
+    return EXIT_OK

@@ -1,0 +1,69 @@
+"""Simulated beside measured as Markdown: one configuration a line, the error of each metric.
+
+A side without a number says in a word why; such a line has no error and counts in no median. Read
+`markdown` first.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from results.paper.cell import VALIDATION, Cell, Place
+from results.paper.cells.result_set import ResultSet
+from results.paper.cells.validation import PAIRED, Pair, median_error, pairs_of, worst_pair
+from results.paper.render.cell_format import escaped, markdown_of, show
+from results.paper.render.layouts import METRIC_LABELS, VALIDATION_TITLE, label_of
+from results.paper.render.markdown import aligned
+from tpi.units import counted
+
+_BAND = 0.25  # what a simulated time may be off to be of use
+
+
+def markdown(book: ResultSet) -> str:
+    """Every configuration that the simulator is checked on, then the errors in a line a metric."""
+    pairs = {pair.place: pair for pair in pairs_of(book) if pair.is_check}
+    places = dict.fromkeys((cell.place.row, cell.place.column) for cell in book.exhibit(VALIDATION))
+    lines = [f"### {VALIDATION_TITLE}", ""]
+    if not places:
+        return "\n".join([*lines, "Nothing was measured or simulated to check it."]) + "\n"
+    head = (each for m in PAIRED for each in (METRIC_LABELS[m], "simulated", "error"))
+    grid = [("configuration", "system", *head)]
+    for row, column in places:
+        found = (Place(VALIDATION, row, column, metric) for metric in PAIRED)
+        cells = (each for place in found for each in _cells(book, place, pairs))
+        grid.append((escaped(row), escaped(label_of(column)), *cells))
+    both = len({(place.row, place.column) for place in pairs})
+    lines += [*aligned(grid), ""]
+    lines.append(f"{counted(len(places), 'configuration')}, {both} with both numbers. Errors,")
+    lines += ["simulated / measured - 1:", ""]
+    lines += [f"- {line}" for line in summary([*pairs.values()])]
+    return "\n".join(lines) + "\n"
+
+
+def summary(pairs: Sequence[Pair]) -> Iterator[str]:
+    """Median and worst error of each metric that has pairs, a line each."""
+    for metric in PAIRED:
+        mine = [pair for pair in pairs if pair.place.metric == metric]
+        if mine:
+            worst = worst_pair(mine)
+            where = f"{worst.place.row}, {label_of(worst.place.column)}"
+            name = METRIC_LABELS[metric]
+            median = f"{100 * median_error(mine):.1f} %"
+            close = sum(abs(pair.error) <= _BAND for pair in mine)
+            within = f"{close} of {len(mine)} within {100 * _BAND:g} %"
+            yield f"{name}: median {median}, worst {percent(worst.error)} ({where}), {within}"
+
+
+def percent(error: float) -> str:
+    """`+1.2 %`."""
+    return f"{100 * error:+.1f} %"
+
+
+def _cells(book: ResultSet, place: Place, pairs: Mapping[Place, Pair]) -> tuple[str, str, str]:
+    if pair := pairs.get(place):
+        return _said(pair.measured), _said(pair.simulated), percent(pair.error)
+    sides = (book.of(place, evidence) for evidence in ("measured", "simulated"))
+    measured, simulated = (" / ".join(map(_said, cells)) for cells in sides)
+    return measured, simulated, ""
+
+
+def _said(cell: Cell) -> str:
+    return escaped(markdown_of(show(cell)))

@@ -1,0 +1,142 @@
+"""Which blocks a rank has in memory when: the window of a traced repeat over time. Pure.
+
+A streamed block is there from the moment its load begins, since its space is taken then, until its
+computation has ended; a retained one always. Blocks that the window held when the request began are
+there from the start. Read `window_history` first.
+"""
+
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from results.records.schema import Repeat
+from results.records.spans import RankSpan, spans_of
+from tpi.ranks import MASTER_RANK
+
+Step = tuple[float, tuple[str, ...]]
+
+
+@dataclass(slots=True)
+class _Block:
+    """The spans of one block, in order."""
+
+    loads: list[RankSpan] = field(default_factory=list)
+    computes: list[RankSpan] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stay:
+    """One time in memory; None is the beginning, or the end, of what is known."""
+
+    label: str
+    start_s: float | None
+    end_s: float | None
+
+
+def window_history(repeat: Repeat, rank: int = MASTER_RANK) -> list[Step]:
+    """What is resident after each change, oldest first: (seconds since the request, labels).
+
+    Empty if the repeat was not traced, or if the rank streams nothing and so has no window.
+    """
+    spans = [span for span in spans_of(repeat) if span.rank == rank and span.label]
+    blocks: defaultdict[str, _Block] = defaultdict(_Block)
+    for span in spans:
+        if span.name == "load":
+            blocks[span.label].loads.append(span)
+        elif span.name == "compute":
+            blocks[span.label].computes.append(span)
+    if not any(block.loads for block in blocks.values()):
+        return []
+    kept = _kept(blocks, _said(repeat, rank, "retained"))
+    first = next((s.label for s in spans if s.name == "compute"), "")
+    passes = [span.start_s for span in blocks[first].computes] if first else []
+    leave = _Leave(passes, _said(repeat, rank, "window"), _load_starts(spans))
+    stays = [s for label, b in blocks.items() for s in _stays(label, b, leave, label in kept)]
+    return _steps(stays)
+
+
+@dataclass(frozen=True, slots=True)
+class _Leave:
+    """When a block goes that no pass computed: `passes` begin then, `loads` likewise, in order."""
+
+    passes: Sequence[float]
+    window: int
+    loads: Sequence[float]
+
+    def at(self, load: RankSpan, next_s: float) -> float | None:
+        """When the next pass begins, or the load that needs its slot; `next_s` is its own next."""
+        ends = [p for p in self.passes if load.end_s <= p < next_s][:1]
+        if self.window:
+            ends += self.loads[bisect_left(self.loads, load.start_s) + self.window :][:1]
+        return min(ends, default=None)
+
+
+def _load_starts(spans: Sequence[RankSpan]) -> list[float]:
+    return sorted(span.start_s for span in spans if span.name == "load")
+
+
+def _kept(blocks: Mapping[str, _Block], count: int) -> set[str]:
+    """The retained blocks, of which there are so many as far as the rank said.
+
+    A block that is never loaded is one if it is computed again. What is left of their number are
+    those that are computed behind the first one loaded for this pass: what the window held before
+    is all in front of it. Of these, FFN blocks are retained before others
+    (`tpi/planner/memory.py`).
+    """
+    unloaded = [label for label, block in blocks.items() if not block.loads]
+    again = {label for label in unloaded if len(blocks[label].computes) > 1}
+    loaded_s = [
+        block.computes[0].start_s
+        for block in blocks.values()
+        if block.computes and block.loads and block.loads[0].end_s <= block.computes[0].start_s
+    ]
+    first_s = min(loaded_s, default=float("inf"))
+
+    def doubt(label: str) -> tuple[bool, bool]:
+        is_before = blocks[label].computes[0].start_s < first_s
+        return is_before, not label.startswith("ffn")
+
+    once = sorted((label for label in unloaded if label not in again), key=doubt)
+    return again | set(once[: max(0, count - len(again))])
+
+
+def _stays(label: str, block: _Block, leave: _Leave, is_kept: bool) -> Iterator[_Stay]:
+    """When a block comes and goes."""
+    if is_kept:
+        yield _Stay(label, None, None)
+        return
+    loads, computes = block.loads, block.computes
+    if computes and (not loads or computes[0].end_s < loads[0].end_s):
+        yield _Stay(label, None, computes[0].end_s)
+    for number, load in enumerate(loads):
+        next_s = loads[number + 1].start_s if number + 1 < len(loads) else float("inf")
+        ends = [c.end_s for c in computes if load.end_s <= c.start_s < next_s]
+        # A pass without logits skips the head: what was loaded of it goes all the same.
+        yield _Stay(label, load.start_s, ends[-1] if ends else leave.at(load, next_s))
+
+
+def _steps(stays: Sequence[_Stay]) -> list[Step]:
+    known = [stay.start_s for stay in stays if stay.start_s is not None]
+    begin_s = min([0.0, *known])
+    changes: defaultdict[float, list[tuple[bool, str]]] = defaultdict(list)
+    for stay in stays:
+        changes[begin_s if stay.start_s is None else stay.start_s].append((True, stay.label))
+        if stay.end_s is not None:
+            changes[stay.end_s].append((False, stay.label))
+    resident: list[str] = []
+    steps = []
+    for t_s in sorted(changes):
+        for comes, label in sorted(changes[t_s]):  # what goes makes room for what comes
+            if comes:
+                resident.append(label)
+            else:
+                resident.remove(label)
+        steps.append((t_s, tuple(resident)))
+    return steps
+
+
+def _said(repeat: Repeat, rank: int, name: str) -> int:
+    """A number that a rank said when it was ready; 0 if it did not."""
+    ready = (e.event for e in repeat.events if e.rank == rank and e.event.name == "ready")
+    return sum(int(event.number(name)) for event in ready)

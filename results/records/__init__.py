@@ -1,0 +1,1 @@
+"""Run records: their schema, metrics, files and tables."""

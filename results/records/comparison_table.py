@@ -1,0 +1,271 @@
+"""The table of a comparison, from run records alone: one row per system, notes below.
+
+`make_rows` turns records into words, `rich_table` and `markdown` lay them out. Nothing is measured
+or looked up here, so the same records always give the same table. A row without a timing shows
+why in a note, never a number.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from rich.table import Table
+from rich.text import Text
+
+from results.records.schema import Check, Metrics, RunRecord, Spread
+from results.records.testbed_words import device_words, link_words
+from tpi.units import format_bytes, format_seconds
+
+_NONE = "-"
+# Title, and whether numbers stand in it (then it is aligned to the right).
+_COLUMNS = (
+    ("system", False),
+    ("status", False),
+    ("dev", True),
+    ("TTFT", True),
+    ("token latency", True),
+    ("runs", True),
+    ("peak mem", True),
+    ("disk/tok", True),
+    ("wire/tok", True),
+    ("tokens", False),
+)
+LEGEND = (
+    "Dev: devices that the system used. TTFT: request to first token, without loading. Token",
+    "latency: median over runs of the mean time between tokens (95 % interval). Peak mem: VmHWM of",
+    "the largest device. Disk, wire: bytes per token of all devices together.",
+)
+# How a share of the time is called in a note.
+_SHARES = {
+    "compute": "computing",
+    "allreduce": "communicating",
+    "wait_weights": "waiting for weights",
+    "other": "other",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One system's cells in the order of the columns, and its notes."""
+
+    cells: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+def make_rows(records: Sequence[RunRecord]) -> list[Row]:
+    """One row per record, in the order given."""
+    return [Row(_cells(record), tuple(_notes(record))) for record in records]
+
+
+def rich_table(records: Sequence[RunRecord], title: str = "") -> Table:
+    """The table for a terminal; it fits 120 columns."""
+    rows = make_rows(records)
+    table = Table(title=title or None, title_justify="left", box=None, padding=(0, 1))
+    table.pad_edge, table.collapse_padding = False, True
+    for name, is_number in _COLUMNS:
+        table.add_column(name, justify="right" if is_number else "left", no_wrap=True)
+    for row in rows:
+        # As Text: a name or reason is never read as markup.
+        table.add_row(*(Text(cell) for cell in row.cells))
+    table.caption = Text("\n".join(note_lines(records)), style="")
+    table.caption_justify = "left"
+    return table
+
+
+def markdown(records: Sequence[RunRecord]) -> str:
+    """The same table as Markdown that is aligned when read as plain text."""
+    rows = make_rows(records)
+    grid = [tuple(name for name, _ in _COLUMNS), *(row.cells for row in rows)]
+    widths = [max(len(line[i]) for line in grid) for i in range(len(_COLUMNS))]
+    lines = [_markdown_line(line, widths) for line in grid]
+    rule = "|".join(
+        "-" * (width + 1) + (":" if is_number else "-")
+        for width, (_, is_number) in zip(widths, _COLUMNS, strict=True)
+    )
+    notes = [f"- {line}" for line in (*where_lines(records), *_all_notes(rows))]
+    return "\n".join([lines[0], f"|{rule}|", *lines[1:], "", " ".join(LEGEND), "", *notes]).rstrip()
+
+
+def note_lines(records: Sequence[RunRecord]) -> list[str]:
+    """Legend, testbed and notes as they stand below the table."""
+    return [*LEGEND, *where_lines(records), *_all_notes(make_rows(records))]
+
+
+def where_lines(records: Sequence[RunRecord]) -> list[str]:
+    """Where the records were measured, and what that testbed does not limit, each once."""
+    lines = [line for record in records if record.config for line in _testbed(record)]
+    return list(dict.fromkeys(_plain(line) for line in lines))
+
+
+def _testbed(record: RunRecord) -> list[str]:
+    def name_of(axis: str) -> str:
+        value = record.config.get(axis)
+        return str(value.get("name", "")) if isinstance(value, Mapping) else ""
+
+    testbed = record.config.get("testbed")
+    backend = testbed.get("backend") if isinstance(testbed, Mapping) else None
+    text = f"testbed {name_of('testbed')} (backend {backend})"
+    text += _simulated_from(record)
+    dilation = record.calibration.get("dilation")
+    factor = float(dilation["factor"]) if isinstance(dilation, Mapping) else 1.0
+    if link := name_of("link"):
+        limits, links = _given(record, "limits"), _given(record, "links")
+        text += "; " if is_simulated(record) else ", "
+        text += f"devices {_profiles(record, len(limits)) or name_of('device')}"
+        text += _in_brackets(device_words(limits, factor))
+        text += f", link {link}{_in_brackets(link_words(links, factor) if links else '')}"
+    if factor != 1:
+        text += f", dilation {factor:g}: every time is what was measured divided by {factor:g}"
+    notes = record.environment.get("testbed_notes")
+    return [text, *(str(note) for note in notes)] if isinstance(notes, list) else [text]
+
+
+def is_simulated(record: RunRecord) -> bool:
+    """Whether nothing in it was measured."""
+    testbed = record.config.get("testbed")
+    return isinstance(testbed, Mapping) and testbed.get("backend") == "sim"
+
+
+def _simulated_from(record: RunRecord) -> str:
+    if not is_simulated(record):
+        return ""
+    simulator = record.calibration.get("simulator")
+    known = simulator if isinstance(simulator, Mapping) else {}
+    name, host = known.get("name", "unknown"), known.get("host", "unknown")
+    return f": every number is simulated, from the calibration {name} ({host})"
+
+
+def _given(record: RunRecord, what: str) -> list[Mapping[str, object]]:
+    """Limits or links of the devices that the system used; none in a record without."""
+    found = record.calibration.get(what)
+    return [each for each in found if isinstance(each, Mapping)] if isinstance(found, list) else []
+
+
+def _in_brackets(text: str) -> str:
+    return f" ({text})" if text else ""
+
+
+def _profiles(record: RunRecord, count: int) -> str:
+    """Names of the first profiles of a testbed whose devices differ, each once."""
+    testbed = record.config.get("testbed")
+    roster = testbed.get("roster") if isinstance(testbed, Mapping) else None
+    if not isinstance(roster, Mapping):
+        return ""
+    profiles = [roster.get(f"r{rank}") for rank in range(min(count, len(roster)))]
+    names = [str(each.get("name", "")) for each in profiles if isinstance(each, Mapping)]
+    return ", ".join(dict.fromkeys(names))
+
+
+def _shares(record: RunRecord) -> str | None:
+    """Shares that were asked for, as parts of the whole; None where they are even."""
+    systems = record.config.get("systems")
+    options = systems.get(record.system) if isinstance(systems, Mapping) else None
+    shares = options.get("shares") if isinstance(options, Mapping) else None
+    if not isinstance(shares, list) or not sum(shares):
+        return None
+    return "shares of the devices " + ", ".join(f"{x / sum(shares):.0%}" for x in shares)
+
+
+def format_spread(spread: Spread | None) -> str:
+    """`123 ms (119-131)`: the median with its interval in the same unit."""
+    if spread is None:
+        return _NONE
+    if spread.n == 1 and spread.low == spread.high:
+        return format_seconds(spread.median)
+    value, unit = format_seconds(spread.median).split(" ")
+    factor = {"µs": 1e6, "ms": 1e3, "s": 1.0, "min": 1 / 60}[unit]
+    digits = max(0, 3 - len(str(int(float(value)))))
+    low, high = (f"{v * factor:.{digits}f}" for v in (spread.low, spread.high))
+    return f"{value} {unit} ({low}-{high})"
+
+
+def format_check(check: Check) -> str:
+    """Whether the tokens are right, in two words."""
+    if check.passed is None:
+        return "not checked"
+    if check.kind == "two_layer_bounded":
+        return "in bound, 2 layers" if check.passed else "out of bound"
+    if check.kind == "bounded":
+        share = "" if check.agreement is None else f" {check.agreement:.0%}"
+        return f"in bound{share}" if check.passed else "out of bound"
+    if check.passed:
+        return "equal, 2 layers" if check.kind == "two_layer" else "equal"
+    return "differ" if check.first_difference is None else f"differ at {check.first_difference}"
+
+
+def format_time_share(time_share: Mapping[str, float]) -> str:
+    """`computing 81 %, communicating 12 %, other 7 %`: shares that round to at least 1 %."""
+    shares = [(_SHARES[name], round(100 * value)) for name, value in time_share.items()]
+    return ", ".join(f"{words} {percent} %" for words, percent in shares if percent)
+
+
+def _cells(record: RunRecord) -> tuple[str, ...]:
+    metrics = record.metrics
+    if metrics is None:
+        blank = (_NONE,) * (len(_COLUMNS) - 4)
+        check = _token_words(record)
+        return (_plain(record.system), record.status, _devices(record), *blank, check)
+    return (
+        _plain(record.system),
+        record.status,
+        _devices(record),
+        format_spread(metrics.ttft_s).split(" (")[0],
+        _token_latency(record, metrics),
+        str(metrics.ttft_s.n),
+        _peak(metrics),
+        _bytes(metrics.disk_bytes_per_token),
+        _bytes(metrics.wire_bytes_per_token),
+        _token_words(record),
+    )
+
+
+def _token_latency(record: RunRecord, metrics: Metrics) -> str:
+    spread = format_spread(metrics.token_latency_s)
+    # Nothing varies from one simulation to the next, so an interval would mean nothing.
+    return spread.split(" (")[0] if is_simulated(record) else spread
+
+
+def _token_words(record: RunRecord) -> str:
+    return "not computed" if is_simulated(record) else format_check(record.check)
+
+
+def _devices(record: RunRecord) -> str:
+    peaks = record.config.get("predicted_peak_bytes")  # one a device
+    return str(len(peaks)) if isinstance(peaks, list) else _NONE
+
+
+def _peak(metrics: Metrics) -> str:
+    known = [v for v in metrics.peak_memory.rss_hwm if v is not None]
+    return format_bytes(max(known)) if known else _NONE
+
+
+def _bytes(value: float | None) -> str:
+    return _NONE if value is None else format_bytes(value)
+
+
+def _notes(record: RunRecord) -> list[str]:
+    notes = [record.reason] if record.status != "ok" else []
+    notes += record.notes
+    if shares := _shares(record):
+        notes.append(shares)
+    if record.check.passed is not True and record.check.detail and not is_simulated(record):
+        notes.append(record.check.detail)
+    if record.metrics is not None and (share := format_time_share(record.metrics.time_share)):
+        notes.append(f"time: {share}")
+    return [f"{_plain(record.system)}: {_plain(note)}" for note in notes]
+
+
+def _all_notes(rows: Iterable[Row]) -> list[str]:
+    return list(dict.fromkeys(note for row in rows for note in row.notes))
+
+
+def _markdown_line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    padded = [
+        cell.rjust(width) if is_number else cell.ljust(width)
+        for cell, width, (_, is_number) in zip(cells, widths, _COLUMNS, strict=True)
+    ]
+    return "| " + " | ".join(cell.replace("|", "/") for cell in padded) + " |"
+
+
+def _plain(text: str) -> str:
+    """One line without control characters: a log's words must not move the cursor."""
+    return "".join(c if c.isprintable() else " " for c in text)

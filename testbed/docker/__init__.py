@@ -1,0 +1,1 @@
+"""Devices as containers with limits on CPU, memory, swap and disk."""

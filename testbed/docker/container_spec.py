@@ -1,0 +1,146 @@
+"""What a device's container is made of, what Docker is asked for, and what is in force: pure.
+
+Docker leaves out what the kernel cannot do and only warns, so what is in force is read back from
+the control group and compared. Read `container_arguments` first.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from docker.types import Mount, Ulimit
+
+from testbed.base import DeviceError
+from testbed.host.procfs import host_swap_bytes
+from testbed.limits.cgroup import Cgroup
+from testbed.limits.limits import LEAST_CPUS, DeviceLimits
+
+# Reads until its input ends and needs half a MiB: it counts as the device's memory.
+_HOLDER = ("cat",)
+_MAX_PROCESSES = 1024
+# Docker's 64 MiB are too few for what gloo and torch share.
+_SHM_BYTES = 256 << 20
+# The host's OOM killer, if it comes, takes a device and not the harness.
+_OOM_SCORE_ADJ = 500
+# A quota counts per period. Short ones keep lock-step work smooth; at 5 ms, devices that together
+# use 85 % of the host do not get all of theirs within each (see results/LOG.md). Quotas under 1 ms
+# are mostly overhead.
+_PERIOD_US, _MIN_QUOTA_US, _MAX_PERIOD_US = 10_000, 1_000, 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerSpec:
+    """Everything that decides a container.
+
+    Attributes:
+        index: The device's.
+        name: The container's own, unique on this host.
+        image: Tag or id.
+        user: Numbers of user and group that everything in it runs as.
+        limits: What it is held to.
+        labels: Whose it is.
+        mounts: (host path, path in the container, whether it may write there).
+        env: Variables of every program.
+        disks: Device files whose rates are limited.
+        cgroup_version: The host's.
+    """
+
+    index: int
+    name: str
+    image: str
+    user: tuple[int, int]
+    limits: DeviceLimits
+    labels: Mapping[str, str] = field(default_factory=dict)
+    mounts: Sequence[tuple[Path, str, bool]] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    disks: Sequence[str] = ()
+    cgroup_version: int = 2
+
+
+def cpu_quota(cpus: float) -> tuple[int, int]:
+    """(quota, period) in microseconds: 10 ms periods, longer only where the quota is else < 1 ms.
+
+    Raises:
+        DeviceError: The share is smaller than the kernel can enforce.
+    """
+    period = max(_PERIOD_US, round(_MIN_QUOTA_US / cpus))
+    if period > _MAX_PERIOD_US:
+        raise DeviceError(
+            f"cpus: a share of {cpus:g} is less than {LEAST_CPUS:g}, the kernel's smallest"
+        )
+    return max(_MIN_QUOTA_US, round(period * cpus)), period
+
+
+def container_arguments(spec: ContainerSpec) -> dict[str, Any]:
+    """What `create_container` is asked for; `host_config` holds the SDK's words for it."""
+    return {
+        "image": spec.image,
+        "name": spec.name,
+        "command": list(_HOLDER),
+        "hostname": f"device-{spec.index}",
+        "user": f"{spec.user[0]}:{spec.user[1]}",
+        "environment": dict(spec.env),
+        "labels": dict(spec.labels),
+        "stdin_open": True,
+        "host_config": {
+            "network_mode": "none",
+            "cap_drop": ["ALL"],
+            "security_opt": ["no-new-privileges"],
+            "read_only": True,
+            "init": True,
+            "auto_remove": True,
+            "pids_limit": _MAX_PROCESSES,
+            "shm_size": _SHM_BYTES,
+            "oom_score_adj": _OOM_SCORE_ADJ,
+            "log_config": {"Type": "none"},
+            # A crash is told by its signal; its memory is not to be written at the disk's rate.
+            "ulimits": [Ulimit(name="core", soft=0, hard=0)],
+            "mounts": [
+                Mount(inside, str(host), type="bind", read_only=not writable)
+                for host, inside, writable in spec.mounts
+            ],
+            **_limit_arguments(spec),
+        },
+    }
+
+
+def _limit_arguments(spec: ContainerSpec) -> dict[str, Any]:
+    limits = spec.limits
+    found: dict[str, Any] = {}
+    if limits.memory is not None:
+        found["mem_limit"] = limits.memory
+        found["memswap_limit"] = limits.memory + limits.swap
+        if limits.swap == 0 and spec.cgroup_version == 1:
+            found["mem_swappiness"] = 0
+    if limits.cpus is not None:
+        found["cpu_quota"], found["cpu_period"] = cpu_quota(limits.cpus)
+    for word, rate in (("read", limits.read_bps), ("write", limits.write_bps)):
+        if rate is not None:
+            found[f"device_{word}_bps"] = [{"Path": disk, "Rate": rate} for disk in spec.disks]
+    return found
+
+
+def limit_differences(spec: ContainerSpec, cgroup: Cgroup, disks: Sequence[str]) -> list[str]:
+    """What is in force and was not asked for, or the other way round.
+
+    Args:
+        spec: What was asked for.
+        cgroup: Of the container.
+        disks: "major:minor" of those whose rates are limited.
+    """
+    limits = spec.limits
+    rates = cgroup.io_limits() if limits.read_bps or limits.write_bps else {}
+    pairs: list[tuple[str, object, object]] = [
+        ("cpu quota", limits.cpus and cpu_quota(limits.cpus), cgroup.cpu_quota),
+        # The kernel counts whole pages.
+        ("memory", limits.memory and limits.memory & ~4095, cgroup.memory_limit),
+    ]
+    swap = cgroup.swap_limit
+    if limits.memory is not None and (swap is not None or limits.swap or host_swap_bytes()):
+        pairs.append(("swap", limits.swap & ~4095, swap))
+    for disk in disks:
+        read_bps, write_bps = rates.get(disk, (None, None))
+        pairs.append((f"read rate of disk {disk}", limits.read_bps, read_bps))
+        pairs.append((f"write rate of disk {disk}", limits.write_bps, write_bps))
+    return [f"{what}: asked for {want}, in force {got}" for what, want, got in pairs if want != got]

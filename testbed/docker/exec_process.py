@@ -1,0 +1,271 @@
+"""One program in a container: started as an exec, heard through the daemon, ended from the host.
+
+Its output and log come in one stream, which a thread takes apart; another thread waits for its
+end on the host's own handle of the process, ends what is left of its session and asks Docker for
+the status. Whether memory ran out is decided by the control group's counters alone: an exit status
+of 137 says only that somebody killed it, and a parent of what was killed may end with 0.
+Read `_await_end` first.
+"""
+
+import contextlib
+import os
+import select
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from testbed.base import DeviceError, Exit, Inbox
+from testbed.docker.container import Container
+from testbed.docker.daemon import STDERR, STDOUT, FrameParser
+from testbed.local.lines import BoundedLog, LineFeeder
+
+_READ_BYTES = 64 << 10
+_POLL_S, _OVER_S = 0.003, 0.1
+# Between the daemon's answer and the program lies runc: 0.05 s here, more on a loaded host.
+_START_S = 30.0
+_KILL_S = 30.0
+# After the end, what a descendant keeps open is waited for no longer; Docker waits 2 s too.
+_DRAIN_S = 3.0
+_STATUS_S = 10.0
+# Where runc could not start the program; what it says then stands in the output.
+_NOT_STARTED = (126, 127)
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryCounters:
+    """What a control group ran into so far; see `testbed.limits.cgroup.Cgroup`."""
+
+    oom_kills: int
+    limit_hits: int
+    was_full: bool
+
+
+class ExecProcess:
+    """A program in a container; see `testbed.base.Process`."""
+
+    def __init__(
+        self,
+        device: int,
+        argv: Sequence[str],
+        inbox: Inbox,
+        container: Container,
+        work_dir: str,
+        log: Path,
+    ) -> None:
+        """Start it.
+
+        Args:
+            device: Number of the device.
+            argv: The program.
+            inbox: Gets its lines and its exit.
+            container: Where it runs.
+            work_dir: Its folder, as the container sees it.
+            log: Gets its standard error; on the host, where no program can reach it.
+
+        Raises:
+            DeviceError: It could not be started.
+        """
+        self._device = device
+        self._container = container
+        self._lines = LineFeeder(device, inbox)
+        self._sending = threading.Lock()
+        self._ended = threading.Event()
+        self._exit: Exit | None = None
+        try:
+            self._counters = self._read_counters()
+        except DeviceError as exc:
+            raise self._not_started(argv[0], f"its container has ended ({exc})") from exc
+        self._log = BoundedLog(log)
+        self.start_ns = time.monotonic_ns()
+        try:
+            self._exec_id, self._stream = container.open_exec(argv, work_dir)
+            self.pid = self._await_pid(argv[0])
+        except BaseException:
+            self._log.close()
+            raise
+        self._handle = container.open_handle(self.pid) if self.pid else None
+        self._reader = threading.Thread(target=self._read, name=f"stdout-{device}", daemon=True)
+        self._waiter = threading.Thread(target=self._await_end, name=f"exit-{device}", daemon=True)
+        self._reader.start()
+        self._waiter.start()
+
+    @property
+    def running(self) -> bool:
+        """Whether its end was not yet seen."""
+        return not self._ended.is_set()
+
+    def send(self, line: str) -> None:
+        """Write one line to its standard input; nothing happens if it has ended."""
+        with self._sending, contextlib.suppress(OSError):
+            self._stream.send(line.encode() + b"\n")
+
+    def release(self) -> None:
+        """Close its standard input: its lease ends, and it should end by itself."""
+        with contextlib.suppress(OSError):
+            self._stream.close_input()
+
+    def wait(self, timeout_s: float) -> Exit | None:
+        """Wait for its end; None if it still runs after `timeout_s`."""
+        self._ended.wait(timeout_s)
+        return self._exit
+
+    def ask_to_end(self) -> None:
+        """Close its input and terminate it, without waiting."""
+        self._lines.stopping = True
+        self.release()
+        self.signal(signal.SIGTERM)
+        # A stopped process would keep its SIGTERM waiting.
+        self.signal(signal.SIGCONT)
+
+    def stop(self, grace_s: float = 2.0) -> Exit:
+        """End it: close its input, terminate, after `grace_s` kill, and reap. Twice is fine.
+
+        Raises:
+            DeviceError: The kernel does not let it go (it hangs in a device's driver).
+        """
+        self._lines.stopping = True
+        if not self._ended.is_set():
+            self.ask_to_end()
+            if not self._ended.wait(grace_s):
+                self._container.thaw()
+                self.signal(signal.SIGKILL)
+                self._ended.wait(_KILL_S)
+        if self._exit is None:
+            raise DeviceError(f"device {self._device}: process {self.pid} cannot be killed")
+        return self._exit
+
+    def signal(self, number: int) -> None:
+        """Send a signal to it and its session; nothing happens once it ended."""
+        if self.pid and not self._ended.is_set():
+            self._container.signal(self.pid, number)
+
+    def _await_pid(self, program: str) -> int:
+        """Its number on the host; 0 if it has ended already."""
+        try:
+            return self._poll_pid(program)
+        except BaseException:
+            self._stream.close()
+            raise
+
+    def _poll_pid(self, program: str) -> int:
+        deadline = time.monotonic() + _START_S
+        while time.monotonic() < deadline:
+            state = self._container.exec_state(self._exec_id)
+            if state is None:
+                raise self._not_started(program, "its container has ended")
+            is_running, pid, code = state
+            # At first it neither runs nor has a status: the daemon answers before it starts it.
+            is_over = not is_running and code is not None
+            if not pid and is_over and code in _NOT_STARTED:
+                raise self._not_started(program, self._complaint())
+            if pid or is_over:
+                return pid
+            time.sleep(_POLL_S)
+        raise self._not_started(program, f"nothing happened for {_START_S:g} s")
+
+    def _complaint(self) -> str:
+        """What runc said in the program's place."""
+        text = b""
+        with contextlib.suppress(OSError):
+            while data := self._stream.read(_READ_BYTES):
+                text += b"".join(payload for _, payload in FrameParser().feed(data))
+        lines = text.decode("utf-8", "replace").strip().splitlines()
+        return lines[-1] if lines else "no reason given"
+
+    def _not_started(self, program: str, why: str) -> DeviceError:
+        return DeviceError(f"device {self._device}: cannot start {program}: {why}")
+
+    def _read(self) -> None:
+        parser = FrameParser()
+        # A broken stream is the daemon's end; what that means is found out by the waiter.
+        with contextlib.suppress(OSError, ValueError, DeviceError):
+            while data := self._stream.read(_READ_BYTES):
+                for stream, payload in parser.feed(data):
+                    if stream == STDOUT:
+                        self._lines.feed(payload)
+                    elif stream == STDERR:
+                        self._log.write(payload)
+        self._lines.finish()
+
+    def _await_end(self) -> None:
+        self._await_process()
+        t_ns, stopped = time.monotonic_ns(), self._lines.stopping
+        if self.pid:
+            self._container.signal(self.pid, signal.SIGKILL)
+        self._drain()
+        code = self._status()
+        oom, host_oom = self._judge_memory()
+        self._log.close()
+        self._exit = Exit(code, stopped, oom, t_ns, self._log.tail, host_oom)
+        self._ended.set()
+        self._stream.close()
+        self._lines.put_exit(self._exit)
+
+    def _await_process(self) -> None:
+        if self._handle is not None:
+            waiting = select.poll()
+            waiting.register(self._handle, select.POLLIN)
+            waiting.poll()
+            os.close(self._handle)
+            return
+        # It ended before it could be held. What it left may still keep the stream open.
+        while self._reader.is_alive() and not self._is_over():
+            self._reader.join(timeout=_OVER_S)
+
+    def _is_over(self) -> bool:
+        try:
+            state = self._container.exec_state(self._exec_id)
+        except DeviceError:
+            return True
+        return state is None or (not state[0] and state[2] is not None)
+
+    def _drain(self) -> None:
+        """Read what the program wrote last; not what a descendant that left it may still write."""
+        self._reader.join(timeout=_DRAIN_S)
+        while self._reader.is_alive() and self._lines.is_waiting:
+            self._reader.join(timeout=0.2)
+        if self._reader.is_alive():
+            with contextlib.suppress(OSError):
+                self._stream.hang_up()
+            self._reader.join(timeout=_DRAIN_S)
+
+    def _status(self) -> int:
+        """Its exit status, or minus the number of the signal that killed it."""
+        deadline = time.monotonic() + _STATUS_S
+        try:
+            while (state := self._container.exec_state(self._exec_id)) is not None:
+                if not state[0] and state[2] is not None:
+                    return exit_code(state[2])
+                if time.monotonic() > deadline:
+                    break
+                time.sleep(_POLL_S)
+        except DeviceError as exc:
+            self._log.write(f"\n{exc}\n".encode())
+        # The container went, or the daemon: the kernel killed whatever ran in it.
+        return -signal.SIGKILL
+
+    def _read_counters(self) -> MemoryCounters:
+        cgroup = self._container.cgroup
+        return MemoryCounters(cgroup.oom_kills, cgroup.limit_hits, cgroup.was_full)
+
+    def _judge_memory(self) -> tuple[bool, bool]:
+        try:
+            return judge_memory(self._counters, self._read_counters())
+        except DeviceError:  # the container has gone, and took them with it
+            return False, False
+
+
+def judge_memory(before: MemoryCounters, after: MemoryCounters) -> tuple[bool, bool]:
+    """Whether the device ran out of memory, and whether the host did, between the two."""
+    killed = after.oom_kills > before.oom_kills
+    at_limit = after.limit_hits > before.limit_hits or after.was_full
+    return killed and at_limit, killed and not at_limit
+
+
+def exit_code(status: int) -> int:
+    """Docker's exit status as Python's: 128 + n for a signal becomes -n."""
+    number = status - 128
+    return -number if number in set(signal.Signals) else status

@@ -1,0 +1,86 @@
+"""Outlives the harness by a few seconds, and removes containers that no lease could.
+
+A container ends with its harness because the harness holds its input open; one that was made and
+not yet started has no process that could see the input end. So a process of its own, no child of
+the harness, waits on a pipe: closed without a word, the harness is gone, and what is left of it
+goes. Read `janitor` first; the rest runs as `python -m testbed.docker.watchdog LABEL`.
+"""
+
+import contextlib
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from testbed.base import DeviceError
+from testbed.label import RunLabel, is_alive
+
+_ROOT = Path(__file__).resolve().parents[2]
+_DONE = b"done\n"
+# What a harness had asked for in its last moment, the daemon may do a little later.
+_AFTERMATH_S, _LOOK_EVERY_S = 5.0, 0.5
+_FAREWELL_S = 3.0
+
+
+@contextlib.contextmanager
+def janitor(label: RunLabel) -> Iterator[None]:
+    """While the body runs, somebody stands ready to clear up after this process.
+
+    Args:
+        label: Of this process; whatever of its containers is left goes, of whatever run.
+
+    Raises:
+        DeviceError: It cannot be started.
+    """
+    argv = [sys.executable, "-m", "testbed.docker.watchdog", json.dumps(asdict(label))]
+    pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL  # who reads our errors waits for no one
+    try:
+        process = subprocess.Popen(
+            argv, cwd=_ROOT, stdin=pipe, stdout=pipe, stderr=nowhere, bufsize=0
+        )
+    except OSError as exc:
+        raise DeviceError(f"janitor: cannot be started: {exc}") from exc
+    with process:
+        try:
+            yield
+            if process.stdin is not None:
+                with contextlib.suppress(OSError):
+                    process.stdin.write(_DONE)
+        finally:
+            if process.stdin is not None and process.stdout is not None:
+                process.stdin.close()
+                select.select([process.stdout], [], [], _FAREWELL_S)
+
+
+def main() -> int:
+    """Wait for the end of standard input, then clear up unless all is well."""
+    # No child of the harness: it ends all of those when a user is in a hurry.
+    if os.fork():
+        return 0
+    os.setsid()
+    label = RunLabel(**json.loads(sys.argv[1]))
+    if sys.stdin.buffer.read() != _DONE:
+        _clear_up(label)
+    return 0
+
+
+def _clear_up(label: RunLabel) -> None:
+    from testbed.docker.cleanup import reap_mine
+    from testbed.docker.daemon import Daemon  # only now: until then it shall be small
+
+    deadline = time.monotonic() + _AFTERMATH_S
+    with contextlib.suppress(DeviceError), contextlib.closing(Daemon()) as daemon:
+        while True:
+            reap_mine(daemon.client, label)
+            if is_alive(label) or time.monotonic() > deadline:
+                return
+            time.sleep(_LOOK_EVERY_S)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

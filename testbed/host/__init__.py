@@ -1,0 +1,1 @@
+"""Facts and rates of the machine that everything runs on."""

@@ -1,0 +1,1 @@
+"""Limits of a device and how the kernel enforces them."""

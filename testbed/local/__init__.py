@@ -1,0 +1,1 @@
+"""Devices as plain processes: nothing is limited."""

@@ -1,0 +1,154 @@
+"""One program in a process group of its own: started, heard, ended and reaped.
+
+Two threads serve it: one cuts its output into lines, one waits for its end, ends what is left of
+its group and reaps it. Only a group whose leader was started here and is not yet reaped is ever
+signalled, so that no number that was given to somebody else is hit. Read `_await_end` first.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from testbed.base import MAX_LINE_BYTES, DeviceError, Exit, Inbox
+from testbed.host.procfs import oom_kills
+from testbed.local.lines import LineFeeder
+
+_LOG_TAIL_BYTES = 4096
+# A killed process still has to give back its memory, some GiB of it.
+_KILL_S = 30.0
+
+
+class LocalProcess:
+    """A program in its own process group; see `testbed.base.Process`."""
+
+    def __init__(
+        self, device: int, argv: Sequence[str], inbox: Inbox, env: Mapping[str, str], work_dir: Path
+    ) -> None:
+        self._device = device
+        self._lines = LineFeeder(device, inbox)
+        self._lock = threading.Lock()
+        self._reaped = False
+        self._ended = threading.Event()
+        self._exit: Exit | None = None
+        self._oom_kills = oom_kills()
+        self.start_ns = time.monotonic_ns()
+        # Held open until its end: a harness that is interrupted twice removes the folder before.
+        with contextlib.ExitStack() as undo:
+            try:
+                self._log = undo.enter_context((work_dir / "stderr.log").open("w+b"))
+                self._popen = subprocess.Popen(
+                    list(argv),
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=self._log,
+                    env=dict(env),
+                    cwd=work_dir,
+                    start_new_session=True,
+                    bufsize=0,
+                )
+            except OSError as exc:
+                raise DeviceError(f"device {device}: cannot start {argv[0]}: {exc}") from exc
+            undo.pop_all()
+        self._reader = threading.Thread(target=self._read, name=f"stdout-{device}", daemon=True)
+        self._waiter = threading.Thread(target=self._await_end, name=f"exit-{device}", daemon=True)
+        self._reader.start()
+        self._waiter.start()
+
+    @property
+    def pid(self) -> int:
+        """Process id, also the id of its group; for fault tests and the meter."""
+        return self._popen.pid
+
+    def send(self, line: str) -> None:
+        """Write one line to its standard input; nothing happens if it has ended."""
+        if self._popen.stdin is not None and not self._popen.stdin.closed:
+            with contextlib.suppress(OSError):
+                self._popen.stdin.write(line.encode() + b"\n")
+
+    def release(self) -> None:
+        """Close its standard input: its lease ends, and it should end by itself."""
+        if self._popen.stdin is not None:
+            with contextlib.suppress(OSError):
+                self._popen.stdin.close()
+
+    def wait(self, timeout_s: float) -> Exit | None:
+        """Wait for its end; None if it still runs after `timeout_s`."""
+        self._ended.wait(timeout_s)
+        return self._exit
+
+    @property
+    def running(self) -> bool:
+        """Whether it was not yet reaped."""
+        return not self._reaped
+
+    def ask_to_end(self) -> None:
+        """Close its input and terminate it, without waiting."""
+        self._lines.stopping = True
+        self.release()
+        self.signal(signal.SIGTERM)
+        # A paused process would keep its SIGTERM waiting.
+        self.signal(signal.SIGCONT)
+
+    def stop(self, grace_s: float = 2.0) -> Exit:
+        """End it: close its input, terminate, after `grace_s` kill, and reap. Twice is fine.
+
+        Raises:
+            DeviceError: The kernel does not let it go (it hangs in a device's driver).
+        """
+        # Also where it ended by itself: its exit must not wait for room in a full inbox for ever.
+        self._lines.stopping = True
+        if not self._ended.is_set():
+            self.ask_to_end()
+            self._ended.wait(grace_s)
+            self.signal(signal.SIGKILL)
+            self._ended.wait(_KILL_S)
+        if self._exit is None:
+            raise DeviceError(f"device {self._device}: process {self.pid} cannot be killed")
+        return self._exit
+
+    def signal(self, number: int) -> None:
+        """Send a signal to its process group; nothing happens once it was reaped."""
+        with self._lock:
+            if not self._reaped:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self.pid, number)
+
+    def _read(self) -> None:
+        stdout = self._popen.stdout
+        if stdout is None:
+            return
+        while data := os.read(stdout.fileno(), MAX_LINE_BYTES):
+            self._lines.feed(data)
+        self._lines.finish()
+        stdout.close()
+
+    def _await_end(self) -> None:
+        # Without reaping: as long as the leader is a zombie, its group's number stays ours.
+        os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        t_ns, stopped = time.monotonic_ns(), self._lines.stopping
+        with self._lock:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
+            code = self._popen.wait()
+            self._reaped = True
+        oom = code == -signal.SIGKILL and not stopped and oom_kills() > self._oom_kills
+        # A descendant that left the group may hold the pipe open; its output is not waited for.
+        self._reader.join(timeout=1.0)
+        while self._reader.is_alive() and self._lines.is_waiting:
+            self._reader.join(timeout=0.2)
+        self._exit = Exit(code, stopped, oom, t_ns, self._log_tail())
+        self._ended.set()
+        self.release()
+        self._lines.put_exit(self._exit)
+
+    def _log_tail(self) -> str:
+        # By position: where the program writes next is the same file description's offset.
+        with self._log as log:
+            size = os.fstat(log.fileno()).st_size
+            tail = os.pread(log.fileno(), _LOG_TAIL_BYTES, max(0, size - _LOG_TAIL_BYTES))
+        return tail.decode("utf-8", "replace")

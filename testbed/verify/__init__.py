@@ -1,0 +1,1 @@
+"""Measures that limits and links hold before a run counts."""

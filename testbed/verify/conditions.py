@@ -1,0 +1,158 @@
+"""What else happened to host, devices and links while a repeat ran. Pure.
+
+Throttling, foreign load, swapping, segments sent again, packets that came late: the difference of
+two looks (`testbed/verify/host_counters.py`), at the repeat's beginning and its end. What is wrong
+rather than worth knowing is a problem: then the repeat does not count. Read `conditions_between`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from testbed.links.tcp_counters import unexplained_retransmissions
+from testbed.verify.host_counters import CounterSnapshot, DeviceLook
+
+_LEAST_S = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceConditions:
+    """What one device went through.
+
+    Attributes:
+        cpu_s: CPU time it used.
+        throttled_share: Share of its periods in which it used up its quota.
+        throttled_s: Time it waited for the next period, summed over its cores.
+        retransmissions: Segments its TCP sent again; None if that is not known.
+    """
+
+    cpu_s: float
+    throttled_share: float
+    throttled_s: float
+    retransmissions: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunConditions:
+    """The conditions of one repeat.
+
+    Attributes:
+        wall_s: How long it took, preparation of the programs included.
+        foreign_cores: Cores that were busy with neither devices nor harness, on average; the
+            Docker daemon's work for us counts among them.
+        steal_cores: Cores that another machine on the same hardware took, on average.
+        own_cores: Cores that harness and switch used, on average.
+        swapped_in: Bytes that the host read from swap.
+        swapped_out: Bytes that it wrote there.
+        devices: By device.
+        unexplained_retransmissions: Segments sent again though no link dropped one.
+        late_us: How late packets left the switch, since it was started.
+        problems: Why the repeat does not count, a line each.
+    """
+
+    wall_s: float
+    foreign_cores: float
+    steal_cores: float
+    own_cores: float
+    swapped_in: int
+    swapped_out: int
+    devices: tuple[DeviceConditions, ...]
+    unexplained_retransmissions: int | None = None
+    late_us: Mapping[str, float] | None = None
+    problems: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, object]:
+        """As it stands in the run record."""
+        return asdict(self)
+
+
+def conditions_between(
+    begin: CounterSnapshot,
+    end: CounterSnapshot,
+    *,
+    dilation: float = 1.0,
+    may_resend: bool = False,
+    may_swap: bool = False,
+) -> RunConditions:
+    """What happened between two looks.
+
+    Args:
+        begin: The earlier one.
+        end: The later one.
+        dilation: How much slower than the emulated clock this host's is.
+        may_resend: Whether links lose packets or have faults, so that TCP sends again rightly.
+        may_swap: Whether devices have swap; its rate is not dilated, so that none may be used then.
+    """
+    wall_s = max(end.t_s - begin.t_s, _LEAST_S)
+    tcp = _tcp(begin.network, end.network)
+    devices = tuple(
+        _device(before, after, tcp[i] if i < len(tcp) else None)
+        for i, (before, after) in enumerate(zip(begin.devices, end.devices, strict=True))
+    )
+    own_s = end.own_s - begin.own_s
+    ours_s = own_s + sum(device.cpu_s for device in devices)
+    found = RunConditions(
+        wall_s=wall_s,
+        foreign_cores=max(0.0, end.busy_s - begin.busy_s - ours_s) / wall_s,
+        steal_cores=(end.steal_s - begin.steal_s) / wall_s,
+        own_cores=own_s / wall_s,
+        swapped_in=end.swapped_in - begin.swapped_in,
+        swapped_out=end.swapped_out - begin.swapped_out,
+        devices=devices,
+        unexplained_retransmissions=_unexplained(begin.network, end.network, tcp),
+        late_us=end.network.get("late_us"),
+    )
+    problems = _resend_problems(found, may_resend=may_resend)
+    problems += _swap_problems(found, dilation, may_swap=may_swap)
+    return replace(found, problems=tuple(problems))
+
+
+def _resend_problems(found: RunConditions, *, may_resend: bool) -> list[str]:
+    count = found.unexplained_retransmissions
+    if may_resend or not count:
+        return []
+    return [
+        f"links: TCP sent {count} segments again although no link dropped one: this host was too"
+        " slow for the emulation"
+    ]
+
+
+def _swap_problems(found: RunConditions, dilation: float, *, may_swap: bool) -> list[str]:
+    swapped = found.swapped_in + found.swapped_out
+    if dilation <= 1 or not may_swap or not swapped:
+        return []
+    return [
+        f"swap_undilated: {swapped} bytes went to and from swap, whose rate is not slowed by the"
+        f" dilation of {dilation:g}"
+    ]
+
+
+def _device(
+    before: DeviceLook, after: DeviceLook, tcp: Mapping[str, int] | None
+) -> DeviceConditions:
+    return DeviceConditions(
+        cpu_s=after.cpu_s - before.cpu_s,
+        throttled_share=(after.throttled_periods - before.throttled_periods)
+        / max(1, after.periods - before.periods),
+        throttled_s=after.throttled_s - before.throttled_s,
+        retransmissions=None if tcp is None else tcp.get("RetransSegs"),
+    )
+
+
+def _tcp(begin: Mapping[str, Any], end: Mapping[str, Any]) -> list[dict[str, int] | None]:
+    """Differences of TCP's counters by device; None of one that is not known."""
+    pairs = zip(begin.get("tcp") or (), end.get("tcp") or (), strict=True)
+    return [_minus(old, new) if old and new else None for old, new in pairs]
+
+
+def _unexplained(
+    begin: Mapping[str, Any], end: Mapping[str, Any], tcp: Sequence[Mapping[str, int] | None]
+) -> int | None:
+    if "ports" not in end or not tcp:
+        return None
+    pairs = zip(begin["ports"], end["ports"], strict=True)
+    return unexplained_retransmissions([_minus(old, new) for old, new in pairs], tcp)
+
+
+def _minus(old: Mapping[str, int], new: Mapping[str, int]) -> dict[str, int]:
+    return {key: value - old.get(key, 0) for key, value in new.items()}

@@ -1,0 +1,220 @@
+"""Both Accelerate baselines: tokens, memory, what is kept where, and time that is told apart."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from baselines.accelerate import program as accelerate
+from baselines.accelerate import program_2024 as accelerate_2024
+from tests.baselines.bounded import check_bounded
+from tests.checkpoints import (
+    NEW_TOKENS,
+    PROMPT_IDS,
+    make_checkpoint,
+    reference_tokens,
+    shared_checkpoint,
+)
+from tpi.errors import ConfigError, ResourceError, WeightsError
+from tpi.program.events import parse_event
+from tpi.program.spec import NodeSpec, Request, dump_spec
+
+KINDS = ("mha", "gqa2", "tied", "llama3_rope", "bias", "qk_norm", "bfloat16", "multi_file")
+ROOT = Path(__file__).parents[3]
+SYSTEMS = {"accelerate": accelerate, "accelerate_2024": accelerate_2024}
+# 59 MB of float32: far more than a run needs beside it, and made in a second.
+BIG = {"vocab_size": 4096, "hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 4}
+
+
+def make_spec(folder: Path, **changes: object) -> NodeSpec:
+    spec = NodeSpec(
+        system="accelerate", rank=0, world_size=1, session="0" * 32, bind="127.0.0.1",
+        master=None, model_dir=folder, threads=1, dtype="float32", max_tokens=128,
+        requests=(Request("r0", NEW_TOKENS, PROMPT_IDS),),
+    )  # fmt: skip
+    return replace(spec, **changes)  # type: ignore[arg-type]  # the test names the fields
+
+
+@pytest.fixture(autouse=True)
+def _working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def run(system, folder, **changes):
+    """The tokens, and the model, which has been left."""
+    tokens: list[int] = []
+    with system.load(make_spec(folder, **changes)) as model:
+        model.generate(PROMPT_IDS, NEW_TOKENS, tokens.append)
+        return tokens, model
+
+
+@pytest.mark.parametrize("system", SYSTEMS.values(), ids=SYSTEMS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_tokens_are_those_of_transformers(system, kind, tmp_path):
+    tokens, model = run(system, shared_checkpoint(kind))
+    assert tuple(tokens) == reference_tokens(shared_checkpoint(kind))
+    assert model.facts["offloaded_modules"] > 3 * 7  # every product of every layer
+    assert list(tmp_path.iterdir()) == []  # the offload folder is gone
+
+
+@pytest.mark.parametrize("system", SYSTEMS.values(), ids=SYSTEMS)
+def test_bfloat16_strays_no_further_than_its_rounding(system):
+    folder = shared_checkpoint("bfloat16")
+    tokens, _ = run(system, folder, dtype="bfloat16")
+    check_bounded(tokens, folder)
+
+
+@pytest.mark.parametrize("kind", ["gqa2", "tied", "bfloat16"])
+def test_max_memory_keeps_what_fits(kind):
+    folder = shared_checkpoint(kind)
+    modules = []
+    for max_memory in (1, 4_000_000, 1 << 30):
+        tokens, model = run(accelerate, folder, options={"max_memory": max_memory})
+        assert tuple(tokens) == reference_tokens(folder)
+        modules.append(model.facts["offloaded_modules"])
+    assert modules[0] > modules[1] > modules[2] == 0
+    assert "nothing is offloaded" in model.facts["notes"][0]
+
+
+def test_time_in_the_hooks_is_told():
+    with accelerate.load(make_spec(shared_checkpoint("mha"))) as model:
+        before = model.spent()
+        assert before.wait_weights_s == 0
+        model.generate(PROMPT_IDS, 2, lambda token: None)
+        assert 0 < model.spent().wait_weights_s < 5
+        assert model.spent().wire_bytes == model.spent().messages == 0
+
+
+def test_every_wait_of_a_block_is_kept_if_asked_for():
+    with accelerate.load(make_spec(shared_checkpoint("mha"))) as model:
+        model.tracer.keep = True
+        model.generate(PROMPT_IDS, 2, lambda token: None)
+        spans = model.tracer.take()
+        total_s = sum(span.end_ns - span.start_ns for span in spans) / 1e9
+        assert total_s == pytest.approx(model.spent().wait_weights_s)
+    # Every module's weights come in and go out once a token.
+    assert len(spans) == 2 * 2 * model.facts["offloaded_modules"]
+    assert all(before.end_ns <= after.start_ns for before, after in pairwise(spans))
+    # The rotary angles belong to no block.
+    assert list(dict.fromkeys(span.label for span in spans if span.label)) == [
+        "embed.0", *(f"{kind}.{layer}" for layer in range(3) for kind in ("attn", "ffn")), "head.0",
+    ]  # fmt: skip
+
+
+def test_full_load_writes_every_tensor_to_the_working_directory(tmp_path):
+    with accelerate_2024.load(make_spec(shared_checkpoint("mha"))):
+        (folder,) = tmp_path.iterdir()
+        written = sum(file.stat().st_size for file in folder.glob("*.dat"))
+    stored = (shared_checkpoint("mha") / "model.safetensors").stat().st_size
+    assert written == pytest.approx(stored, rel=0.01)
+
+
+@pytest.mark.parametrize("system", SYSTEMS.values(), ids=SYSTEMS)
+def test_unknown_option_is_refused(system, tmp_path):
+    with pytest.raises(ConfigError, match="unknown key 'window'"):
+        system.load(make_spec(tmp_path, options={"window": 2}))
+
+
+@pytest.mark.parametrize("value", [0, -1, 2.5, "2GiB", True])
+def test_max_memory_that_is_no_number_of_bytes_is_refused(tmp_path, value):
+    with pytest.raises(ConfigError, match="max_memory must be bytes >= 1 or null"):
+        accelerate.load(make_spec(tmp_path, options={"max_memory": value}))
+
+
+@pytest.mark.parametrize("system", SYSTEMS.values(), ids=SYSTEMS)
+def test_folder_that_is_missing_leaves_nothing_behind(system, tmp_path):
+    with pytest.raises(WeightsError, match="no such folder"):
+        system.load(make_spec(tmp_path / "none"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_working_directory_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(ResourceError, match="no offload folder"):
+        accelerate.load(make_spec(shared_checkpoint("mha")))
+
+
+PEAK = """
+import sys, threading
+from pathlib import Path
+from baselines import SYSTEM as system
+from tests.baselines.accelerate.test_program import make_spec
+from tpi.program.procfs import own_number
+
+import baselines.accelerate.offload  # what the libraries take is not the model's
+
+start, peak, ended = own_number("status", "RssAnon"), 0, threading.Event()
+
+def watch():
+    global peak
+    while not ended.wait(0.001):
+        peak = max(peak, own_number("status", "RssAnon") - start)
+
+watcher = threading.Thread(target=watch)
+watcher.start()
+with system.load(make_spec(Path(sys.argv[1]))) as model:
+    model.generate((1, 2, 3), 3, lambda token: None)
+ended.set()
+watcher.join()
+print(peak * 1024)
+"""
+
+
+@pytest.fixture(scope="module")
+def big(tmp_path_factory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("big") / "model", "mha", **BIG)
+
+
+def anonymous_peak(system: str, folder: Path) -> float:
+    """In weights of the model."""
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK.replace("SYSTEM", system), str(folder)],
+        capture_output=True, text=True, cwd=ROOT, check=True,
+    )  # fmt: skip
+    peak = int(done.stdout.splitlines()[-1])
+    return peak / (folder / "model.safetensors").stat().st_size
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60)
+def test_today_no_more_than_a_share_of_the_model_is_in_memory(big):
+    assert anonymous_peak("accelerate", big) < 0.2  # 0.03 was measured
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60)
+def test_in_2024_the_whole_model_was(big):
+    assert anonymous_peak("accelerate_2024", big) > 0.95
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_program_measures_itself_and_says_what_it_does(system, big, tmp_path):
+    spec = make_spec(big, requests=(Request("r0", 4, (1, 2, 3)),))
+    dump_spec(spec, tmp_path / "spec.json")
+    process = subprocess.Popen(
+        [sys.executable, "-m", f"baselines.{system}", str(tmp_path / "spec.json")],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=tmp_path,
+    )  # fmt: skip
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write("go r0\n")
+    process.stdin.flush()
+    events = [parse_event(line) for line in process.stdout]
+    log = process.communicate()[1]
+    assert process.returncode == 0, log
+    assert [e.name for e in events if e.name != "token"] == ["ready", "request", "counters", "end"]
+    assert "page cache" in str(events[0].fields["notes"])
+    counters = events[-2]
+    assert counters.number("wait_weights_s") > 0
+    assert counters.number("compute_s") > 0
+    assert [path.name for path in tmp_path.iterdir()] == ["spec.json"]

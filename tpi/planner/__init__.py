@@ -1,0 +1,1 @@
+"""Predicts memory and steady state, and picks what stays in memory."""

@@ -1,0 +1,286 @@
+"""How much memory a device needs, and which blocks to keep in what it has. Pure, no torch.
+
+`fixed_bytes` adds up everything but the weights; `plan_memory` puts window and retained blocks
+into what a budget leaves; `choose_window` joins the two for one rank. The engine does what they
+say, and what it then measures as VmHWM is within 10 % of `peak_bytes`.
+"""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+
+from tpi.comm.allreduces.registry import find_allreduce
+from tpi.comm.topology import CHUNK_ELEMENTS
+from tpi.errors import ResourceError
+from tpi.model_config import DTYPE_BYTES, ModelConfig
+from tpi.ranks import MASTER_RANK
+from tpi.units import format_bytes
+from tpi.weights.arena import least_arena_bytes, place
+from tpi.weights.layout import make_layout
+from tpi.weights.shard import BlockId, RankShare, ShardPlan, rank_blocks
+
+# VmHWM of a rank beside weights, cache and activations, torch 2.13 (CPU build), one thread: import
+# of torch 220 MiB, ours 2, code and pools that the first products bring in 16 to 18.
+PROCESS_BYTES = 238 << 20
+# Largest scratch of the matrix kernels: a tile that stored weights are converted into.
+SCRATCH_BYTES = 1 << 20
+# The order in which blocks are retained: Prop. 6 retains FFN blocks, the longest to load.
+_RETAIN_ORDER = ("ffn", "attn", "head")
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryParts:
+    """Memory of one rank beside its weights, in bytes.
+
+    Attributes:
+        process: The interpreter, torch and our code.
+        kv_cache: Keys and values of `max_tokens` positions; pages count once they are written.
+        activations: The largest set of tensors alive within one block.
+        logits: One row over the vocabulary and its copies while a token is picked (master).
+        comm: Receive buffers of collectives.
+        scratch: Of the matrix kernels.
+    """
+
+    process: int
+    kv_cache: int
+    activations: int
+    logits: int
+    comm: int
+    scratch: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(astuple(self))
+
+
+@dataclass(frozen=True, slots=True)
+class StepShape:
+    """The largest step that a session may make.
+
+    Attributes:
+        max_batch: Sequences.
+        max_tokens: Positions of a sequence, prompt and new tokens.
+        step_tokens: Positions of a sequence in one pass: a prefill chunk.
+        dtype: What is computed in.
+        allreduce: Algorithm.
+        wire_dtype: What sums are sent in.
+    """
+
+    max_batch: int = 1
+    max_tokens: int = 128
+    step_tokens: int = 128
+    dtype: str = "float32"
+    allreduce: str = "star"
+    wire_dtype: str = "float32"
+
+    @property
+    def rows(self) -> int:
+        """Rows of the largest hidden state: N = B * S."""
+        return self.max_batch * min(self.step_tokens, self.max_tokens)
+
+
+def memory_parts(config: ModelConfig, plan: ShardPlan, rank: int, shape: StepShape) -> MemoryParts:
+    """Return what a rank needs beside its weights."""
+    share, is_master = plan.shares[rank], rank == MASTER_RANK
+    item = DTYPE_BYTES[shape.dtype]
+    local_kv_size = share.local_num_kv_heads * config.head_size
+    logits = 4 * shape.max_batch * config.vocab_size
+    return MemoryParts(
+        process=PROCESS_BYTES,
+        kv_cache=2 * config.num_layers * shape.max_batch * shape.max_tokens * local_kv_size * item,
+        activations=_activation_bytes(config, share, shape),
+        logits=3 * logits if is_master else 0,
+        comm=_comm_bytes(config, plan.world_size, is_master=is_master, shape=shape),
+        scratch=SCRATCH_BYTES,
+    )
+
+
+def _activation_bytes(config: ModelConfig, share: RankShare, shape: StepShape) -> int:
+    """Count the tensors of (N, ...) that live at the same time, by reading `model/llama.py`."""
+    width, ffn = config.hidden_size, share.local_ffn_size
+    q_size = share.local_num_heads * config.head_size
+    kv_size = share.local_num_kv_heads * config.head_size
+    item = DTYPE_BYTES[shape.dtype]
+    # Throughout: the step's input and the residual stream in float32, the normed input of the
+    # block, and the block's result in float32.
+    always = 4 * width + 4 * width + item * width + 4 * width
+    # Queries and keys before and after rotation, values, the attended values twice (one
+    # transposed), and the result before it becomes float32.
+    attn = item * (2 * q_size + 3 * kv_size + 2 * q_size + width)
+    # Gate and up, then the result.
+    feed = item * (2 * ffn + width)
+    return shape.rows * (always + max(attn, feed))
+
+
+def _comm_bytes(config: ModelConfig, world_size: int, *, is_master: bool, shape: StepShape) -> int:
+    """Places for what others send, a chunk each; long vectors are summed chunk by chunk."""
+    if world_size == 1:
+        return 0
+    chunk = 4 * min(shape.rows * config.hidden_size, CHUNK_ELEMENTS)
+    # The last sum of a step goes straight to the master, whatever the allreduce.
+    places = (
+        world_size - 1 if is_master else find_allreduce(shape.allreduce).inbox_chunks(world_size)
+    )
+    packed = 2 * shape.rows * config.hidden_size if shape.wire_dtype == "bfloat16" else 0
+    return (places + 1) * chunk + packed
+
+
+def block_bytes(
+    config: ModelConfig, plan: ShardPlan, rank: int, dtype: str
+) -> tuple[tuple[BlockId, int], ...]:
+    """Return the blocks of a rank in the order a step needs them, with the bytes of their files."""
+    return tuple(
+        (spec.id, make_layout(spec.layout_input()).num_bytes)
+        for spec in rank_blocks(config, plan, rank, dtype)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class WindowChoice:
+    """What a rank keeps in memory.
+
+    Attributes:
+        window: Streamed blocks resident at once; None if all blocks stay.
+        retained: Blocks that never leave.
+        arena_bytes: Memory of the streamed blocks (of all, with window None).
+        retained_bytes: Memory of the retained blocks.
+        streamed_bytes_per_pass: Bytes read from disk in one step.
+        peak_bytes: Predicted peak memory of the process.
+    """
+
+    window: int | None
+    retained: frozenset[BlockId]
+    arena_bytes: int
+    retained_bytes: int
+    streamed_bytes_per_pass: int
+    peak_bytes: int
+
+
+def choose_window(
+    config: ModelConfig,
+    plan: ShardPlan,
+    rank: int,
+    *,
+    blocks: Sequence[tuple[BlockId, int]],
+    dtype: str,
+    max_batch: int,
+    max_tokens: int,
+    step_tokens: int,
+    window: int | None,
+    memory_budget: int | None,
+    allreduce: str = "star",
+    wire_dtype: str = "float32",
+) -> WindowChoice:
+    """Decide for one rank what stays in memory, and predict its peak.
+
+    Args:
+        config: The model.
+        plan: Who owns what.
+        rank: Whose memory.
+        blocks: Its blocks and their bytes, in order; `embed` may be among them and is not held.
+        dtype: What is computed in.
+        max_batch: Most sequences.
+        max_tokens: Most positions of a sequence.
+        step_tokens: Most positions of a sequence in one pass.
+        window: Streamed blocks resident at once, None for all; not looked at with a budget.
+        memory_budget: Bytes that the process may use at its peak, or None.
+        allreduce: Algorithm.
+        wire_dtype: What sums are sent in.
+
+    Raises:
+        ResourceError: The budget cannot work; the message has the least that would.
+    """
+    shape = StepShape(max_batch, max_tokens, step_tokens, dtype, allreduce, wire_dtype)
+    held = [(block, num_bytes) for block, num_bytes in blocks if block.kind != "embed"]
+    fixed = memory_parts(config, plan, rank, shape).total
+    try:
+        return plan_memory(
+            tuple(held), window=window, memory_budget=memory_budget, fixed_bytes=fixed
+        )
+    except ResourceError as exc:
+        raise ResourceError(f"rank {rank}: {exc}") from exc
+
+
+@functools.lru_cache(maxsize=32)  # most ranks of a plan are alike
+def plan_memory(
+    blocks: tuple[tuple[BlockId, int], ...],
+    *,
+    window: int | None,
+    memory_budget: int | None,
+    fixed_bytes: int,
+) -> WindowChoice:
+    """Pick window and retained blocks.
+
+    Without a budget: `window` blocks, nothing retained. With one: everything if it fits; else the
+    smallest arena that still loads ahead (window 2; window 1 if even that is too large), and as
+    many retained blocks as the rest holds, spread evenly over the step.
+
+    Source: retention is Prop. 6 of arXiv:2410.00531, carried on to attention blocks and head.
+
+    Raises:
+        ResourceError: The budget is below the least that would work.
+    """
+    sizes = [num_bytes for _, num_bytes in blocks]
+    if memory_budget is None:
+        return _choice(blocks, window, frozenset(), fixed_bytes)
+    room = memory_budget - fixed_bytes
+    if sum(sizes) <= room:
+        return _choice(blocks, None, frozenset(), fixed_bytes)
+    for size in (2, 1):
+        if least_arena_bytes(sizes, size) <= room:
+            return _choice(blocks, size, _retained(blocks, size, room), fixed_bytes)
+    least = fixed_bytes + least_arena_bytes(sizes, 1)
+    raise ResourceError(
+        f"memory budget of {format_bytes(memory_budget)} is too small: the least that works is "
+        f"{least} bytes ({format_bytes(least)}): {format_bytes(fixed_bytes)} for the process, "
+        f"{format_bytes(least - fixed_bytes)} for the largest block"
+    )
+
+
+def _choice(
+    blocks: Sequence[tuple[BlockId, int]],
+    window: int | None,
+    retained: frozenset[BlockId],
+    fixed_bytes: int,
+) -> WindowChoice:
+    streamed = [num_bytes for block, num_bytes in blocks if block not in retained]
+    retained_bytes = sum(num_bytes for _, num_bytes in blocks) - sum(streamed)
+    if window is not None and window >= len(streamed):
+        window = None  # what `Window` does too: a window over everything streams nothing
+    arena_bytes = sum(streamed) if window is None else place(streamed, window).arena_bytes
+    return WindowChoice(
+        window=window,
+        retained=retained,
+        arena_bytes=arena_bytes,
+        retained_bytes=retained_bytes,
+        streamed_bytes_per_pass=0 if window is None else sum(streamed),
+        peak_bytes=fixed_bytes + arena_bytes + retained_bytes,
+    )
+
+
+def _retained(blocks: Sequence[tuple[BlockId, int]], window: int, room: int) -> frozenset[BlockId]:
+    """Retain what fits: evenly spread FFN blocks first, then attention, then head tiles."""
+    kept: set[BlockId] = set()
+
+    def fits(more: set[BlockId]) -> bool:
+        streamed = [num_bytes for block, num_bytes in blocks if block not in kept | more]
+        total = sum(num_bytes for _, num_bytes in blocks)
+        return total - sum(streamed) + least_arena_bytes(streamed, window) <= room
+
+    for kind in _RETAIN_ORDER:
+        of_kind = [block for block, _ in blocks if block.kind == kind]
+        count = len(of_kind)
+        while count and not fits(spread(of_kind, count)):
+            count -= 1
+        kept |= spread(of_kind, count)
+        # Blocks beside a retained one may fit where an even spread of as many does not.
+        for block in of_kind:
+            if block not in kept and fits({block}):
+                kept.add(block)
+    return frozenset(kept)
+
+
+def spread(blocks: Sequence[BlockId], count: int) -> set[BlockId]:
+    """Return `count` of the blocks, evenly spread, the first among them."""
+    return {block for i, block in enumerate(blocks) if i * count % len(blocks) < count}
