@@ -5,7 +5,7 @@ import pytest
 
 from baselines.galaxy import tiles as real
 from baselines.galaxy.schedule import make_tiles, splits_rows
-from baselines.simulate import simulate
+from baselines.registry import simulate
 from results.paper.cells.sim_compare import figures_of
 from testbed.links.link import LinkSpec
 from tests.testbed.sim.sims import free_calibration, make_run, tiny

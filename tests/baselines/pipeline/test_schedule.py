@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from baselines.pipeline.stages import make_stages, stage_peaks, traffic
-from baselines.simulate import simulate
+from baselines.registry import simulate
 from results.paper.cells.sim_compare import figures_of
 from testbed.links.link import LinkSpec, one_way_s
 from testbed.sim.base import SimDevice

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from baselines.registry import SYSTEMS
+from baselines.registry import all_systems
 from harness.run import source_digest
 from harness.run.run_key import measured_digest, reference_digest, simulator_digest
 from harness.run.source_digest import source_files
 from tpi.errors import ConfigError
 
+SYSTEMS = {system.name: system for system in all_systems()}
+SIMULATED = {name for name, system in SYSTEMS.items() if system.simulator}
 ROOT = Path(__file__).parents[3]
 
 
@@ -37,7 +39,7 @@ def digests():
     """Of everything that has one."""
     return {
         "reference": reference_digest(),
-        "simulator": simulator_digest(),
+        **{(system, "sim"): simulator_digest(system) for system in SIMULATED},
         **{
             (system, backend): measured_digest(system, backend)
             for system in SYSTEMS
@@ -60,7 +62,7 @@ HARMLESS = {
 
 @pytest.mark.parametrize("change", HARMLESS.values(), ids=HARMLESS)
 @pytest.mark.parametrize(
-    "path", ["tpi/engine.py", "testbed/local/local.py", "baselines/tpi/simulate.py"]
+    "path", ["tpi/engine.py", "testbed/local/local.py", "baselines/tpi/schedule.py"]
 )
 def test_what_computes_nothing_changes_no_digest(edit, path, change):
     assert change((ROOT / path).read_text()) != (ROOT / path).read_text()
@@ -87,17 +89,29 @@ def measured(*systems, backends=("local", "docker")):
     return {(system, backend) for system in systems for backend in backends}
 
 
+def simulated(*systems):
+    return measured(*systems, backends=["sim"])
+
+
 @pytest.mark.parametrize(
     ("path", "expected"),
     [
         ("tpi/planner/report.py", measured("tpi", "tpi-resident", "transformers-window")),
         ("tpi/program/spec.py", {"reference", *measured(*SYSTEMS)}),
-        ("tpi/weights/shard.py", {"simulator", *measured(*SYSTEMS)}),
+        ("tpi/weights/shard.py", {*simulated(*SIMULATED), *measured(*SYSTEMS)}),
         ("testbed/local/local.py", measured(*SYSTEMS)),
         ("testbed/docker/testbed.py", measured(*SYSTEMS, backends=["docker"])),
         ("testbed/verify/probe_agent.py", measured(*SYSTEMS, backends=["docker"])),
-        ("testbed/links/link.py", {"simulator", *measured(*SYSTEMS, backends=["docker"])}),
-        ("baselines/tpi/simulate.py", {"simulator"}),
+        (
+            "testbed/links/link.py",
+            {*simulated(*SIMULATED), *measured(*SYSTEMS, backends=["docker"])},
+        ),
+        (
+            "baselines/tpi/schedule.py",
+            simulated("tpi", "tpi-resident", "transformers-window", "galaxy"),
+        ),
+        ("baselines/accelerate/schedule.py", simulated("accelerate", "accelerate-2024")),
+        ("baselines/pipeline/system.py", set()),
         ("testbed/doctor/doctor.py", set()),
         ("baselines/galaxy/ring.py", measured("galaxy")),
         ("baselines/accelerate/offload.py", measured("accelerate", "accelerate-2024")),
