@@ -33,7 +33,7 @@ DOCKER = ("testbed=docker", "device.memory=1GiB", "link.delay_ms=10", "testbed.d
 CODE = """
 import json, pathlib, runpy, signal, sys
 from harness.run import launch as launching
-from testbed import hostlock
+from testbed.host import hostlock
 # One at a time in this test, whatever else runs on this host meanwhile.
 hostlock._FOLDERS = (pathlib.Path(sys.argv.pop(1)),)
 signal.signal(signal.SIGINT, signal.default_int_handler)
