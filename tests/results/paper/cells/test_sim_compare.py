@@ -73,7 +73,8 @@ def test_a_disk_without_a_limit_is_the_hosts_in_the_devices_time():
 def test_a_prompt_is_as_long_as_it_was_and_a_system_has_a_dtype_and_threads_of_its_own():
     raw = record()
     raw["config"]["prompt_ids"] = [1, 2, 3]
-    raw["config"]["systems"]["tpi-resident"] |= {"dtype": "bfloat16", "threads": 2}
+    raw["config"]["systems"] = {"transformers": {"dtype": "bfloat16", "threads": 2, "older": 1}}
+    raw["system"] = "transformers"
     raw["calibration"]["limits"][0].update(cpus=None)
     run = rebuilt(raw)
     assert (run.prompt_tokens, run.compute.dtype, run.devices[0].cores) == (3, "bfloat16", 16)
