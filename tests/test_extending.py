@@ -107,8 +107,9 @@ def lines_with(*words):
 
 def rows_of(text):
     """The words of each system's row of the table."""
-    table = re.search(r"^system +status .*\n((?:.+\n)+)", text, re.MULTILINE)[1]
-    return {line.split()[0]: line.split() for line in table.splitlines()}
+    table = re.search(r"^system +status .*\n((?:.+\n)+)", text, re.MULTILINE)
+    assert table is not None, text
+    return {line.split()[0]: line.split() for line in table[1].splitlines()}
 
 
 def test_the_page_has_all_that_is_needed():
