@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,8 +56,9 @@ def test_a_system_of_another_package_is_found_and_comes_last():
 @pytest.mark.usefixtures("toys")
 def test_what_a_system_does_not_say_is_named():
     toy, run = find_system("toy"), make_run("toy")
+    inputs: Any = None
     with pytest.raises(ConfigError, match="system toy: System does not say what it needs"):
-        toy.predict(None, toy.options())
+        toy.predict(inputs, toy.options())
     with pytest.raises(ConfigError, match="toy is not simulated; choose among tpi"):
         toy.simulate(run, free_calibration())
 
