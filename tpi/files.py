@@ -10,9 +10,10 @@ import json
 import math
 import os
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 
-from tpi.errors import TpiError
+from tpi.errors import ConfigError, TpiError
 
 ErrorType = type[TpiError]
 
@@ -136,3 +137,22 @@ def sync_folder(folder: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def check_out(path: Path, keep: Sequence[Path] = ()) -> None:
+    """Refuse an `--out` that may not be replaced: `write_atomic` would remove a device or a link.
+
+    Raises:
+        ConfigError: It is no file's name, one of `keep` (files that are read), or not regular.
+    """
+    if not path.name:
+        raise ConfigError(f"--out {path}: expected a file, got a folder; name the file in it")
+    try:
+        mode = path.lstat().st_mode
+    except (OSError, ValueError):
+        return  # nothing is there, or writing says what is wrong
+    if not stat.S_ISREG(mode):
+        what = "a folder" if stat.S_ISDIR(mode) else "no regular file"
+        raise ConfigError(f"--out {path}: is {what}; expected a new or a regular file")
+    if any(each.exists() and path.samefile(each) for each in keep):
+        raise ConfigError(f"--out {path}: is read for it; name another file")

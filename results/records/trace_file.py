@@ -15,8 +15,7 @@ from results.records.schema import RecordError, Repeat, RunRecord
 from results.records.spans import RankSpan, is_cut, spans_of
 from results.records.store import RunStore
 from tpi.errors import ConfigError, ResourceError, TpiError, map_errors
-from tpi.files import write_atomic
-from tpi.outfile import check_out
+from tpi.files import check_out, write_atomic
 from tpi.ranks import MASTER_RANK
 from tpi.spans import SPAN_NAMES
 from tpi.trace import Bar, chrome_events
