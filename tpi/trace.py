@@ -4,6 +4,10 @@
 the single spans (for a timeline) is off unless `keep` is set, and costs about 210 bytes a span,
 which count as the program's memory. Several threads may use one tracer as long as each has names
 of its own: a sum is not safe between two threads, the list of spans is.
+
+A `spans` event has rows [name, start_ns, end_ns, label]: what was done, when (CLOCK_MONOTONIC), and
+for which block (`attn.3`, `ffn.3`, `head.0`, or nothing). A span of `load` may run beside the
+others; the rest of a rank's spans follow one another. `events.py` writes and checks them.
 """
 
 import json
@@ -12,11 +16,28 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple, get_args
 
-from tpi.spans import Row
+from msgspec import Meta
+
+SpanName = Literal[
+    "compute",
+    "allreduce",  # collectives, waiting for slower ranks included
+    "load",  # a block is read from disk, beside whatever else goes on
+    "wait",  # nothing goes on but waiting for weights
+]
+SPAN_NAMES: tuple[str, ...] = get_args(SpanName)
+# A line of so many, each at its longest, stays below `events.MAX_LINE_BYTES`.
+MAX_ROWS = 500
+_Ns = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+# Signs that take one byte as JSON.
+_Label = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_.-]{0,32}\Z")]
+
+Row = tuple[str, int, int, str]
+Rows = Annotated[list[tuple[SpanName, _Ns, _Ns, _Label]], Meta(max_length=MAX_ROWS)]
 
 # So many are kept at most: 42 MB on a device. A step of an 80-layer model makes some 800.
 MAX_SPANS = 200_000
@@ -109,6 +130,13 @@ def rows_of(spans: Iterable[Span]) -> Iterator[Row]:
     for span in spans:
         if name := _ROW_NAMES.get(span.name):
             yield name, span.start_ns, span.end_ns, span.label
+
+
+def rows_by_line(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    """Cut rows into lists that each fit one event."""
+    left = iter(rows)
+    while some := list(islice(left, MAX_ROWS)):
+        yield some
 
 
 class Bar(NamedTuple):

@@ -12,10 +12,9 @@ from typing import Protocol
 
 import torch
 
-from tpi.comm.allreduces.call import Call
+from tpi.comm.allreduces.base import CHUNK_ELEMENTS, Call
 from tpi.comm.allreduces.registry import find_allreduce
 from tpi.comm.allreduces.star import star_reduce
-from tpi.comm.topology import CHUNK_ELEMENTS
 from tpi.comm.transport import Transport
 from tpi.comm.vector import TORCH_DTYPES, Inbox, WireVector
 from tpi.comm.wire import Op, WireDtype

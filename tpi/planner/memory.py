@@ -9,8 +9,8 @@ import functools
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 
+from tpi.comm.allreduces.base import CHUNK_ELEMENTS
 from tpi.comm.allreduces.registry import find_allreduce
-from tpi.comm.topology import CHUNK_ELEMENTS
 from tpi.errors import ResourceError
 from tpi.model_config import DTYPE_BYTES, ModelConfig
 from tpi.options import ComputeOptions
