@@ -12,10 +12,25 @@ import os
 import stat
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 from tpi.errors import ConfigError, TpiError
 
 ErrorType = type[TpiError]
+
+
+class ClosedAtExit:
+    """A context manager that closes itself; for what has a `close` that may be called twice."""
+
+    def close(self) -> None:
+        """Give back what is held; twice is fine."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
 
 
 def open_regular(path: Path, error: ErrorType, *, follow: bool = False, flags: int = 0) -> int:

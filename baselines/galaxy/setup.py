@@ -23,7 +23,7 @@ from tpi.planner.memory import WindowChoice
 from tpi.program.node import OpenedEngine, Setup, read_shard
 from tpi.program.spec import NodeSpec, own_options
 from tpi.trace import Tracer
-from tpi.weights.manifest import Manifest
+from tpi.weights.blockfile import Manifest
 from tpi.weights.window import Window
 
 

@@ -27,7 +27,7 @@ from tpi.program.node import OpenedEngine, Setup, read_shard
 from tpi.program.spec import NodeSpec, own_options
 from tpi.ranks import MASTER_RANK, Ranks
 from tpi.trace import Tracer
-from tpi.weights.manifest import Manifest
+from tpi.weights.blockfile import Manifest
 from tpi.weights.window import Window
 
 _SHOW_LIFE_NS = 200_000_000  # between two signs of progress; heartbeats carry one a second

@@ -62,7 +62,7 @@ def matvec(_folder: Path) -> Iterator[Once]:
 @contextmanager
 def wire(_folder: Path) -> Iterator[Once]:
     """Encode 100 small tensor frames, and take their stream apart again."""
-    from tpi.comm.parser import FrameParser
+    from tpi.comm.messages import FrameParser
     from tpi.comm.wire import FrameHeader, FrameType, Op, WireDtype
 
     payload = bytes(256)
@@ -84,7 +84,8 @@ def wire(_folder: Path) -> Iterator[Once]:
 @contextmanager
 def window(folder: Path) -> Iterator[Once]:
     """One cycle over 6 blocks of 2 MiB through a window of 2, in the steady state."""
-    from tpi.weights.blockfile import BlockEntry, make_layout
+    from tpi.weights.blockfile import BlockEntry
+    from tpi.weights.layout import make_layout
     from tpi.weights.shard import BlockId
     from tpi.weights.window import Window
 

@@ -15,8 +15,7 @@ from collections.abc import Set
 from dataclasses import dataclass, field, replace
 
 from tpi.comm.deadlines import Deadlines
-from tpi.comm.messages import Abort, Hello
-from tpi.comm.parser import FrameParser
+from tpi.comm.messages import Abort, FrameParser, Hello
 from tpi.comm.wire import FrameHeader, FrameType
 from tpi.errors import (
     AuthError,

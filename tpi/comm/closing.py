@@ -13,11 +13,14 @@ import sys
 import termios
 import time
 from collections.abc import Iterable
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from tpi.comm.messages import Abort
 from tpi.comm.wire import HEADER_BYTES, FrameHeader, FrameType
 from tpi.errors import CommError, FrameError
+
+if TYPE_CHECKING:
+    from tpi.comm.channel import Channel
 
 _DISCARD_BYTES = 1 << 16
 _MAX_READS = 256
@@ -52,20 +55,7 @@ def find_abort(sock: socket.socket, head: bytes, skip: int) -> Abort | None:
     return None
 
 
-class Leaving(Protocol):
-    """A connection that is being left; `Channel` is one."""
-
-    def flush(self) -> bool:
-        """Send what is left to send; True if that is all. CommError: it is gone."""
-
-    def hang_up(self) -> None:
-        """Say that nothing more will come."""
-
-    def settled(self) -> bool:
-        """Drop what comes; True once the peer has all we sent, or is gone."""
-
-
-def settle(connections: Iterable[Leaving], timeout_s: float) -> None:
+def settle(connections: "Iterable[Channel]", timeout_s: float) -> None:
     """Give what is still on its way out at most that long to arrive."""
     deadline = time.monotonic() + timeout_s
     left = dict.fromkeys(connections, False)  # whether we have hung up

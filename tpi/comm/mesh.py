@@ -10,13 +10,12 @@ import select
 import time
 from collections.abc import Callable, Mapping, Sequence
 from socket import socket
-from types import TracebackType
 
 from tpi.comm.channel import HANGUP, POLLRDHUP, Channel, PeerAbortError
 from tpi.comm.closing import settle
 from tpi.comm.deadlines import Deadlines, Wait, overdue
-from tpi.comm.heartbeat import Heartbeat
 from tpi.comm.messages import Abort
+from tpi.comm.outbox import Heartbeat
 from tpi.comm.transport import Recv, Send, Transport, WireCounters
 from tpi.comm.wire import HEADER_BYTES, Flag, FrameHeader, FrameType, Op
 from tpi.errors import CommError, FrameError, PeerLostError, TpiError
@@ -304,12 +303,7 @@ class SocketMesh:
     def __enter__(self) -> "SocketMesh":
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, exc: BaseException | None, traceback: object) -> None:
         if exc is None:
             self.end()
         else:

@@ -25,7 +25,7 @@ A frame is an 80-byte header and `payload_bytes` of payload. All numbers are lit
 The payload of a tensor frame is its elements, row by row. With the flag PADDED it begins with one
 u32 a sequence (how many tokens are padding on its left), filled up to a multiple of 64 bytes.
 `FrameHeader.decode` checks what holds for every frame; `Expect` checks what the plan says about
-the next one. Both happen before a byte of payload is read. `parser.py` takes a stream apart.
+the next one. Both happen before a byte of payload is read. `messages.py` takes a stream apart.
 """
 
 import math

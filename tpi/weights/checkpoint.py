@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import Protocol
 
 import numpy as np
@@ -23,7 +22,7 @@ from msgspec import Struct
 
 from tpi.decode import decode, shown
 from tpi.errors import WeightsError
-from tpi.files import open_regular, read_small_file, write_atomic
+from tpi.files import ClosedAtExit, open_regular, read_small_file, write_atomic
 from tpi.model_config import DTYPE_BYTES, ModelConfig, load_config
 from tpi.weights.dtypes import RAW_DTYPES, RawArray
 from tpi.weights.layout import SAFETENSORS_DTYPES
@@ -109,7 +108,7 @@ def row_chunks(
         yield first, min(first + step, stop)
 
 
-class HFCheckpoint:
+class HFCheckpoint(ClosedAtExit):
     """A Hugging Face folder, open; made by `open_checkpoint`. A context manager."""
 
     def __init__(self, folder: Path, config: ModelConfig) -> None:
@@ -167,14 +166,6 @@ class HFCheckpoint:
         """Close all files; may be called twice."""
         while self._fds:
             os.close(self._fds.popitem()[1])
-
-    def __enter__(self) -> "HFCheckpoint":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _open_files(self) -> None:
         for path, names in _weight_files(self.folder).items():

@@ -14,10 +14,10 @@ import stat
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Protocol
 
 from tpi.errors import ResourceError, WeightsError, map_errors
+from tpi.files import ClosedAtExit
 from tpi.weights.arena import Arena
 from tpi.weights.layout import PAGE_BYTES
 
@@ -53,7 +53,7 @@ class BlockReader(Protocol):
         ...
 
 
-class DirectFile:
+class DirectFile(ClosedAtExit):
     """One regular file, open for aligned reads.
 
     Attributes:
@@ -154,17 +154,6 @@ class DirectFile:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _identity(status: os.stat_result) -> tuple[int, int, int, int]:

@@ -14,14 +14,16 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from msgspec import Struct, to_builtins
 
 from tpi.decode import decode_file
 from tpi.errors import WeightsError
 from tpi.files import open_regular, write_atomic
-from tpi.weights.manifest import BlockEntry
+
+if TYPE_CHECKING:
+    from tpi.weights.blockfile import BlockEntry
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +58,7 @@ def stamp_path(folder: Path) -> Path:
     return real.with_name(real.name + STAMP_SUFFIX)
 
 
-def verify_once(folder: Path, entries: Sequence[BlockEntry], dtype: str, manifest: bytes) -> int:
+def verify_once(folder: Path, entries: Sequence["BlockEntry"], dtype: str, manifest: bytes) -> int:
     """Hash the files that are not known to be good; files that are one inode are hashed once.
 
     What is known of the folder's other files stays known.
@@ -107,7 +109,7 @@ def verify_once(folder: Path, entries: Sequence[BlockEntry], dtype: str, manifes
     return num_bytes
 
 
-def _hash_file(fd: int, entry: BlockEntry, dtype: str) -> str:
+def _hash_file(fd: int, entry: "BlockEntry", dtype: str) -> str:
     """SHA-256 of an open block file, and a look for NaN on the way (20 times as fast)."""
     import numpy as np  # only here: planning and --help must not pay for it
 

@@ -11,10 +11,10 @@ window None all are. Whatever goes wrong in the loader is raised by `hold`.
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
 from tpi.errors import ConfigError, TpiError, WeightsError
+from tpi.files import ClosedAtExit
 from tpi.trace import Tracer
 from tpi.weights.arena import Arena, ArenaPlan, place
 from tpi.weights.blockfile import BlockEntry, tensor_views
@@ -39,7 +39,7 @@ class BlockSource(Protocol):
         ...
 
 
-class Window:
+class Window(ClosedAtExit):
     """Resident blocks of one rank; a `BlockSource`, and a context manager that closes it.
 
     `start` must be called before the first `hold`, when everything else that needs memory is there.
@@ -228,17 +228,6 @@ class Window:
         self._resident.clear()
         self._arena.close()
         self._kept_arena.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _check_arguments(
