@@ -5,12 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tpi.model_config import load_preset
-from tpi.planner.window_replay import (
-    BlockTimes,
+from tpi.planner.propositions import (
     LayerTimes,
-    StepTimes,
     ours_tight_steady_state,
-    predict_step,
     published_block_bytes,
     published_eq_5,
     published_eq_6,
@@ -20,6 +17,7 @@ from tpi.planner.window_replay import (
     published_stalls,
     published_tight_steady_state,
 )
+from tpi.planner.window_replay import BlockTimes, StepTimes, predict_step
 
 MIB = 1 << 20
 LAYERS = 32

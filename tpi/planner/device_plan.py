@@ -12,15 +12,14 @@ from tpi.comm.allreduces.registry import find_allreduce
 from tpi.model_config import DTYPE_BYTES, ModelConfig
 from tpi.options import ComputeOptions
 from tpi.planner.memory import WindowChoice, block_bytes, choose_window
-from tpi.planner.window_replay import (
-    BlockTimes,
+from tpi.planner.propositions import (
     LayerTimes,
     ours_tight_steady_state,
-    predict_step,
     published_loose_steady_state,
     published_peak_bytes,
     published_tight_steady_state,
 )
+from tpi.planner.window_replay import BlockTimes, predict_step
 from tpi.ranks import MASTER_RANK
 from tpi.weights.shard import BlockId, ShardPlan, make_shard_plan
 
