@@ -1,8 +1,7 @@
 """How connections end: what a peer said last, and time for what we said last to arrive.
 
-Closing a socket with unread bytes resets it, and what is still on its way out is lost. So whoever
-leaves hangs up, reads and drops what comes until the other side's kernel has everything, and only
-then closes.
+Closing a socket with unread bytes resets it, and what is still on its way out is lost. So a rank
+that leaves hangs up, drops what comes until the other side's kernel has everything, then closes.
 """
 
 import contextlib
@@ -28,12 +27,9 @@ _POLL_S = 0.002
 
 
 def find_abort(sock: socket.socket, head: bytes, skip: int) -> Abort | None:
-    """The ABORT among what is still unread on a connection that has failed, if there is one.
+    """The ABORT among what is still unread on a failed, non-blocking connection, if there is one.
 
-    Args:
-        sock: Non-blocking.
-        head: Bytes of a header that were read already.
-        skip: Bytes of payload that come before the next header.
+    `head` was read of a header already; `skip` bytes of payload come before the next header.
     """
     rest = bytearray(head)
     scratch = memoryview(bytearray(_DISCARD_BYTES))

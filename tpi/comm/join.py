@@ -21,7 +21,7 @@ from tpi.errors import (
     PeerLostError,
     PeerTimeoutError,
     error_from_code,
-)
+)  # fmt: skip
 from tpi.ranks import MASTER_RANK, Ranks
 
 _FIRST_RETRY_S = 0.02
@@ -40,19 +40,19 @@ def join(
     trust_network: bool = False,
     listener: socket.socket | None = None,
 ) -> SocketMesh:
-    """Connect this rank with the others.
+    """Connect this rank with the others, within `deadlines.join_s`.
 
     Args:
         ranks: Who this is.
         bind: Host that this rank listens on.
         master: `host:port` of the master; the master listens on that port of its `bind`.
-        session: 16 random bytes, new for every start, the same on all ranks. Who knows them is let
-            in, so they are for nobody else to see.
+        session: 16 random bytes, new for every start, the same on all ranks, and secret: whoever
+            knows them is let in.
         fingerprint: 32 bytes, a digest of all that the ranks must agree on.
-        deadlines: `join_s` is for all of this.
+        deadlines: How long anything may take.
         peer_links: Whether workers talk to each other.
         trust_network: Allow addresses beyond loopback although nothing is encrypted.
-        listener: A listening socket to use instead of opening one (master only); it is closed here.
+        listener: The master's listening socket, closed here; None opens one.
 
     Raises:
         ConfigError: an address cannot be used.
@@ -115,19 +115,16 @@ class _Joiner:
             if peer_links:
                 listener = stack.enter_context(open_listener(bind, 0, self._trust))
                 port = listener.getsockname()[1]
-            hello = Hello(
-                self._me.rank, self._me.world_size, self._me.fingerprint, bind if port else "", port
-            )
+            me = self._me
+            hello = Hello(me.rank, me.world_size, me.fingerprint, bind if port else "", port)
             with ExitStack() as undo:
                 sockets: dict[int, socket.socket] = {}
                 addresses = self._call(MASTER_RANK, master, hello, sockets, undo)
                 if peer_links:
-                    for rank in range(1, self._me.rank):
+                    for rank in range(1, me.rank):
                         self._call(rank, addresses[rank], hello, sockets, undo)
-                    higher = set(range(self._me.rank + 1, self._me.world_size))
-                    sockets |= _welcome_all(
-                        listener, self._me, higher, self._limits, self._deadline
-                    )
+                    higher = set(range(me.rank + 1, me.world_size))
+                    sockets |= _welcome_all(listener, me, higher, self._limits, self._deadline)
                 undo.pop_all()
         return sockets
 

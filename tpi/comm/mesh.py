@@ -1,8 +1,8 @@
 """`SocketMesh`: the connections of one rank, and who waits how long for whom.
 
-`transfer` is the heart: it starts all sends, posts all receives and then sleeps in one `poll` over
-all peers until everything is done, somebody is lost, somebody reports an error, or a deadline of
-`deadlines.py` has passed. `join.py` makes a mesh; `Channel` moves the bytes of one peer.
+`transfer` starts all sends, posts all receives and sleeps in one `poll` over all peers until
+everything is done, a peer is lost or reports an error, or a deadline has passed. `join.py` makes a
+mesh; `Channel` moves the bytes of one peer.
 """
 
 import logging

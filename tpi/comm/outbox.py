@@ -81,12 +81,8 @@ class Heartbeat:
     """Sends one heartbeat frame a period to every peer; never waits for any of them.
 
     It takes some ten microseconds a second, and the thread that computes inside torch or NumPy has
-    given up the interpreter's lock, so that nothing is disturbed.
-
-    Args:
-        outboxes: Whom to tell.
-        make_frame: Gives the frame, with the progress of the moment.
-        period_s: Between two heartbeats.
+    given up the interpreter's lock, so nothing is disturbed. `make_frame` gives the frame with the
+    progress of the moment.
     """
 
     def __init__(
