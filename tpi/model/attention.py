@@ -3,7 +3,7 @@
 Query heads fall into segments that are uniform (every KV head serves as many query heads): one
 segment where heads are cut at KV-group boundaries, up to three where a group is cut. Left-padded
 sequences are attended one by one, without their padding, so no mask knows about pads and no row
-is masked entirely. Read `attend` first.
+is masked entirely.
 """
 
 from collections.abc import Sequence

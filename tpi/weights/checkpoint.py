@@ -1,9 +1,8 @@
 """Checkpoints as something that tensors are read from, a chunk of rows at a time.
 
-`TensorSource` is the seam: `HFCheckpoint` reads a Hugging Face folder, `SyntheticSource` (its own
-module) makes numbers up. `open_checkpoint` checks everything that can be checked without reading
-weights: files, headers, names, shapes, dtypes. Weights are read with `pread`, never mapped, since
-mapped pages count as this process's memory, and nothing in a folder is ever executed.
+`HFCheckpoint` is the `TensorSource` of a Hugging Face folder; `synthetic.py` has another.
+`open_checkpoint` checks files, headers, names, shapes and dtypes. Weights are read with `pread`,
+never mapped, since mapped pages count as memory. Nothing in a folder is executed.
 """
 
 import hashlib
@@ -82,10 +81,7 @@ class TensorSource(Protocol):
 
 
 def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor that a checkpoint of this model must hold.
-
-    In the order of use. With tied embeddings there is no `lm_head.weight`.
-    """
+    """Name and shape of every tensor that a checkpoint of this model must hold, in order of use."""
     blocks = rank_blocks(config, make_shard_plan(config, 1), 0, config.dtype)
     return {t.source.name: t.source.shape for block in blocks for t in block.tensors}
 
@@ -257,8 +253,7 @@ def open_checkpoint(folder: Path) -> HFCheckpoint:
 
     Raises:
         ConfigError: config.json is missing, malformed, or of a model that does not run.
-        WeightsError: No safetensors files, a path that leaves the folder, something that is not
-            a regular file, a damaged header, a tensor that is missing, of a wrong shape or dtype.
+        WeightsError: A file or tensor is missing, damaged, or not what config.json says.
     """
     return HFCheckpoint(folder, load_config(folder))
 

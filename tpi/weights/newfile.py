@@ -2,7 +2,7 @@
 
 A `NewFile` grows under a temporary name and gets its own when it is complete and durable. A
 `WriteQueue` owns two threads, one that hashes and one that writes, so that the caller makes the
-next bytes meanwhile; what waits in it is bounded. Read `WriteQueue.append` first.
+next bytes meanwhile; what waits in it is bounded.
 """
 
 import contextlib

@@ -3,7 +3,6 @@
 Each chunk of rows is read once and its pieces go to the files of all ranks, which are hashed
 while written. The journal says which blocks are complete and durable; manifests come last, so a
 folder that looks finished is finished, and running an interrupted split again does the rest.
-Read `split`, then `_write_block`.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,10 +1,9 @@
 """Hash block files once: a stamp beside the folder remembers which files were found good.
 
 The stamp is inode, size, mtime and ctime of every file; where one differs, that file is hashed
-again. It lies beside the folder (`<folder>.verified.json`), because a shard folder is read-only
-in use, and is only a saving: a folder whose parent cannot be written is hashed every time.
-Whoever can write beside the folder can forge it: it guards against damage and mix-ups, and the
-hash in the manifest against damage on the way here.
+again. It lies beside the folder (`<folder>.verified.json`), because a shard folder is read-only in
+use; if it cannot be written there, the folder is hashed every time. A process that can write beside
+the folder can forge it: it guards against damage and mix-ups only.
 """
 
 import hashlib
@@ -61,20 +60,12 @@ def stamp_path(folder: Path) -> Path:
 def verify_once(folder: Path, entries: Sequence["BlockEntry"], dtype: str, manifest: bytes) -> int:
     """Hash the files that are not known to be good; files that are one inode are hashed once.
 
-    What is known of the folder's other files stays known.
-
-    Args:
-        folder: The shard folder.
-        entries: Its blocks, or some of them.
-        dtype: Storage dtype of all their tensors.
-        manifest: The bytes of its manifest; other bytes void the whole stamp.
-
-    Returns:
-        The number of bytes that were hashed.
+    `entries` may be some of the folder's blocks: what is known about the others stays known. Other
+    bytes of `manifest` void the whole stamp. Returns the number of bytes that were hashed.
 
     Raises:
-        WeightsError: A file does not have the hash of the manifest, holds NaN or infinity, or
-            cannot be read.
+        WeightsError: A file does not have the manifest's hash, holds NaN or infinity, or cannot be
+            read.
     """
     digest = hashlib.sha256(manifest).hexdigest()
     known = _read_stamp(stamp_path(folder), digest)
