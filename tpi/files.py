@@ -33,20 +33,16 @@ class ClosedAtExit:
         self.close()
 
 
-def open_regular(path: Path, error: ErrorType, *, follow: bool = False, flags: int = 0) -> int:
+def open_regular(path: Path, error: ErrorType, *, follow: bool = False) -> int:
     """Open a regular file for reading and return its descriptor, which the caller closes.
 
-    Args:
-        path: The file.
-        error: The class of error to raise.
-        follow: Whether the last part of the path may be a symbolic link (a Hugging Face cache
-            is made of them); its target must still be a regular file.
-        flags: Further flags for `os.open`, e.g. O_DIRECT.
+    With `follow` the last part of the path may be a symbolic link (a Hugging Face cache is made of
+    them); its target must still be a regular file.
 
     Raises:
         error: The file is missing, unreadable, or not a regular file. Never blocks on a FIFO.
     """
-    flags |= os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
     flags |= 0 if follow else os.O_NOFOLLOW
     try:
         # Look before opening: to open a device or a FIFO can have effects of its own.
@@ -69,6 +65,14 @@ def _kind(mode: int) -> str:
         stat.S_IFSOCK: "a socket", stat.S_IFBLK: "a device", stat.S_IFCHR: "a device",
     }  # fmt: skip
     return names.get(stat.S_IFMT(mode), "something else")
+
+
+def read_full(fd: int, into: memoryview, offset: int) -> int:
+    """Fill `into` from `offset` on as far as the file goes; returns the number of bytes read."""
+    count = 0
+    while count < len(into) and (more := os.preadv(fd, [into[count:]], offset + count)):
+        count += more
+    return count
 
 
 def read_small_file(path: Path, max_bytes: int, error: ErrorType, *, follow: bool = False) -> bytes:

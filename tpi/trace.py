@@ -51,19 +51,14 @@ _ROW_NAMES = {
 
 
 class Span(NamedTuple):
-    """One finished span; times from CLOCK_MONOTONIC.
-
-    Attributes:
-        kind: Of the block that it belongs to, and `layer` its index; empty if to none.
-        step: Which pass it belongs to; negative where nobody said.
-    """
+    """One finished span; times from CLOCK_MONOTONIC."""
 
     name: str
     start_ns: int
     end_ns: int
-    kind: str = ""
+    kind: str = ""  # of its block, and `layer` the block's index; empty if it belongs to none
     layer: int = 0
-    step: int = -1
+    step: int = -1  # the pass it belongs to; negative if that is not known
 
     @property
     def label(self) -> str:
@@ -73,16 +68,12 @@ class Span(NamedTuple):
 
 @dataclass
 class Tracer:
-    """Sums seconds by span name; keeps the spans too when `keep` is true.
-
-    Attributes:
-        is_full: Whether spans were not kept because there were `MAX_SPANS` already.
-    """
+    """Sums seconds by span name; keeps the spans too when `keep` is true."""
 
     keep: bool = False
     totals_ns: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
     spans: list[Span] = field(default_factory=list)
-    is_full: bool = False
+    is_full: bool = False  # spans were not kept because there were `MAX_SPANS` already
 
     @contextmanager
     def span(self, name: str, kind: str = "", layer: int = 0) -> Iterator[None]:
@@ -94,13 +85,7 @@ class Tracer:
             self.add(name, start_ns, time.monotonic_ns(), kind, layer)
 
     def add(
-        self,
-        name: str,
-        start_ns: int,
-        end_ns: int,
-        kind: str = "",
-        layer: int = 0,
-        step: int = -1,
+        self, name: str, start_ns: int, end_ns: int, kind: str = "", layer: int = 0, step: int = -1
     ) -> None:
         """Record a span that was timed by the caller (cheaper in inner loops)."""
         self.totals_ns[name] += end_ns - start_ns

@@ -31,8 +31,7 @@ class Segment:
 def make_segments(local_kv_of_q: Sequence[int]) -> tuple[Segment, ...]:
     """Group neighbouring KV heads that serve equally many query heads.
 
-    Args:
-        local_kv_of_q: For each local query head its local KV head, ascending without gaps.
+    `local_kv_of_q` has for each local query head its local KV head, ascending without gaps.
     """
     sizes = [len(list(group)) for _, group in groupby(local_kv_of_q)]
     segments: list[Segment] = []

@@ -117,18 +117,19 @@ def published_block_bytes(
 
 
 def published_peak_bytes(
-    config: ModelConfig, share: float, window: int, *, is_master: bool, gamma: float = 1.0
+    config: ModelConfig, share: float, window: int, *, is_master: bool
 ) -> float:
     """Return a device's peak memory in float32: Prop. 5, eq. (7) for the master, (8) for a worker.
 
-    The paper gives no gamma; the one that fits its tables runs from 1.4 to 1.8. For window 2
-    eq. (7) does not depend on the share although the measurements do. Ours: `tpi.planner.memory`.
+    Without its factor gamma for whatever else there is, which the paper does not give; what fits
+    its tables runs from 1.4 to 1.8. For window 2 eq. (7) does not depend on the share although the
+    measurements do. Ours: `tpi.planner.memory`.
     """
     size = published_block_bytes(config, share * config.num_kv_heads, share * config.ffn_size)
     if not is_master:
-        return gamma * (window // 2 * size["attention"] + (window + 1) // 2 * size["ffn"])
+        return window // 2 * size["attention"] + (window + 1) // 2 * size["ffn"]
     if window == 1:
-        return gamma * size["postprocess"]
+        return size["postprocess"]
     blocks = (window - 2) // 2 * size["attention"] + (window - 1) // 2 * size["ffn"]
     # At a token's end: the head of this token and the embedding of the next.
-    return gamma * (size["preprocess"] + size["postprocess"] + blocks)
+    return size["preprocess"] + size["postprocess"] + blocks

@@ -262,11 +262,7 @@ def _explain_header(fd: int, entry: BlockEntry) -> None:
 
 
 def tensor_views(entry: BlockEntry, buffer: memoryview) -> "dict[str, torch.Tensor]":
-    """The tensors of a block file as views of its bytes: no copy.
-
-    Args:
-        entry: The block.
-        buffer: Writable; starts with the file's byte 0. It must outlive the tensors.
+    """The tensors of a block file as views of its bytes, in a writable buffer that outlives them.
 
     Raises:
         WeightsError: The buffer is shorter than the file.

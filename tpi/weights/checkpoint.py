@@ -21,7 +21,7 @@ from msgspec import Struct
 
 from tpi.decode import decode, shown
 from tpi.errors import WeightsError
-from tpi.files import ClosedAtExit, open_regular, read_small_file, write_atomic
+from tpi.files import ClosedAtExit, open_regular, read_full, read_small_file, write_atomic
 from tpi.model_config import DTYPE_BYTES, ModelConfig, load_config
 from tpi.weights.dtypes import RAW_DTYPES, RawArray
 from tpi.weights.layout import SAFETENSORS_DTYPES
@@ -235,17 +235,14 @@ class HFCheckpoint(ClosedAtExit):
         return f"checkpoint {sha.hexdigest()}"
 
     def _read(self, path: Path, start: int, buffer: memoryview, name: str) -> None:
-        while buffer:
-            try:
-                count = os.preadv(self._fds[path], [buffer], start)
-            except OSError as exc:
-                raise WeightsError(f"{path}: tensor {name}: cannot be read: {exc}") from exc
-            if count == 0:
-                raise WeightsError(
-                    f"{path}: tensor {name}: file ends at byte {start}; download it again"
-                )
-            start += count
-            buffer = buffer[count:]
+        try:
+            count = read_full(self._fds[path], buffer, start)
+        except OSError as exc:
+            raise WeightsError(f"{path}: tensor {name}: cannot be read: {exc}") from exc
+        if count < len(buffer):
+            raise WeightsError(
+                f"{path}: tensor {name}: file ends at byte {start + count}; download it again"
+            )
 
 
 def open_checkpoint(folder: Path) -> HFCheckpoint:

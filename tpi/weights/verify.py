@@ -19,7 +19,7 @@ from msgspec import Struct, to_builtins
 
 from tpi.decode import decode_file
 from tpi.errors import WeightsError
-from tpi.files import open_regular, write_atomic
+from tpi.files import open_regular, read_full, write_atomic
 
 if TYPE_CHECKING:
     from tpi.weights.blockfile import BlockEntry
@@ -114,7 +114,7 @@ def _hash_file(fd: int, entry: "BlockEntry", dtype: str) -> str:
     data_offset = entry.places[0].offset  # before it is text, which is not to be taken for NaN
     try:
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
-        while count := _read_full(fd, view, offset):
+        while count := read_full(fd, view, offset):
             sha.update(view[:count])
             data = slice(max(data_offset - offset, 0) // bits.itemsize, count // bits.itemsize)
             np.bitwise_and(bits[data], exponent, out=masked[data])
@@ -128,16 +128,6 @@ def _hash_file(fd: int, entry: "BlockEntry", dtype: str) -> str:
     except OSError as exc:
         raise WeightsError(f"{entry.path}: cannot be read at {offset}: {exc.strerror}") from exc
     return sha.hexdigest()
-
-
-def _read_full(fd: int, view: memoryview, offset: int) -> int:
-    count = 0
-    while count < len(view):
-        more = os.preadv(fd, [view[count:]], offset + count)
-        if not more:
-            break
-        count += more
-    return count
 
 
 def _read_stamp(path: Path, digest: str) -> dict[str, Stamp]:

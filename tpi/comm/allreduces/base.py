@@ -138,20 +138,14 @@ class MessageNetwork(Protocol):
 
 
 class AllReduceAlgorithm:
-    """One way to a sum that every rank gets. It has no state; one instance serves all ranks.
+    """One way to a sum that every rank gets. It has no state; one instance serves all ranks."""
 
-    Attributes:
-        name: What `allreduce=` and `--allreduce` call it.
-        needs_peer_links: Whether workers send to each other, or to the master alone.
-        inbox_is_by_rank: Whether place i of the master's inbox holds all of the i-th worker's
-            vector at the end, so that the master can tell whose part is not finite.
-        in_paper: Whether arXiv:2410.00531 gives its cost (`published_traversals`).
-    """
-
-    name: ClassVar[str]
-    needs_peer_links: ClassVar[bool] = True
+    name: ClassVar[str]  # what `allreduce=` and `--allreduce` call it
+    needs_peer_links: ClassVar[bool] = True  # workers send to each other, not to the master alone
+    # Whether place i of the master's inbox holds all of the i-th worker's vector at the end, so
+    # that the master can tell whose part is not finite.
     inbox_is_by_rank: ClassVar[bool] = False
-    in_paper: ClassVar[bool] = False
+    in_paper: ClassVar[bool] = False  # arXiv:2410.00531 gives its `published_traversals`
 
     def run(self, call: Call, num_elements: int) -> None:
         """Leave the sum over all ranks in the vector of the call, the same bits on every rank."""
@@ -162,12 +156,9 @@ class AllReduceAlgorithm:
         self._lacks("simulate", "which messages it sends")
 
     def closed_form_s(self, world_size: int, delay_s: float, payload_s: float) -> float:
-        """Return the least time between two ranks or more; see `cost_s`.
+        """Return the least time of one sum between two ranks or more; see `cost_s`.
 
-        Args:
-            world_size: Devices.
-            delay_s: One-way delay between two devices.
-            payload_s: What the vector of one rank takes a port.
+        A vector of one rank takes a port `payload_s`.
         """
         self._lacks("closed_form_s", "what it costs")
 
@@ -180,34 +171,25 @@ class AllReduceAlgorithm:
 
         Source: arXiv:2410.00531, Prop. 1 and 2; the general number of devices is ours.
         """
-        self._is_not_in_paper()
+        raise ConfigError(f"allreduce: the paper gives no cost for {self.name!r}")
 
     def cost_s(self, *, world_size: int, num_bytes: int, delay_s: float, rate_bps: float) -> float:
         """Return the least time of one sum, payloads passing each port one after another.
 
-        Args:
-            world_size: Devices.
-            num_bytes: Payload of one rank.
-            delay_s: One-way delay between two devices.
-            rate_bps: Bits per second of every device's port, each way.
+        `delay_s` is one way between two devices, `rate_bps` bits a second of a port, each way.
         """
         if world_size == 1:
             return 0.0
         return self.closed_form_s(world_size, delay_s, 8 * num_bytes / rate_bps)
 
-    def published_link_s(
-        self, *, hop_s: float, world_size: int = 8, hops_per_path: int = 4
-    ) -> float:
+    def published_link_s(self, *, hop_s: float, world_size: int = 8) -> float:
         """Return the latency part of one sum on the paper's testbed.
 
         Source: arXiv:2410.00531, Prop. 1 and 2, topology of A.7 (four links between two devices).
         """
-        return self.published_traversals(world_size) * hops_per_path * hop_s
+        return self.published_traversals(world_size) * 4 * hop_s
 
     def _lacks(self, method: str, what: str) -> NoReturn:
         raise ConfigError(
             f"allreduce {self.name}: {type(self).__name__} does not say {what}: it has no {method}"
         )
-
-    def _is_not_in_paper(self) -> NoReturn:
-        raise ConfigError(f"allreduce: the paper gives no cost for {self.name!r}")
