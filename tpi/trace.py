@@ -1,9 +1,9 @@
 """Where the time goes: named spans, summed always and kept one by one when asked.
 
-`Tracer` is passed to whoever has something to time. Summing costs two clock reads a span; keeping
-the single spans (for a timeline) is off unless `keep` is set, and costs about 210 bytes a span,
-which count as the program's memory. Several threads may use one tracer as long as each has names
-of its own: a sum is not safe between two threads, the list of spans is.
+Summing costs two clock reads a span. Keeping the single spans (for a timeline) is off unless `keep`
+is set, and costs about 210 bytes a span of the program's memory. Several threads may use one
+tracer as long as each has names of its own: a sum is not safe between two threads, the list of
+spans is.
 
 A `spans` event has rows [name, start_ns, end_ns, label]: what was done, when (CLOCK_MONOTONIC), and
 for which block (`attn.3`, `ffn.3`, `head.0`, or nothing). A span of `load` may run beside the

@@ -59,7 +59,7 @@ class StepBroadcast:
         max_elements: Most elements of a hidden state.
         hidden_size: Its width, or None for any.
         source: The rank that sends to this one.
-        targets: Whom it sends to; None for all workers on the master, and nobody on a worker.
+        targets: The ranks it sends to; None for all workers on the master, for none on a worker.
         tracer: Gets `span` for sends, and for waits within a request.
     """
 

@@ -1,8 +1,8 @@
 """One peer's socket: frames in, frames out, nothing ever waits here.
 
 `send` gives the kernel what it takes at once and keeps the rest for `flush`; `receive` reads what
-is there, straight into the place that `post` named. Who waits, for what and how long is the
-mesh's affair. The heartbeat thread uses `outbox.beat` only; all else belongs to one thread.
+is there, straight into the place that `post` named. The mesh does all waiting. The heartbeat
+thread uses `outbox.beat` only; all else belongs to one thread.
 
 A frame is compared with the plan before its payload is read. Where nothing is posted, headers are
 read up to the first tensor, so that heartbeats and an ABORT are seen; that header stays `pending`.

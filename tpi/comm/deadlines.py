@@ -68,7 +68,7 @@ def overdue(wait: Wait, limits: Deadlines, peer: int, where: str) -> TpiError | 
             f"rank {peer} lives but does not read: {wait.done} sent "
             f"in {limits.stall_s:g} s; {where}"
         )
-    # A peer that itself waits is not the culprit; whoever waits for the culprit says so first.
+    # A peer that itself waits is not the culprit; the rank that waits for that one says so first.
     stall_s = limits.stall_s * (2 if wait.peer_waits else 1)
     if wait.receiving and not wait.idle and wait.still_s > stall_s:
         return PeerStalledError(

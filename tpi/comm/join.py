@@ -1,4 +1,4 @@
-"""From a spec to connected ranks: every worker calls the master, and says who it is.
+"""From a spec to connected ranks: every worker calls the master and names its rank and plan.
 
 The master answers WELCOME with the addresses of all ranks once all are there. For algorithms that
 need it, each worker then calls every worker of a lower rank in the same way. `acceptor.py` is the

@@ -215,7 +215,7 @@ class Window(ClosedAtExit):
                 self._state.set_loaded(position)
         except TpiError as exc:
             self._state.fail(exc)
-        except Exception as exc:  # noqa: BLE001 - whoever waits must learn that nothing will come
+        except Exception as exc:  # noqa: BLE001 - `hold` must learn that nothing will come
             self._state.fail(WeightsError(f"loader failed: {type(exc).__name__}: {exc}"))
 
     @contextmanager
