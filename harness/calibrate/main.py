@@ -1,9 +1,7 @@
 """Measure this machine for the simulator: `python -m harness.calibrate.main` (`make calibrate`).
 
-Four parts one after the other, about two minutes together: what computing costs
-(`calibration/kernels.py`), messages, the disk, and real programs. Every figure is the median of
-interleaved repeats. Nothing else should run meanwhile: another harness is not allowed to. Read
-`calibrate`, then `main`.
+Four parts, about two minutes together: kernels, messages, the disk, and real programs. Every figure
+is the median of interleaved repeats. Nothing else should run meanwhile.
 """
 
 import argparse
@@ -11,13 +9,14 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 
 from rich.console import Console
 
 from harness.calibrate.disk import measure_disk
-from harness.calibrate.kernels import measure_kernels, of_kind, tables
+from harness.calibrate.kernels import casts, measure_kernels, tables
 from harness.calibrate.messages import measure_messages
 from harness.calibrate.programs import measure_programs
 from harness.calibrate.sizes import Sizes
@@ -52,51 +51,30 @@ def calibrate(folder: Path, sizes: Sizes, live: Live) -> Calibration:
     with live.waiting("messages over loopback"):
         messages = measure_messages(sizes)
     with live.waiting(f"the disk of {folder}"):
-        disk = measure_disk(folder, sizes)
+        costs = asdict(messages) | asdict(measure_disk(folder, sizes))
     with live.waiting("programs on small models"):
-        programs = measure_programs(folder, sizes)
+        costs |= asdict(measure_programs(folder, sizes))
+    host = f"{facts.cpu_model}, {cores} cores at once, {date.today().isoformat()}"
+    sum_s, notes = costs.pop("sum_s"), (host, busy_words(facts.load_1m, cores), costs.pop("note"))
     return Calibration(
-        host="; ".join(
-            words
-            for words in (
-                f"{facts.cpu_model}, {cores} cores at once, {date.today().isoformat()}",
-                busy_words(facts.load_1m, cores),
-                disk.note,
-            )
-            if words
-        ),
+        host="; ".join(filter(None, notes)),
         cpu_model=facts.cpu_model or "",
         cores=cores,
         core_read_bps=1e9 * core_gbps,
         products=tables(kernels, "products"),
         linear=tables(kernels, "linear"),
         attend=tables(kernels, "attend"),
-        cast_bps=of_kind(kernels, "cast"),
-        block_s=programs.block_s,
+        cast_bps=casts(kernels),
         element_s=kernels["element"],
-        step_s=programs.step_s,
-        sum_call_s=max(0.0, programs.sum_s - 2 * (messages.send_s + messages.recv_s)),
-        send_s=messages.send_s,
-        recv_s=messages.recv_s,
-        packet_s=messages.packet_s,
         sum_bps=kernels["sum"],
-        disk_read_bps=disk.disk_read_bps,
-        disk_request_s=disk.disk_request_s,
-        read_cpu_bps=disk.read_cpu_bps,
         page_in_bps=kernels["page_in"],
-        hook_s=programs.hook_s,
-        library_layer_s=programs.library_layer_s,
-        library_step_s=programs.library_step_s,
-        swap_bps=disk.swap_bps,
-        start_s=programs.start_s,
-        library_start_s=programs.library_start_s,
-        library_bytes=programs.library_bytes,
-        library_anon_bytes=programs.library_anon_bytes,
+        sum_call_s=max(0.0, sum_s - 2 * (messages.send_s + messages.recv_s)),
+        **costs,
     )
 
 
 def busy_words(load: object, cores: int) -> str:
-    """What to say of a machine that had other things to do before; empty where it had not."""
+    """A note that the machine was busy before; empty if it was not."""
     if not isinstance(load, float) or load <= _QUIET_LOAD * cores:
         return ""
     return f"busy with other work (load {load:.3g}), so it looks slower than it is"
@@ -151,7 +129,7 @@ def _alone() -> Iterator[None]:
         try:
             stack.enter_context(host_lock(allow_concurrent=False))
         except DeviceError as exc:
-            # What a run is then advised to do would spoil every figure here.
+            # The advice to run beside it would spoil every figure here.
             raise DeviceError(str(exc).partition(", or give ")[0]) from exc
         yield
 
