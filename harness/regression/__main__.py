@@ -1,9 +1,8 @@
 """Compare this tree with its base commit: `python -m harness.regression --help`.
 
-Counters first (`counters.py`), which are the same on any machine, then timings in turns
-(`timings.py`); `verdict.py` says what a regression is, `base.py` what it is compared with. Exit
-status 0 also where there is nothing to compare with yet, and 1 for a regression. Read `compare`
-first.
+Counters come first (`counters.py`), which are the same on any machine, then timings
+(`timings.py`). `verdict.py` decides what a regression is. The exit status is 1 for a regression,
+and 0 also if there is nothing to compare with.
 """
 
 import argparse
@@ -17,10 +16,16 @@ from rich.console import Console
 
 from harness.regression.base import Base, NoBaselineError, checked_out, describe_head, find_base
 from harness.regression.counters import compare_counters
-from harness.regression.table import markdown, rich_table
 from harness.regression.timings import ROUNDS, STARTS, Amount, measure_timings
 from harness.regression.tree import Tree
-from harness.regression.verdict import NO_BASELINE, UNCLEAR, Finding, regressions
+from harness.regression.verdict import (
+    NO_BASELINE,
+    UNCLEAR,
+    Finding,
+    markdown,
+    regressions,
+    rich_table,
+)
 from harness.run.signals import GracefulShutdown, ignore_signals
 from testbed.host.hostlock import host_lock
 from tpi.errors import EXIT_INTERRUPTED, EXIT_OK, ConfigError, ResourceError, TpiError
