@@ -1,6 +1,6 @@
 """Allreduce latency over link delay, measured on the emulated network beside its closed forms.
 
-    python -m harness.paper.allreduce_study --out results/published/allreduce.json
+    lab allreduce-study --out results/published/allreduce.json
 
 The paper's Figure 3 and Proposition 2: star, tree and ring on N containers joined by links of
 `--delays` (device to core, one way), for payloads of `--bytes`. All ranks start a round at the same
@@ -276,7 +276,7 @@ class _Parser(argparse.ArgumentParser):
 
 def parse(argv: Sequence[str]) -> Asked:
     """The options in the arguments; raises ConfigError if they cannot be used."""
-    parser = _Parser(prog="python -m harness.paper.allreduce_study")
+    parser = _Parser(prog="lab allreduce-study")
     parser.add_argument("--devices", type=int, default=8)
     parser.add_argument("--delays", type=_list_of(float, "0,1,2"), default=(0, 1, 2, 4, 6, 8, 10),
                         help="ms, device to core, one way")  # fmt: skip
@@ -306,7 +306,3 @@ def _list_of(
             ) from None
 
     return read
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -5,7 +5,7 @@ from contextlib import nullcontext
 
 import pytest
 
-from harness.regression import __main__ as command
+from harness.regression import main as command
 from harness.regression.verdict import NO_BASELINE, UNCLEAR, Finding, markdown, rich_table
 from testbed.base import DeviceError
 from tests.harness.regression.test_base import commit, git

@@ -1,4 +1,4 @@
-"""Compare this tree with its base commit: `python -m harness.regression --help`.
+"""Compare this tree with its base commit: `lab regression`.
 
 Counters come first (`counters.py`), which are the same on any machine, then timings
 (`timings.py`). `verdict.py` decides what a regression is. The exit status is 1 for a regression,
@@ -26,8 +26,9 @@ from harness.regression.verdict import (
     regressions,
     rich_table,
 )
-from harness.run.signals import GracefulShutdown, ignore_signals
+from harness.run.signals import GracefulShutdown
 from testbed.host.hostlock import host_lock
+from tpi.command_line import Parser
 from tpi.errors import EXIT_INTERRUPTED, EXIT_OK, ConfigError, ResourceError, TpiError
 from tpi.files import write_atomic
 
@@ -116,7 +117,9 @@ def _run(repo: Path, args: argparse.Namespace, console: Console) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m harness.regression", description=__doc__)
+    parser = Parser(
+        prog="lab regression", description="Compare this tree with its base commit, in one job."
+    )
     parser.add_argument(
         "--base", metavar="REF", help="commit to compare with (default: where this branch left "
         "origin/main, or the commit before HEAD)",
@@ -132,9 +135,3 @@ def _parser() -> argparse.ArgumentParser:
         "--allow-concurrent", action="store_true", help="run beside another run on this host"
     )
     return parser
-
-
-if __name__ == "__main__":
-    exit_status = main()
-    ignore_signals()
-    sys.exit(exit_status)
