@@ -6,7 +6,7 @@ is the median of interleaved repeats. Nothing else should run meanwhile.
 
 import argparse
 import contextlib
-import sys
+import functools
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -22,15 +22,15 @@ from harness.calibrate.programs import measure_programs
 from harness.calibrate.sizes import Sizes
 from harness.calibrate.table import calibration_table
 from harness.progress.live import Live
+from harness.run.failure import run_command
 from harness.run.session import WIDTH
-from harness.run.signals import GracefulShutdown
 from testbed.base import DeviceError
 from testbed.host.environment import host_environment
 from testbed.host.hostlock import host_lock
 from testbed.host.hostprobe import core_read_gbps
 from testbed.sim.calibration import Calibration, load_calibration, save_calibration
 from tpi.command_line import Parser
-from tpi.errors import EXIT_INTERRUPTED, EXIT_OK, ConfigError, ResourceError, TpiError, map_errors
+from tpi.errors import EXIT_OK, ConfigError, ResourceError, map_errors
 
 DEFAULT_DIR = Path("weights")
 FILE_NAME = "calibration.json"
@@ -85,19 +85,11 @@ def main(argv: Sequence[str] | None = None, sizes: Sizes | None = None) -> int:
     """Run the command line; returns the exit status."""
     arguments = _parser().parse_args(argv)
     out = Path(arguments.out or arguments.dir / FILE_NAME)
-    try:
-        with GracefulShutdown():
-            _run(arguments.dir, out, sizes or Sizes())
-    except TpiError as exc:
-        sys.stderr.write(f"calibrate: {' '.join(str(exc).split())}\n")
-        return exc.exit_status
-    except KeyboardInterrupt:
-        sys.stderr.write("calibrate: interrupted; nothing was written\n")
-        return EXIT_INTERRUPTED
-    return EXIT_OK
+    run = functools.partial(_run, arguments.dir, out, sizes or Sizes())
+    return run_command("calibrate", run, "interrupted; nothing was written")
 
 
-def _run(folder: Path, out: Path, sizes: Sizes) -> None:
+def _run(folder: Path, out: Path, sizes: Sizes) -> int:
     console = Console(highlight=False)
     with map_errors({OSError: ConfigError}, f"--dir {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -117,15 +109,12 @@ def _run(folder: Path, out: Path, sizes: Sizes) -> None:
         f"written: {out}; python run.py testbed=sim testbed.calibration={out}",
     ):
         console.print(line, markup=False, soft_wrap=True)
+    return EXIT_OK
 
 
 @contextlib.contextmanager
 def _alone() -> Iterator[None]:
-    """Be the only harness on this host.
-
-    Raises:
-        DeviceError: There is another.
-    """
+    """Be the only harness on this host; raises DeviceError if there is another."""
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(host_lock(allow_concurrent=False))
@@ -136,11 +125,11 @@ def _alone() -> Iterator[None]:
 
 
 def _before(out: Path) -> tuple[Calibration | None, str]:
-    """What was known before, for comparison: of the file, else the reference."""
+    """The calibration to compare with, and its name: the file's, else the reference."""
     for path in (out if out.exists() else None, None):
         try:
             known = load_calibration(path)
-        except (ConfigError, OSError):  # one of an older program is no reason to stop
+        except (ConfigError, OSError):  # a file of an older program is no reason to stop
             continue
         return known, f"{path or 'the reference'} ({known.host})"
     return None, "nothing"

@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -28,8 +29,8 @@ from rich.table import Table
 
 from harness.paper.allreduce_file import Asked, keep_aside
 from harness.run.emulation import open_testbed
+from harness.run.failure import run_command
 from harness.run.scratch import scratch_folder
-from harness.run.signals import GracefulShutdown
 from results.paper.cells.allreduce import Point
 from testbed.base import Device, DeviceError, Inbox, Process, make_inbox
 from testbed.docker.watchdog import janitor
@@ -39,7 +40,7 @@ from testbed.limits.limits import DeviceLimits
 from testbed.links.link import LinkSpec, wire_bytes
 from tpi.comm.allreduces.registry import PAPER_ALLREDUCES, find_allreduce
 from tpi.decode import decode
-from tpi.errors import EXIT_INTERRUPTED, ConfigError, TpiError
+from tpi.errors import EXIT_OK, ConfigError
 
 _HOPS_TO_CORE = 2  # of the paper's topology: device, gateway, core
 _START_S, _LEAD_S, _ANSWER_S = 180.0, 0.05, 60.0
@@ -233,27 +234,19 @@ def markdown(points: Sequence[Point]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the study; returns the exit status."""
-    try:
-        with GracefulShutdown():
-            carry_out(sys.argv[1:] if argv is None else argv, Console(highlight=False))
-    except TpiError as exc:
-        sys.stderr.write(f"allreduce_study: {exc}\n")
-        return exc.exit_status
-    except OSError as exc:
-        sys.stderr.write(f"allreduce_study: {exc}\n")
-        return DeviceError.exit_status
-    except KeyboardInterrupt:
-        sys.stderr.write("allreduce_study: interrupted; with --out the same command goes on\n")
-        return EXIT_INTERRUPTED
-    return 0
+    given = sys.argv[1:] if argv is None else argv
+    run = partial(carry_out, given, Console(highlight=False))
+    words = "interrupted; with --out the same command goes on"
+    return run_command("allreduce_study", run, words)
 
 
-def carry_out(argv: Sequence[str], console: Console) -> None:
+def carry_out(argv: Sequence[str], console: Console) -> int:
     """Run the study that the arguments ask for and show it; raises TpiError if it cannot be."""
     asked = parse(argv)
     with host_lock(allow_concurrent=False), janitor(RunLabel.mine("all")):
         points = study(asked, console)
     show(points, console)
+    return EXIT_OK
 
 
 def predicted_s(asked: Asked) -> float:

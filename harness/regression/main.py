@@ -26,10 +26,10 @@ from harness.regression.verdict import (
     regressions,
     rich_table,
 )
-from harness.run.signals import GracefulShutdown
+from harness.run.failure import run_command
 from testbed.host.hostlock import host_lock
 from tpi.command_line import Parser
-from tpi.errors import EXIT_INTERRUPTED, EXIT_OK, ConfigError, ResourceError, TpiError
+from tpi.errors import EXIT_OK, ConfigError
 from tpi.files import write_atomic
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -80,26 +80,20 @@ def main(argv: Sequence[str] | None = None, repo: Path = ROOT) -> int:
     """Run from the command line; returns the exit status."""
     args = _parser().parse_args(argv)
     console = Console(width=None if sys.stdout.isatty() else _WIDTH)
-    with GracefulShutdown():
+
+    def run() -> int:
         try:
             return _run(repo, args, console)
         except NoBaselineError as exc:
             console.print(f"bench: no baseline yet: {exc}", highlight=False, markup=False)
             return exc.exit_status
-        except TpiError as exc:
-            sys.stderr.write(f"bench: {' '.join(str(exc).split())}\n")
-            return exc.exit_status
-        except OSError as exc:
-            sys.stderr.write(f"bench: {exc}\n")
-            return ResourceError.exit_status
-        except KeyboardInterrupt:
-            sys.stderr.write("bench: interrupted\n")
-            return EXIT_INTERRUPTED
+
+    return run_command("bench", run, "interrupted")
 
 
 def _run(repo: Path, args: argparse.Namespace, console: Console) -> int:
     amount = Amount(args.starts, args.rounds)
-    if args.out is not None:  # what cannot be written is said before minutes have passed
+    if args.out is not None:  # refused before minutes have passed
         args.out.parent.mkdir(parents=True, exist_ok=True)
         if args.out.is_dir():
             raise ConfigError(f"--out {args.out}: is a folder, expected a file")
