@@ -16,7 +16,7 @@ from tpi.units import format_bytes, parse_bytes
 _MAX_COUNT = 1_000_000
 
 
-def check_fields(config: object, prefix: str = "") -> None:
+def check_fields(config: Any, prefix: str = "") -> None:
     """Apply the checks in the annotations of a dataclass; None, where allowed, is not checked."""
     for name, check in _checks(type(config)):
         value = getattr(config, name)

@@ -1,6 +1,6 @@
-"""The plot of a sweep: token latency, time to first token and peak memory over what was swept.
+"""The plot of a sweep: token latency, time to first token and peak memory.
 
-Over a numeric option it is a line per system (and per value of the other swept options); else
+Over a numeric option there is a line per system (and per value of the other swept options); else
 groups of bars, one group per job and one bar per system.
 """
 
@@ -31,8 +31,8 @@ _UNITS = {
     "window": "blocks",
 }
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([KMG])iB")
-_MARKERS = "os^Dvx+*"  # lines that cover each other are told apart by them
-_LARGE_RANGE = 20  # of the values on an axis, from which on it is logarithmic
+_MARKERS = "os^Dvx+*"  # they tell lines apart that cover each other
+_LARGE_RANGE = 20  # an axis with a larger range of values is logarithmic
 Series = dict[str, list[tuple[float, RunRecord]]]
 Metric = Callable[[RunRecord], float | None]
 
@@ -57,7 +57,7 @@ def draw(names: Sequence[str], lines: Sequence[Line], path: Path) -> None:
 
 
 def x_axis(names: Sequence[str], lines: Sequence[Line]) -> int | None:
-    """Which swept option is drawn to the right: the numeric one with most values, if any."""
+    """The swept option on the x axis: the numeric one with most values, if any."""
     values = {
         i: {line.swept[i] for line in lines}
         for i in range(len(names))
