@@ -5,8 +5,7 @@ expected. A check returns the value in its one form (`4GiB` becomes bytes). It c
 annotation of a dataclass's field, where `check_fields` applies it.
 """
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, get_type_hints
 
@@ -18,16 +17,11 @@ _MAX_COUNT = 1_000_000
 
 def check_fields(config: Any, prefix: str = "") -> None:
     """Apply the checks in the annotations of a dataclass; None, where allowed, is not checked."""
-    for name, check in _checks(type(config)):
-        value = getattr(config, name)
-        if value is not None:
-            setattr(config, name, check(prefix + name, value))
-
-
-@functools.cache
-def _checks(cls: type) -> list[tuple[str, Callable[[str, Any], Any]]]:
-    hints = get_type_hints(cls, include_extras=True)
-    return [(name, c) for name, hint in hints.items() for c in getattr(hint, "__metadata__", ())]
+    for name, hint in get_type_hints(type(config), include_extras=True).items():
+        for check in getattr(hint, "__metadata__", ()):
+            value = getattr(config, name)
+            if value is not None:
+                setattr(config, name, check(prefix + name, value))
 
 
 def check_count(

@@ -65,11 +65,7 @@ class ProgramCosts:
 
 
 def measure_programs(folder: Path, sizes: Sizes) -> ProgramCosts:
-    """Serve every case on both models, in turns.
-
-    Raises:
-        ResourceError: A program did not answer.
-    """
+    """Serve every case on both models, in turns. Raises ResourceError: A program did not answer."""
     found: dict[tuple[Case, int], list[RepeatMetrics]] = {}
     with tempfile.TemporaryDirectory(dir=folder, prefix=".calibrate-") as name:
         work = Path(name).absolute()
