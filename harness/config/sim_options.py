@@ -50,9 +50,7 @@ def refuse_ignored(overrides: Sequence[str]) -> None:
 
 def _of_any_rank(key: str) -> str:
     """`testbed.links.r3.backend` as `link.backend`: an option of one rank by its axis."""
-    for where, axis in _AXES.items():
-        key = re.sub(rf"^testbed\.{where}\.r\d+\.", f"{axis}.", key)
-    return key
+    return re.sub(r"^testbed\.(roster|links)\.r\d+\.", lambda m: f"{_AXES[m[1]]}.", key)
 
 
 def _is_zero(value: str) -> bool:
