@@ -6,8 +6,7 @@ import threading
 import pytest
 
 import tpi.trace
-from tpi.spans import SPAN_NAMES
-from tpi.trace import Bar, Span, Tracer, chrome_events, rows_of, write_trace
+from tpi.trace import SPAN_NAMES, Bar, Span, Tracer, chrome_events, rows_of, write_trace
 
 
 def test_sums_are_kept_and_spans_only_if_asked():

@@ -1,4 +1,4 @@
-"""Which rows of a step each rank of Galaxy owns, and what a step sends. Pure: no torch, no I/O.
+"""Which rows of a step each rank of Galaxy owns. Pure: no torch, no I/O.
 
 A tile is the rows (positions) that one rank owns between the blocks: it holds their residual
 stream and norms them. A rank that lacks heads or columns has no norm weights of that block, so it
@@ -7,7 +7,7 @@ owns no rows, and only hands on what passes.
 
 from itertools import pairwise
 
-from tpi.comm.topology import slices
+from tpi.comm.allreduces.base import slices
 from tpi.weights.shard import ShardPlan
 
 

@@ -1,6 +1,6 @@
 """The single spans of a traced repeat: what every rank did when, in the request's own seconds.
 
-They come from `spans` events (`tpi/spans.py`), which a run writes with `trace=true`. Read
+They come from `spans` events (`tpi/trace.py`), which a run writes with `trace=true`. Read
 `spans_of` first; `trace_file.py` makes a file for a timeline viewer of them, `window_history.py`
 the window over time.
 """
@@ -20,7 +20,7 @@ class RankSpan:
     """One span of one rank.
 
     Attributes:
-        name: One of `tpi.spans.SPAN_NAMES`.
+        name: One of `tpi.trace.SPAN_NAMES`.
         label: The block, as `attn.3`; empty if it is of none.
         start_s: Since the request began, undilated; likewise `end_s`. A load that was under way
             then has a start below 0.

@@ -13,8 +13,8 @@ import numpy as np
 
 from testbed.sim.network import Ints, Message, Network
 from testbed.sim.ring_turns import Turn, make_turn, run_turn, swap
+from tpi.comm.allreduces.base import chunks
 from tpi.comm.allreduces.registry import find_allreduce
-from tpi.comm.topology import chunks
 from tpi.ranks import MASTER_RANK
 
 _KEPT = 512  # answers, each of a few KiB

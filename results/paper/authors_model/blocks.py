@@ -2,11 +2,11 @@
 
 The master holds the whole embedding and the whole head. Heads are dealt evenly by KV group with the
 remainder to the last ranks, FFN columns evenly whatever the heads. A rank holds whole columns: they
-are cut out of the matrices. Sizes are those of `tpi.planner.window_replay.published_block_bytes`.
+are cut out of the matrices. Sizes are those of `tpi.planner.propositions.published_block_bytes`.
 """
 
 from tpi.model_config import ModelConfig
-from tpi.planner.window_replay import published_block_bytes
+from tpi.planner.propositions import published_block_bytes
 from tpi.ranks import MASTER_RANK
 
 

@@ -22,7 +22,7 @@ from tpi.comm.allreduces.registry import find_allreduce
 from tpi.model_config import ModelConfig, load_preset
 from tpi.options import ComputeOptions
 from tpi.planner.memory import block_bytes, choose_window
-from tpi.planner.window_replay import published_block_bytes
+from tpi.planner.propositions import published_block_bytes
 from tpi.ranks import MASTER_RANK
 from tpi.weights.shard import BlockId, BlockSpec, make_shard_plan, rank_blocks
 

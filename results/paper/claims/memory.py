@@ -22,7 +22,7 @@ from results.paper.claims.verdict import (
 from results.paper.render.layouts import MODELS, label_of
 from results.records.schema import Spread
 from tpi.model_config import load_preset
-from tpi.planner.window_replay import published_peak_bytes
+from tpi.planner.propositions import published_peak_bytes
 from tpi.units import format_bytes
 
 DEVICES = (2, 4, 6, 8)

@@ -29,7 +29,7 @@ from results.paper.render.layouts import label_of
 from results.records.schema import RunRecord, Spread
 from results.records.store import RunStore
 from tpi.model_config import load_preset
-from tpi.planner.window_replay import LayerTimes
+from tpi.planner.propositions import LayerTimes
 
 # Section 3.3: Llama 2-7B on four laptops, a quarter each, window 4.
 PAPER_TIMES = LayerTimes(

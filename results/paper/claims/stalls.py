@@ -14,15 +14,14 @@ from results.paper.claims.verdict import percent
 from results.records.schema import Repeat, RunRecord
 from tpi.model_config import ModelConfig, load_preset, preset_names
 from tpi.planner.memory import block_bytes
-from tpi.planner.window_replay import (
-    BlockTimes,
+from tpi.planner.propositions import (
     LayerTimes,
-    predict_step,
     published_loose_steady_state,
     published_retention_steady_state,
     published_stalls,
     published_tight_steady_state,
 )
+from tpi.planner.window_replay import BlockTimes, predict_step
 from tpi.weights.shard import make_shard_plan
 
 

@@ -22,8 +22,7 @@ from results.paper.report import runs, trust
 from results.paper.report.exhibits import FIGURES, TABLES, ShownExhibit, draw_all, shown_exhibit
 from tpi.command_line import Parser
 from tpi.errors import EXIT_OK, ResourceError, TpiError, map_errors
-from tpi.files import write_atomic
-from tpi.outfile import check_out
+from tpi.files import check_out, write_atomic
 from tpi.units import counted
 
 

@@ -6,7 +6,7 @@ import pytest
 from baselines.registry import simulate
 from results.paper.cells.sim_compare import figures_of
 from testbed.links.link import LinkSpec
-from tests.baselines.galaxy.closed_form import traffic
+from tests.baselines.galaxy.traffic import traffic
 from tests.testbed.sim.sims import free_calibration, make_run
 from tpi.weights.shard import make_shard_plan
 

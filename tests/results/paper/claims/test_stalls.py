@@ -7,7 +7,7 @@ from tests.results.claim_books import known
 from tests.results.examples import as_calibration, as_config, make_repeat
 from tpi.model_config import load_preset
 from tpi.planner.memory import block_bytes
-from tpi.planner.window_replay import LayerTimes
+from tpi.planner.propositions import LayerTimes
 from tpi.program.events import Event
 from tpi.weights.shard import make_shard_plan
 

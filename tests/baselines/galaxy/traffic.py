@@ -1,8 +1,8 @@
-"""What Galaxy sends, in closed form; counters of real and simulated runs are held against it."""
+"""What a step of Galaxy puts on the wire, in closed form."""
 
 from baselines.galaxy.tiles import last_owner, make_tiles, splits_rows
-from tpi.comm.allreduces.traffic import traffic as sum_traffic
-from tpi.comm.topology import chunks
+from tests.comm.allreduces.traffic import traffic as sum_traffic
+from tpi.comm.allreduces.base import chunks
 from tpi.comm.wire import HEADER_BYTES
 from tpi.weights.shard import ShardPlan
 
