@@ -36,7 +36,7 @@ from results.paper.cells.allreduce import Point
 from testbed.base import Device, DeviceError, Inbox, Process, make_inbox
 from testbed.docker.watchdog import janitor
 from testbed.host.hostlock import host_lock
-from testbed.label import RunLabel
+from testbed.host.label import RunLabel
 from testbed.limits.limits import DeviceLimits
 from testbed.links.link import LinkSpec, wire_bytes
 from tpi.comm.allreduces.registry import PAPER_ALLREDUCES, find_allreduce

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 
 from harness.plan.types import Plan, SystemPlan
 from testbed.base import Testbed
+from testbed.host.label import RunLabel, is_alive
 from testbed.image import image_tag
-from testbed.label import RunLabel, is_alive
 from testbed.limits.limits import DeviceLimits, limit_notes
 from testbed.links.link import LinkSpec
 from testbed.local.local import NOTES as LOCAL_NOTES

@@ -32,8 +32,8 @@ from results.records.schema import RunRecord
 from testbed.base import DeviceError
 from testbed.docker.watchdog import janitor
 from testbed.host.hostlock import Contention, host_lock
+from testbed.host.label import RunLabel
 from testbed.host.rates import Host, probe_host
-from testbed.label import RunLabel
 from tpi.errors import TpiError
 from tpi.model_config import load_config, load_preset
 

@@ -14,7 +14,7 @@ import docker
 import docker.errors
 
 from testbed.docker.daemon import daemon_errors
-from testbed.label import PREFIX, RunLabel
+from testbed.host.label import PREFIX, RunLabel
 
 _GONE, _BEING_REMOVED = 404, 409
 

@@ -22,8 +22,8 @@ from testbed.docker.container_spec import ContainerSpec
 from testbed.docker.daemon import Daemon
 from testbed.docker.device import TMP, WORK, DeviceFolder, DockerDevice
 from testbed.docker.permissions import check_readable
+from testbed.host.label import RunLabel
 from testbed.host.procfs import host_swap_bytes
-from testbed.label import RunLabel
 from testbed.limits.blockdev import Disk, disk_of
 from testbed.limits.limits import DeviceLimits, limit_notes
 from testbed.links.link import LinkSpec

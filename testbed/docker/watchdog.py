@@ -18,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from testbed.base import DeviceError
-from testbed.label import RunLabel, is_alive
+from testbed.host.label import RunLabel, is_alive
 
 _ROOT = Path(__file__).resolve().parents[2]
 _DONE = b"done\n"

@@ -15,9 +15,9 @@ import docker
 
 from testbed.base import DeviceError
 from testbed.docker.daemon import daemon_errors
+from testbed.host.label import PREFIX, RunLabel, is_alive
 from testbed.image import image_tag
 from testbed.image.build import image_problem, old_tags
-from testbed.label import PREFIX, RunLabel, is_alive
 from testbed.limits.blockdev import disk_of
 from testbed.limits.cgroup import open_cgroup
 from testbed.limits.swap import accounting_problem, leftover_swap, swap_areas

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from testbed.base import DeviceError
-from testbed.label import RunLabel, is_alive
+from testbed.host.label import RunLabel, is_alive
 from testbed.links.nettools import run_quietly, tool_environment
 from tpi.errors import ConfigError, map_errors
 

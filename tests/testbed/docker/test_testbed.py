@@ -18,7 +18,7 @@ from testbed.base import DeviceError, VerificationReport, make_inbox
 from testbed.docker.daemon import Daemon
 from testbed.docker.device import DockerDevice
 from testbed.docker.testbed import DockerTestbed
-from testbed.label import RunLabel
+from testbed.host.label import RunLabel
 from testbed.limits.limits import DeviceLimits
 from testbed.links.link import LinkSpec
 from testbed.links.network import Network
@@ -418,7 +418,7 @@ import sys
 from pathlib import Path
 from testbed.base import make_inbox
 from tests.testbed.beds import make_bed
-from testbed.label import RunLabel
+from testbed.host.label import RunLabel
 from tests.testbed.programs import STUBBORN, read_line, start
 
 inbox = make_inbox()

@@ -16,13 +16,13 @@ import pytest
 from testbed.base import DeviceError
 from testbed.docker import watchdog as module
 from testbed.docker.watchdog import janitor
-from testbed.label import RunLabel, start_ticks
+from testbed.host.label import RunLabel, start_ticks
 
 # A harness that makes a container and is killed before it starts it.
 HARNESS = """
 import docker, os, sys
 from testbed.docker.watchdog import janitor
-from testbed.label import RunLabel
+from testbed.host.label import RunLabel
 client = docker.APIClient(base_url="unix:///var/run/docker.sock", version="auto")
 label = RunLabel.mine("tpi-janitor")
 with janitor(label):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from testbed.base import DeviceError, make_inbox
-from testbed.label import RunLabel, start_ticks
+from testbed.host.label import RunLabel, start_ticks
 from testbed.limits.limits import DeviceLimits
 from testbed.limits.swap import (
     accounting_problem,
@@ -271,7 +271,7 @@ EATS = "import sys; x = b'x' * ({size} << 20); print('full', flush=True); sys.st
 HARNESS = (
     "import sys\n"
     "from pathlib import Path\n"
-    "from testbed.label import RunLabel\n"
+    "from testbed.host.label import RunLabel\n"
     "from testbed.limits.swap import ensure_swap, free_swap_bytes\n"
     "need = free_swap_bytes() + (64 << 20)\n"
     "with ensure_swap(need, Path(sys.argv[1]), RunLabel.mine('test')) as path:\n"

@@ -12,7 +12,7 @@ import pytest
 
 from testbed.base import DeviceError, Exit, Inbox, Meters, Output, make_inbox
 from testbed.docker.testbed import DockerTestbed
-from testbed.label import RunLabel
+from testbed.host.label import RunLabel
 from testbed.limits.limits import DeviceLimits
 from testbed.links.link import LinkSpec
 from testbed.local.local import LocalTestbed

@@ -9,7 +9,7 @@ import pytest
 
 from testbed.base import DeviceError, make_inbox
 from testbed.docker.testbed import DockerTestbed
-from testbed.label import RunLabel
+from testbed.host.label import RunLabel
 from testbed.limits.cgroup import open_cgroup
 from testbed.limits.limits import DeviceLimits
 from testbed.links.link import LinkSpec
