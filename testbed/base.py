@@ -196,7 +196,7 @@ class Testbed(Protocol):
             DeviceError: There is no link that could be changed.
         """
 
-    def prove(self, moment: str) -> VerificationReport:
+    def verify(self, moment: str) -> VerificationReport:
         """Measure on the devices that are up whether limits and links hold.
 
         Args:

@@ -45,7 +45,7 @@ _WARM_UP_S = 120.0
 
 NetworkFactory = Callable[[Sequence[LinkSpec]], Network]
 # Gets the devices that are up and their links.
-ProverFactory = Callable[[Sequence[DockerDevice], Network], LimitVerifier]
+VerifierFactory = Callable[[Sequence[DockerDevice], Network], LimitVerifier]
 
 
 class DockerTestbed:
@@ -66,7 +66,7 @@ class DockerTestbed:
         dilation: float = 1.0,
         env: Mapping[str, str] | None = None,
         network_factory: NetworkFactory | None = None,
-        prover_factory: ProverFactory | None = None,
+        verifier_factory: VerifierFactory | None = None,
         warm_up: Sequence[str] = (),
     ) -> None:
         """Prepare; nothing is made before `up`.
@@ -82,7 +82,7 @@ class DockerTestbed:
             dilation: How much slower than the emulated clock this host's is; for TCP's timers.
             env: Variables that every program gets beside those it needs.
             network_factory: Opens the links; `testbed.links.network` unless given.
-            prover_factory: Makes what measures on fresh devices whether limits and links hold.
+            verifier_factory: Makes what measures on fresh devices whether limits and links hold.
             warm_up: A program that runs once before the first devices, without limits: what it
                 reads of the image is then cached, and charged to none of them.
         """
@@ -92,8 +92,8 @@ class DockerTestbed:
         self.label = label
         self._mounts = tuple(path.resolve() for path in mounts)
         self._env = dict(env or {})
-        self._make_prover = prover_factory
-        self._prover: LimitVerifier | None = None
+        self._make_verifier = verifier_factory
+        self._verifier: LimitVerifier | None = None
         self._warm_up = tuple(warm_up)
         self._open_links = network_factory or _default_factory(link_backend, dilation)
         self._owner = (os.getuid(), os.getgid()) if os.getuid() else _UNPRIVILEGED
@@ -125,16 +125,16 @@ class DockerTestbed:
             for device in self._devices:
                 address = self.network.attach(device.index, device.pid)
                 device.connect(address, self.network.backend)
-            if self._make_prover is not None:
-                self._prover = self._make_prover(self._devices, self.network)
+            if self._make_verifier is not None:
+                self._verifier = self._make_verifier(self._devices, self.network)
         except BaseException:
             self._down_quietly()
             raise
         return list(self._devices)
 
-    def prove(self, moment: str) -> VerificationReport:
+    def verify(self, moment: str) -> VerificationReport:
         """Measure whether limits and links hold; memory that this takes at first is not counted."""
-        return VerificationReport() if self._prover is None else self._prover.prove(moment)
+        return VerificationReport() if self._verifier is None else self._verifier.verify(moment)
 
     def fault(self, index: int, kind: str, value: float) -> None:
         """Change a device's link while it is up."""
@@ -153,7 +153,7 @@ class DockerTestbed:
                 stack.callback(self._daemon.close)
             if self.network is not None:
                 stack.callback(self.network.close)
-            self.network = self._daemon = self._prover = None
+            self.network = self._daemon = self._verifier = None
             failures = self._remove_devices()
         if failures:
             raise failures[0]

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from testbed.base import Device
 from testbed.links.link import MSS_BYTES, LinkSpec
-from testbed.verify.probe_agents import ANSWER_S, Agents, probe_agents
+from testbed.verify.probe_agents import ANSWER_S, Agents, Answer, probe_agents
 from testbed.verify.tolerances import (
     Expected,
     Figure,
@@ -174,7 +174,7 @@ def _disks(
     groups: Sequence[Sequence[int]],
     is_upper: bool,
 ) -> list[Figure]:
-    answers = {}
+    answers: dict[int, Answer] = {}
     for group in groups:
         asked = {i: commands[i] for i in group}
         answers.update(zip(group, agents.ask(asked, ANSWER_S), strict=True))

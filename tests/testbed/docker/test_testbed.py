@@ -354,21 +354,21 @@ class TestEnds:
             assert read_to_exit(inbox)[1].code == 0
             return ProbeReport((), 1.5)
 
-        def make_prover(devices: Sequence[DockerDevice], network: Network) -> LimitVerifier:
+        def make_verifier(devices: Sequence[DockerDevice], network: Network) -> LimitVerifier:
             expected = [Expected(DeviceLimits(), LinkSpec())] * len(devices)
             return LimitVerifier(devices, expected, network, probe=probe)
 
         links = NoLinks()
-        with make_bed(tmp_path, links=links, prover_factory=make_prover) as bed:
+        with make_bed(tmp_path, links=links, verifier_factory=make_verifier) as bed:
             device = bed.up(2)[0]
-            assert bed.prove("before") == VerificationReport(
+            assert bed.verify("before") == VerificationReport(
                 {"before": ProbeReport((), 1.5).to_json(), "links": {}}
             )
             meters = device.meter()
             assert meters.rss_hwm == 0
             assert max(meters.anon_peak or 0, meters.cgroup_peak or 0) < 10 * MIB
             links.problem = "link 1: its delay is gone"
-            after = bed.prove("after")
+            after = bed.verify("after")
             assert after.problems == ("after the run: link 1: its delay is gone",)
             assert {*after.figures} == {"conditions", "after"}
 

@@ -25,7 +25,7 @@ from testbed.limits.swap import (
     swap_areas,
     swap_name,
 )
-from testbed.verify.host_counters import look
+from testbed.verify.host_counters import take_snapshot
 from tests.testbed.beds import make_bed
 from tests.testbed.cgroups import write
 from tests.testbed.programs import read_line, read_to_exit, start
@@ -337,7 +337,7 @@ def test_a_device_that_needs_swap_gets_it_and_no_more(disk_folder):
         assert read_line(inbox) == b"full"
         assert device.cgroup.swap_limit == 96 * MIB
         assert device.cgroup.swap_bytes > 40 * MIB
-        before = look([device.cgroup], dict)
+        before = take_snapshot([device.cgroup], dict)
         assert before.swapped_out > 40 * MIB
         start(device, inbox, EATS.format(size=200))
         assert read_to_exit(inbox)[1].oom

@@ -80,7 +80,7 @@ def links():
     return FakeLinks()
 
 
-def prover(
+def verifier(
     device: LimitedDevice,
     links: FakeLinks,
     probe: FakeProbe,
@@ -92,10 +92,10 @@ def prover(
 
 def test_everything_holds(device, links):
     probe = FakeProbe(0.5, 0.5)
-    both = prover(device, links, probe, dilation=8.0, host_read_bps=1e9)
-    before = both.prove("before")
+    both = verifier(device, links, probe, dilation=8.0, host_read_bps=1e9)
+    before = both.verify("before")
     assert device.num_resets == 1  # what the probe used is not the system's
-    proof = before.joined(both.prove("after"))
+    proof = before.joined(both.verify("after"))
     assert device.num_resets == 1  # what the system used has been read by now, or will be
     assert proof.problems == ()
     assert list(proof.figures) == ["before", "links", "conditions", "after"]
@@ -105,12 +105,12 @@ def test_everything_holds(device, links):
 
 
 def test_problems_say_when(device, links):
-    both = prover(device, links, FakeProbe(0.1, 0.2))
-    assert both.prove("before").problems == (
+    both = verifier(device, links, FakeProbe(0.1, 0.2))
+    assert both.verify("before").problems == (
         "before the run: device 0: CPU 0.100 cores, expected 0.500 +- 0.050 cores",
     )
     links.problem = "links: device 0 is gone"
-    assert both.prove("after").problems == (
+    assert both.verify("after").problems == (
         "after the run: device 0: CPU 0.200 cores, expected 0.500 +- 0.050 cores",
         "after the run: links: device 0 is gone",
     )
@@ -123,17 +123,17 @@ def test_problems_say_when(device, links):
 def test_segments_sent_again_are_a_problem_of_good_links(
     device, links, link, options, num_problems
 ):
-    both = prover(device, links, FakeProbe(0.5, 0.5), link, **options)
-    both.prove("before")
+    both = verifier(device, links, FakeProbe(0.5, 0.5), link, **options)
+    both.verify("before")
     links.again = 7
-    assert len(both.prove("after").problems) == num_problems
+    assert len(both.verify("after").problems) == num_problems
 
 
 def test_after_comes_after_before(device, links):
     with pytest.raises(DeviceError, match="nothing was measured before"):
-        prover(device, links, FakeProbe(0.5)).prove("after")
+        verifier(device, links, FakeProbe(0.5)).verify("after")
     with pytest.raises(ConfigError, match="got 'later'"):
-        prover(device, links, FakeProbe(0.5)).prove("later")
+        verifier(device, links, FakeProbe(0.5)).verify("later")
 
 
 @pytest.mark.docker
@@ -152,15 +152,15 @@ def test_a_repeat_in_containers_is_proved(tmp_path):
         [link] * 2,
         image=device_image(),
         mounts=[],
-        label=RunLabel.mine("test-prover"),
-        prover_factory=make,
+        label=RunLabel.mine("test-verifier"),
+        verifier_factory=make,
     ) as bed:
         devices, inbox = bed.up(2), make_inbox()
-        before = bed.prove("before")
+        before = bed.verify("before")
         assert devices[0].meter().anon_peak in range(4 << 20)  # the probe's is forgotten
         start(devices[1], inbox, SPINS)
         assert read_to_exit(inbox)[1].code == 0
-        proof = before.joined(bed.prove("after"))
+        proof = before.joined(bed.verify("after"))
     assert [p for p in proof.problems if ": CPU " not in p] == []
     conditions: Any = proof.figures["conditions"]
     assert 0.1 < conditions["devices"][1]["cpu_s"] < 0.9
