@@ -1,10 +1,8 @@
-"""One device's container: how it is made, what holds it, and how it goes away.
+"""One device's container: how it is made, what keeps it alive, and how it goes away.
 
-Its first process does nothing but read an input that the harness holds open. When the harness
-ends, however it ends, the daemon closes that input, the process ends, the kernel kills whatever
-else runs in the container, and the daemon removes it. Programs are execs beside it.
-
-What it is made of is in `container_spec.py`. Read `Container.start` first.
+Its first process only reads an input that the harness holds open. When the harness ends, however it
+ends, the daemon closes that input, the process ends, the kernel kills everything else in the
+container, and the daemon removes it. Programs are execs beside that process.
 """
 
 import contextlib
@@ -44,10 +42,10 @@ class Container:
         self.cgroup: Cgroup
 
     def start(self) -> None:
-        """Make it, take its lease, start it, and see that its limits hold.
+        """Make it, take its lease, start it, and check that its limits hold.
 
         Raises:
-            DeviceError: Any of this failed; `remove` is then still to be called.
+            DeviceError: Any of this failed; `remove` must still be called.
         """
         arguments = container_arguments(self._spec)
         with daemon_errors(f"{self._where}: cannot be made"):
@@ -100,7 +98,7 @@ class Container:
     def open_handle(self, pid: int) -> int | None:
         """A handle of a process in here, to wait for its end; None if it has ended.
 
-        Its number may have been given to somebody else by now, but not in here.
+        Its number may have been given to another process by now, but not in here.
         """
         with contextlib.suppress(DeviceError, OSError):
             handle = os.pidfd_open(pid)
@@ -161,7 +159,7 @@ class Container:
 
 
 def _signal(pid: int, leader: int, number: int) -> None:
-    """Send a signal, to nobody else should the number have been given away meanwhile."""
+    """Send a signal, but not if the number has been given to another process meanwhile."""
     try:
         handle = os.pidfd_open(pid)
     except OSError:

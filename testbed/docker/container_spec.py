@@ -1,7 +1,7 @@
-"""What a device's container is made of, what Docker is asked for, and what is in force: pure.
+"""What a device's container is made of, what Docker is asked for, and what is in force. Pure.
 
 Docker leaves out what the kernel cannot do and only warns, so what is in force is read back from
-the control group and compared. Read `container_arguments` first.
+the control group and compared.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,16 +34,12 @@ class ContainerSpec:
     """Everything that decides a container.
 
     Attributes:
-        index: The device's.
         name: The container's own, unique on this host.
         image: Tag or id.
-        user: Numbers of user and group that everything in it runs as.
-        limits: What it is held to.
-        labels: Whose it is.
+        user: Numbers of user and group of everything in it.
         mounts: (host path, path in the container, whether it may write there).
         env: Variables of every program.
         disks: Device files whose rates are limited.
-        cgroup_version: The host's.
     """
 
     index: int
@@ -59,7 +55,7 @@ class ContainerSpec:
 
 
 def cpu_quota(cpus: float) -> tuple[int, int]:
-    """(quota, period) in microseconds: 10 ms periods, longer only where the quota is else < 1 ms.
+    """(quota, period) in microseconds: 10 ms periods, longer where the quota would be under 1 ms.
 
     Raises:
         DeviceError: The share is smaller than the kernel can enforce.
@@ -73,7 +69,7 @@ def cpu_quota(cpus: float) -> tuple[int, int]:
 
 
 def container_arguments(spec: ContainerSpec) -> dict[str, Any]:
-    """What `create_container` is asked for; `host_config` holds the SDK's words for it."""
+    """The arguments of `create_container`; `host_config` has those of `create_host_config`."""
     return {
         "image": spec.image,
         "name": spec.name,
@@ -122,13 +118,7 @@ def _limit_arguments(spec: ContainerSpec) -> dict[str, Any]:
 
 
 def limit_differences(spec: ContainerSpec, cgroup: Cgroup, disks: Sequence[str]) -> list[str]:
-    """What is in force and was not asked for, or the other way round.
-
-    Args:
-        spec: What was asked for.
-        cgroup: Of the container.
-        disks: "major:minor" of those whose rates are limited.
-    """
+    """Limits that differ from what is in force; `disks` are "major:minor" of the limited ones."""
     limits = spec.limits
     rates = cgroup.io_limits() if limits.read_bps or limits.write_bps else {}
     pairs: list[tuple[str, object, object]] = [

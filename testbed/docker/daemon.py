@@ -54,7 +54,7 @@ def daemon_errors(where: str) -> Iterator[None]:
 class Daemon:
     """This host's Docker daemon; may be used from any thread."""
 
-    def __init__(self, host: str | None = None, timeout_s: float = _TIMEOUT_S) -> None:
+    def __init__(self, host: str | None = None, timeout_s: int = _TIMEOUT_S) -> None:
         """Connect to `host`, or to `DOCKER_HOST` or Docker's usual socket.
 
         Raises:
@@ -70,7 +70,7 @@ class Daemon:
         self._timeout_s = timeout_s
         with daemon_errors(f"docker: {host}"):
             self._connect().close()
-            self._client = docker.APIClient(base_url=host, version="auto", timeout=timeout_s)  # type: ignore[arg-type]  # a float will do
+            self._client = docker.APIClient(base_url=host, version="auto", timeout=timeout_s)
         self._prefix = f"/v{self._client.api_version}"
 
     @property

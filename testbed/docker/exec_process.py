@@ -1,10 +1,9 @@
-"""One program in a container: started as an exec, heard through the daemon, ended from the host.
+"""One program in a container: started as an exec, read through the daemon, ended from the host.
 
-Its output and log come in one stream, which a thread takes apart; another thread waits for its
-end on the host's own handle of the process, ends what is left of its session and asks Docker for
-the status. Whether memory ran out is decided by the control group's counters alone: an exit status
-of 137 says only that somebody killed it, and a parent of what was killed may end with 0.
-Read `_await_end` first.
+Its output and log come in one stream, which a thread takes apart. Another thread waits for its end
+on the host's own handle of the process, ends what is left of its session and asks Docker for the
+status. Only the control group's counters decide whether memory ran out: an exit status of 137 says
+only that it was killed, and the parent of a killed process may end with 0.
 """
 
 import contextlib
@@ -55,15 +54,9 @@ class ExecProcess:
         work_dir: str,
         log: Path,
     ) -> None:
-        """Start it.
+        """Start it in `work_dir`, its folder as the container sees it.
 
-        Args:
-            device: Number of the device.
-            argv: The program.
-            inbox: Gets its lines and its exit.
-            container: Where it runs.
-            work_dir: Its folder, as the container sees it.
-            log: Gets its standard error; on the host, where no program can reach it.
+        Its standard error goes to `log`, on the host, where no program can reach it.
 
         Raises:
             DeviceError: It could not be started.

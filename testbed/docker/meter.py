@@ -1,8 +1,8 @@
 """Peak memory of a container, three ways, sampled from the host; see `testbed.base.Meters`.
 
-The resident set's mark comes from the programs themselves, anonymous memory and the charged peak
-from the control group, which also counts what no process of ours maps. All is kept when the
-container is gone.
+The resident set's peak comes from the programs themselves; anonymous memory and the charged peak
+come from the control group, which also counts what no process maps. All are kept when the container
+is gone.
 """
 
 import contextlib
@@ -22,13 +22,7 @@ class ContainerMeter:
     """Samples one container from a thread of its own, from `start` to `close`."""
 
     def __init__(self, pids: Callable[[], list[int]], cgroup: Cgroup, proc: Path = PROC) -> None:
-        """Prepare.
-
-        Args:
-            pids: Gives the host process numbers of the programs that run.
-            cgroup: The container's.
-            proc: Where processes are looked for, for tests.
-        """
+        """Prepare; `pids` gives the host process numbers of the programs that run."""
         self._cgroup = cgroup
         self._sampler = PeakSampler(pids, proc, also=self._look)
         self._anon_peak = 0

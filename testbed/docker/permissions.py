@@ -9,11 +9,7 @@ from tpi.errors import ConfigError
 
 
 def check_readable(folder: Path, owner: tuple[int, int]) -> None:
-    """See that a user can read everything in a folder; what holds the folder does not matter.
-
-    Args:
-        folder: Mounted into a container as it is.
-        owner: Numbers of the user and its only group.
+    """Check that a user and its only group can read everything in a folder that is mounted.
 
     Raises:
         ConfigError: It is not there, or something in it cannot be read.

@@ -1,8 +1,8 @@
 """Devices that are containers of this host's Docker daemon, with limits and an emulated link.
 
 A device sees this source tree and the model folders read-only, and a work folder of its own on the
-host's disk; it has no network but its link. `DockerTestbed.up` makes all devices or none: read it
-first. `device.py` has the device, `container.py` its container, `exec_process.py` a program.
+host's disk; its link is its only network. `device.py` has the device, `container.py` its container,
+`exec_process.py` a program.
 """
 
 import logging

@@ -1,9 +1,8 @@
-"""Outlives the harness by a few seconds, and removes containers that no lease could.
+"""Outlives the harness by a few seconds, and removes containers that no lease could end.
 
-A container ends with its harness because the harness holds its input open; one that was made and
-not yet started has no process that could see the input end. So a process of its own, no child of
-the harness, waits on a pipe: closed without a word, the harness is gone, and what is left of it
-goes. Read `janitor` first; the rest runs as `python -m testbed.docker.watchdog LABEL`.
+A container ends with its harness because the harness holds its input open. One that was made and
+not yet started has no process to see that input end. So a process that is no child of the harness
+waits on a pipe: if it closes without a word, the harness is gone, and its containers go.
 """
 
 import contextlib

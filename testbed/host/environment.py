@@ -1,7 +1,7 @@
-"""What is known of the machine a run was measured on, and the part of it that makes a series.
+"""Facts of the machine that a run was measured on, read from `/proc`, `/sys` and package metadata.
 
-Everything is read from `/proc`, `/sys` and the package metadata; what cannot be read is None and
-never guessed. `host_fingerprint` is what two runs must share to be compared.
+What cannot be read is None and never guessed. Two runs can be compared only if they share the
+`host_fingerprint`.
 """
 
 import hashlib
@@ -58,12 +58,7 @@ class HostFacts(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def host_environment(weights_dir: Path | None = None, root: Path = Path("/")) -> HostFacts:
-    """Facts of this host.
-
-    Args:
-        weights_dir: Folder (or one to be made) whose disk is described.
-        root: Where `proc` and `sys` hang, for tests.
-    """
+    """Facts of this host and of the disk under `weights_dir`; `root` holds `proc` and `sys`."""
     memory = _meminfo(root)
     total_bytes = memory.get("MemTotal")
     return HostFacts(

@@ -1,10 +1,9 @@
-"""One harness at a time on a host, for two would disturb each other's timings.
+"""One harness at a time on a host, because two would disturb each other's timings.
 
 Two files in a folder that all users share. On `tpi-lab.lock` a harness holds a lock, exclusive
-unless it may run beside others; on `tpi-lab.present` every harness holds a shared one, and leaves a
-byte there when it comes. So each sees who is there (`/proc/locks`) and that somebody has come. The
-kernel frees both locks however their holder ends. Nothing is believed that stands in the files.
-Read `host_lock` first.
+unless it may run beside others; on `tpi-lab.present` every harness holds a shared one and leaves a
+byte when it comes. So each sees who is there (`/proc/locks`) and that one has come. The kernel
+frees both locks however their holder ends. The contents of the files are never trusted.
 """
 
 import contextlib
@@ -82,7 +81,7 @@ def _shared_folder() -> Path:
 
 
 def _opened(stack: contextlib.ExitStack, path: Path, flags: int, mode: int) -> int:
-    """A descriptor of a plain file that somebody, perhaps another user, has made or we make.
+    """A descriptor of a plain file that perhaps another user has made.
 
     In a folder of all users a name may be a trap: a link to a file of the victim, a FIFO.
     """

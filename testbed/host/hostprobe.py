@@ -1,4 +1,4 @@
-"""How fast a core of this host reads memory while all do: what a device's rate is compared with.
+"""How fast a core of this host reads memory while all do.
 
 Decode is nothing but reading weights, so a device's share of this host's CPU for it is its own
 memory rate over this figure.
@@ -13,10 +13,8 @@ _PASSES = 9
 def core_read_gbps() -> float:
     """10^9 bytes per second and core in a float32 matrix-vector product on all cores.
 
-    Devices together keep all cores busy, so that is the rate each of them finds. The best of some
-    passes, since what is asked is what the host can give; others only take from it.
-
-    Cost: about a second.
+    Devices together keep all cores busy, so that is the rate each of them finds. The best pass
+    counts, because other programs can only take from what the host can give.
     """
     import numpy as np
 

@@ -1,6 +1,6 @@
 """Whose a container is: the labels that every one carries, and whether its harness still lives.
 
-A process number alone may have been given to somebody else since, so a label also holds when the
+A process number alone may have been given to another process since, so a label also holds when the
 process started, in the kernel's ticks since boot. Another host's label is never called dead.
 """
 
@@ -18,13 +18,10 @@ PREFIX = "org.tpi-lab."
 
 @dataclass(frozen=True, slots=True)
 class RunLabel:
-    """The run that something was made for.
+    """The run that something was made for, and the harness process that made it.
 
     Attributes:
-        run_id: The run's.
-        host: Name of the machine on which the harness runs.
-        pid: The harness's.
-        start_ticks: When it started, in clock ticks since boot.
+        start_ticks: When the harness started, in clock ticks since boot.
     """
 
     run_id: str
@@ -40,7 +37,7 @@ class RunLabel:
 
     @classmethod
     def parse(cls, labels: Mapping[str, str]) -> Self | None:
-        """Read a container's labels; None if they are not ours or not whole."""
+        """Read a container's labels; None if they are not ours or not complete."""
         try:
             return cls(
                 labels[f"{PREFIX}run"],
@@ -69,7 +66,7 @@ def start_ticks(pid: int, proc: Path = PROC) -> int | None:
 
 
 def is_alive(label: RunLabel, proc: Path = PROC) -> bool:
-    """Whether the harness that made it may still run: it does here, or it is another host's."""
+    """Whether the harness of a label may still run; another host's always may."""
     if label.host != socket.gethostname():
         return True
     return start_ticks(label.pid, proc) == label.start_ticks

@@ -1,8 +1,8 @@
 """Memory of a process tree as the kernel counts it, read from the host.
 
 `VmHWM` is the resident set's high-water mark; for anonymous memory there is none, so it is
-sampled. `/proc/PID/status` costs some 30 µs, `smaps_rollup` walks all page tables and costs
-milliseconds for a large process: only the first is read.
+sampled. `/proc/PID/status` costs some 30 µs; `smaps_rollup` walks all page tables and costs
+milliseconds for a large process, so it is not read.
 """
 
 import os
@@ -28,7 +28,7 @@ def read_memory(pid: int, proc: Path = PROC) -> tuple[int, int] | None:
 
 
 def read_small(path: str) -> bytes:
-    """A kernel's file of at most 16 KiB; a third of `Path.read_text`'s time: it is sampled."""
+    """A kernel's file of at most 16 KiB, in a third of the time of `Path.read_text`."""
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return os.read(handle, 16 << 10)
@@ -96,13 +96,7 @@ class PeakSampler:
         proc: Path = PROC,
         also: Callable[[], None] | None = None,
     ) -> None:
-        """Prepare.
-
-        Args:
-            pids: Gives the roots of the trees.
-            proc: Where they are looked for, for tests.
-            also: Called at every look: for what else is to be sampled.
-        """
+        """Prepare: `pids` gives the roots of the trees, `also` is called at every sample."""
         self._pids = pids
         self._also = also
         self._proc = proc
@@ -125,7 +119,7 @@ class PeakSampler:
         self._thread.start()
 
     def sample(self) -> None:
-        """Look once; safe from any thread."""
+        """Sample once; safe from any thread."""
         with self._lock:
             self._sample()
 

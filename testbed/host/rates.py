@@ -1,7 +1,7 @@
-"""What this machine offers a run: memory, cores, disk space, how fast disk and memory are.
+"""What this machine offers a run: memory, cores, disk space, rates of disk and memory.
 
-Rates are taken once per folder of weights and kept there (`disk.json`, `memory.json`; remove them
-to have them taken again), so that the same command makes the same plan, and finds its run, again.
+Rates are measured once per folder of weights and kept there (`disk.json`, `memory.json`; remove
+them to measure anew), so that the same command makes the same plan, and finds its run, again.
 """
 
 import contextlib
@@ -39,11 +39,11 @@ class Host:
 
 
 def probe_host(folder: Path, *, memory_rate: bool = False) -> Host:
-    """Look at the machine; time a small file in `folder` (made if need be) the first time.
+    """Look at the machine; the first time, make `folder` and time a small file in it.
 
     Args:
         folder: Of the weights.
-        memory_rate: Also how fast one core reads memory, which limits of devices are made from.
+        memory_rate: Also measure how fast one core reads memory, for the limits of devices.
 
     Raises:
         ConfigError: The folder cannot be made or written to.

@@ -1,8 +1,8 @@
 """Builds the device image if its inputs changed: base, packages, image.
 
-The base is the official slim Python image where it can be pulled, and else bootstrapped from
-Debian's packages; `packages.py` gathers the rest, so that no step of the build needs a network. An
-image gets its name last, after everything in it was loaded. Read `build` first.
+The base is the official slim Python image where it can be pulled, else bootstrapped from Debian's
+packages. `packages.py` gathers the rest, so that no step of the build needs a network. An image
+gets its name last, after everything in it was loaded.
 """
 
 import os
@@ -42,10 +42,7 @@ _TIMEOUT_S = 1200
 
 
 def image_problem(client: Any) -> str | None:
-    """Why devices cannot be made of the image, in one line; None if they can.
-
-    `client` is Docker's low-level or high-level client.
-    """
+    """Why devices cannot be made of the image, in one line; None if they can."""
     tag = image_tag()
     api = getattr(client, "api", client)
     try:
@@ -58,10 +55,7 @@ def image_problem(client: Any) -> str | None:
 
 
 def build(say: Say) -> str:
-    """Build the image unless it is there; returns its tag.
-
-    Args:
-        say: Told what is done, a line at a time.
+    """Build the image unless it is there, telling `say` what is done; returns its tag.
 
     Raises:
         DeviceError: No daemon, no base, or a package cannot be had; one line.
@@ -85,18 +79,14 @@ def build(say: Say) -> str:
 
 
 def old_tags(client: Any) -> list[str]:
-    """Tags of images that other inputs led to, which nothing uses any more."""
+    """Tags of images from other inputs, which nothing uses any more."""
     kept = {image_tag(), base_tag()}
     found = [client.images(name=name) for name in (REPOSITORY, BASE_REPOSITORY)]
     return sorted({tag for images in found for i in images for tag in i["RepoTags"] or ()} - kept)
 
 
 def prune(say: Say) -> None:
-    """Remove the images of other inputs, and what interrupted builds left.
-
-    Raises:
-        DeviceError: No daemon.
-    """
+    """Remove the images from other inputs, and what interrupted builds left."""
     with _connected() as client:
         for tag in old_tags(client):
             try:

@@ -1,7 +1,7 @@
 """A folder for a build, which holds some GB, on a disk with room.
 
-It goes with the build. One that a killed build left is removed by the next: a build holds a lock on
-its folder, which the kernel frees however the build ends.
+It is removed after the build. A folder that a killed build left is removed by the next one: a build
+holds a lock on its folder, which the kernel frees however the build ends.
 """
 
 import fcntl
@@ -20,11 +20,7 @@ _YOUNG_S = 60
 
 @contextmanager
 def workspace(parent: Path | None = None) -> Iterator[Path]:
-    """An empty folder of this build's own.
-
-    Args:
-        parent: Where it is made; a disk with room unless given.
-    """
+    """An empty folder of this build's own, in `parent` or on a disk with room."""
     parent = parent or _roomy()
     sweep(parent)
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))

@@ -32,11 +32,9 @@ Run = Callable[[Sequence[str], str], str]
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One device's end of its link.
+    """One device's end of its link; all other devices of the network are its neighbours.
 
     Attributes:
-        index: The device.
-        num_devices: Size of the network; all other devices are its neighbours.
         dilation: How much slower than the emulated clock this host's is.
     """
 
@@ -118,8 +116,8 @@ def sysctl_command(settings: Mapping[str, str]) -> list[str]:
 def interface_batch(end: Endpoint) -> str:
     """Lines for `ip -batch`: the interface, its address, its route and all neighbours.
 
-    Neighbours are set, so that no ARP is in the measured path. Segmentation offload is off
-    (`gso_max_segs 1`): with it TCP holds data back to send more at once.
+    Fixed neighbours keep ARP out of the measured path. Segmentation offload is off
+    (`gso_max_segs 1`), because with it TCP holds data back to send more at once.
     """
     lines = [
         "link set dev lo up",
@@ -189,11 +187,7 @@ def seen_sysctls(text: str, names: Sequence[str]) -> dict[str, str]:
 def settle(
     interface: str, pid: int, end: Endpoint, run: Run = run_tool, source: str | None = None
 ) -> dict[str, str]:
-    """Make `interface` the `eth1` of a process's namespace; gives everything that was read back.
-
-    Raises:
-        DeviceError: A tool failed, or something is not in force.
-    """
+    """Make `interface` the `eth1` of a process's namespace; gives everything that was read back."""
     with namespace_of(pid) as path:
         # First, so that the interface comes up without IPv6 and every connection has them.
         run(entered(path, sysctl_command(known_sysctls(wanted_sysctls(end)))), "")
@@ -203,11 +197,7 @@ def settle(
 
 
 def verify(pid: int, end: Endpoint, run: Run = run_tool) -> dict[str, str]:
-    """Read everything back.
-
-    Raises:
-        DeviceError: Something does not hold.
-    """
+    """Read everything back; a DeviceError says what does not hold."""
     sysctls = known_sysctls(wanted_sysctls(end))
     with namespace_of(pid) as path:
 
@@ -231,11 +221,7 @@ class AttachedDevices:
     """The devices of one network that have their link, by their number."""
 
     def __init__(self, links: Sequence[LinkSpec], dilation: float, run: Run = run_tool) -> None:
-        """Prepare.
-
-        Raises:
-            DeviceError: More devices than addresses, or a dilation that TCP's timers do not reach.
-        """
+        """Prepare; a DeviceError if addresses or TCP's timers do not reach so far."""
         self._ends = [Endpoint(index, len(links), dilation) for index in range(len(links))]
         self._run = run
         self._lock = threading.Lock()
@@ -243,10 +229,7 @@ class AttachedDevices:
         self._settings: dict[int, dict[str, str]] = {}
 
     def attach(self, interface: str, index: int, pid: int, source: str | None = None) -> str:
-        """Make an interface (in the namespace `source`, or ours) a device's; gives its address.
-
-        `pid` is a process in the device's namespace.
-        """
+        """Make an interface (of the namespace `source`, or ours) `pid`'s own; gives its address."""
         settings = settle(interface, pid, self._ends[index], self._run, source)
         with self._lock:
             self._pids[index] = (pid, namespace_inode(pid))
@@ -254,21 +237,14 @@ class AttachedDevices:
         return address_of(index)
 
     def verify(self) -> None:
-        """Read back whether all still holds on every device.
-
-        Raises:
-            DeviceError: Something does not, or a device is gone.
-        """
+        """Raise a DeviceError unless all still holds on every device."""
         for index, pid in self._present():
             if pid is None:
                 raise DeviceError(f"links: device {index} is gone")
             verify(pid, self._ends[index], self._run)
 
     def facts(self, ports: Sequence[Mapping[str, int]]) -> dict[str, object]:
-        """For the record: each device's settings as read back and TCP's counters (None if gone).
-
-        `ports` are the links' own counters.
-        """
+        """For the record: settings as read back, and TCP's counters (None if gone)."""
         tcp = [None if pid is None else _counters(pid) for _, pid in self._present()]
         return {
             "settings": [self._settings[index] for index in sorted(self._settings)],

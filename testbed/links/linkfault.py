@@ -12,16 +12,10 @@ _MOST_DELAY_S = 1000.0
 
 
 def check_fault(kind: str, value: float) -> None:
-    """Refuse a fault that does not exist.
+    """Refuse a fault that does not exist with a ConfigError.
 
-    Args:
-        kind: `cut` (1 nothing passes, 0 again as before), `delay` (seconds more, one way), `drop`
-            (share lost instead of the link's own; `AS_SPECIFIED` restores that), `duplicate`
-            (share that comes twice).
-        value: As `kind` says.
-
-    Raises:
-        ConfigError: Unknown kind, or a value out of range.
+    `cut`: 1 nothing passes, 0 again as before. `delay`: seconds more, one way. `drop`: share lost
+    instead of the link's own; `AS_SPECIFIED` restores that. `duplicate`: share that comes twice.
     """
     if kind not in KINDS:
         raise ConfigError(f"link fault: got {kind!r}, expected one of {', '.join(KINDS)}")

@@ -172,11 +172,7 @@ class NetemNetwork:
     backend = "netem"
 
     def __init__(self, links: Sequence[LinkSpec], *, dilation: float) -> None:
-        """Make the core and shape all links.
-
-        Raises:
-            DeviceError: The kernel cannot.
-        """
+        """Make the core and shape all links; a DeviceError if the kernel cannot."""
         self._links = tuple(links)
         self._faults: dict[int, LinkFaults] = {}
         self._devices = AttachedDevices(links, dilation)

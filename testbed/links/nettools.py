@@ -35,11 +35,7 @@ def tool_environment() -> Mapping[str, str]:
 
 
 def check_tools(argv: Sequence[str]) -> None:
-    """Refuse a command if its program is missing, or the program that it runs in a namespace.
-
-    Raises:
-        DeviceError: Says which package has it.
-    """
+    """Raise a DeviceError if a command's program, or the one it runs in a namespace, is missing."""
     for name in (argv[0], _inner(argv)[0]):
         if shutil.which(name, path=tool_environment()["PATH"]) is None:
             package = _PACKAGES.get(name)
@@ -63,11 +59,7 @@ def run_tool(argv: Sequence[str], text: str = "") -> str:
 def run_quietly(
     argv: Sequence[str], what: str, timeout_s: float, text: str = "", shown: Sequence[str] = ()
 ) -> "subprocess.CompletedProcess[str]":
-    """Run one command to its end, whatever its status; errors open with `what`.
-
-    Raises:
-        DeviceError: It is not there, or does not end.
-    """
+    """Run one command to its end, whatever its status; errors open with `what`."""
     try:
         return subprocess.run(
             list(argv),

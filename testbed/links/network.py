@@ -81,10 +81,10 @@ class NoNetwork:
 def open_network(
     links: Sequence[LinkSpec], *, backend: str = "auto", dilation: float = 1.0, label: str
 ) -> Network:
-    """Make the links of all devices.
+    """Make the links of all devices, one for each, as emulated on this host (already dilated).
 
     Args:
-        links: One per device, as emulated on this host (already dilated).
+        links: One per device.
         backend: `auto` takes netem where the kernel has it and the switch elsewhere; `switch` is C
             where a compiler is and Python elsewhere.
         dilation: How much slower than the emulated clock this host's is; for TCP's timers.

@@ -50,11 +50,7 @@ _END = SwitchEvent("")
 
 
 def interface_names(label: str, num_devices: int) -> list[str]:
-    """Names of the host's ends: `tpi`, six hex digits of the label, the device's number.
-
-    Raises:
-        DeviceError: The label does not begin with six hex digits.
-    """
+    """Names of the host's ends: `tpi`, six hex digits of the label, the device's number."""
     digits = label[:_LABEL_DIGITS]
     if len(digits) < _LABEL_DIGITS or not set(digits) <= set("0123456789abcdef"):
         raise DeviceError(f"links: label {label!r}: expected {_LABEL_DIGITS} hex digits or more")
@@ -69,11 +65,7 @@ def port_argument(name: str, link: LinkSpec) -> str:
 
 
 def fault_command(index: int, kind: str, value: float) -> str:
-    """One fault in the switch's units.
-
-    Raises:
-        ConfigError: There is no such fault.
-    """
+    """One fault in the switch's units; one that does not exist is a ConfigError."""
     check_fault(kind, value)
     factor = {"cut": 1.0, "delay": 1e9, "drop": _PPM, "duplicate": _PPM}[kind]
     return f"fault {index} {kind} {-1 if value < 0 else round(value * factor)}"
@@ -85,11 +77,7 @@ class SwitchNetwork:
     def __init__(
         self, command: Sequence[str], links: Sequence[LinkSpec], *, dilation: float, label: str
     ) -> None:
-        """Start the switch by `command` and its ports; interfaces are named after `label`.
-
-        Raises:
-            DeviceError: It cannot be started.
-        """
+        """Start the switch by `command` and its ports; interfaces are named after `label`."""
         self._names = interface_names(label, len(links))
         self._devices = AttachedDevices(links, dilation)
         ports = [port_argument(*port) for port in zip(self._names, links, strict=True)]
@@ -140,11 +128,7 @@ class SwitchProcess:
     def __init__(
         self, argv: Sequence[str], ready_s: float = _READY_S, answer_s: float = _ANSWER_S
     ) -> None:
-        """Start it and wait until it is ready.
-
-        Raises:
-            DeviceError: It cannot be started, or is not ready in time.
-        """
+        """Start it and wait until it is ready, or raise a DeviceError."""
         self._lock = threading.Lock()
         self._answer_s = answer_s
         self._events: queue.Queue[SwitchEvent] = queue.Queue()

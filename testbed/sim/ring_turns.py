@@ -1,7 +1,7 @@
 """Collectives in which every rank sends at once: the turns of a ring, and all pairs.
 
 One call moves all ranks a turn on, so that a ring of 256 ranks takes 510 steps of a few vector
-operations each. Read `run_turn`.
+operations each.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from tpi.comm.wire import HEADER_BYTES as FRAME_BYTES
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """Every rank sends to its right neighbour and gets from its left; nanoseconds by rank.
+    """Every rank sends to its right neighbour and receives from its left; nanoseconds by rank.
 
     Attributes:
         left: The rank on the left of each.

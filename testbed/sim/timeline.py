@@ -1,8 +1,8 @@
 """From clocks and counters to the events that the real programs would have written.
 
 A system's schedule leaves a `Mark` at the start of the measured request and after each token;
-`to_events` makes events of them, as `tpi/program/session.py` does: `ready` of every rank, `request`
-and `token` of rank 0, `counters` and `end` of every rank, and `spans` where they were kept.
+`to_events` turns them into events as `tpi/program/session.py` writes them: `ready` of every rank,
+`request` and `token` of rank 0, `counters` and `end` of every rank, and `spans` if kept.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ _Told = tuple[int, Event]
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """Where all ranks are at one moment: clocks, times spent, messages and their bytes."""
+    """All ranks at one moment: clocks, times spent, messages and their bytes."""
 
     now: Ints
     tally: Tally
