@@ -178,14 +178,10 @@ class Testbed(Protocol):
         """Make fresh devices, or raise a DeviceError."""
 
     def fault(self, index: int, kind: str, value: float) -> None:
-        """Change a device's link while it is up; `testbed.links.linkfault` has the kinds.
-
-        Raises:
-            DeviceError: There is no link that could be changed.
-        """
+        """Change a device's link (see `testbed.links.linkfault`); without one, a DeviceError."""
 
     def verify(self, moment: str) -> VerificationReport:
-        """Measure whether limits and links hold, `before` the programs start or `after` they end."""
+        """Measure whether limits and links hold, `before` programs start or `after` they end."""
 
     def down(self) -> None:
         """Stop every program and take all devices away. Twice is fine."""

@@ -34,7 +34,7 @@ from harness.run.scratch import scratch_folder
 from harness.run.signals import GracefulShutdown
 from results.paper.cells.allreduce import Point
 from testbed.base import Device, DeviceError, Inbox, Process, make_inbox
-from testbed.docker.watchdog import janitor
+from testbed.docker.watchdog import watchdog
 from testbed.host.hostlock import host_lock
 from testbed.host.label import RunLabel
 from testbed.limits.limits import DeviceLimits
@@ -268,7 +268,7 @@ def carry_out(argv: Sequence[str], console: Console) -> None:
         TpiError: They cannot be used, or a device failed.
     """
     arguments = _parsed(argv)
-    with host_lock(allow_concurrent=False), janitor(RunLabel.mine("all")):
+    with host_lock(allow_concurrent=False), watchdog(RunLabel.mine("all")):
         points = study(arguments, console)
     show(points, console)
 

@@ -21,11 +21,7 @@ _GONE, _BEING_REMOVED = 404, 409
 def dead_containers(
     client: docker.APIClient, is_alive: Callable[[RunLabel], bool]
 ) -> list[tuple[str, str, RunLabel]]:
-    """(name, id, label) of each container of ours whose run is gone.
-
-    Raises:
-        DeviceError: The daemon does not answer.
-    """
+    """(name, id, label) of each container of ours whose run is gone."""
     with daemon_errors("docker: looking for containers of earlier runs"):
         found: list[Mapping[str, Any]] = client.containers(
             all=True, filters={"label": f"{PREFIX}run"}
@@ -40,24 +36,15 @@ def dead_containers(
 def reap(client: docker.APIClient, *, host: str, is_alive: Callable[[RunLabel], bool]) -> list[str]:
     """Remove what dead runs of this host left; returns a line for each container that was found.
 
-    Args:
-        client: Of this host's daemon.
-        host: The name in our labels for this host.
-        is_alive: Whether the process of a label still runs; see `label.is_alive`.
-
-    Raises:
-        DeviceError: The daemon does not answer.
+    `host` is this host's name in our labels; `is_alive` says whether the process of a label still
+    runs, as `label.is_alive` does. A daemon that does not answer is a DeviceError.
     """
     dead = dead_containers(client, is_alive)
     return [_remove(client, *each) for each in dead if each[2].host == host]
 
 
 def reap_mine(client: docker.APIClient, mine: RunLabel) -> list[str]:
-    """Remove what this very process still has, of any run: it is about to end.
-
-    Raises:
-        DeviceError: The daemon does not answer.
-    """
+    """Remove what this very process still has, of any run: it is about to end."""
     this = (mine.pid, mine.start_ticks)
     return reap(
         client,

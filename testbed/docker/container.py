@@ -42,11 +42,7 @@ class Container:
         self.cgroup: Cgroup
 
     def start(self) -> None:
-        """Make it, take its lease, start it, and check that its limits hold.
-
-        Raises:
-            DeviceError: Any of this failed; `remove` must still be called.
-        """
+        """Make it, take its lease, start it, and check its limits; `remove` it also after an error."""
         arguments = container_arguments(self._spec)
         with daemon_errors(f"{self._where}: cannot be made"):
             client = self._daemon.client
@@ -96,10 +92,7 @@ class Container:
                     _signal(pid, leader, number)
 
     def open_handle(self, pid: int) -> int | None:
-        """A handle of a process in here, to wait for its end; None if it has ended.
-
-        Its number may have been given to another process by now, but not in here.
-        """
+        """A handle of a process in here, to wait for its end; None if it has ended."""
         with contextlib.suppress(DeviceError, OSError):
             handle = os.pidfd_open(pid)
             if pid in self.cgroup.pids():

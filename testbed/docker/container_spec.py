@@ -55,11 +55,7 @@ class ContainerSpec:
 
 
 def cpu_quota(cpus: float) -> tuple[int, int]:
-    """(quota, period) in microseconds: 10 ms periods, longer where the quota would be under 1 ms.
-
-    Raises:
-        DeviceError: The share is smaller than the kernel can enforce.
-    """
+    """(quota, period) in microseconds: 10 ms periods, longer where the quota would be under 1 ms."""
     period = max(_PERIOD_US, round(_MIN_QUOTA_US / cpus))
     if period > _MAX_PERIOD_US:
         raise DeviceError(

@@ -55,11 +55,7 @@ class Daemon:
     """This host's Docker daemon; may be used from any thread."""
 
     def __init__(self, host: str | None = None, timeout_s: int = _TIMEOUT_S) -> None:
-        """Connect to `host`, or to `DOCKER_HOST` or Docker's usual socket.
-
-        Raises:
-            DeviceError: It does not answer, or is not this host's.
-        """
+        """Connect to this host's daemon: `host`, or `DOCKER_HOST`, or Docker's usual socket."""
         host = host or os.environ.get("DOCKER_HOST") or _DEFAULT_HOST
         if not host.startswith("unix://"):
             raise DeviceError(

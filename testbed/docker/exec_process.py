@@ -54,13 +54,7 @@ class ExecProcess:
         work_dir: str,
         log: Path,
     ) -> None:
-        """Start it in `work_dir`, its folder as the container sees it.
-
-        Its standard error goes to `log`, on the host, where no program can reach it.
-
-        Raises:
-            DeviceError: It could not be started.
-        """
+        """Start it in `work_dir` (inside); its standard error goes to `log`, out of its reach."""
         self._device = device
         self._container = container
         self._lines = LineFeeder(device, inbox)
@@ -114,11 +108,7 @@ class ExecProcess:
         self.signal(signal.SIGCONT)
 
     def stop(self, grace_s: float = 2.0) -> Exit:
-        """End it: close its input, terminate, after `grace_s` kill, and reap. Twice is fine.
-
-        Raises:
-            DeviceError: The kernel does not let it go (it hangs in a device's driver).
-        """
+        """End it: close its input, terminate, after `grace_s` kill, and reap. Twice is fine."""
         self._lines.stopping = True
         if not self._ended.is_set():
             self.ask_to_end()

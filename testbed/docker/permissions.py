@@ -9,11 +9,7 @@ from tpi.errors import ConfigError
 
 
 def check_readable(folder: Path, owner: tuple[int, int]) -> None:
-    """Check that a user and its only group can read everything in a folder that is mounted.
-
-    Raises:
-        ConfigError: It is not there, or something in it cannot be read.
-    """
+    """Raise a ConfigError unless a user and its only group can read everything in a folder."""
     for path in _walk(folder):
         try:
             info = path.stat()

@@ -27,15 +27,8 @@ _FAREWELL_S = 3.0
 
 
 @contextlib.contextmanager
-def janitor(label: RunLabel) -> Iterator[None]:
-    """While the body runs, somebody stands ready to clear up after this process.
-
-    Args:
-        label: Of this process; whatever of its containers is left goes, of whatever run.
-
-    Raises:
-        DeviceError: It cannot be started.
-    """
+def watchdog(label: RunLabel) -> Iterator[None]:
+    """While the body runs, a process stands by to remove what containers this one leaves."""
     argv = [sys.executable, "-m", "testbed.docker.watchdog", json.dumps(asdict(label))]
     pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL  # who reads our errors waits for no one
     try:
@@ -43,7 +36,7 @@ def janitor(label: RunLabel) -> Iterator[None]:
             argv, cwd=_ROOT, stdin=pipe, stdout=pipe, stderr=nowhere, bufsize=0
         )
     except OSError as exc:
-        raise DeviceError(f"janitor: cannot be started: {exc}") from exc
+        raise DeviceError(f"watchdog: cannot be started: {exc}") from exc
     with process:
         try:
             yield

@@ -74,31 +74,31 @@ def session_of(pid: int, proc: Path = PROC) -> int | None:
 
 def oom_kills(proc: Path = PROC) -> int:
     """How many processes the kernel's OOM killer has ended since boot; 0 if it does not say."""
-    try:
-        text = (proc / "vmstat").read_text()
-    except OSError:
-        return 0
-    return sum(int(line.split()[1]) for line in text.splitlines() if line.startswith("oom_kill "))
+    lines = _text(proc / "vmstat").splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
+
+
+def meminfo(proc: Path = PROC) -> dict[str, int]:
+    """The host's memory in bytes, by the kernel's names; empty if it does not say."""
+    values = {}
+    for line in _text(proc / "meminfo").splitlines():
+        name, _, rest = line.partition(":")
+        if rest.split():
+            values[name] = int(rest.split()[0]) * 1024
+    return values
 
 
 def host_swap_bytes(proc: Path = PROC) -> int:
     """Swap of this host, used or not."""
-    lines = (proc / "meminfo").read_text().splitlines()
-    return sum(_kib(line.split(":")[1]) for line in lines if line.startswith("SwapTotal:"))
+    return meminfo(proc).get("SwapTotal", 0)
 
 
 class PeakSampler:
     """Samples the trees of some processes from one thread, without spinning, until closed."""
 
-    def __init__(
-        self,
-        pids: Callable[[], list[int]],
-        proc: Path = PROC,
-        also: Callable[[], None] | None = None,
-    ) -> None:
-        """Prepare: `pids` gives the roots of the trees, `also` is called at every sample."""
+    def __init__(self, pids: Callable[[], list[int]], proc: Path = PROC) -> None:
+        """Prepare; `pids` gives the roots of the trees."""
         self._pids = pids
-        self._also = also
         self._proc = proc
         self._tree: list[int] = []
         self._hwm: dict[int, int] = {}
@@ -142,12 +142,10 @@ class PeakSampler:
         for pid in self._tree:
             memory = read_memory(pid, self._proc)
             if memory is not None:
-                # The newest, not the largest: before its exec a child shows its parent's mark.
+                # The newest, not the largest: before its exec a child shows its parent's peak.
                 self._hwm[pid] = memory[0]
                 anon += memory[1]
         self.anon_peak = max(self.anon_peak, anon)
-        if self._also is not None:
-            self._also()
         self.num_samples += 1
 
     def _sample_on(self) -> None:
@@ -155,8 +153,11 @@ class PeakSampler:
             self.sample()
 
 
-def _kib(text: str) -> int:
-    return int(text.split()[0]) * 1024
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
 
 
 def _entries(folder: Path) -> list[Path]:

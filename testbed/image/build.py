@@ -55,11 +55,7 @@ def image_problem(client: Any) -> str | None:
 
 
 def build(say: Say) -> str:
-    """Build the image unless it is there, telling `say` what is done; returns its tag.
-
-    Raises:
-        DeviceError: No daemon, no base, or a package cannot be had; one line.
-    """
+    """Build the image unless it is there, telling `say` what is done; returns its tag."""
     tag = image_tag()
     with _connected() as client:
         if image_problem(client) is None:

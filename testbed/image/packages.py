@@ -33,13 +33,8 @@ _TIMEOUT_S = 1200
 def collect(folder: Path, listed: Sequence[str], say: Say) -> None:
     """Fill `folder/packages` with distributions and `folder/libraries` with what they load.
 
-    Args:
-        folder: Empty; may need room for the packages three times.
-        listed: `name==version`, all of them installed here.
-        say: Told what is done, a line at a time.
-
-    Raises:
-        DeviceError: A package cannot be had in this version.
+    The folder is empty and may need room for the packages three times; `listed` has `name==version`
+    of what is installed here. A package that cannot be had in its version is a DeviceError.
     """
     packages = folder / "packages"
     packages.mkdir()
@@ -67,11 +62,7 @@ def collect(folder: Path, listed: Sequence[str], say: Say) -> None:
 
 
 def copy_installed(found: metadata.Distribution, target: Path) -> None:
-    """Copy an installed distribution's files, without scripts and caches.
-
-    Raises:
-        DeviceError: It is installed in place, or its installer left no list of files.
-    """
+    """Copy an installed distribution's files, without scripts and caches."""
     name = found.metadata["Name"]
     if json.loads(found.read_text("direct_url.json") or "{}").get("dir_info", {}).get("editable"):
         raise DeviceError(f"image: {name} is installed editable and cannot be copied; install it")

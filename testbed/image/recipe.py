@@ -46,8 +46,7 @@ def requirements() -> tuple[str, ...]:
 def closure(roots: Sequence[str], look_up: LookUp, optional: Sequence[str] = ()) -> tuple[str, ...]:
     """Distributions that some need, themselves included, as `name==version` in order.
 
-    `look_up` gives version and needs of an installed distribution with extras; `optional` roots
-    may be missing, any other is a DeviceError.
+    `look_up` gives version and needs of an installed one; only `optional` roots may be missing.
     """
     found: dict[str, str] = {}
     seen: set[Need] = set()

@@ -89,11 +89,7 @@ class Cgroup(Protocol):
 
 
 def open_cgroup(pid: int, root: Path = Path("/")) -> Cgroup:
-    """The control group of a process; `root` holds `proc` and `sys`, for tests.
-
-    Raises:
-        DeviceError: The process is gone, or its group is not mounted here.
-    """
+    """The control group of a process; `root` holds `proc` and `sys`, for tests."""
     own = _memberships(_read(root / "proc" / str(pid) / "cgroup"))
     mounts = _mounts(_read(root / "proc/self/mountinfo"))
     if "memory" not in own:

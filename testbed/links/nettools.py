@@ -44,11 +44,7 @@ def check_tools(argv: Sequence[str]) -> None:
 
 
 def run_tool(argv: Sequence[str], text: str = "") -> str:
-    """Run one command to its end with `text` as its input, and give its output.
-
-    Raises:
-        DeviceError: It is not there, fails, or does not end.
-    """
+    """Run a command with `text` as its input, and give its output; failure is a DeviceError."""
     check_tools(argv)
     done = run_quietly(argv, "links", _TIMEOUT_S, text, shown=_inner(argv))
     if done.returncode != 0:

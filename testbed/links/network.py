@@ -31,18 +31,10 @@ class Network(Protocol):
         """What emulates them: netem, switch-c, switch-python or none."""
 
     def attach(self, index: int, pid: int) -> str:
-        """Give the network namespace of a process its link; gives the device's address.
-
-        A DeviceError says that it cannot, or that not everything that was set is in force.
-        """
+        """Give a process's namespace its link; all set and read back. Gives the device's address."""
 
     def fault(self, index: int, kind: str, value: float) -> None:
-        """Make or end a fault of one link; see `testbed.links.linkfault`.
-
-        Raises:
-            ConfigError: There is no such fault.
-            DeviceError: It is not in force.
-        """
+        """Make or end a fault of one link; see `testbed.links.linkfault`."""
 
     def verify(self) -> None:
         """Raise a DeviceError unless links and settings of all devices are still in force."""
@@ -81,10 +73,10 @@ class NoNetwork:
 def open_network(
     links: Sequence[LinkSpec], *, backend: str = "auto", dilation: float = 1.0, label: str
 ) -> Network:
-    """Make the links of all devices, one for each, as emulated on this host (already dilated).
+    """Make the links of all devices.
 
     Args:
-        links: One per device.
+        links: One per device, as emulated on this host (already dilated).
         backend: `auto` takes netem where the kernel has it and the switch elsewhere; `switch` is C
             where a compiler is and Python elsewhere.
         dilation: How much slower than the emulated clock this host's is; for TCP's timers.

@@ -159,11 +159,7 @@ class SwitchProcess:
         return self._popen.pid
 
     def ask(self, command: str, event: str) -> SwitchEvent:
-        """Send one command and give its answer.
-
-        Raises:
-            DeviceError: It has ended, does not answer in time, or refuses.
-        """
+        """Send one command and give its answer; a refusal or none in time is a DeviceError."""
         with self._lock:
             stdin = self._pipe(self._popen.stdin)
             try:

@@ -19,11 +19,7 @@ _DROPPED = ("up_dropped", "up_lost", "down_dropped", "down_lost")
 
 
 def tcp_counters(pid: int, proc: Path = Path("/proc")) -> dict[str, int]:
-    """TCP's counters of a process's namespace since it was made, and its interface's drops.
-
-    Raises:
-        DeviceError: The process is gone.
-    """
+    """TCP's counters of a process's namespace since it was made, and its interface's drops."""
     net = proc / str(pid) / "net"
     try:
         table = {**_table(net / "snmp", "Tcp:"), **_table(net / "netstat", "TcpExt:")}

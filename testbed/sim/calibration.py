@@ -37,7 +37,7 @@ class Calibration:
 
     Attributes:
         host: Processor and how it was measured, for people.
-        core_read_bps: What a core reads of memory while all do (`testbed/host/hostprobe.py`): a
+        core_read_bps: What a core reads of memory while all do (`testbed/host/rates.py`): a
             device with so much memory rate is worth one core, here as where it is emulated.
         products: "STORED->COMPUTED" (`bfloat16->float32`) to a table of (rows, bytes/s): bytes of
             stored weights that our kernels (`tpi.kernels`) multiply with a step of so many rows.
@@ -166,11 +166,7 @@ def _rising_rate(table: Rates, rows: int) -> float:
 
 
 def load_calibration(path: Path | None = None) -> Calibration:
-    """Read a calibration; the reference that comes with the project if none is named.
-
-    Raises:
-        ConfigError: The file cannot be read, or a field is missing, unknown or out of bounds.
-    """
+    """Read a calibration; the reference that comes with the project if none is named."""
     if path is None:
         text = resources.files("testbed.sim").joinpath("reference.json").read_bytes()
         return decode(parse_json(text, "reference.json", ConfigError), "testbed/sim/reference.json")

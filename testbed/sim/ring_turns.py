@@ -4,7 +4,7 @@ One call moves all ranks a turn on, so that a ring of 256 ranks takes 510 steps 
 operations each.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,20 +89,13 @@ def start_turn(network: Network, now: Ints, turn: Turn) -> Ints:
 def _start_some(network: Network, now: Ints, turn: Turn, sends: NDArray[np.bool_]) -> Ints:
     """The same where some ranks have nothing to send."""
     up, down, before = network.up.copy(), network.down.copy(), now.copy()
-    at = start_turn(network, now, _all_send(turn))
+    at = start_turn(network, now, replace(turn, sends=None, receives=None))
     now[~sends] = before[~sends]
     network.up[~sends] = up[~sends]
     silent = ~sends[turn.left]
     network.down[silent] = down[silent]
     at[silent] = before[silent]
     return at
-
-
-def _all_send(turn: Turn) -> Turn:
-    return Turn(
-        turn.left, None, None, turn.send, turn.up, turn.first, turn.rest, turn.down, turn.work,
-        turn.messages, turn.num_bytes,
-    )  # fmt: skip
 
 
 def end_turn(now: Ints, turn: Turn, arrived: Ints) -> None:

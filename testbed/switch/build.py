@@ -34,9 +34,7 @@ def find_compiler() -> Path | None:
 
 
 def switch_command(backend: str = "auto") -> list[str]:
-    """The command of the switch, to which its ports are appended.
-
-    `auto` takes C where the host has a compiler; `ready` then says which program it is.
+    """The command of the switch, to which its ports are appended; `auto` is C with a compiler.
 
     Raises:
         ConfigError: There is no such backend, or no compiler for it.

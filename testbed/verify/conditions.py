@@ -72,14 +72,10 @@ def conditions_between(
     may_resend: bool = False,
     may_swap: bool = False,
 ) -> RunConditions:
-    """What happened between two snapshots.
+    """What happened between two snapshots on a host that is `dilation` times slower than emulated.
 
-    Args:
-        begin: The earlier one.
-        end: The later one.
-        dilation: How much slower than the emulated clock this host's is.
-        may_resend: Whether links lose packets or have faults, so that TCP rightly sends again.
-        may_swap: Whether devices have swap; its rate is not dilated, so none may be used then.
+    `may_resend` says that links lose packets or have faults, so that TCP rightly sends again;
+    `may_swap` that devices have swap, whose rate is not dilated.
     """
     wall_s = max(end.t_s - begin.t_s, _LEAST_S)
     tcp = _tcp(begin.network, end.network)

@@ -63,11 +63,7 @@ def take_snapshot(
     proc: Path = PROC,
     clock: Callable[[], float] = time.monotonic,
 ) -> CounterSnapshot:
-    """Read all counters; `proc` and `clock` are for tests.
-
-    Raises:
-        DeviceError: A device or the network is gone.
-    """
+    """Read all counters; `proc` and `clock` are for tests."""
     busy_s, steal_s = _cpu_times(proc)
     swapped_in, swapped_out = _swapped(proc)
     return CounterSnapshot(

@@ -72,7 +72,8 @@ def probe_devices(
 ) -> ProbeReport:
     """Measure on all devices; they must be idle, rank 0 first.
 
-    A figure that is out of tolerance is measured once more before it is believed.
+    A figure that is out of tolerance is measured once more before it is believed. It takes about
+    3 s for 8 devices undilated; the links' round trips come on top.
 
     Args:
         devices: What is measured.
@@ -82,11 +83,6 @@ def probe_devices(
         oversubscribed: Whether devices are known not to fit the host. Then shares of CPU and disk
             are wrong only if they are too large.
         clock: For tests.
-
-    Cost: about 3 s for 8 devices undilated; the links' round trips come on top.
-
-    Raises:
-        DeviceError: An agent could not be started.
     """
     if len(devices) != len(expected):
         raise ConfigError(f"probe: {len(devices)} devices, {len(expected)} expectations")

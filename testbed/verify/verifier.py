@@ -64,11 +64,7 @@ class LimitVerifier:
         self._begin: CounterSnapshot | None = None
 
     def verify(self, moment: str) -> VerificationReport:
-        """Measure before or after a repeat; see `testbed.base.Testbed.verify`.
-
-        Raises:
-            DeviceError: A device or the network is gone.
-        """
+        """Measure before or after a repeat; see `testbed.base.Testbed.verify`."""
         if moment not in (BEFORE, AFTER):
             raise ConfigError(f"verify: got {moment!r}, expected {BEFORE!r} or {AFTER!r}")
         conditions = self._conditions() if moment == AFTER else VerificationReport()
