@@ -29,10 +29,9 @@ _REMOVE_S = 10
 class Container:
     """A container that lives as long as this process holds its lease; made by `start`."""
 
-    def __init__(self, daemon: Daemon, spec: ContainerSpec, disks: Sequence[str] = ()) -> None:
+    def __init__(self, daemon: Daemon, spec: ContainerSpec) -> None:
         self._daemon = daemon
         self._spec = spec
-        self._disks = disks
         self._where = f"device {spec.index}"
         self._lease: Stream | None = None
         self._handle: int | None = None
@@ -42,7 +41,7 @@ class Container:
         self.cgroup: Cgroup
 
     def start(self) -> None:
-        """Make it, take its lease, start it, and check its limits; `remove` it also after an error."""
+        """Make it, take its lease, start it, and check its limits; an error leaves it to `remove`."""
         arguments = container_arguments(self._spec)
         with daemon_errors(f"{self._where}: cannot be made"):
             client = self._daemon.client
@@ -59,7 +58,7 @@ class Container:
             raise DeviceError(f"{self._where}: its container ended at once: {state['State']}")
         self._handle = os.pidfd_open(self.pid)
         self.cgroup = open_cgroup(self.pid)
-        if wrong := limit_differences(self._spec, self.cgroup, self._disks):
+        if wrong := limit_differences(self._spec, self.cgroup):
             raise DeviceError(f"{self._where}: limits do not hold: {'; '.join(wrong)}")
 
     def open_exec(self, argv: Sequence[str], work_dir: str) -> tuple[str, Stream]:

@@ -13,6 +13,7 @@ from docker.types import Mount, Ulimit
 
 from testbed.base import DeviceError
 from testbed.host.procfs import host_swap_bytes
+from testbed.limits.blockdev import Disk
 from testbed.limits.cgroup import Cgroup
 from testbed.limits.limits import LEAST_CPUS, DeviceLimits
 
@@ -39,7 +40,7 @@ class ContainerSpec:
         user: Numbers of user and group of everything in it.
         mounts: (host path, path in the container, whether it may write there).
         env: Variables of every program.
-        disks: Device files whose rates are limited.
+        disks: Those whose rates are limited.
     """
 
     index: int
@@ -50,12 +51,12 @@ class ContainerSpec:
     labels: Mapping[str, str] = field(default_factory=dict)
     mounts: Sequence[tuple[Path, str, bool]] = ()
     env: Mapping[str, str] = field(default_factory=dict)
-    disks: Sequence[str] = ()
+    disks: Sequence[Disk] = ()
     cgroup_version: int = 2
 
 
 def cpu_quota(cpus: float) -> tuple[int, int]:
-    """(quota, period) in microseconds: 10 ms periods, longer where the quota would be under 1 ms."""
+    """(quota, period) in microseconds: 10 ms periods, longer where a quota would be below 1 ms."""
     period = max(_PERIOD_US, round(_MIN_QUOTA_US / cpus))
     if period > _MAX_PERIOD_US:
         raise DeviceError(
@@ -109,12 +110,12 @@ def _limit_arguments(spec: ContainerSpec) -> dict[str, Any]:
         found["cpu_quota"], found["cpu_period"] = cpu_quota(limits.cpus)
     for word, rate in (("read", limits.read_bps), ("write", limits.write_bps)):
         if rate is not None:
-            found[f"device_{word}_bps"] = [{"Path": disk, "Rate": rate} for disk in spec.disks]
+            found[f"device_{word}_bps"] = [{"Path": disk.path, "Rate": rate} for disk in spec.disks]
     return found
 
 
-def limit_differences(spec: ContainerSpec, cgroup: Cgroup, disks: Sequence[str]) -> list[str]:
-    """Limits that differ from what is in force; `disks` are "major:minor" of the limited ones."""
+def limit_differences(spec: ContainerSpec, cgroup: Cgroup) -> list[str]:
+    """Limits that differ from what is in force."""
     limits = spec.limits
     rates = cgroup.io_limits() if limits.read_bps or limits.write_bps else {}
     pairs: list[tuple[str, object, object]] = [
@@ -125,8 +126,8 @@ def limit_differences(spec: ContainerSpec, cgroup: Cgroup, disks: Sequence[str])
     swap = cgroup.swap_limit
     if limits.memory is not None and (swap is not None or limits.swap or host_swap_bytes()):
         pairs.append(("swap", limits.swap & ~4095, swap))
-    for disk in disks:
-        read_bps, write_bps = rates.get(disk, (None, None))
-        pairs.append((f"read rate of disk {disk}", limits.read_bps, read_bps))
-        pairs.append((f"write rate of disk {disk}", limits.write_bps, write_bps))
+    for number in (disk.number for disk in spec.disks):
+        read_bps, write_bps = rates.get(number, (None, None))
+        pairs.append((f"read rate of disk {number}", limits.read_bps, read_bps))
+        pairs.append((f"write rate of disk {number}", limits.write_bps, write_bps))
     return [f"{what}: asked for {want}, in force {got}" for what, want, got in pairs if want != got]

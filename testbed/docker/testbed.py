@@ -209,7 +209,6 @@ class DockerTestbed:
 
     def _make_device(self, index: int, limits: DeviceLimits, cgroup_version: int) -> DockerDevice:
         folder = DeviceFolder(self._folder(index), self._owner)
-        disks = self._disks(limits)
         spec = ContainerSpec(
             index=index,
             name=f"tpi-lab-{index}-{secrets.token_hex(6)}",
@@ -223,7 +222,7 @@ class DockerTestbed:
                 *((_ROOT / name, f"{_LAB}/{name}", False) for name in _SOURCES),
             ],
             env={**self._env, **container_environment(limits.threads)},
-            disks=[disk.path for disk in disks],
+            disks=self._disks(limits),
             cgroup_version=cgroup_version,
         )
         about: dict[str, object] = {
@@ -235,8 +234,7 @@ class DockerTestbed:
         }
         if self._daemon is None:
             raise DeviceError("docker: not connected")
-        container = Container(self._daemon, spec, [disk.number for disk in disks])
-        return DockerDevice(spec, container, folder, about)
+        return DockerDevice(spec, Container(self._daemon, spec), folder, about)
 
     def _disks(self, limits: DeviceLimits) -> list[Disk]:
         """The disks under what a device reads and writes, if their rates are limited."""

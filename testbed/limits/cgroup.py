@@ -7,7 +7,6 @@ are bytes or nanoseconds; None means "no limit" or "this kernel does not say".
 import contextlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
 
 from testbed.base import DeviceError
 from testbed.host.procfs import number_after, read_small
@@ -18,85 +17,108 @@ _UNLIMITED = 1 << 62
 _CHARGE_BYTES = 64 * 4096
 
 
-class Cgroup(Protocol):
-    """The limits of a control group, what it uses, and which limits it reached."""
+class Cgroup:
+    """The limits of a control group, what it uses, and which limits it reached.
 
-    version: int
+    This is version 2, which has one folder for everything.
+    """
+
+    version = 2
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
     @property
     def memory_current(self) -> int:
         """Bytes charged now, page cache included."""
+        return _number(self.folder / "memory.current")
 
     @property
     def memory_peak(self) -> int | None:
         """The most bytes ever charged; None where the kernel does not keep it (before 5.19)."""
+        path = self.folder / "memory.peak"
+        return _number(path) if path.exists() else None
 
     @property
     def memory_limit(self) -> int | None:
         """Bytes of memory."""
+        return _v2_limit(_read(self.folder / "memory.max"))
 
     @property
     def swap_limit(self) -> int | None:
         """Bytes of swap beside it; None also where swap is not accounted."""
+        path = self.folder / "memory.swap.max"
+        return _v2_limit(_read(path)) if path.exists() else None
 
     @property
     def anon_bytes(self) -> int:
         """Anonymous memory now."""
+        return _row(self.folder / "memory.stat", "anon")
 
     @property
     def file_bytes(self) -> int:
         """Page cache now, shared memory included."""
+        return _table(self.folder / "memory.stat")["file"]
 
     @property
     def swap_bytes(self) -> int:
         """Swap in use now."""
+        path = self.folder / "memory.swap.current"
+        return _number(path) if path.exists() else 0
 
     @property
     def oom_kills(self) -> int:
         """Processes in it that the OOM killer ended, for whatever limit."""
+        return _table(self.folder / "memory.events").get("oom_kill", 0)
 
     @property
     def limit_hits(self) -> int:
         """How often it reached its own limit."""
+        return _table(self.folder / "memory.events").get("max", 0)
 
     @property
     def was_full(self) -> bool:
         """Whether its peak reached its limit, where `limit_hits` is not reliable."""
+        return False
 
     @property
     def cpu_usage_ns(self) -> int:
         """CPU time used."""
+        return _table(self.folder / "cpu.stat")["usage_usec"] * 1000
 
     @property
     def cpu_quota(self) -> tuple[int, int] | None:
         """(quota, period) in microseconds."""
+        quota, period = _read(self.folder / "cpu.max").split()
+        return None if quota == "max" else (int(quota), int(period))
 
     @property
     def throttling(self) -> tuple[int, int, int]:
         """Periods that passed, periods in which it was throttled, nanoseconds throttled."""
+        stat = _table(self.folder / "cpu.stat")
+        names = ("nr_periods", "nr_throttled", "throttled_usec")
+        periods, throttled, throttled_us = (stat.get(name, 0) for name in names)
+        return periods, throttled, throttled_us * 1000
 
     def io_bytes(self) -> dict[str, tuple[int, int]]:
         """Bytes read and written, by block device ("major:minor")."""
+        return {
+            disk: (int(row.get("rbytes", 0)), int(row.get("wbytes", 0)))
+            for disk, row in _by_disk(self.folder / "io.stat").items()
+        }
 
     def io_limits(self) -> dict[str, tuple[int | None, int | None]]:
         """Bytes per second that may be read and written, by block device."""
+        rows = _by_disk(self.folder / "io.max")
+        return {d: (_v2_limit(row["rbps"]), _v2_limit(row["wbps"])) for d, row in rows.items()}
 
     def reset_peak(self) -> bool:
         """Reset `memory_peak`; False where the kernel or our rights do not allow it."""
+        return False  # the kernel resets it only for a process that keeps the file open
 
     def pids(self) -> list[int]:
         """Host numbers of the processes in it."""
-
-
-def open_cgroup(pid: int, root: Path = Path("/")) -> Cgroup:
-    """The control group of a process; `root` holds `proc` and `sys`, for tests."""
-    own = _memberships(_read(root / "proc" / str(pid) / "cgroup"))
-    mounts = _mounts(_read(root / "proc/self/mountinfo"))
-    if "memory" not in own:
-        return _CgroupV2(_folder(root, own, mounts, ""))
-    return _CgroupV1(
-        *(_folder(root, own, mounts, n) for n in ("memory", "cpu", "cpuacct", "blkio"))
-    )
+        return [int(pid) for pid in _read(self.folder / "cgroup.procs").split()]
 
 
 class _CgroupV1(Cgroup):
@@ -105,50 +127,51 @@ class _CgroupV1(Cgroup):
     version = 1
 
     def __init__(self, memory: Path, cpu: Path, cpuacct: Path, blkio: Path) -> None:
-        self._memory, self._cpu, self._cpuacct, self._blkio = memory, cpu, cpuacct, blkio
+        super().__init__(memory)
+        self._cpu, self._cpuacct, self._blkio = cpu, cpuacct, blkio
 
     @property
     def memory_current(self) -> int:
-        return _number(self._memory / "memory.usage_in_bytes")
+        return _number(self.folder / "memory.usage_in_bytes")
 
     @property
     def memory_peak(self) -> int:
-        return _number(self._memory / "memory.max_usage_in_bytes")
+        return _number(self.folder / "memory.max_usage_in_bytes")
 
     @property
     def memory_limit(self) -> int | None:
-        return _v1_limit(self._memory / "memory.limit_in_bytes")
+        return _v1_limit(self.folder / "memory.limit_in_bytes")
 
     @property
     def swap_limit(self) -> int | None:
-        path = self._memory / "memory.memsw.limit_in_bytes"
+        path = self.folder / "memory.memsw.limit_in_bytes"
         both = _v1_limit(path) if path.exists() else None
         memory = self.memory_limit
         return None if both is None or memory is None else both - memory
 
     @property
     def anon_bytes(self) -> int:
-        return _row(self._memory / "memory.stat", "total_rss")
+        return _row(self.folder / "memory.stat", "total_rss")
 
     @property
     def file_bytes(self) -> int:
-        return _table(self._memory / "memory.stat")["total_cache"]
+        return _table(self.folder / "memory.stat")["total_cache"]
 
     @property
     def swap_bytes(self) -> int:
-        return _table(self._memory / "memory.stat").get("total_swap", 0)
+        return _table(self.folder / "memory.stat").get("total_swap", 0)
 
     @property
     def oom_kills(self) -> int:
-        return _table(self._memory / "memory.oom_control").get("oom_kill", 0)
+        return _table(self.folder / "memory.oom_control").get("oom_kill", 0)
 
     @property
     def limit_hits(self) -> int:
         # Newer kernels (6.18) leave it at 0. Where the limit of memory equals that of memory and
         # swap, the kernel counts only at the latter.
-        both = self._memory / "memory.memsw.failcnt"
+        both = self.folder / "memory.memsw.failcnt"
         hits = _number(both) if both.exists() else 0
-        return hits + _number(self._memory / "memory.failcnt")
+        return hits + _number(self.folder / "memory.failcnt")
 
     @property
     def was_full(self) -> bool:
@@ -184,93 +207,20 @@ class _CgroupV1(Cgroup):
 
     def reset_peak(self) -> bool:
         with contextlib.suppress(OSError):
-            (self._memory / "memory.max_usage_in_bytes").write_text("0", encoding="ascii")
+            (self.folder / "memory.max_usage_in_bytes").write_text("0", encoding="ascii")
             return True
         return False
 
-    def pids(self) -> list[int]:
-        return _pids(self._memory)
 
-
-class _CgroupV2(Cgroup):
-    """Version 2: one folder for everything."""
-
-    version = 2
-    was_full = False  # `limit_hits` is reliable
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    @property
-    def memory_current(self) -> int:
-        return _number(self._folder / "memory.current")
-
-    @property
-    def memory_peak(self) -> int | None:
-        path = self._folder / "memory.peak"
-        return _number(path) if path.exists() else None
-
-    @property
-    def memory_limit(self) -> int | None:
-        return _v2_limit(_read(self._folder / "memory.max"))
-
-    @property
-    def swap_limit(self) -> int | None:
-        path = self._folder / "memory.swap.max"
-        return _v2_limit(_read(path)) if path.exists() else None
-
-    @property
-    def anon_bytes(self) -> int:
-        return _row(self._folder / "memory.stat", "anon")
-
-    @property
-    def file_bytes(self) -> int:
-        return _table(self._folder / "memory.stat")["file"]
-
-    @property
-    def swap_bytes(self) -> int:
-        path = self._folder / "memory.swap.current"
-        return _number(path) if path.exists() else 0
-
-    @property
-    def oom_kills(self) -> int:
-        return _table(self._folder / "memory.events").get("oom_kill", 0)
-
-    @property
-    def limit_hits(self) -> int:
-        return _table(self._folder / "memory.events").get("max", 0)
-
-    @property
-    def cpu_usage_ns(self) -> int:
-        return _table(self._folder / "cpu.stat")["usage_usec"] * 1000
-
-    @property
-    def cpu_quota(self) -> tuple[int, int] | None:
-        quota, period = _read(self._folder / "cpu.max").split()
-        return None if quota == "max" else (int(quota), int(period))
-
-    @property
-    def throttling(self) -> tuple[int, int, int]:
-        stat = _table(self._folder / "cpu.stat")
-        names = ("nr_periods", "nr_throttled", "throttled_usec")
-        periods, throttled, throttled_us = (stat.get(name, 0) for name in names)
-        return periods, throttled, throttled_us * 1000
-
-    def io_bytes(self) -> dict[str, tuple[int, int]]:
-        return {
-            disk: (int(row.get("rbytes", 0)), int(row.get("wbytes", 0)))
-            for disk, row in _by_disk(self._folder / "io.stat").items()
-        }
-
-    def io_limits(self) -> dict[str, tuple[int | None, int | None]]:
-        rows = _by_disk(self._folder / "io.max")
-        return {d: (_v2_limit(row["rbps"]), _v2_limit(row["wbps"])) for d, row in rows.items()}
-
-    def reset_peak(self) -> bool:
-        return False  # the kernel resets it only for a process that keeps the file open
-
-    def pids(self) -> list[int]:
-        return _pids(self._folder)
+def open_cgroup(pid: int, root: Path = Path("/")) -> Cgroup:
+    """The control group of a process; `root` holds `proc` and `sys`, for tests."""
+    own = _memberships(_read(root / "proc" / str(pid) / "cgroup"))
+    mounts = _mounts(_read(root / "proc/self/mountinfo"))
+    if "memory" not in own:
+        return Cgroup(_folder(root, own, mounts, ""))
+    return _CgroupV1(
+        *(_folder(root, own, mounts, n) for n in ("memory", "cpu", "cpuacct", "blkio"))
+    )
 
 
 def _read(path: Path) -> str:
@@ -306,10 +256,6 @@ def _by_disk(path: Path) -> dict[str, dict[str, str]]:
     """Lines of a disk and KEY=VALUE pairs."""
     rows = (line.split() for line in _read(path).splitlines())
     return {disk: dict(p.split("=", 1) for p in pairs if "=" in p) for disk, *pairs in rows}
-
-
-def _pids(folder: Path) -> list[int]:
-    return [int(pid) for pid in _read(folder / "cgroup.procs").split()]
 
 
 def _v1_limit(path: Path) -> int | None:

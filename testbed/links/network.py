@@ -31,7 +31,7 @@ class Network(Protocol):
         """What emulates them: netem, switch-c, switch-python or none."""
 
     def attach(self, index: int, pid: int) -> str:
-        """Give a process's namespace its link; all set and read back. Gives the device's address."""
+        """Give a process's namespace its link, and read back all of it; gives the device's address."""
 
     def fault(self, index: int, kind: str, value: float) -> None:
         """Make or end a fault of one link; see `testbed.links.linkfault`."""
@@ -46,28 +46,23 @@ class Network(Protocol):
         """Take all links away. Twice is fine."""
 
 
-class NoNetwork:
-    """One device alone needs none."""
+class _NoNetwork(Network):
+    """One device alone needs no links: its address is its loopback's."""
 
     backend = "none"
 
     def attach(self, index: int, pid: int) -> str:  # noqa: ARG002 - the protocol's
-        """Its own loopback."""
         return "127.0.0.1"
 
     def fault(self, index: int, kind: str, value: float) -> None:
-        """Refuse."""
         raise DeviceError(f"links: no fault {kind} {value:g} on device {index}: backend is none")
 
-    def verify(self) -> None:
-        """Nothing was set."""
+    def verify(self) -> None: ...
 
     def counters(self) -> dict[str, object]:
-        """Nothing is counted."""
         return {"backend": self.backend}
 
-    def close(self) -> None:
-        """Nothing to take away."""
+    def close(self) -> None: ...
 
 
 def open_network(
@@ -93,7 +88,7 @@ def open_network(
     if backend == "none":
         if len(links) > 1:
             raise DeviceError(f"links: {len(links)} devices need links, link.backend is 'none'")
-        return NoNetwork()
+        return _NoNetwork()
     _require(_rights_problem())
     if backend in ("auto", "netem"):
         problem = netem_problem()
