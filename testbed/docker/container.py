@@ -41,7 +41,7 @@ class Container:
         self.cgroup: Cgroup
 
     def start(self) -> None:
-        """Make it, take its lease, start it, and check its limits; an error leaves it to `remove`."""
+        """Make it, take its lease, start it, check its limits; an error leaves it to `remove`."""
         arguments = container_arguments(self._spec)
         with daemon_errors(f"{self._where}: cannot be made"):
             client = self._daemon.client
@@ -72,8 +72,8 @@ class Container:
         )
         return str(made["Id"]), stream
 
-    def exec_state(self, exec_id: str) -> tuple[bool, int, int | None] | None:
-        """(whether it runs, host process number or 0, exit status); None if Docker forgot it."""
+    def exec_state(self, exec_id: str) -> tuple[int, int | None] | None:
+        """(host process number or 0, exit status once it ended); None if Docker forgot it."""
         try:
             with daemon_errors(f"{self._where}: inspect"):
                 state: Mapping[str, Any] = self._daemon.client.exec_inspect(exec_id)
@@ -81,7 +81,8 @@ class Container:
             if isinstance(exc.__cause__, docker.errors.NotFound):
                 return None
             raise
-        return bool(state["Running"]), int(state["Pid"]), state["ExitCode"]
+        # At first it neither runs nor has a status: the daemon answers before it starts it.
+        return int(state["Pid"]), None if state["Running"] else state["ExitCode"]
 
     def signal(self, leader: int, number: int) -> None:
         """Send a signal to all of a program's session that runs in here; gone is fine."""

@@ -67,12 +67,12 @@ class ExecProcess:
             raise self._not_started(argv[0], f"its container has ended ({exc})") from exc
         self._log = BoundedLog(log)
         self.start_ns = time.monotonic_ns()
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._log.close)
             self._exec_id, self._stream = container.open_exec(argv, work_dir)
+            undo.callback(self._stream.close)
             self.pid = self._await_pid(argv[0])
-        except BaseException:
-            self._log.close()
-            raise
+            undo.pop_all()
         self._handle = container.open_handle(self.pid) if self.pid else None
         self._reader = threading.Thread(target=self._read, name=f"stdout-{device}", daemon=True)
         self._waiter = threading.Thread(target=self._await_end, name=f"exit-{device}", daemon=True)
@@ -127,24 +127,15 @@ class ExecProcess:
 
     def _await_pid(self, program: str) -> int:
         """Its number on the host; 0 if it has ended already."""
-        try:
-            return self._poll_pid(program)
-        except BaseException:
-            self._stream.close()
-            raise
-
-    def _poll_pid(self, program: str) -> int:
         deadline = time.monotonic() + _START_S
         while time.monotonic() < deadline:
             state = self._container.exec_state(self._exec_id)
             if state is None:
                 raise self._not_started(program, "its container has ended")
-            is_running, pid, code = state
-            # At first it neither runs nor has a status: the daemon answers before it starts it.
-            is_over = not is_running and code is not None
-            if not pid and is_over and code in _NOT_STARTED:
+            pid, code = state
+            if not pid and code in _NOT_STARTED:
                 raise self._not_started(program, self._complaint())
-            if pid or is_over:
+            if pid or code is not None:
                 return pid
             time.sleep(_POLL_S)
         raise self._not_started(program, f"nothing happened for {_START_S:g} s")
@@ -203,7 +194,7 @@ class ExecProcess:
             state = self._container.exec_state(self._exec_id)
         except DeviceError:
             return True
-        return state is None or (not state[0] and state[2] is not None)
+        return state is None or state[1] is not None
 
     def _drain(self) -> None:
         """Read what the program wrote last; not what a descendant that left it may still write."""
@@ -220,8 +211,8 @@ class ExecProcess:
         deadline = time.monotonic() + _STATUS_S
         try:
             while (state := self._container.exec_state(self._exec_id)) is not None:
-                if not state[0] and state[2] is not None:
-                    return exit_code(state[2])
+                if state[1] is not None:
+                    return exit_code(state[1])
                 if time.monotonic() > deadline:
                     break
                 time.sleep(_POLL_S)

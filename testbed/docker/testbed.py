@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -95,7 +96,7 @@ class DockerTestbed:
         self._make_verifier = verifier_factory
         self._verifier: LimitVerifier | None = None
         self._warm_up = tuple(warm_up)
-        self._open_links = network_factory or _default_factory(link_backend, dilation)
+        self._open_links = network_factory or partial(_open_links, link_backend, dilation)
         self._owner = (os.getuid(), os.getgid()) if os.getuid() else _UNPRIVILEGED
         self._num_ups = 0
         self._daemon: Daemon | None = None
@@ -266,13 +267,10 @@ def container_environment(threads: int) -> dict[str, str]:
     }
 
 
-def _default_factory(backend: str, dilation: float) -> NetworkFactory:
-    def open_links(links: Sequence[LinkSpec]) -> Network:
-        # Not the run's id: its repeats, and two harnesses at once, need names of their own.
-        label = secrets.token_hex(6)
-        return open_network(links, backend=backend, dilation=dilation, label=label)
-
-    return open_links
+def _open_links(backend: str, dilation: float, links: Sequence[LinkSpec]) -> Network:
+    # Not the run's id: its repeats, and two harnesses at once, need names of their own.
+    label = secrets.token_hex(6)
+    return open_network(links, backend=backend, dilation=dilation, label=label)
 
 
 def _close(device: DockerDevice) -> DeviceError | None:

@@ -7,13 +7,14 @@ process started, in the kernel's ticks since boot. Another host's label is never
 import os
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Self
 
 from testbed.host.procfs import PROC, read_stat
 
 PREFIX = "org.tpi-lab."
+_KEYS = tuple(f"{PREFIX}{name}" for name in ("run", "host", "pid", "start"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,24 +40,15 @@ class RunLabel:
     def parse(cls, labels: Mapping[str, str]) -> Self | None:
         """Read a container's labels; None if they are not ours or not complete."""
         try:
-            return cls(
-                labels[f"{PREFIX}run"],
-                labels[f"{PREFIX}host"],
-                int(labels[f"{PREFIX}pid"]),
-                int(labels[f"{PREFIX}start"]),
-            )
+            run_id, host, pid, start = (labels[key] for key in _KEYS)
+            return cls(run_id, host, int(pid), int(start))
         except (KeyError, ValueError):
             return None
 
     @property
     def labels(self) -> dict[str, str]:
         """As Docker holds them."""
-        return {
-            f"{PREFIX}run": self.run_id,
-            f"{PREFIX}host": self.host,
-            f"{PREFIX}pid": str(self.pid),
-            f"{PREFIX}start": str(self.start_ticks),
-        }
+        return dict(zip(_KEYS, map(str, astuple(self)), strict=True))
 
 
 def start_ticks(pid: int, proc: Path = PROC) -> int | None:

@@ -18,12 +18,9 @@ _TIMEOUT_S, _END_S = 30.0, 5.0
 # Where the tools are, also for a root whose PATH is a user's.
 _ADMIN_FOLDERS = ("/usr/sbin", "/sbin")
 _PACKAGES = {
-    "ip": "iproute2",
-    "tc": "iproute2",
-    "bridge": "iproute2",
+    **dict.fromkeys(("ip", "tc", "bridge"), "iproute2"),
+    **dict.fromkeys(("nsenter", "unshare"), "util-linux"),
     "sysctl": "procps",
-    "nsenter": "util-linux",
-    "unshare": "util-linux",
 }
 _READY = b"ready\n"
 

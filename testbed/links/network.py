@@ -31,7 +31,7 @@ class Network(Protocol):
         """What emulates them: netem, switch-c, switch-python or none."""
 
     def attach(self, index: int, pid: int) -> str:
-        """Give a process's namespace its link, and read back all of it; gives the device's address."""
+        """Give a process's namespace its link, and read it back; gives the device's address."""
 
     def fault(self, index: int, kind: str, value: float) -> None:
         """Make or end a fault of one link; see `testbed.links.linkfault`."""

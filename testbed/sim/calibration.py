@@ -9,7 +9,6 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -19,6 +18,7 @@ from tpi.decode import Count, CountOrZero, NumBytes, convert
 from tpi.errors import ConfigError
 from tpi.files import parse_json, read_small_file, write_atomic
 
+_REFERENCE = Path(__file__).with_name("reference.json")
 _MAX_BYTES = 1 << 20
 _BY_ROWS = ("products", "linear")
 _ADVICE = "measure anew with `make calibrate`"
@@ -167,11 +167,9 @@ def _rising_rate(table: Rates, rows: int) -> float:
 
 def load_calibration(path: Path | None = None) -> Calibration:
     """Read a calibration; the reference that comes with the project if none is named."""
-    if path is None:
-        text = resources.files("testbed.sim").joinpath("reference.json").read_bytes()
-        return decode(parse_json(text, "reference.json", ConfigError), "testbed/sim/reference.json")
-    data = read_small_file(path, _MAX_BYTES, ConfigError)
-    return decode(parse_json(data, str(path), ConfigError), str(path))
+    where = "testbed/sim/reference.json" if path is None else str(path)
+    data = read_small_file(path or _REFERENCE, _MAX_BYTES, ConfigError)
+    return decode(parse_json(data, where, ConfigError), where)
 
 
 def save_calibration(calibration: Calibration, path: Path) -> None:

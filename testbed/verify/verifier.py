@@ -3,11 +3,12 @@
 `probe.py` measures before and after; `conditions.py` says what happened in between.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from testbed.base import Device, DeviceError, VerificationReport
 from testbed.limits.cgroup import Cgroup
+from testbed.links.network import Network
 from testbed.verify.conditions import conditions_between
 from testbed.verify.host_counters import CounterSnapshot, take_snapshot
 from testbed.verify.probe import probe_devices
@@ -28,16 +29,6 @@ class LimitedDevice(Device, Protocol):
         """Forget all peaks so far."""
 
 
-class Links(Protocol):
-    """The part of `testbed.links.network.Network` that is used here."""
-
-    def verify(self) -> None:
-        """Read back whether everything that was set is still in force."""
-
-    def counters(self) -> Mapping[str, Any]:
-        """What was counted."""
-
-
 class LimitVerifier:
     """Verifies one repeat: `verify("before")`, then the repeat, then `verify("after")`."""
 
@@ -45,7 +36,7 @@ class LimitVerifier:
         self,
         devices: Sequence[LimitedDevice],
         expected: Sequence[Expected],
-        network: Links,
+        network: Network,
         *,
         dilation: float = 1.0,
         host_read_bps: float | None = None,

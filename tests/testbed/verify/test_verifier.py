@@ -1,7 +1,6 @@
 """The proof of a repeat: what is measured when, and what becomes of it."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from testbed.host.label import RunLabel
 from testbed.limits.cgroup import open_cgroup
 from testbed.limits.limits import DeviceLimits
 from testbed.links.link import LinkSpec
+from testbed.links.network import Network
 from testbed.verify.tolerances import Expected, ProbeReport, judge
 from testbed.verify.verifier import LimitVerifier
 from tests.testbed.beds import device_image
@@ -27,8 +27,10 @@ PORT = {"up_dropped": 0}
 SPINS = "import time\nend = time.monotonic() + 1\nwhile time.monotonic() < end: pass"
 
 
-class FakeLinks:
+class FakeLinks(Network):
     """Links that count what they are told to, and may be found wrong."""
+
+    backend = "fake"
 
     def __init__(self) -> None:
         self.problem: str | None = None
@@ -40,7 +42,16 @@ class FakeLinks:
         if self.problem is not None:
             raise DeviceError(self.problem)
 
-    def counters(self) -> Mapping[str, Any]:
+    def attach(self, index: int, pid: int) -> str:
+        raise NotImplementedError
+
+    def fault(self, index: int, kind: str, value: float) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    def counters(self) -> dict[str, Any]:
         tcp = [{**TCP, "RetransSegs": self.again}]
         return {"backend": "switch-c", "settings": [SETTINGS], "ports": [PORT], "tcp": tcp}
 
