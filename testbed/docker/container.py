@@ -47,7 +47,7 @@ class Container:
             client = self._daemon.client
             host_config = client.create_host_config(**arguments.pop("host_config"))
             self.id = client.create_container(**arguments, host_config=host_config)["Id"]
-            # Before it runs, so that there is no moment in which nobody holds it.
+            # Before it runs, so that it is held at every moment.
             self._lease = self._daemon.open_stream(
                 f"/containers/{self.id}/attach?stream=1&stdin=1", {}
             )

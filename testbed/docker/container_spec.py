@@ -1,10 +1,12 @@
 """What a device's container is made of, what Docker is asked for, and what is in force. Pure.
 
 Docker leaves out what the kernel cannot do and only warns, so what is in force is read back from
-the control group and compared.
+the control group and compared. Programs run without root's rights, so mounts must be readable.
 """
 
-from collections.abc import Mapping, Sequence
+import os
+import stat
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,9 @@ from testbed.host.procfs import host_swap_bytes
 from testbed.limits.blockdev import Disk
 from testbed.limits.cgroup import Cgroup
 from testbed.limits.limits import LEAST_CPUS, DeviceLimits
+from tpi.errors import ConfigError
 
-# Reads until its input ends and needs half a MiB: it counts as the device's memory.
+# Reads until its input ends. Its half a MiB counts as the device's memory.
 _HOLDER = ("cat",)
 _MAX_PROCESSES = 1024
 # Docker's 64 MiB are too few for what gloo and torch share.
@@ -87,7 +90,7 @@ def container_arguments(spec: ContainerSpec) -> dict[str, Any]:
             "shm_size": _SHM_BYTES,
             "oom_score_adj": _OOM_SCORE_ADJ,
             "log_config": {"Type": "none"},
-            # A crash is told by its signal; its memory is not to be written at the disk's rate.
+            # The signal tells of a crash; its memory must not be written at the disk's rate.
             "ulimits": [Ulimit(name="core", soft=0, hard=0)],
             "mounts": [
                 Mount(inside, str(host), type="bind", read_only=not writable)
@@ -131,3 +134,34 @@ def limit_differences(spec: ContainerSpec, cgroup: Cgroup) -> list[str]:
         pairs.append((f"read rate of disk {number}", limits.read_bps, read_bps))
         pairs.append((f"write rate of disk {number}", limits.write_bps, write_bps))
     return [f"{what}: asked for {want}, in force {got}" for what, want, got in pairs if want != got]
+
+
+def check_readable(folder: Path, owner: tuple[int, int]) -> None:
+    """Raise a ConfigError unless a user and its only group can read everything in a folder."""
+    for path in _walk(folder):
+        try:
+            info = path.stat()
+        except OSError as exc:
+            raise ConfigError(f"{path}: {exc.strerror}, and is to be seen by devices") from exc
+        if not is_readable(info, owner):
+            raise ConfigError(
+                f"{path}: mode {stat.filemode(info.st_mode)} of user {info.st_uid}, so user"
+                f" {owner[0]} of the containers cannot read it; `chmod -R a+rX {folder}`"
+            )
+
+
+def is_readable(info: os.stat_result, owner: tuple[int, int]) -> bool:
+    """Whether its mode lets a user read a file, or list and enter a folder."""
+    need = 0b101 if stat.S_ISDIR(info.st_mode) else 0b100
+    shift = 6 if info.st_uid == owner[0] else 3 if info.st_gid == owner[1] else 0
+    return (info.st_mode >> shift) & need == need
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    yield folder
+    for parent, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            path = Path(parent, name)
+            # A link is followed in the container, where it may lead nowhere: its program says so.
+            if not path.is_symlink():
+                yield path

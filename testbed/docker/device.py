@@ -184,7 +184,7 @@ class DockerDevice:
                 process.ask_to_end()
 
     def close(self) -> None:
-        """End everything on the device, look for the last time, have the container removed."""
+        """End everything on the device, take the last readings, have the container removed."""
         try:
             for process in self._processes:
                 process.stop()

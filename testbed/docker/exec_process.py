@@ -26,10 +26,10 @@ _POLL_S, _OVER_S = 0.003, 0.1
 # Between the daemon's answer and the program lies runc: 0.05 s here, more on a loaded host.
 _START_S = 30.0
 _KILL_S = 30.0
-# After the end, what a descendant keeps open is waited for no longer; Docker waits 2 s too.
+# The longest wait, after the end, for what a descendant keeps open; Docker waits 2 s too.
 _DRAIN_S = 3.0
 _STATUS_S = 10.0
-# Where runc could not start the program; what it says then stands in the output.
+# The statuses of a program that runc could not start; the output says why.
 _NOT_STARTED = (126, 127)
 
 

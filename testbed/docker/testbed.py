@@ -19,10 +19,9 @@ from typing import Self
 
 from testbed.base import DeviceError, VerificationReport, make_inbox
 from testbed.docker.container import Container
-from testbed.docker.container_spec import ContainerSpec
+from testbed.docker.container_spec import ContainerSpec, check_readable
 from testbed.docker.daemon import Daemon
 from testbed.docker.device import TMP, WORK, DeviceFolder, DockerDevice
-from testbed.docker.permissions import check_readable
 from testbed.host.label import RunLabel
 from testbed.host.procfs import host_swap_bytes
 from testbed.limits.blockdev import Disk, disk_of
@@ -38,7 +37,7 @@ log = logging.getLogger(__name__)
 _ROOT = Path(__file__).resolve().parents[2]
 _SOURCES = ("tpi", "baselines", "testbed")
 _LAB, _MODELS = "/lab", "/models"
-# Who runs programs where the harness is root: a number that belongs to nobody.
+# The user of programs where the harness is root: a number that no user has.
 _UNPRIVILEGED = (65532, 65532)
 _MAX_STARTING = 4
 _WARM_UP_S = 120.0
@@ -70,22 +69,13 @@ class DockerTestbed:
         verifier_factory: VerifierFactory | None = None,
         warm_up: Sequence[str] = (),
     ) -> None:
-        """Prepare; nothing is made before `up`.
+        """Prepare; nothing is made before `up`. `limits` and `links` are those of all devices.
 
-        Args:
-            work_dir: Gets one folder per device with specs, logs and what programs write.
-            limits: Of every device.
-            links: Of every device.
-            image: Tag or id of the device image.
-            mounts: Host folders that every device sees read-only.
-            label: Whose the containers are.
-            link_backend: What emulates links: auto, netem, switch, switch-c or switch-python.
-            dilation: How much slower than the emulated clock this host's is; for TCP's timers.
-            env: Variables that every program gets beside those it needs.
-            network_factory: Opens the links; `testbed.links.network` unless given.
-            verifier_factory: Makes what measures on fresh devices whether limits and links hold.
-            warm_up: A program that runs once before the first devices, without limits: what it
-                reads of the image is then cached, and charged to none of them.
+        `work_dir` gets a folder per device; `mounts` are host folders that every device sees
+        read-only; `env` is added to every program's variables. `dilation` is for TCP's timers.
+        `verifier_factory` makes what measures on fresh devices whether limits and links hold.
+        `warm_up` is a program that runs once before the first devices, without limits: what it
+        reads of the image is then cached, and charged to none of them.
         """
         self._work_dir = work_dir.resolve()
         self._limits, self._links = tuple(limits), tuple(links)

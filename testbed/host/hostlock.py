@@ -41,7 +41,7 @@ class Contention:
         holders = _holders(self._fd)
         if os.getpid() in holders:
             return len(holders) > 1
-        # Some file systems show other numbers there: then whoever came counts as staying.
+        # Some file systems show other numbers there: then one that came counts as staying.
         return self._others or has_come
 
 
@@ -49,12 +49,8 @@ class Contention:
 def host_lock(*, allow_concurrent: bool, folder: Path | None = None) -> Iterator[Contention]:
     """Be the only harness on this host while the body runs, or one of several and know of it.
 
-    Args:
-        allow_concurrent: Run beside others. They see it, whether or not they allow it themselves.
-        folder: Where the lock files are; the same for all users unless given.
-
-    Raises:
-        DeviceError: Another harness runs, or the lock cannot be had.
+    With `allow_concurrent` it runs beside others, which see it even if they do not allow it
+    themselves. Without it, another harness is a DeviceError.
     """
     folder = folder or _shared_folder()
     with contextlib.ExitStack() as stack:

@@ -40,7 +40,7 @@ class Host:
     read_bps: float
     write_bps: float
     cores: int
-    core_gbps: float = 0.0  # 10^9 bytes/s that a core reads while all do; 0 where nobody asked
+    core_gbps: float = 0.0  # 10^9 bytes/s that a core reads while all do; 0 if not asked
 
 
 def probe_host(folder: Path, *, memory_rate: bool = False) -> Host:

@@ -1,6 +1,6 @@
 """A process's control group, version 1 or 2 behind one interface: limits, use and counters.
 
-`open_cgroup` finds the folders in `/proc/PID/cgroup` and the mounts, whoever made them. All values
+`open_cgroup` finds the folders in `/proc/PID/cgroup` and the mounts. All values
 are bytes or nanoseconds; None means "no limit" or "this kernel does not say".
 """
 

@@ -79,7 +79,7 @@ def ensure_swap(
     size = -(-(need_bytes - free + _SPARE_BYTES) // _PAGE_BYTES) * _PAGE_BYTES
     path = folder.resolve() / swap_name(label)
     run = run or run_tool
-    # Outside of the `try`: a file that somebody else has made is not ours to remove.
+    # Outside of the `try`: a file that another program made is not ours to remove.
     fd = _create(path, size)
     try:
         _swap_on(fd, path, size, run)

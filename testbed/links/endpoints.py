@@ -221,7 +221,7 @@ class AttachedDevices:
     """The devices of one network that have their link, by their number."""
 
     def __init__(self, links: Sequence[LinkSpec], dilation: float, run: Run = run_tool) -> None:
-        """Prepare; a DeviceError if addresses or TCP's timers do not reach so far."""
+        """Prepare; too many addresses or too large a dilation for TCP's timers is a DeviceError."""
         self._ends = [Endpoint(index, len(links), dilation) for index in range(len(links))]
         self._run = run
         self._lock = threading.Lock()

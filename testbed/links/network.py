@@ -68,14 +68,11 @@ class _NoNetwork(Network):
 def open_network(
     links: Sequence[LinkSpec], *, backend: str = "auto", dilation: float = 1.0, label: str
 ) -> Network:
-    """Make the links of all devices.
+    """Make the links of all devices, as emulated on this host (already dilated).
 
-    Args:
-        links: One per device, as emulated on this host (already dilated).
-        backend: `auto` takes netem where the kernel has it and the switch elsewhere; `switch` is C
-            where a compiler is and Python elsewhere.
-        dilation: How much slower than the emulated clock this host's is; for TCP's timers.
-        label: Six hex digits or more; they name what is visible on the host.
+    `backend` `auto` takes netem where the kernel has it and the switch elsewhere; `switch` is C
+    where a compiler is and Python elsewhere. `dilation` is for TCP's timers. The first six hex
+    digits of `label` name what is visible on the host.
 
     Raises:
         ConfigError: No such backend.

@@ -20,14 +20,11 @@ _KEPT = 512  # answers, each of a few KiB
 
 
 class Collectives:
-    """Sums and broadcasts over all ranks.
+    """Sums and broadcasts over all ranks, by an allreduce's name.
 
-    Args:
-        network: Links and processors.
-        algorithm: Name of an allreduce.
-        itemsize: Bytes of an element on the wire.
-        call: A sum's cost to each rank beside its messages, nanoseconds by rank. One rank alone
-            pays none of it, because it was measured as the excess of two ranks over one.
+    An element on the wire has `itemsize` bytes. `call` is a sum's cost to each rank beside its
+    messages, in nanoseconds. One rank alone pays none of it, because it was measured as the excess
+    of two ranks over one.
     """
 
     def __init__(self, network: Network, algorithm: str, itemsize: int, call: Ints) -> None:

@@ -122,7 +122,7 @@ def swap(network: Network, now: Ints, payload: NDArray[np.int64], *, adds: bool)
     path = network.delay[rows] + network.delay[peers]
     down, final = network.link_ns(sent.whole, peers), network.link_ns(sent.last, peers)
     work = network.recv_ns(sent, peers) + adds * network.add_ns(sent, peers)
-    # What nobody sends is there from the beginning, and takes nothing.
+    # A message that is not sent is there from the beginning, and takes no time.
     early = network.down.min()
     first, last = (np.where(goes, at + path, early) for at in (first, end))
     values = (first, last, down * goes, final * goes, work * goes)

@@ -73,16 +73,9 @@ def probe_devices(
     """Measure on all devices; they must be idle, rank 0 first.
 
     A figure that is out of tolerance is measured once more before it is believed. It takes about
-    3 s for 8 devices undilated; the links' round trips come on top.
-
-    Args:
-        devices: What is measured.
-        expected: What holds on each.
-        dilation: How much slower than the emulated clock this host's is; widens the RTT's band.
-        host_read_bps: The rate of this host's disk; unless given, disks are read one by one.
-        oversubscribed: Whether devices are known not to fit the host. Then shares of CPU and disk
-            are wrong only if they are too large.
-        clock: For tests.
+    3 s for 8 devices undilated; the links' round trips come on top. `dilation` widens the RTT's
+    band. Without `host_read_bps`, the rate of this host's disk, disks are read one by one. Where
+    `oversubscribed` devices do not fit the host, shares of CPU and disk may be too small.
     """
     if len(devices) != len(expected):
         raise ConfigError(f"probe: {len(devices)} devices, {len(expected)} expectations")
