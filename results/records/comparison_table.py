@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from rich.table import Table
 from rich.text import Text
 
+from results.records.notes import plain
 from results.records.schema import Check, Metrics, RunRecord, Spread
 from results.records.testbed_facts import SimulatorFacts
 from results.records.testbed_words import device_words, link_words
@@ -96,7 +97,7 @@ def where_lines(records: Sequence[RunRecord]) -> list[str]:
     lines = [
         line for record in records if record.config.testbed.backend for line in _testbed(record)
     ]
-    return list(dict.fromkeys(_plain(line) for line in lines))
+    return list(dict.fromkeys(plain(line) for line in lines))
 
 
 def _testbed(record: RunRecord) -> list[str]:
@@ -170,9 +171,9 @@ def _cells(record: RunRecord) -> tuple[str, ...]:
     if metrics is None:
         blank = (_NONE,) * (len(COLUMNS) - 4)
         check = _token_words(record)
-        return (_plain(record.system), record.status, _devices(record), *blank, check)
+        return (plain(record.system), record.status, _devices(record), *blank, check)
     return (
-        _plain(record.system),
+        plain(record.system),
         record.status,
         _devices(record),
         format_spread(metrics.ttft_s).split(" (")[0],
@@ -218,7 +219,7 @@ def _notes(record: RunRecord) -> list[str]:
         notes.append(record.check.detail)
     if record.metrics is not None and (share := format_time_share(record.metrics.time_share)):
         notes.append(f"time: {share}")
-    return [f"{_plain(record.system)}: {_plain(note)}" for note in notes]
+    return [f"{plain(record.system)}: {plain(note)}" for note in notes]
 
 
 def _all_notes(rows: Iterable[Row]) -> list[str]:
@@ -231,8 +232,3 @@ def _markdown_line(cells: Sequence[str], widths: Sequence[int]) -> str:
         for cell, width, (_, is_number) in zip(cells, widths, COLUMNS, strict=True)
     ]
     return "| " + " | ".join(cell.replace("|", "/") for cell in padded) + " |"
-
-
-def _plain(text: str) -> str:
-    """One line without control characters: a log's words must not move the cursor."""
-    return "".join(c if c.isprintable() else " " for c in text)

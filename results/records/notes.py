@@ -1,10 +1,14 @@
-"""What a reader must know of a run beside its numbers: facts, put in words here and nowhere else.
+"""What a reader must know of a run beside its numbers: facts, and the only words for them.
 
-A `Note` is one fact; `str(note)` is what stands below a table. What a program says of itself is
-`Said`, in its own words.
+A `Note` is one fact; `str(note)` is what stands below a table.
 """
 
 from msgspec import Struct
+
+
+def plain(text: str) -> str:
+    """One line without control characters: a log's words must not move the cursor."""
+    return "".join(c if c.isprintable() else " " for c in text)
 
 
 class Cut(Struct, frozen=True, tag=True, forbid_unknown_fields=True):

@@ -1,9 +1,7 @@
 """Computing and communicating shares of a pipeline, whose devices work one at a time.
 
-A run record has the shares of a mean device, which waits while the others compute and counts that
-as communicating. Of the whole pipeline, N devices compute N mean shares of the time, and what is
-left is communication. Figure 1b, its table and its claim all see the cells that `of_pipelines`
-gives. Read `pipeline_shares` first.
+A run record has the shares of a mean device, which counts waiting for the others as communicating.
+In the whole pipeline N devices compute N mean shares of the time; the rest is communication.
 """
 
 from collections.abc import Mapping
@@ -38,7 +36,7 @@ def devices_of(record: RunRecord) -> int | None:
 
 
 def of_pipelines(book: ResultSet) -> ResultSet:
-    """A book whose shares of pipelines are those of all devices together."""
+    """The same results, with the shares of all devices of a pipeline together."""
     cells = dict(book.cells)
     for place, found in book.cells.items():
         if is_pipeline(place):
@@ -52,7 +50,7 @@ def _of_all(book: ResultSet, cell: Cell) -> Cell:
         return cell
     devices = devices_of(record)
     if devices is None:
-        absent = replace(cell, value=None, low=None, high=None, n=0, word="unusable")
+        absent = replace(cell, value=None, low=None, high=None, n=0, missing_reason="unusable")
         return replace(absent, detail=_NO_COUNT)
     shares = pipeline_shares(record.metrics.time_share, devices)
     value = shares[cell.place.metric.removesuffix("_share")]

@@ -1,16 +1,13 @@
-"""What ran in the place of the paper's: another model, or another network in the allreduce study.
+"""What ran instead of the paper's model, or instead of its network in the allreduce study.
 
-Every rendering marks such a value with the name of what ran, at whatever scale, and no claim is
-judged by it. Read `stand_in` first.
+Every rendering marks such a value with the name of what ran, and no claim is judged by it.
 """
 
 from results.paper.cell import Cell, Place, StudiedNetwork
 from results.paper.cells.result_set import ResultSet, model_of
-from results.paper.render.cell_format import ran
 from results.records.schema import RunRecord
 
-# Exhibits of one model; figure 3 has none and the validation none of the paper's. In all others the
-# row is the model.
+# Exhibits of one model, or of none; in all others the row is the model.
 _MODEL_OF = {
     "figure1": "llama3.1-8b", "figure3": "", "figure4": "llama2-7b", "figure5": "llama2-70b",
     "validation": "",
@@ -48,7 +45,7 @@ def stand_in_name(book: ResultSet, cell: Cell) -> str:
 
 def stand_in_names(book: ResultSet, exhibit: str) -> list[str]:
     """Of all that ran for an exhibit, each once."""
-    cells = [cell for cell in book.exhibit(exhibit) if ran(cell)]
+    cells = [cell for cell in book.exhibit(exhibit) if cell.ran]
     return sorted({name for cell in cells if (name := stand_in_name(book, cell))})
 
 

@@ -1,11 +1,9 @@
-"""How far numbers can be trusted: simulated beside measured, and a run beside itself. Pure.
+"""How far numbers can be trusted: simulated beside measured, and a run beside itself.
 
-A pair is one place that was both simulated and measured, of the same model. Those of `VALIDATION`
-are simulated with the costs of the machine that measured them, so that they check the simulator;
-the others are places of the paper's tables, with costs that may be another machine's. The noise
-floor of a run is the ratio of the two halves of its repeats, or of a run and the one before it in
-the same configuration: what differs there is nothing but noise. Read `pairs_of`, then
-`noise_floors`.
+A pair is one place that was both simulated and measured with the same model. Pairs of `VALIDATION`
+are simulated with the costs of the machine that measured them, so they check the simulator. The
+noise floor of a run is the ratio of the two halves of its repeats, or of a run and the one before
+it in the same configuration: they differ by noise alone.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,7 +12,6 @@ from dataclasses import dataclass
 from results.paper.cell import METRICS, VALIDATION, Cell, Place
 from results.paper.cells.result_set import ResultSet, model_of
 from results.paper.cells.substitutions import stand_in
-from results.paper.render.footnotes import relative
 from results.records.hashing import split_run_id
 from results.records.measure import measure
 from results.records.schema import RecordError, RunRecord, Spread
@@ -70,15 +67,12 @@ def _pairs_at(book: ResultSet, place: Place) -> Iterator[Pair]:
             continue  # no limit of a device held, and the simulator's do
         for simulated in _with_values(book, place, "simulated"):
             runs = book.records.get(simulated.run_id), book.records.get(measured.run_id)
-            if simulated.value is None or not measured.value or not _is_one_model(*runs):
+            models = {model_of(run) for run in runs if run is not None}
+            if simulated.value is None or not measured.value or len(models) > 1:
                 continue
             error = simulated.value / measured.value - 1
             is_check = place.exhibit == VALIDATION and _has_its_costs(*runs)
             yield Pair(place, simulated, measured, error, is_check)
-
-
-def _is_one_model(simulated: RunRecord | None, measured: RunRecord | None) -> bool:
-    return simulated is None or measured is None or model_of(simulated) == model_of(measured)
 
 
 def _has_its_costs(simulated: RunRecord | None, measured: RunRecord | None) -> bool:
@@ -158,7 +152,7 @@ def _attempts(book: ResultSet, record: RunRecord) -> Iterator[Floor]:
 
 
 def _not_known(book: ResultSet, record: RunRecord, what: str, exc: RecordError) -> Floor:
-    return Floor(record, what, None, f"not known: {relative(book, str(exc))}")
+    return Floor(record, what, None, f"not known: {book.relative(str(exc))}")
 
 
 def _gaps(book: ResultSet, record: RunRecord) -> list[tuple[float, ...]]:

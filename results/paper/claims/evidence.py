@@ -12,7 +12,6 @@ from results.paper.cell import METRICS, Cell, Place
 from results.paper.cells.pipeline_shares import devices_of, is_pipeline, pipeline_shares
 from results.paper.cells.result_set import ResultSet
 from results.paper.cells.substitutions import stand_in as stand_in
-from results.paper.render.footnotes import relative
 from results.records.measure import measure
 from results.records.schema import RepeatMetrics, Spread
 from results.records.stats import ratio_of_means, spread_of_means
@@ -36,7 +35,7 @@ class Kind:
         if self.evidence != cell.evidence:
             # What could not be run stands where the number would.
             is_absent = cell.evidence == "infeasible"
-            return is_absent and self.evidence == ("simulated" if is_sim(cell) else "measured")
+            return is_absent and self.evidence == ("simulated" if cell.is_simulated else "measured")
         return not self.sources or cell.source in self.sources
 
 
@@ -63,7 +62,7 @@ class Seen:
     @property
     def is_oom(self) -> bool:
         """Whether the result is that memory ran out."""
-        return self.cell is not None and self.cell.word == "oom"
+        return self.cell is not None and self.cell.missing_reason == "oom"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +78,13 @@ class View:
         if not cells:
             return Seen(None, "not run" if self.kind in (MEASURED, SIMULATED) else "not given")
         cell = max(
-            cells, key=lambda c: (c.value is not None, c.word == "oom", c.backend != "local")
+            cells,
+            key=lambda c: (c.value is not None, c.missing_reason == "oom", c.backend != "local"),
         )
         if reason := _no_answer(self.book, cell):
             return Seen(None, reason)
-        detail = relative(self.book, cell.detail)
-        word = f"{cell.word}: {detail}" if detail else cell.word
+        detail = self.book.relative(cell.detail)
+        word = f"{cell.missing_reason}: {detail}" if detail else cell.missing_reason
         return Seen(cell, "" if cell.value is not None else word)
 
     def _cells(self, place: Place, source: str) -> list[Cell]:
@@ -93,7 +93,7 @@ class View:
     def _words(self, place: Place) -> list[Cell]:
         """What became of a run that gave no number: it says so in a few metrics only."""
         others = (replace(place, metric=metric) for metric in METRICS)
-        return [cell for other in others for cell in self._cells(other, "") if cell.word]
+        return [cell for other in others for cell in self._cells(other, "") if cell.missing_reason]
 
     def rows(self, exhibit: str) -> list[str]:
         """Rows of an exhibit that are numbers, by size, whatever kind they are of."""
@@ -135,12 +135,7 @@ def _one_host(book: ResultSet, top: Cell, bottom: Cell) -> bool:
     """Whether two runs shared a host, as far as their records say; the simulator has none."""
     records = [book.records.get(cell.run_id) for cell in (top, bottom)]
     hosts = [record.environment.host for record in records if record is not None]
-    return len({host and host_fingerprint(host) for host in hosts}) < 2 or is_sim(top)
-
-
-def is_sim(cell: Cell) -> bool:
-    """Whether the simulator is behind a cell, one without a number too."""
-    return cell.evidence == "simulated" or cell.backend == "sim"
+    return len({host and host_fingerprint(host) for host in hosts}) < 2 or top.is_simulated
 
 
 def samples_of(book: ResultSet, cell: Cell) -> Groups | None:
@@ -174,7 +169,7 @@ def _values(metric: str, repeat: RepeatMetrics, pipeline: int | None) -> list[fl
 
 
 def _no_answer(book: ResultSet, cell: Cell) -> str:
-    if cell.word in ("not run", "unusable") or cell.evidence == "infeasible":
+    if cell.missing_reason in ("not run", "unusable") or cell.evidence == "infeasible":
         return ""
     if METRICS[cell.place.metric] in _TIMED and cell.backend == "local":
         return stand_in(book, cell) or "ran as plain processes, which no limit of a device held"

@@ -24,8 +24,8 @@ from results.paper.claims.verdict import (
     joined,
     percent,
 )
-from results.paper.render.cell_format import plain
 from results.paper.render.layouts import label_of
+from results.records.notes import plain
 from results.records.schema import RunRecord, Spread
 from results.records.store import RunStore
 from tpi.model_config import load_preset

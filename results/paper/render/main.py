@@ -14,11 +14,11 @@ from results.paper.cell import ALL_EXHIBITS, VALIDATION
 from results.paper.cells.load import open_result_set
 from results.paper.cells.result_set import ResultSet
 from results.paper.render import validation_table
-from results.paper.render.cell_format import plain
 from results.paper.render.csv import cells_csv
 from results.paper.render.latex import latex
 from results.paper.render.markdown import figure_markdown, markdown
 from results.paper.render.sections import shown_cells
+from results.records.notes import plain
 from tpi.errors import EXIT_OK, ConfigError, ResourceError, TpiError, map_errors
 from tpi.files import write_atomic
 

@@ -1,20 +1,16 @@
-"""One of the paper's tables from a book, as Markdown: the paper's value above ours in every row.
+"""One of the paper's tables as Markdown: the paper's value above ours in every row.
 
-Each row of the paper is a group of lines, one a source, so that values stand under one another and
-are never mixed. Below stand the legend, numbered notes, the testbeds and what could not be read.
-`results/paper/render/latex.py` and `results/paper/render/csv.py` render the same sections. Read
-`markdown` first.
+Below the table: the legend, numbered notes, the testbeds and what could not be read.
 """
 
 from collections.abc import Iterator, Sequence
 
-from results.paper.cell import Cell
 from results.paper.cells.result_set import ResultSet
-from results.paper.cells.substitutions import stand_in_name, stand_in_names
-from results.paper.render.cell_format import escaped, markdown_legend, markdown_of, show
+from results.paper.cells.substitutions import stand_in_names
+from results.paper.render.cell_format import FormattedCell, escaped, markdown_legend, markdown_of
 from results.paper.render.footnotes import Footnotes, below
 from results.paper.render.layouts import LAYOUTS, label_of, title_of
-from results.paper.render.sections import Line, Section, sections_of
+from results.paper.render.sections import Section, sections_of
 
 Grid = list[tuple[str, ...]]
 
@@ -76,15 +72,10 @@ def _grid(section: Section, notes: Footnotes, exhibit: str) -> Grid:
     for group in section.groups:
         for number, line in enumerate(group.lines):
             name = "" if number else label_of(group.row, exhibit)
-            grid.append((escaped(name), escaped(line.label), *_texts(line, notes)))
+            texts = (notes.joined(each, _dress) + notes.numbers(each) for each in line.cells)
+            grid.append((escaped(name), escaped(line.label), *texts))
     return grid
 
 
-def _texts(line: Line, notes: Footnotes) -> Iterator[str]:
-    for cells in line.cells:
-        shown = " / ".join(dict.fromkeys(_said(notes.book, cell) for cell in cells))
-        yield shown + notes.numbers(cells)
-
-
-def _said(book: ResultSet, cell: Cell) -> str:
-    return escaped(markdown_of(show(cell, stand_in_name(book, cell))))
+def _dress(cell: FormattedCell) -> str:
+    return escaped(markdown_of(cell))

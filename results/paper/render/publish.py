@@ -15,7 +15,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from results.paper.cells.result_set import read_book
+from results.paper.cells.result_set import read_result_set
 from results.paper.index import INDEX_FILE, read_index, write_index
 from results.paper.render.main import exhibits_named
 from tpi.errors import EXIT_OK, ConfigError, ResourceError, TpiError, map_errors
@@ -40,7 +40,7 @@ def publish(folder: Path, out: Path, exhibits: Sequence[str]) -> list[str]:
         raise ConfigError(f"{folder}: no run of {', '.join(names)}; nothing to publish")
     if out.exists():
         raise ConfigError(f"{out}: is there already; name a folder that is not")
-    book = read_book(folder)
+    book = read_result_set(folder)
     named = re.compile(rf"\b({'|'.join(map(re.escape, runs))})(?![-\w])")
     for problem in book.problems:
         if named.search(problem):

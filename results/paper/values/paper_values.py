@@ -6,9 +6,8 @@ A file holds one exhibit and is laid out as the paper prints it, so that it can 
     columns: [{column, metric, unit, doubt, source}, ...]      the last two where they differ
     rows:    [[row, value of column 1, value of column 2, ...], ...]
 
-A value is a number in the column's unit, one of `WORDS`, a text where the metric is `text`, or
-`{value, doubt, source}`. What the paper does not say is `not found`, never a number. Read
-`reported_cells`, then `parse_exhibit`.
+A value is a number in the column's unit, one of `MISSING_REASONS`, a text where the metric is
+`text`, or `{value, doubt, source}`. What the paper does not say is `not found`, never a number.
 """
 
 import functools
@@ -21,7 +20,7 @@ from typing import Annotated
 import yaml
 from msgspec import Meta, Struct
 
-from results.paper.cell import EXHIBITS, METRICS, WORDS, Cell, Place
+from results.paper.cell import EXHIBITS, METRICS, MISSING_REASONS, Cell, Place
 from tpi.decode import Text, convert, one_of
 from tpi.errors import ConfigError, map_errors
 
@@ -154,13 +153,15 @@ def _cell(place: Place, raw: _Value, column: Column, file: _File, where: str) ->
     doubts = [each for each in (given.doubt, column.doubt) if each]
     detail = "; ".join((*doubts, *file.doubts))
     value = given.value
-    if value in WORDS:
-        return Cell(place, "reported", word=str(value), source=source, detail=detail)
+    if value in MISSING_REASONS:
+        return Cell(place, "reported", missing_reason=str(value), source=source, detail=detail)
     if column.metric == "text":
         if not isinstance(value, str) or not value:
-            raise ConfigError(f"{where}: value must be a text or one of {WORDS}, got {value!r}")
+            raise ConfigError(
+                f"{where}: value must be a text or one of {MISSING_REASONS}, got {value!r}"
+            )
         return Cell(place, "reported", text=value, source=source, detail=detail)
     if isinstance(value, str) or not 0 <= value < float("inf"):
-        raise ConfigError(f"{where}: value must be a number or {WORDS}, got {value!r}")
+        raise ConfigError(f"{where}: value must be a number or {MISSING_REASONS}, got {value!r}")
     number = float(Fraction(str(value)) * _UNITS[METRICS[column.metric]][column.unit])
     return Cell(place, "reported", value=number, source=source, detail=detail)

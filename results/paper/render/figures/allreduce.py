@@ -16,7 +16,6 @@ from matplotlib.lines import Line2D
 
 from results.paper.cell import Cell
 from results.paper.cells.result_set import ResultSet
-from results.paper.render.cell_format import kind_of
 from results.paper.render.figures.style import (
     GREY,
     PALETTE,
@@ -69,7 +68,7 @@ def draw_allreduce(book: ResultSet, exhibit: str) -> Figure:
 
 def is_of(cell: Cell, payload: str) -> bool:
     """Whether a cell belongs to a payload's panel; hops alone belong to both."""
-    if is_hops(cell) or cell.word:
+    if is_hops(cell) or cell.missing_reason:
         return True
     return (_LARGE in cell.source) == (payload == _LARGE)
 
@@ -88,7 +87,9 @@ def _draw(axes: Axes, cells: Sequence[Cell]) -> None:
         for cell in mine:
             if cell.evidence != "computed":
                 _point(axes, cell, PALETTE[number], _MARKERS[number])
-    words = {cell.word for cell in cells if cell.evidence == "measured" and cell.word}
+    words = {
+        cell.missing_reason for cell in cells if cell.evidence == "measured" and cell.missing_reason
+    }
     if not any(c.evidence == "measured" and c.value is not None for c in cells):
         text = f"measured: {', '.join(sorted(words)) or 'not run'}"
         axes.text(0.03, 0.95, text, transform=axes.transAxes, va="top", color=GREY)
@@ -106,7 +107,7 @@ def _point(axes: Axes, cell: Cell, colour: str, marker: str) -> None:
     ends = None
     if cell.low is not None and cell.high is not None:
         ends = [[y - cell.low / factor], [cell.high / factor - y]]
-    fill = _fill(kind_of(cell), colour)
+    fill = _fill(cell.kind, colour)
     axes.errorbar(
         x, y, yerr=ends, marker=marker, markersize=4, markerfacecolor=fill,
         markeredgecolor=colour, ecolor=colour, elinewidth=0.8, capsize=1.5, linestyle="",
@@ -123,7 +124,7 @@ def _xy(cell: Cell) -> tuple[float, float]:
 
 
 def _handles(cells: Sequence[Cell]) -> list[Line2D]:
-    there = {kind_of(cell) for cell in cells if cell.value is not None}
+    there = {cell.kind for cell in cells if cell.value is not None}
     handles = [
         Line2D([], [], color=PALETTE[i], marker=_MARKERS[i], markersize=4, label=name)
         for i, name in enumerate(LAYOUTS["figure3"].columns)
@@ -141,5 +142,5 @@ def _handles(cells: Sequence[Cell]) -> list[Line2D]:
 
 
 def _dilated(cells: Sequence[Cell]) -> str:
-    factors = sorted({cell.dilation for cell in cells if kind_of(cell) == "dilated"})
+    factors = sorted({cell.dilation for cell in cells if cell.kind == "dilated"})
     return f"measured, dilation {', '.join(f'{factor:g}' for factor in factors)}"

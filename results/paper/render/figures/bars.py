@@ -153,7 +153,7 @@ def _draw(axes: Axes, panel: Panel) -> None:
 def _draw_bar(axes: Axes, bar: Bar, unit: float, factor: float) -> None:
     cell, x = bar.cell, bar.group + bar.offset * unit
     if cell.value is None:
-        write_word(axes, x, cell.word)
+        write_word(axes, x, cell.missing_reason)
         return
     value = cell.value / factor
     style = bar_style(evidence_key(cell), PALETTE[bar.series % len(PALETTE)])

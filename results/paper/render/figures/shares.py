@@ -80,7 +80,9 @@ def stacks_of(book: ResultSet, exhibit: str) -> Iterator[Stack]:
 
 def _draw(axes: Axes, x: int, stack: Stack) -> None:
     if not stack.known:
-        words: Sequence[str] = list(dict.fromkeys(cell.word for cell in stack.cells.values()))
+        words: Sequence[str] = list(
+            dict.fromkeys(cell.missing_reason for cell in stack.cells.values())
+        )
         write_word(axes, x, ", ".join(words))
         return
     bottom = 0.0

@@ -18,7 +18,6 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import StrMethodFormatter
 
 from results.paper.cell import Cell
-from results.paper.render.cell_format import kind_of
 from results.paper.render.layouts import METRIC_LABELS
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -88,7 +87,7 @@ def _saved(figure: Figure, **options: Any) -> bytes:
 
 def evidence_key(cell: Cell) -> str:
     """What sets a bar apart: its kind, and of computed ones whose computation."""
-    kind = kind_of(cell)
+    kind = cell.kind
     return f"computed: {cell.source}" if kind == "computed" and cell.source else kind
 
 

@@ -107,7 +107,7 @@ def test_what_would_not_fit_is_a_line(tmp_path):
 
 
 def test_a_record_that_lacks_something_is_refused_by_name():
-    with pytest.raises(ConfigError, match="record tpi-resident-.*: nothing to simulate it from"):
+    with pytest.raises(ConfigError, match=r"record tpi-resident-.*: nothing to simulate it from"):
         rebuild(record(disk_probe=None))
 
 
