@@ -1,17 +1,15 @@
-"""The cells of one kind of evidence alone: what a rule is given, so that kinds are never mixed.
+"""The cells of one kind of evidence: a rule sees one kind alone, so that kinds are never mixed.
 
-A view refuses what does not answer for the paper's size: a tiny model in the place of the paper's,
-and times of plain processes that no limit held. `ratio` has an interval wherever both runs have
-repeats. Read `View` first.
+A view refuses cells that say nothing of the paper's size: another model than the paper's, and times
+of plain processes without limits. `ratio` has an interval wherever both runs have repeats.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from results.paper.cell import METRICS, Cell, Place
 from results.paper.cells.pipeline_shares import devices_of, is_pipeline, pipeline_shares
 from results.paper.cells.result_set import ResultSet
-from results.paper.cells.substitutions import stand_in as stand_in
+from results.paper.cells.substitutions import stand_in
 from results.records.measure import measure
 from results.records.schema import RepeatMetrics, Spread
 from results.records.stats import ratio_of_means, spread_of_means
@@ -24,7 +22,7 @@ _TIMED = ("s", "share")
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One kind of evidence; `sources` are the words of computed cells that belong to it."""
+    """One kind of evidence; `sources` are those of computed cells that belong to it."""
 
     name: str
     evidence: str
@@ -34,8 +32,8 @@ class Kind:
         """Whether a cell is of this kind."""
         if self.evidence != cell.evidence:
             # What could not be run stands where the number would.
-            is_absent = cell.evidence == "infeasible"
-            return is_absent and self.evidence == ("simulated" if cell.is_simulated else "measured")
+            expected = "simulated" if cell.is_simulated else "measured"
+            return cell.evidence == "infeasible" and self.evidence == expected
         return not self.sources or cell.source in self.sources
 
 
@@ -67,7 +65,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A book through one kind of evidence."""
+    """The results of one kind of evidence."""
 
     book: ResultSet
     kind: Kind
@@ -192,8 +190,3 @@ def _quotient(above: Spread, below: Spread) -> Spread:
 
 def _is_number(text: str) -> bool:
     return text.replace(".", "", 1).isdigit()
-
-
-def views(book: ResultSet) -> Iterator[View]:
-    """A view of every kind."""
-    return (View(book, kind) for kind in KINDS)

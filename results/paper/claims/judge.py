@@ -1,9 +1,7 @@
-"""Verdicts on the paper's claims, from a book alone: `python -m results.paper.claims.judge FOLDER`.
+"""Verdicts on the paper's claims: `python -m results.paper.claims.judge FOLDER`.
 
-Every kind of evidence is judged by itself: what the paper reports, what was measured, simulated,
-computed. A claim's verdict is that of the measurements where they decide, else the simulator's,
-marked as such, else `undecided` with what is missing. The claims stand in
-`results/paper/claims/list.py`. Read `judge` first.
+Every kind of evidence is judged by itself. A claim's verdict is that of the measurements where they
+decide, else the simulator's, marked as such, else `undecided` with what is missing.
 """
 
 import argparse
@@ -14,7 +12,7 @@ from pathlib import Path
 
 from results.paper.cells.load import open_result_set
 from results.paper.cells.result_set import ResultSet, backend_of, model_of
-from results.paper.claims.evidence import MEASURED, REPORTED, SIMULATED, View, views
+from results.paper.claims.evidence import KINDS, MEASURED, REPORTED, SIMULATED, View
 from results.paper.claims.list import CLAIMS, Claim
 from results.paper.claims.verdict import REPRODUCED, UNDECIDED, Finding
 from results.paper.render.cell_format import escaped
@@ -46,11 +44,11 @@ class Judgement:
     def words(self) -> str:
         """`reproduced (simulated)`, `reproduced (tiny)`: the verdict and on what it rests."""
         subject = self.findings[self.basis].subject if self.basis else ""
-        said = [self.basis] if self.basis == SIMULATED.name else []
+        marks = [self.basis] if self.basis == SIMULATED.name else []
         if self.basis == MEASURED.name and self.dilations:
-            said.append(f"dilation {', '.join(f'{factor:g}' for factor in self.dilations)}")
-        said += [subject] if subject else []
-        return f"{self.verdict} ({', '.join(said)})" if said else self.verdict
+            marks.append(f"dilation {', '.join(f'{factor:g}' for factor in self.dilations)}")
+        marks += [subject] if subject else []
+        return f"{self.verdict} ({', '.join(marks)})" if marks else self.verdict
 
 
 def judge_claims(book: ResultSet) -> list[Judgement]:
@@ -82,7 +80,7 @@ def basis_of_all(judgements: Sequence[Judgement]) -> str:
 
 def judge(book: ResultSet, claim: Claim) -> Judgement:
     """Judge one claim by every kind of evidence, and choose the verdict."""
-    found = {view.kind.name: _decided(view, claim) for view in views(book)}
+    found = {kind.name: _decided(View(book, kind), claim) for kind in KINDS}
     shown = {
         name: finding
         for name, finding in found.items()
@@ -152,11 +150,8 @@ def _section(each: Judgement) -> Iterator[str]:
         coverage = f" ({finding.coverage})" if finding.coverage else ""
         yield f"- {name}: {finding.verdict}{coverage}{reason}"
         if finding.has_numbers:
-            yield from (f"  - {_marked(item.verdict)}{item}" for item in finding.items)
-
-
-def _marked(verdict: str) -> str:
-    return f"[{verdict}] " if verdict else ""
+            for item in finding.items:
+                yield f"  - [{item.verdict}] {item}" if item.verdict else f"  - {item}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

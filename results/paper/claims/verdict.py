@@ -1,11 +1,10 @@
-"""What a rule finds: items, each with its number and its verdict, and how many make one verdict.
+"""What a rule finds: items with a number and a verdict each, and one verdict for all of them.
 
-A claim about several models has one item a model. One that fails disproves the claim; it holds only
-if every item does; else it is undecided. An interval that holds the bound decides nothing. Read
-`Item`, then `joined`.
+A claim about several models has one item for each. One item that fails disproves the claim; the
+claim holds only if every item does. An interval that holds the bound decides nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from results.records.schema import Spread
@@ -33,8 +32,8 @@ class Item:
     reason: str = ""
 
     def __str__(self) -> str:
-        said = "; ".join(part for part in (self.figure, self.reason) if part)
-        return f"{self.label}: {said}" if said else self.label
+        text = "; ".join(filter(None, (self.figure, self.reason)))
+        return f"{self.label}: {text}" if text else self.label
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,17 +71,42 @@ def joined(items: Sequence[Item]) -> Finding:
     return Finding(UNDECIDED, tuple(items), _reasons(missing or items))
 
 
+def item_of(
+    label: str,
+    value: Spread | None,
+    rule: Callable[[Spread], str],
+    figure: Callable[[Spread], str],
+    missing: str,
+    bound: str = "",
+) -> Item:
+    """An item of one number.
+
+    Args:
+        label: What it is about.
+        value: The number; without it the item is undecided.
+        rule: Gives the verdict.
+        figure: Puts the number in words.
+        missing: Why there is no number.
+        bound: In words, for a value whose interval holds it.
+    """
+    if value is None:
+        return Item(label, UNDECIDED, reason=missing)
+    verdict = rule(value)
+    reason = f"the interval holds {bound}" if bound and verdict == UNDECIDED else ""
+    return Item(label, verdict, figure(value), reason)
+
+
 def _reasons(items: Sequence[Item]) -> str:
     """Each reason once, with the first labels that it holds for."""
     labels: dict[str, list[str]] = {}
     for item in items:
         if item.reason:
             labels.setdefault(item.reason, []).append(item.label)
-    said = []
+    reasons = []
     for reason, found in labels.items():
         more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
-        said.append(f"{reason} ({', '.join(found[:_NAMED])}{more})")
-    return "; ".join(said) or "there is nothing to judge"
+        reasons.append(f"{reason} ({', '.join(found[:_NAMED])}{more})")
+    return "; ".join(reasons) or "there is nothing to judge"
 
 
 def at_least(value: Spread, bound: float) -> str:
@@ -112,6 +136,16 @@ def worst(verdicts: Sequence[str]) -> str:
     return REPRODUCED
 
 
+def point(value: float, n: int = 1) -> Spread:
+    """A number without an interval."""
+    return Spread(value, value, value, n)
+
+
+def saved(ratio: Spread) -> Spread:
+    """What a ratio leaves of one."""
+    return Spread(1 - ratio.median, 1 - ratio.high, 1 - ratio.low, ratio.n)
+
+
 def percent(share: float) -> str:
     """`80 %`."""
     return f"{100 * share:.3g} %"
@@ -125,14 +159,21 @@ def in_percent(value: Spread) -> str:
     return f"{text} ({100 * value.low:.1f} to {100 * value.high:.1f})"
 
 
-def less(saved: Spread, word: str = "less") -> str:
+def less(share: Spread) -> str:
     """`87.5 % less`; `57.4 % more` where nothing was saved."""
-    if saved.median >= 0:
-        return f"{in_percent(saved)} {word}"
-    return f"{in_percent(Spread(-saved.median, -saved.high, -saved.low, saved.n))} more"
+    if share.median >= 0:
+        return f"{in_percent(share)} less"
+    return f"{in_percent(Spread(-share.median, -share.high, -share.low, share.n))} more"
 
 
 def in_times(value: Spread) -> str:
     """`7.02 times`, likewise."""
     text = f"{value.median:.3g} times"
     return text if value.low == value.high else f"{text} ({value.low:.3g} to {value.high:.3g})"
+
+
+def repeats(value: Spread) -> str:
+    """` (n=3)`; with one repeat, that the interval is of its tokens alone."""
+    if value.n == 1 and value.low != value.high:
+        return " (1 repeat: the interval is of its tokens alone)"
+    return f" (n={value.n})" if value.n else ""
