@@ -2,8 +2,8 @@
 
 Colour says what is compared (a system, a model), the fill says the evidence: filled is measured,
 pale with a full edge is measured on dilated devices, hatched is simulated, dotted is computed, an
-outline is what the paper reports. Colours are those of Okabe and Ito, told apart by colour-blind
-readers and in grey. No pyplot: no figure outlives its drawing.
+outline is what the paper reports. Colours are those of Okabe and Ito, which colour-blind readers
+can tell apart. No pyplot: no figure outlives its drawing.
 """
 
 import io
@@ -85,6 +85,15 @@ def _saved(figure: Figure, **options: Any) -> bytes:
     return out.getvalue()
 
 
+def interval(cell: Cell) -> list[list[float]] | None:
+    """How far a cell's interval reaches below and above its value, on the axis; None without."""
+    if cell.value is None or cell.low is None or cell.high is None:
+        return None
+    factor = scale_of(cell.place.metric)[0]
+    value = cell.value / factor
+    return [[value - cell.low / factor], [cell.high / factor - value]]
+
+
 def evidence_key(cell: Cell) -> str:
     """What sets a bar apart: its kind, and of computed ones whose computation."""
     kind = cell.kind
@@ -95,17 +104,13 @@ def bar_style(key: str, colour: str) -> dict[str, Any]:
     """Fill, edge and hatch of a bar or a patch of one kind of evidence."""
     kind, _, source = key.partition(": ")
     styles: dict[str, dict[str, Any]] = {
-        "measured": {"facecolor": colour, "edgecolor": colour},
-        "dilated": {"facecolor": (colour, 0.45), "edgecolor": colour},
-        "simulated": {"facecolor": "white", "edgecolor": colour, "hatch": "//////"},
-        "computed": {
-            "facecolor": "white",
-            "edgecolor": colour,
-            "hatch": _HATCHES.get(source, "++++"),
-        },
-        "reported": {"facecolor": "none", "edgecolor": colour, "linewidth": 1.2},
+        "measured": {"facecolor": colour},
+        "dilated": {"facecolor": (colour, 0.45)},
+        "simulated": {"facecolor": "white", "hatch": "//////"},
+        "computed": {"facecolor": "white", "hatch": _HATCHES.get(source, "++++")},
+        "reported": {"facecolor": "none", "linewidth": 1.2},
     }
-    return {"linewidth": 0.7, **styles[kind]}
+    return {"linewidth": 0.7, "edgecolor": colour, **styles[kind]}
 
 
 def trace_style(kind: str, colour: str) -> dict[str, Any]:
@@ -119,16 +124,13 @@ def trace_style(kind: str, colour: str) -> dict[str, Any]:
 def evidence_patches(cells: Iterable[Cell]) -> list[Patch]:
     """Grey samples for a legend: one a kind of evidence that is there with a value."""
     keys = dict.fromkeys(evidence_key(cell) for cell in cells if cell.value is not None)
-    return [Patch(label=_key_label(key), **bar_style(key, GREY)) for key in keys]
+    labels = {"reported": "the paper", "dilated": "measured, dilated (d)"}
+    return [Patch(label=labels.get(key, key), **bar_style(key, GREY)) for key in keys]
 
 
 def colour_patches(labels: Mapping[str, str]) -> list[Patch]:
     """Samples of colours for a legend: label -> colour."""
     return [Patch(label=label, facecolor=colour) for label, colour in labels.items()]
-
-
-def _key_label(key: str) -> str:
-    return {"reported": "the paper", "dilated": "measured, dilated (d)"}.get(key, key)
 
 
 def write_word(axes: Axes, x: float, word: str) -> None:

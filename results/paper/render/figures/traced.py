@@ -1,7 +1,4 @@
-"""Runs whose records hold single spans: what figures 1a and 4 are drawn from.
-
-Read `traced_runs` first.
-"""
+"""Runs whose records hold single spans: what figures 1a and 4 are drawn from."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -38,30 +35,26 @@ def traced_runs(book: ResultSet, exhibit: str) -> Iterator[Traced]:
     Raises:
         RecordError: A samples file has changed since the book was read.
     """
-    store = RunStore(book.folder)
-    seen = set()
+    found: dict[str, tuple[Entry, RunRecord]] = {}
     for entry in book.entries:
-        record = book.record_of(entry)
-        if entry.exhibit != exhibit or record is None or entry.run_id in seen:
-            continue
-        seen.add(entry.run_id)
-        for repeat in store.repeats(record):
+        if entry.exhibit == exhibit and (record := book.record_of(entry)):
+            found.setdefault(entry.run_id, (entry, record))
+    for entry, record in found.values():
+        for repeat in RunStore(book.folder).repeats(record):
             spans = tuple(spans_of(repeat)) if repeat.status == "ok" else ()
             if spans:
-                kind = _kind(record)
-                yield Traced(entry.row, kind, _words(book, entry, record, kind), repeat, spans)
+                yield Traced(entry.row, *_kind(book, entry, record), repeat, spans)
                 break
 
 
-def _kind(record: RunRecord) -> str:
+def _kind(book: ResultSet, entry: Entry, record: RunRecord) -> tuple[str, str]:
+    """How a run is drawn, and the words of its title."""
     if backend_of(record) == "sim":
-        return "simulated"
-    return "dilated" if dilation_of(record) != 1 else "measured"
-
-
-def _words(book: ResultSet, entry: Entry, record: RunRecord, kind: str) -> str:
-    if kind == "simulated":
-        return kind
-    how = kind if kind != "dilated" else f"measured, dilation {dilation_of(record):g}"
+        return "simulated", "simulated"
+    dilation = dilation_of(record)
+    kind, how = "measured", "measured"
+    if dilation != 1:
+        kind, how = "dilated", f"measured, dilation {dilation:g}"
     model = other_model(Place(entry.exhibit, entry.row, entry.column, "text"), record)
-    return ", ".join([how, book.scale, *([f"{model} in the paper's place"] if model else [])])
+    words = [how, book.scale, f"{model} in the paper's place" if model else ""]
+    return kind, ", ".join(filter(None, words))
