@@ -1,8 +1,7 @@
 """What makes two runs the same run: a hash of everything that decides the numbers.
 
-The caller collects it (system and options, model, weights, workload, dtype, devices, links,
-dilation, backend, host fingerprint, dependency versions) and adds a digest of the source that runs.
-What only decides how often or where to is left out.
+The caller collects that: system and options, model, weights, workload, dtype, devices, links,
+dilation, backend, host fingerprint, dependency versions, a digest of the source that runs.
 """
 
 import hashlib

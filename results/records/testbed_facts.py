@@ -77,11 +77,7 @@ class VerificationReport(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SimulatorFacts(Struct, frozen=True, forbid_unknown_fields=True):
-    """The costs that a simulated run was computed from.
-
-    Attributes:
-        content: The whole calibration, to be shown; nothing is computed from it.
-    """
+    """The costs that a simulated run was computed from; `content` is for people alone."""
 
     name: str
     host: str = "unknown"
@@ -90,22 +86,14 @@ class SimulatorFacts(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class RunCalibration(Struct, frozen=True, forbid_unknown_fields=True):
-    """What is enforced on the devices of a run, and what was measured of it.
+    """What is enforced on the devices that a system used, and what was measured of it."""
 
-    Attributes:
-        disk_probe: Of this host's disk, as it was measured before the run.
-        limits: Of each device that the system used; none where nothing is emulated.
-        links: Likewise.
-        disk_read_bps: The disk's own rate beside each repeat that streamed much from it.
-        proofs: One a repeat.
-    """
-
-    disk_probe: DiskRates | None = None
+    disk_probe: DiskRates | None = None  # of this host's disk, before the run
     dilation: Dilation = Dilation()
     limits: tuple[DeviceLimits, ...] = ()
     links: tuple[LinkSpec, ...] = ()
-    disk_read_bps: tuple[Amount, ...] = ()
-    proofs: tuple[VerificationReport, ...] = ()
+    disk_read_bps: tuple[Amount, ...] = ()  # beside each repeat that streamed much from the disk
+    proofs: tuple[VerificationReport, ...] = ()  # of each repeat
     simulator: SimulatorFacts | None = None
 
 

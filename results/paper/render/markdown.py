@@ -11,6 +11,7 @@ from results.paper.render.cell_format import FormattedCell, escaped, markdown_le
 from results.paper.render.footnotes import Footnotes, below
 from results.paper.render.layouts import LAYOUTS, label_of, title_of
 from results.paper.render.sections import Section, sections_of
+from results.records.comparison_table import aligned
 
 Grid = list[tuple[str, ...]]
 
@@ -34,7 +35,8 @@ def _body(book: ResultSet, exhibit: str) -> Iterator[str]:
         yield from (
             (f"{section.heading} (measured at scale {book.scale})", "") if section.heading else ()
         )
-        yield from (*aligned(_grid(section, notes, exhibit)), "")
+        grid = _grid(section, notes, exhibit)
+        yield from (*aligned(grid), "")
     if LAYOUTS[exhibit].has_table:
         yield from (*(f"- {line}" for line in markdown_legend()), "")
     yield from (f"{number}. {escaped(text)}" for number, text in enumerate(notes.texts, 1))
@@ -53,18 +55,6 @@ def _dilations(book: ResultSet, exhibit: str) -> str:
     words += [f"{name} in the paper's place" for name in stand_in_names(book, exhibit)]
     words += [f"dilation {factor:g}: times are divided by {factor:g}" for factor in factors]
     return "; ".join(words) + "."
-
-
-def aligned(grid: Grid) -> list[str]:
-    """A header and rows as a Markdown table, every column as wide as its widest cell."""
-    widths = [max(len(line[i]) for line in grid) for i in range(len(grid[0]))]
-    head, *rows = ["| " + " | ".join(_padded(line, widths)) + " |" for line in grid]
-    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
-    return [head, rule, *rows]
-
-
-def _padded(line: Sequence[str], widths: Sequence[int]) -> Iterator[str]:
-    return (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
 
 
 def _grid(section: Section, notes: Footnotes, exhibit: str) -> Grid:

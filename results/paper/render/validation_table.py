@@ -10,7 +10,7 @@ from results.paper.cells.result_set import ResultSet
 from results.paper.cells.validation import PAIRED, Pair, median_error, pairs_of, worst_pair
 from results.paper.render.cell_format import escaped, format_cell, markdown_of
 from results.paper.render.layouts import METRIC_LABELS, VALIDATION_TITLE, label_of
-from results.paper.render.markdown import aligned
+from results.records.comparison_table import aligned
 from tpi.units import counted
 
 _BAND = 0.25  # what a simulated time may be off to be of use
