@@ -1,8 +1,7 @@
 """The paper's claims: what each says, the cells it needs, and the rule that decides it.
 
 Sentences are paraphrases of arXiv:2410.00531v1, not quotations. A bound that the paper does not
-give is ours, and the rule says so. The rules are functions of `claims_*.py`;
-`results/paper/claims/judge.py` applies them. Read `Claim`, then `CLAIMS`.
+give is ours, and the rule says so.
 """
 
 from collections.abc import Callable, Sequence

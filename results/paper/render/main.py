@@ -1,8 +1,7 @@
 """Render the paper's tables and figures from the run records of a folder.
 
 Every exhibit becomes files of its own, `table1.md`, `.tex`, `.csv` and `figure3.svg`, `.png`,
-`.md`, `.csv`, in FOLDER/rendered or where `--out` says; `validation.md` lies beside them. One that
-fails does not stop the others. Nothing is measured here. Read `render_result_set` first.
+`.md`, `.csv`, beside `validation.md`. One that fails does not stop the others.
 """
 
 import argparse
@@ -59,7 +58,10 @@ def render_result_set(
     for name in names:
         try:
             for suffix, data in _files(book, name):
-                paths.append(_write(out_dir / f"{name}.{suffix}", data))
+                path = out_dir / f"{name}.{suffix}"
+                with map_errors({OSError: ResourceError}, f"cannot write {path}"):
+                    write_atomic(path, data)
+                paths.append(path)
         except ResourceError:
             raise  # a full disk fails them all
         except Exception as exc:  # noqa: BLE001  # a defect of one drawing must not hide the rest
@@ -110,12 +112,6 @@ def _drawings(book: ResultSet, exhibit: str) -> Iterator[tuple[str, bytes]]:
         figure = draw(book, exhibit)
         yield "svg", svg_bytes(figure)
         yield "png", png_bytes(figure)
-
-
-def _write(path: Path, data: bytes) -> Path:
-    with map_errors({OSError: ResourceError}, f"cannot write {path}"):
-        write_atomic(path, data)
-    return path
 
 
 def main(argv: Sequence[str] | None = None) -> int:

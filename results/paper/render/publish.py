@@ -1,8 +1,7 @@
 """Copy exhibits to another folder, with the records behind them.
 
-OUT gets an index of those exhibits alone, every record that it names, the samples that these name,
-and `SHA256SUMS` of index and records, as `sha256sum -c` checks them. Nothing is published that
-cannot be read, and nothing is written over. Read `publish` first.
+OUT gets an index of those exhibits, every record and samples file that it needs, and `SHA256SUMS`
+for `sha256sum -c`. Nothing unreadable is published, and nothing is overwritten.
 """
 
 import argparse

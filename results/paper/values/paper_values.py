@@ -1,6 +1,6 @@
-"""What the paper reports, cell by cell: the files of `paper/`, checked and in SI units.
+"""What the paper reports, cell by cell: the YAML files beside this one, in SI units.
 
-A file holds one exhibit and is laid out as the paper prints it, so that it can be read beside it:
+A file holds one exhibit and is laid out as the paper prints it:
 
     title: ...            source: Table 1         doubts: [of every cell]
     columns: [{column, metric, unit, doubt, source}, ...]      the last two where they differ
