@@ -59,19 +59,12 @@ def _check(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Place:
-    """Where a number stands.
+    """Where a number stands."""
 
-    Attributes:
-        exhibit: One of `ALL_EXHIBITS`.
-        row: A preset's name (`llama2-3b`), or a row or x value of a figure (`8`).
-        column: A column or a series: `on`, `off/4`, `accelerate`, `star` ...
-        metric: One of `METRICS`.
-    """
-
-    exhibit: str
-    row: str
-    column: str
-    metric: str
+    exhibit: str  # one of `ALL_EXHIBITS`
+    row: str  # a preset's name (`llama2-3b`), or a row or x value of a figure (`8`)
+    column: str  # a column or a series: `on`, `off/4`, `accelerate`, `star`
+    metric: str  # one of `METRICS`
 
     def __post_init__(self) -> None:
         _check("exhibit", self.exhibit, ALL_EXHIBITS)
@@ -95,39 +88,23 @@ class StudiedNetwork:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One value for a place, and what it rests on.
-
-    Attributes:
-        evidence: One of `EVIDENCE`.
-        value: None where there is no number; `missing_reason` then says why.
-        low: With `high` the 95 % interval, None where there is none.
-        n: Repeats that it rests on; 0 where it was not measured.
-        missing_reason: One of `MISSING_REASONS`; empty where there is a number.
-        text: A fact that is not a number (`Apple M1`).
-        scale: One of `SCALES`, of what was measured or simulated.
-        backend: Of the testbed: `local`, `docker`, `sim`.
-        dilation: By which measured times were divided.
-        run_id: The record that it comes from.
-        source: Of a reported value: table, page or section.
-        detail: For people: a doubt, a reason with its numbers.
-        network: Of the study of allreduce latency.
-    """
+    """One value for a place, and what it rests on."""
 
     place: Place
-    evidence: str
-    value: float | None = None
-    low: float | None = None
+    evidence: str  # one of `EVIDENCE`
+    value: float | None = None  # None where there is no number; `missing_reason` then says why
+    low: float | None = None  # with `high` the 95 % interval, None where there is none
     high: float | None = None
-    n: int = 0
-    missing_reason: str = ""
-    text: str = ""
-    scale: str = ""
-    backend: str = ""
-    dilation: float = 1.0
-    run_id: str = ""
-    source: str = ""
-    detail: str = ""
-    network: StudiedNetwork | None = None
+    n: int = 0  # repeats that it rests on; 0 where it was not measured
+    missing_reason: str = ""  # one of `MISSING_REASONS`; empty where there is a number
+    text: str = ""  # a fact that is not a number (`Apple M1`)
+    scale: str = ""  # one of `SCALES`, of what was measured or simulated
+    backend: str = ""  # of the testbed: `local`, `docker`, `sim`
+    dilation: float = 1.0  # by which measured times were divided
+    run_id: str = ""  # the record that it comes from
+    source: str = ""  # of a reported value: table, page or section
+    detail: str = ""  # for people: a doubt, a reason with its numbers
+    network: StudiedNetwork | None = None  # of the study of allreduce latency
 
     def __post_init__(self) -> None:
         _check("evidence", self.evidence, EVIDENCE)

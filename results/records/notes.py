@@ -90,15 +90,11 @@ class LinkFaultsFailed(Struct, frozen=True, tag=True, forbid_unknown_fields=True
 
 
 class DiskShare(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
-    """At which rate a run streamed, and what its disks could have given.
-
-    Attributes:
-        devices: Those whose disks are held to a rate; 0 where all share this host's disk.
-    """
+    """At which rate a run streamed, and what its disks could have given."""
 
     rate_bps: float
     most_bps: float
-    devices: int = 0
+    devices: int = 0  # those whose disks are held to a rate; 0 where all share this host's disk
 
     def __str__(self) -> str:
         what = "what the disk gives one reader of the same files"

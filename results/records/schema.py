@@ -177,19 +177,16 @@ class Repeat(Struct, frozen=True, forbid_unknown_fields=True):
     """One start of a system, with all its events.
 
     Attributes:
-        request_id: The measured request; events of warm-up requests are kept too.
-        start_ns: By rank, CLOCK_MONOTONIC just before the program was started.
-        peak_memory: As the testbed's meters saw it.
         dilation: How many times slower than the devices everything ran. Events keep their times,
             metrics are divided by it.
     """
 
     index: Count
-    request_id: str
+    request_id: str  # the measured request; events of warm-up requests are kept too
     status: Status
     reason: str
-    start_ns: tuple[Count, ...]
-    peak_memory: PeakMemory
+    start_ns: tuple[Count, ...]  # by rank, CLOCK_MONOTONIC just before the program was started
+    peak_memory: PeakMemory  # as the testbed's meters saw it
     events: tuple[RankEvent, ...]
     facts: RepeatFacts = RepeatFacts()
     dilation: Factor = 1.0
@@ -235,24 +232,21 @@ class RunRecord(Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         run_id: Name of the folder: the hash of what decides the numbers, then `-2`, `-3` ... where
             it was measured again.
-        reason: Why `status` is not `ok`, in one line.
-        tokens: Of the first repeat.
         metrics: Over the `ok` repeats; None unless `status` is `ok` or `interrupted`.
-        notes: Fewer repeats than asked, k of L distinct layers, no O_DIRECT ...
     """
 
     run_id: Text
     system: Text
     status: Status
-    reason: str = ""
+    reason: str = ""  # why `status` is not `ok`, in one line
     check: Check = Check()
     config: RunConfig = RunConfig()
     environment: RunEnvironment = RunEnvironment()
     calibration: RunCalibration = RunCalibration()
-    tokens: tuple[Count, ...] = ()
+    tokens: tuple[Count, ...] = ()  # of the first repeat
     metrics: Metrics | None = None
     samples: tuple[SampleFile, ...] = ()
-    notes: tuple[Note, ...] = ()
+    notes: tuple[Note, ...] = ()  # fewer repeats than asked, k of L distinct layers, no O_DIRECT
     schema_version: Literal[2] = SCHEMA_VERSION
 
     @property

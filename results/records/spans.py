@@ -18,15 +18,13 @@ class RankSpan:
     """One span of one rank.
 
     Attributes:
-        name: One of `tpi.spans.SPAN_NAMES`.
-        label: The block, as `attn.3`; empty if it is of none.
         start_s: Since the request began, undilated; likewise `end_s`. A load that was under way
             then has a start below 0.
     """
 
     rank: int
-    name: str
-    label: str
+    name: str  # one of `tpi.spans.SPAN_NAMES`
+    label: str  # the block, as `attn.3`; empty if it is of none
     start_s: float
     end_s: float
 

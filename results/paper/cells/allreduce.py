@@ -37,25 +37,18 @@ Key = tuple[str, float, int, int, int]
 
 
 class Point(Struct, frozen=True, forbid_unknown_fields=True):
-    """One latency, undilated, beside what it should be.
-
-    Attributes:
-        delay_ms: One way, device to core.
-        median_s: Over rounds; `low_s` and `high_s` are the quartiles.
-        bound_s: Delays and payloads with their headers, the ports they share counted.
-        published_s: The paper's: hops alone (Propositions 1 and 2).
-    """
+    """One latency, undilated, beside what it should be."""
 
     algorithm: Annotated[str, one_of(PAPER_ALLREDUCES)]
-    delay_ms: int | _NumberOrZero
+    delay_ms: int | _NumberOrZero  # one way, device to core
     num_bytes: Count
     world_size: Annotated[int, Meta(ge=2)]
-    median_s: _NumberOrZero
+    median_s: _NumberOrZero  # over rounds; `low_s` and `high_s` are the quartiles
     low_s: _NumberOrZero
     high_s: _NumberOrZero
     rounds: Count
-    bound_s: _NumberOrZero
-    published_s: _NumberOrZero
+    bound_s: _NumberOrZero  # delays and payloads with their headers, the ports they share counted
+    published_s: _NumberOrZero  # the paper's: hops alone (Propositions 1 and 2)
 
     @property
     def key(self) -> Key:
@@ -64,17 +57,13 @@ class Point(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Study(Struct, frozen=True, forbid_unknown_fields=True):
-    """A study's file: its points and how they were measured.
-
-    Attributes:
-        study_sha256: Of all the rest; empty in files of an older form.
-    """
+    """A study's file: its points and how they were measured."""
 
     points: Annotated[tuple[Point, ...], Meta(min_length=1)]
     dilation: Annotated[float, Meta(ge=1)]
     rate_mbps: _NumberOrZero | None = None
     environment: HostFacts | None = None
-    study_sha256: str = ""
+    study_sha256: str = ""  # of all the rest; empty in files of an older form
     schema: Literal[1] = 1
 
 

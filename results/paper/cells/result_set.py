@@ -32,21 +32,16 @@ class ResultSet:
     """Cells by place, the records that they come from, and what could not be read.
 
     Attributes:
-        scale: Of what was measured and simulated.
         cells: Of each place: one for each kind of evidence and backend.
-        records: By run id.
-        entries: As the index lists them.
-        problems: One line for each record or file that cannot be used.
-        folder: Where index and records are.
         sources: By program, the version of its text when runs were last looked at.
     """
 
-    scale: str
+    scale: str  # of what was measured and simulated
     cells: Mapping[Place, tuple[Cell, ...]]
-    records: Mapping[str, RunRecord] = field(default_factory=dict)
-    entries: tuple[Entry, ...] = ()
-    problems: tuple[str, ...] = ()
-    folder: Path = Path()
+    records: Mapping[str, RunRecord] = field(default_factory=dict)  # by run id
+    entries: tuple[Entry, ...] = ()  # as the index lists them
+    problems: tuple[str, ...] = ()  # one line for each record or file that cannot be used
+    folder: Path = Path()  # where index and records are
     sources: Mapping[str, str] = field(default_factory=dict)
 
     def of(self, place: Place, evidence: str | None = None) -> tuple[Cell, ...]:

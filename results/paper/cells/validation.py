@@ -24,18 +24,13 @@ MIN_REPEATS = 4  # two halves of two
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One place, simulated and measured.
-
-    Attributes:
-        error: Simulated over measured, less one.
-        is_check: Whether it was measured to check the simulator, which had that machine's costs.
-    """
+    """One place, simulated and measured."""
 
     place: Place
     simulated: Cell
     measured: Cell
-    error: float
-    is_check: bool
+    error: float  # simulated over measured, less one
+    is_check: bool  # whether it was measured to check the simulator, which had that machine's costs
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,24 +21,15 @@ from tpi.errors import EXIT_OK, TpiError
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """A claim and its verdict.
-
-    Attributes:
-        verdict: One of `VERDICTS`.
-        basis: The kind of evidence it rests on; empty where it is undecided.
-        reason: Why it is undecided.
-        findings: By kind of evidence, those that say anything.
-        models: That the measured runs of the book are of.
-        dilations: By which the measured times that it rests on were divided.
-    """
+    """A claim and its verdict."""
 
     claim: Claim
-    verdict: str
-    basis: str
-    reason: str
-    findings: Mapping[str, Finding]
-    models: tuple[str, ...] = ()
-    dilations: tuple[float, ...] = ()
+    verdict: str  # one of `VERDICTS`
+    basis: str  # the kind of evidence it rests on; empty where it is undecided
+    reason: str  # why it is undecided
+    findings: Mapping[str, Finding]  # by kind of evidence, those that say anything
+    models: tuple[str, ...] = ()  # that the measured runs of the book are of
+    dilations: tuple[float, ...] = ()  # by which the measured times that it rests on were divided
 
     @property
     def words(self) -> str:

@@ -52,32 +52,21 @@ class Claim:
     """A sentence of the paper that can be checked.
 
     Attributes:
-        name: Short and unique.
-        sentence: What the paper says, in our words.
-        source: Where it says so.
-        rule: What decides, in words; `decide` does it.
-        places: The cells that it needs.
-        note: What a reader should know of our side; empty where there is nothing to add.
         paper_is_of: Of what else the paper's own numbers there are; they do not judge it then.
     """
 
-    name: str
-    sentence: str
-    source: str
-    rule: str
-    places: tuple[Place, ...]
+    name: str  # short and unique
+    sentence: str  # what the paper says, in our words
+    source: str  # where it says so
+    rule: str  # what decides, in words; `decide` does it
+    places: tuple[Place, ...]  # the cells that it needs
     decide: Callable[[View], Finding]
-    note: str = ""
+    note: str = ""  # what a reader should know of our side; empty where there is nothing to add
     paper_is_of: str = ""
 
 
 def _below(
-    name: str,
-    system: str,
-    exhibit: str,
-    rows: Sequence[str],
-    bound: float,
-    other: str = "",
+    name: str, system: str, exhibit: str, rows: Sequence[str], bound: float, other: str = ""
 ) -> Claim:
     column, less = name.removeprefix("below-"), percent(bound)
     first = "TTFT is without loading on both sides."

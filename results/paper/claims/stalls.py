@@ -30,8 +30,8 @@ class Prediction:
     """What is predicted of a run's steady state; shares are of a step, waiting for weights.
 
     Attributes:
-        period: Prop. 6: the largest T for which one resident FFN block of every T hides the
-            loads; None if not even all of them do.
+        period: Prop. 6: the largest T for which one resident FFN block of every T hides the loads;
+            None if not even all of them do.
     """
 
     times: LayerTimes

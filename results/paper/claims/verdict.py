@@ -19,17 +19,14 @@ class Item:
     """One part of a claim.
 
     Attributes:
-        label: What it is about: a model, a device count, a link latency.
         verdict: One of `VERDICTS`, or empty where it says nothing for or against the claim: a
             baseline that ran out of memory has no ratio.
-        figure: The number that decides, in words; empty where there is none.
-        reason: Why it is undecided or does not count.
     """
 
-    label: str
+    label: str  # what it is about: a model, a device count, a link latency
     verdict: str = ""
-    figure: str = ""
-    reason: str = ""
+    figure: str = ""  # the number that decides, in words; empty where there is none
+    reason: str = ""  # why it is undecided or does not count
 
     def __str__(self) -> str:
         text = "; ".join(filter(None, (self.figure, self.reason)))
@@ -38,21 +35,13 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one kind of evidence says of a claim.
+    """What one kind of evidence says of a claim."""
 
-    Attributes:
-        verdict: One of `VERDICTS`.
-        items: Its parts.
-        reason: Why it is undecided.
-        coverage: How many of the claim's places were run, where not all were.
-        subject: Of which models, where the rule takes whatever ran.
-    """
-
-    verdict: str
-    items: tuple[Item, ...] = ()
-    reason: str = ""
-    coverage: str = ""
-    subject: str = ""
+    verdict: str  # one of `VERDICTS`
+    items: tuple[Item, ...] = ()  # its parts
+    reason: str = ""  # why it is undecided
+    coverage: str = ""  # how many of the claim's places were run, where not all were
+    subject: str = ""  # of which models, where the rule takes whatever ran
 
     @property
     def has_numbers(self) -> bool:

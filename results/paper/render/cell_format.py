@@ -29,19 +29,12 @@ _GIB = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class FormattedCell:
-    """A cell in words.
+    """A cell in words."""
 
-    Attributes:
-        kind: One of `KINDS`.
-        text: The value with its unit and interval, or why there is none.
-        dilation: Marked where it is not 1.
-        stand_in: What ran instead of the paper's model; empty where that one ran.
-    """
-
-    kind: str
-    text: str
-    dilation: float = 1.0
-    stand_in: str = ""
+    kind: str  # one of `KINDS`
+    text: str  # the value with its unit and interval, or why there is none
+    dilation: float = 1.0  # marked where it is not 1
+    stand_in: str = ""  # what ran instead of the paper's model; empty where that one ran
 
 
 # One of each kind, for legends.

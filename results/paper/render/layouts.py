@@ -45,20 +45,16 @@ class Layout:
         rows: In the paper's order, as columns; cells may name more, which follow.
         sections: The metrics of each; a metric is a choice of names for the same thing. None at
             all: whatever metric a column's cells have (facts).
-        is_run: Whether runs fill it, so that a place without any is `not run`.
-        joins_columns: Whether a row and a metric alone say what a value is.
-        has_table: Whether its values say what it shows; a drawing of a trace has none.
-        caption: Of a figure: how to read it.
     """
 
     title: str
     rows: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
     sections: tuple[tuple[tuple[str, ...], ...], ...] = ()
-    is_run: bool = True
-    joins_columns: bool = False
-    has_table: bool = True
-    caption: str = ""
+    is_run: bool = True  # whether runs fill it, so that a place without any is `not run`
+    joins_columns: bool = False  # whether a row and a metric alone say what a value is
+    has_table: bool = True  # whether its values say what it shows; a drawing of a trace has none
+    caption: str = ""  # of a figure: how to read it
 
 
 def _memory_over_devices(window: int) -> Layout:

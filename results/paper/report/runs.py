@@ -28,16 +28,11 @@ class Sources(NamedTuple):
 
     A run id holds a hash of the text that its numbers come from, and the index names the version.
     Where one table was run again after a change, records of older text remain.
-
-    Attributes:
-        most: The most versions that any program has.
-        mixed: Those of programs that have several.
-        num_unknown: Cells whose version the index does not say.
     """
 
-    most: int
-    mixed: tuple[SourceVersion, ...]
-    num_unknown: int
+    most: int  # the most versions that any program has
+    mixed: tuple[SourceVersion, ...]  # those of programs that have several
+    num_unknown: int  # cells whose version the index does not say
 
 
 class Environment(NamedTuple):

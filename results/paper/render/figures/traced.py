@@ -14,17 +14,11 @@ from results.records.store import RunStore
 
 @dataclass(frozen=True, slots=True)
 class Traced:
-    """One repeat of a run, with its spans.
+    """One repeat of a run, with its spans."""
 
-    Attributes:
-        row: Of the exhibit that it is drawn for.
-        kind: How it is drawn: `measured`, `dilated` or `simulated`.
-        words: For its title: kind and dilation; scale and model of what was measured.
-    """
-
-    row: str
-    kind: str
-    words: str
+    row: str  # of the exhibit that it is drawn for
+    kind: str  # how it is drawn: `measured`, `dilated` or `simulated`
+    words: str  # for its title: kind and dilation; scale and model of what was measured
     repeat: Repeat
     spans: tuple[RankSpan, ...]
 
