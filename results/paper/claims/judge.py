@@ -6,9 +6,11 @@ decide, else the simulator's, marked as such, else `undecided` with what is miss
 
 import argparse
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from results.paper.cells.load import open_result_set
 from results.paper.cells.result_set import ResultSet, backend_of, model_of
@@ -110,39 +112,17 @@ def _decided(view: View, claim: Claim) -> Finding:
 
 def markdown(judgements: Sequence[Judgement]) -> str:
     """All judgements: a table of verdicts, then each claim with its rule and its numbers."""
-    lines = [
-        "### Claims",
-        "",
-        basis_of_all(judgements),
-        "",
-        "| claim | verdict | the paper's own numbers |",
-        "|---|---|---|",
-    ]
-    for each in judgements:
-        own = each.findings.get(REPORTED.name)
-        own_words = own.verdict if own else "none"
-        lines.append(f"| {escaped(each.claim.sentence)} | {escaped(each.words)} | {own_words} |")
-    sections = (escaped(line) for each in judgements for line in _section(each))
-    return "\n".join([*lines, *sections]) + "\n"
-
-
-def _section(each: Judgement) -> Iterator[str]:
-    claim = each.claim
-    yield from ("", f"#### {claim.name}: {each.words}", "")
-    yield from (f"{claim.sentence} ({claim.source}; in our words)", "", f"Rule: {claim.rule}", "")
-    if claim.note:
-        yield from (f"Note: {claim.note}", "")
-    if claim.paper_is_of:
-        yield from (f"The paper's own numbers are of {claim.paper_is_of}.", "")
-    if each.reason:
-        yield from (f"Undecided: {each.reason}", "")
-    for name, finding in each.findings.items():
-        reason = f": {finding.reason}" if not finding.has_numbers else ""
-        coverage = f" ({finding.coverage})" if finding.coverage else ""
-        yield f"- {name}: {finding.verdict}{coverage}{reason}"
-        if finding.has_numbers:
-            for item in finding.items:
-                yield f"  - [{item.verdict}] {item}" if item.verdict else f"  - {item}"
+    environment = Environment(
+        loader=PackageLoader(__package__, "."),
+        autoescape=False,  # Markdown: `escaped` is applied to every value
+        undefined=StrictUndefined,
+        finalize=lambda value: escaped(str(value)),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    template = environment.get_template("claims.md.j2")
+    return template.render(basis=basis_of_all(judgements), judgements=judgements)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

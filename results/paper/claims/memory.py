@@ -3,7 +3,7 @@
 Every rule takes a `View` of one kind of evidence and gives a `Finding`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from results.paper.cell import Place
 from results.paper.claims.evidence import View
@@ -35,6 +35,16 @@ _METRIC = "peak_memory_bytes"
 def memory_place(exhibit: str, row: str, column: str) -> Place:
     """Where a peak stands."""
     return Place(exhibit, row, column, _METRIC)
+
+
+def peaks_over_devices(exhibits: Iterable[str]) -> tuple[Place, ...]:
+    """The peaks of every model with the scheduler, over devices."""
+    return tuple(
+        memory_place(exhibit, row, f"on/{count}")
+        for exhibit in exhibits
+        for row in MODELS
+        for count in DEVICES
+    )
 
 
 def saves_memory(view: View, row: str, bound: float, most_bytes: float) -> Finding:
@@ -112,14 +122,12 @@ def follows_proposition_5(view: View, bound: float) -> Finding:
 def _gammas(view: View, exhibit: str) -> list[tuple[str, float]]:
     """(model, gamma) of each cell, as the master's equation (7) gives them; it is the largest."""
     found = []
-    for row in MODELS:
-        for count in DEVICES:
-            value = view.value(memory_place(exhibit, row, f"on/{count}"))
-            if value is not None:
-                blocks = published_peak_bytes(
-                    load_preset(row), 1 / count, WINDOWS[exhibit], is_master=True
-                )
-                found.append((row, value.median / blocks))
+    for place in peaks_over_devices([exhibit]):
+        if value := view.value(place):
+            share = 1 / int(place.column.removeprefix("on/"))
+            model, window = load_preset(place.row), WINDOWS[exhibit]
+            blocks = published_peak_bytes(model, share, window, is_master=True)
+            found.append((place.row, value.median / blocks))
     return found
 
 
