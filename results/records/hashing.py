@@ -18,7 +18,7 @@ def make_run_id(system: str, decisive: Mapping[str, object]) -> str:
 
 
 def digest_of(values: Mapping[str, object]) -> str:
-    """SHA-256 over plain values, whatever the order of their names."""
+    """SHA-256 over plain values; the order of their names does not matter."""
     canonical = json.dumps(values, sort_keys=True, allow_nan=False, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 

@@ -91,7 +91,7 @@ def upgraded_record(raw: Json, where: str) -> Json:
 
 
 def note_of(text: str) -> Note:
-    """A line as the fact that it was made from; what a program said in its own words otherwise."""
+    """The fact that a line was made from, or a program's own words."""
     for pattern, make in _NOTES:
         if match := pattern.fullmatch(text):
             return make(match)

@@ -18,8 +18,8 @@ class RankSpan:
     """One span of one rank.
 
     Attributes:
-        start_s: Since the request began, undilated; likewise `end_s`. A load that was under way
-            then has a start below 0.
+        start_s: Since the request began, undilated, as `end_s`; below 0 for a load that was under
+            way then.
     """
 
     rank: int

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from results.records.codec import decode_record, decode_repeat, encode_record, encode_repeat
 from results.records.hashing import split_run_id
 from results.records.measure import measure, summarize
-from results.records.schema import RecordError, Repeat, RunRecord, SampleFile
+from results.records.schema import RecordError, Repeat, RepeatMetrics, RunRecord, SampleFile
 from tpi.errors import ResourceError, map_errors
 from tpi.files import sync_folder, write_atomic
 
@@ -73,6 +73,10 @@ class RunStore:
             RecordError: A samples file is missing or not what was written.
         """
         return [self._read_repeat(record.run_id, sample) for sample in record.samples]
+
+    def measured(self, record: RunRecord) -> list[RepeatMetrics]:
+        """The metrics of every repeat that ended well; raises as `repeats`."""
+        return [measure(repeat) for repeat in self.repeats(record) if repeat.status == "ok"]
 
     def append(self, record: RunRecord, repeat: Repeat) -> RunRecord:
         """Keep one more repeat; status, tokens and metrics of the record follow from all of them.

@@ -31,21 +31,21 @@ def is_pipeline(place: Place) -> bool:
 
 
 def devices_of(record: RunRecord) -> int | None:
-    """How many devices a record is of: one a predicted peak; None where it does not say."""
+    """How many devices ran; None where the record does not say."""
     return len(record.config.predicted_peak_bytes) or record.config.devices or None
 
 
-def of_pipelines(book: ResultSet) -> ResultSet:
+def of_pipelines(results: ResultSet) -> ResultSet:
     """The same results, with the shares of all devices of a pipeline together."""
-    cells = dict(book.cells)
-    for place, found in book.cells.items():
+    cells = dict(results.cells)
+    for place, found in results.cells.items():
         if is_pipeline(place):
-            cells[place] = tuple(_of_all(book, cell) for cell in found)
-    return replace(book, cells=cells)
+            cells[place] = tuple(_of_all(results, cell) for cell in found)
+    return replace(results, cells=cells)
 
 
-def _of_all(book: ResultSet, cell: Cell) -> Cell:
-    record = book.records.get(cell.run_id)
+def _of_all(results: ResultSet, cell: Cell) -> Cell:
+    record = results.records.get(cell.run_id)
     if cell.value is None or record is None or record.metrics is None:
         return cell
     devices = devices_of(record)

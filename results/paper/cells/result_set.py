@@ -10,7 +10,6 @@ from pathlib import Path
 
 from results.paper.cell import Cell, Place
 from results.paper.index import Entry, Index, read_index
-from results.records.measure import measure
 from results.records.notes import plain
 from results.records.schema import Metrics, RecordError, RunRecord, Spread
 from results.records.stats import spread
@@ -176,8 +175,8 @@ def _key(entry: Entry) -> str:
 
 def _first_tokens(record: RunRecord, store: RunStore) -> Spread | None:
     """Loading and request to first token of each repeat together; None where there is none."""
-    found = [measure(repeat) for repeat in store.repeats(record) if repeat.status == "ok"]
-    return spread([each.load_s + each.ttft_s for each in found]) if found else None
+    found = [each.load_s + each.ttft_s for each in store.measured(record)]
+    return spread(found) if found else None
 
 
 def cells_of(entry: Entry, record: RunRecord, scale: str, first: Spread | None) -> Iterator[Cell]:

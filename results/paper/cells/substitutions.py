@@ -22,9 +22,9 @@ def expected_model(place: Place) -> str:
     return _MODEL_OF.get(exhibit, place.row)
 
 
-def stand_in(book: ResultSet, cell: Cell) -> str:
+def stand_in(results: ResultSet, cell: Cell) -> str:
     """Why a cell is of another size than the paper's; empty if it is not."""
-    name = stand_in_name(book, cell)
+    name = stand_in_name(results, cell)
     if cell.place.exhibit == _STUDIED:
         of = f"{_PAPER.devices} at {_PAPER.rate_mbps:g} Mbit/s"
         return f"{name} in the place of {of}" if name else ""
@@ -33,20 +33,20 @@ def stand_in(book: ResultSet, cell: Cell) -> str:
     return f"{name} ran in the place of {expected_model(cell.place)}" if name else ""
 
 
-def stand_in_name(book: ResultSet, cell: Cell) -> str:
+def stand_in_name(results: ResultSet, cell: Cell) -> str:
     """What ran in the place of the paper's: a model, or fewer devices; empty where none did."""
     if cell.place.exhibit == _STUDIED:
         return _other_network(cell)
-    record = book.records.get(cell.run_id)
+    record = results.records.get(cell.run_id)
     if record is not None and model_of(record) and expected_model(cell.place):
         return other_model(cell.place, record)
     return "smoke" if cell.scale == "smoke" and cell.evidence == "measured" else ""
 
 
-def stand_in_names(book: ResultSet, exhibit: str) -> list[str]:
+def stand_in_names(results: ResultSet, exhibit: str) -> list[str]:
     """Of all that ran for an exhibit, each once."""
-    cells = [cell for cell in book.exhibit(exhibit) if cell.ran]
-    return sorted({name for cell in cells if (name := stand_in_name(book, cell))})
+    cells = [cell for cell in results.exhibit(exhibit) if cell.ran]
+    return sorted({name for cell in cells if (name := stand_in_name(results, cell))})
 
 
 def other_model(place: Place, record: RunRecord) -> str:

@@ -30,7 +30,7 @@ class Judgement:
     basis: str  # the kind of evidence it rests on; empty where it is undecided
     reason: str  # why it is undecided
     findings: Mapping[str, Finding]  # by kind of evidence, those that say anything
-    models: tuple[str, ...] = ()  # that the measured runs of the book are of
+    models: tuple[str, ...] = ()  # that the measured runs are of
     dilations: tuple[float, ...] = ()  # by which the measured times that it rests on were divided
 
     @property
@@ -44,15 +44,15 @@ class Judgement:
         return f"{self.verdict} ({', '.join(marks)})" if marks else self.verdict
 
 
-def judge_claims(book: ResultSet) -> list[Judgement]:
+def judge_claims(results: ResultSet) -> list[Judgement]:
     """A judgement of every claim, in the order of `CLAIMS`."""
-    models = measured_models(book)
-    return [replace(judge(book, claim), models=models) for claim in CLAIMS]
+    models = measured_models(results)
+    return [replace(judge(results, claim), models=models) for claim in CLAIMS]
 
 
-def measured_models(book: ResultSet) -> tuple[str, ...]:
+def measured_models(results: ResultSet) -> tuple[str, ...]:
     """The models of the runs that were measured and have a timing, each once."""
-    runs = (r for r in book.records.values() if r.metrics and backend_of(r) != "sim")
+    runs = (r for r in results.records.values() if r.metrics and backend_of(r) != "sim")
     return tuple(sorted({model_of(record) or "not named" for record in runs}))
 
 
@@ -71,9 +71,9 @@ def basis_of_all(judgements: Sequence[Judgement]) -> str:
     )
 
 
-def judge(book: ResultSet, claim: Claim) -> Judgement:
+def judge(results: ResultSet, claim: Claim) -> Judgement:
     """Judge one claim by every kind of evidence, and choose the verdict."""
-    found = {kind.name: _decided(View(book, kind), claim) for kind in KINDS}
+    found = {kind.name: _decided(View(results, kind), claim) for kind in KINDS}
     shown = {
         name: finding
         for name, finding in found.items()
@@ -81,15 +81,15 @@ def judge(book: ResultSet, claim: Claim) -> Judgement:
     }
     for kind in (MEASURED, SIMULATED):
         if found[kind.name].verdict != UNDECIDED:
-            verdict, dilations = found[kind.name].verdict, _dilations(book, claim)
+            verdict, dilations = found[kind.name].verdict, _dilations(results, claim)
             return Judgement(claim, verdict, kind.name, "", shown, dilations=dilations)
     reason = "; ".join(f"{k.name}: {found[k.name].reason}" for k in (MEASURED, SIMULATED))
     return Judgement(claim, UNDECIDED, "", reason, shown)
 
 
-def _dilations(book: ResultSet, claim: Claim) -> tuple[float, ...]:
+def _dilations(results: ResultSet, claim: Claim) -> tuple[float, ...]:
     """Of the measured numbers at a claim's places, those that are not 1."""
-    cells = (cell for place in claim.places for cell in book.of(place, MEASURED.evidence))
+    cells = (cell for place in claim.places for cell in results.of(place, MEASURED.evidence))
     found = {cell.dilation for cell in cells if cell.value is not None} - {1.0}
     return tuple(sorted(found))
 

@@ -77,10 +77,10 @@ def _waits(view: View, row: str, bound: float) -> Item:
 
 def _prediction(view: View, row: str) -> str:
     cell = view.look(waiting_place(row)).cell
-    record = view.book.records.get(cell.run_id) if cell is not None else None
+    record = view.results.records.get(cell.run_id) if cell is not None else None
     if record is None:
         return ""
-    found = predict_run(record, RunStore(view.book.folder).repeats(record))
+    found = predict_run(record, RunStore(view.results.folder).repeats(record))
     return f"no prediction: {found}" if isinstance(found, str) else str(found)
 
 
@@ -130,10 +130,12 @@ def _share(
 
 
 def same_tokens(view: View) -> Finding:
-    """Whether every run of TPI-LLM gave the tokens of the reference, whatever its size."""
+    """Whether every run of TPI-LLM, of any size, gave the tokens of the reference."""
     if view.kind != MEASURED:
         return joined([Item("tokens", UNDECIDED, reason="no token was computed")])
-    found = (view.book.record_of(entry) for entry in view.book.entries if entry.system == "tpi")
+    found = (
+        view.results.record_of(entry) for entry in view.results.entries if entry.system == "tpi"
+    )
     records = list({record.run_id: record for record in found if record is not None}.values())
     checked = [record for record in records if record.check.kind != "none"]
     if not checked:

@@ -41,7 +41,7 @@ class Finding:
     items: tuple[Item, ...] = ()  # its parts
     reason: str = ""  # why it is undecided
     coverage: str = ""  # how many of the claim's places were run, where not all were
-    subject: str = ""  # of which models, where the rule takes whatever ran
+    subject: str = ""  # of which models, where the rule takes every run
 
     @property
     def has_numbers(self) -> bool:
@@ -106,14 +106,14 @@ def at_least(value: Spread, bound: float) -> str:
 
 
 def at_most(value: Spread, bound: float) -> str:
-    """Whether a value is at most a bound, likewise."""
+    """Whether a value, with its whole interval, is at most a bound."""
     if value.high <= bound:
         return REPRODUCED
     return NOT_REPRODUCED if value.low > bound else UNDECIDED
 
 
 def within(value: Spread, low: float, high: float) -> str:
-    """Whether a value lies between two bounds, likewise."""
+    """Whether a value, with its whole interval, lies between two bounds."""
     return worst((at_least(value, low), at_most(value, high)))
 
 
@@ -156,7 +156,7 @@ def less(share: Spread) -> str:
 
 
 def in_times(value: Spread) -> str:
-    """`7.02 times`, likewise."""
+    """`7.02 times`, with its interval where it has one."""
     text = f"{value.median:.3g} times"
     return text if value.low == value.high else f"{text} ({value.low:.3g} to {value.high:.3g})"
 

@@ -18,23 +18,23 @@ COLUMNS = (
 )
 
 
-def cells_csv(cells: Iterable[Cell], book: ResultSet) -> str:
+def cells_csv(cells: Iterable[Cell], results: ResultSet) -> str:
     """A header and one line for each cell; the last field names what ran instead of the paper's."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(COLUMNS)
-    writer.writerows(_row(cell, book) for cell in cells)
+    writer.writerows(_row(cell, results) for cell in cells)
     return out.getvalue()
 
 
-def _row(cell: Cell, book: ResultSet) -> tuple[object, ...]:
+def _row(cell: Cell, results: ResultSet) -> tuple[object, ...]:
     place = cell.place
     return (
         *(place.exhibit, place.row, place.column, place.metric, cell.evidence),
         *(cell.text if cell.value is None else repr(cell.value), _number(cell.low)),
         *(_number(cell.high), METRICS[place.metric], cell.n, cell.scale, cell.backend),
         *(f"{cell.dilation:g}", cell.run_id, cell.source, cell.missing_reason, cell.detail),
-        stand_in_name(book, cell) if cell.ran else "",
+        stand_in_name(results, cell) if cell.ran else "",
     )
 
 

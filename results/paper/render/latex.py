@@ -36,19 +36,19 @@ _DRESS: Mapping[str, Callable[[FormattedCell, str], str]] = {
 }
 
 
-def latex(book: ResultSet, exhibit: str) -> str:
+def latex(results: ResultSet, exhibit: str) -> str:
     """A table as a LaTeX fragment."""
-    notes = Footnotes.of(book, exhibit)
-    sections = [_tabular(section, notes, exhibit) for section in sections_of(book, exhibit)]
+    notes = Footnotes.of(results, exhibit)
+    sections = [_tabular(section, notes, exhibit) for section in sections_of(results, exhibit)]
     texts = [f"({number}) {escape(text)}" for number, text in enumerate(notes.texts, 1)]
-    texts += [escape(line) for line in (*notes.shared_lines(), *below(book, exhibit))]
+    texts += [escape(line) for line in (*notes.shared_lines(), *below(results, exhibit))]
     title = title_of(exhibit).partition(": ")[2]
     return "\n".join(
         [
             "% needs \\usepackage{booktabs}",
             r"\begin{table}",
             r"\centering\scriptsize\setlength{\tabcolsep}{3pt}",
-            rf"\caption{{{escape(title)} (measured at scale {escape(book.scale)})}}",
+            rf"\caption{{{escape(title)} (measured at scale {escape(results.scale)})}}",
             rf"\label{{tab:{exhibit}}}",
             "\n\\par\\medskip\n".join(sections),
             r"\par\medskip\raggedright",

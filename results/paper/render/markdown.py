@@ -16,24 +16,28 @@ from results.records.comparison_table import aligned
 Grid = list[tuple[str, ...]]
 
 
-def markdown(book: ResultSet, exhibit: str) -> str:
+def markdown(results: ResultSet, exhibit: str) -> str:
     """A table as Markdown that is aligned when read as plain text."""
-    return _joined([f"### {title_of(exhibit)}", "", *_body(book, exhibit)])
+    return _joined([f"### {title_of(exhibit)}", "", *_body(results, exhibit)])
 
 
-def figure_markdown(book: ResultSet, exhibit: str) -> str:
+def figure_markdown(results: ResultSet, exhibit: str) -> str:
     """A figure's caption, and the values that it draws, as Markdown."""
     image = f"![{title_of(exhibit)}]({exhibit}.svg)"
-    caption = f"{LAYOUTS[exhibit].caption} {_dilations(book, exhibit)}"
-    return _joined([f"### {title_of(exhibit)}", "", image, "", caption, "", *_body(book, exhibit)])
+    caption = f"{LAYOUTS[exhibit].caption} {_dilations(results, exhibit)}"
+    return _joined(
+        [f"### {title_of(exhibit)}", "", image, "", caption, "", *_body(results, exhibit)]
+    )
 
 
-def _body(book: ResultSet, exhibit: str) -> Iterator[str]:
+def _body(results: ResultSet, exhibit: str) -> Iterator[str]:
     """Values, legend, numbered notes, and what is known of the runs."""
-    notes = Footnotes.of(book, exhibit)
-    for section in sections_of(book, exhibit):
+    notes = Footnotes.of(results, exhibit)
+    for section in sections_of(results, exhibit):
         yield from (
-            (f"{section.heading} (measured at scale {book.scale})", "") if section.heading else ()
+            (f"{section.heading} (measured at scale {results.scale})", "")
+            if section.heading
+            else ()
         )
         grid = _grid(section, notes, exhibit)
         yield from (*aligned(grid), "")
@@ -41,18 +45,18 @@ def _body(book: ResultSet, exhibit: str) -> Iterator[str]:
         yield from (*(f"- {line}" for line in markdown_legend()), "")
     yield from (f"{number}. {escaped(text)}" for number, text in enumerate(notes.texts, 1))
     yield ""
-    yield from (f"- {escaped(line)}" for line in (*notes.shared_lines(), *below(book, exhibit)))
+    yield from (f"- {escaped(line)}" for line in (*notes.shared_lines(), *below(results, exhibit)))
 
 
 def _joined(lines: Sequence[str]) -> str:
     return "\n".join(lines).replace("\n\n\n", "\n\n").rstrip() + "\n"
 
 
-def _dilations(book: ResultSet, exhibit: str) -> str:
+def _dilations(results: ResultSet, exhibit: str) -> str:
     """Scale and dilation of what is drawn, for a caption."""
-    factors = sorted({cell.dilation for cell in book.exhibit(exhibit) if cell.dilation != 1})
-    words = [f"Measured at scale {book.scale}"]
-    words += [f"{name} in the paper's place" for name in stand_in_names(book, exhibit)]
+    factors = sorted({cell.dilation for cell in results.exhibit(exhibit) if cell.dilation != 1})
+    words = [f"Measured at scale {results.scale}"]
+    words += [f"{name} in the paper's place" for name in stand_in_names(results, exhibit)]
     words += [f"dilation {factor:g}: times are divided by {factor:g}" for factor in factors]
     return "; ".join(words) + "."
 

@@ -39,16 +39,16 @@ def publish(folder: Path, out: Path, exhibits: Sequence[str]) -> list[str]:
         raise ConfigError(f"{folder}: no run of {', '.join(names)}; nothing to publish")
     if out.exists():
         raise ConfigError(f"{out}: is there already; name a folder that is not")
-    book = read_result_set(folder)
+    results = read_result_set(folder)
     named = re.compile(rf"\b({'|'.join(map(re.escape, runs))})(?![-\w])")
-    for problem in book.problems:
+    for problem in results.problems:
         if named.search(problem):
             raise ConfigError(f"cannot be published: {problem}")
     with map_errors({OSError: ResourceError}, f"cannot write {out}"):
         for run in runs:
             (out / run).mkdir(parents=True)
             # What the record does not name has no digest, and is none of it.
-            for name in ("run.json", *(sample.file for sample in book.records[run].samples)):
+            for name in ("run.json", *(sample.file for sample in results.records[run].samples)):
                 shutil.copyfile(folder / run / name, out / run / name)
         write_index(out, replace(index, entries=entries, studies=()))
         files = [INDEX_FILE, *(f"{run}/run.json" for run in sorted(runs))]

@@ -16,10 +16,12 @@ from tpi.units import counted
 _BAND = 0.25  # what a simulated time may be off to be of use
 
 
-def markdown(book: ResultSet) -> str:
-    """Every configuration that the simulator is checked on, then the errors in a line a metric."""
-    pairs = {pair.place: pair for pair in pairs_of(book) if pair.is_check}
-    places = dict.fromkeys((cell.place.row, cell.place.column) for cell in book.exhibit(VALIDATION))
+def markdown(results: ResultSet) -> str:
+    """Every configuration that the simulator is checked on, then the errors of each metric."""
+    pairs = {pair.place: pair for pair in pairs_of(results) if pair.is_check}
+    places = dict.fromkeys(
+        (cell.place.row, cell.place.column) for cell in results.exhibit(VALIDATION)
+    )
     lines = [f"### {VALIDATION_TITLE}", ""]
     if not places:
         return "\n".join([*lines, "Nothing was measured or simulated to check it."]) + "\n"
@@ -27,7 +29,7 @@ def markdown(book: ResultSet) -> str:
     grid = [("configuration", "system", *head)]
     for row, column in places:
         found = (Place(VALIDATION, row, column, metric) for metric in PAIRED)
-        cells = [each for place in found for each in _cells(book, place, pairs)]
+        cells = [each for place in found for each in _cells(results, place, pairs)]
         grid.append((escaped(row), escaped(label_of(column)), *cells))
     both = len({(place.row, place.column) for place in pairs})
     lines += [*aligned(grid), ""]
@@ -56,10 +58,10 @@ def percent(error: float) -> str:
     return f"{100 * error:+.1f} %"
 
 
-def _cells(book: ResultSet, place: Place, pairs: Mapping[Place, Pair]) -> tuple[str, str, str]:
+def _cells(results: ResultSet, place: Place, pairs: Mapping[Place, Pair]) -> tuple[str, str, str]:
     if pair := pairs.get(place):
         return _text(pair.measured), _text(pair.simulated), percent(pair.error)
-    sides = (book.of(place, evidence) for evidence in ("measured", "simulated"))
+    sides = (results.of(place, evidence) for evidence in ("measured", "simulated"))
     measured, simulated = (" / ".join(map(_text, cells)) for cells in sides)
     return measured, simulated, ""
 

@@ -58,7 +58,7 @@ def window_history(repeat: Repeat, rank: int = MASTER_RANK) -> list[Step]:
 
 @dataclass(frozen=True, slots=True)
 class _Leave:
-    """When a block goes that no pass computed: `passes` begin then, `loads` likewise, in order."""
+    """When a block leaves that no pass computed; `passes` and `loads` are the times they begin."""
 
     passes: Sequence[float]
     window: int

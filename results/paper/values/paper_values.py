@@ -10,10 +10,10 @@ A value is a number in the column's unit, one of `MISSING_REASONS`, a text where
 `text`, or `{value, doubt, source}`. What the paper does not say is `not found`, never a number.
 """
 
-import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache, partial
 from importlib import resources
 from typing import Annotated
 
@@ -76,7 +76,7 @@ class Exhibit:
     cells: tuple[Cell, ...]
 
 
-@functools.cache
+@cache
 def load_exhibits() -> tuple[Exhibit, ...]:
     """Read every exhibit, in the order of `EXHIBITS`.
 
@@ -85,8 +85,7 @@ def load_exhibits() -> tuple[Exhibit, ...]:
     """
     folder = resources.files(__package__)
     found = {path.name for path in folder.iterdir() if path.name.endswith(".yaml")}
-    stray = sorted(found - {f"{name}.yaml" for name in EXHIBITS})
-    if stray:
+    if stray := sorted(found - {f"{name}.yaml" for name in EXHIBITS}):
         raise ConfigError(
             f"results/paper/values/{stray[0]}: not an exhibit; expected one of {EXHIBITS}"
         )
@@ -117,7 +116,11 @@ def parse_exhibit(name: str, text: str, where: str) -> Exhibit:
         raise ConfigError(f"{where}: not YAML: {' '.join(str(exc).split())}") from exc
     file = convert(raw, _File, where, ConfigError)
     for number, column in enumerate(file.columns, 1):
-        _check_unit(column, f"{where}: column {number}")
+        units = _UNITS[METRICS[column.metric]]
+        if column.unit not in units:
+            raise ConfigError(
+                f"{where}: column {number}: unit must be {' | '.join(units)}, got {column.unit!r}"
+            )
     cells: dict[Place, Cell] = {}
     for row in file.rows:
         for cell in _row(name, row, file, where):
@@ -125,12 +128,6 @@ def parse_exhibit(name: str, text: str, where: str) -> Exhibit:
                 raise ConfigError(f"{where}: {cell.place} is there twice")
             cells[cell.place] = cell
     return Exhibit(name, file.title, file.source, file.doubts, tuple(cells.values()))
-
-
-def _check_unit(column: Column, where: str) -> None:
-    units = _UNITS[METRICS[column.metric]]
-    if column.unit not in units:
-        raise ConfigError(f"{where}: unit must be {' | '.join(units)}, got {column.unit!r}")
 
 
 def _row(exhibit: str, row: Sequence[_Value], file: _File, where: str) -> Iterator[Cell]:
@@ -150,18 +147,15 @@ def _row(exhibit: str, row: Sequence[_Value], file: _File, where: str) -> Iterat
 def _cell(place: Place, raw: _Value, column: Column, file: _File, where: str) -> Cell:
     given = raw if isinstance(raw, _Doubted) else _Doubted(raw)
     source = given.source or column.source or file.source
-    doubts = [each for each in (given.doubt, column.doubt) if each]
-    detail = "; ".join((*doubts, *file.doubts))
-    value = given.value
+    detail = "; ".join(filter(None, (given.doubt, column.doubt, *file.doubts)))
+    reported, value = partial(Cell, place, "reported", source=source, detail=detail), given.value
     if value in MISSING_REASONS:
-        return Cell(place, "reported", missing_reason=str(value), source=source, detail=detail)
+        return reported(missing_reason=str(value))
+    expected = "a text or one of" if column.metric == "text" else "a number or"
+    is_number = not isinstance(value, str) and 0 <= value < float("inf")
+    if not (isinstance(value, str) and value if column.metric == "text" else is_number):
+        raise ConfigError(f"{where}: value must be {expected} {MISSING_REASONS}, got {value!r}")
     if column.metric == "text":
-        if not isinstance(value, str) or not value:
-            raise ConfigError(
-                f"{where}: value must be a text or one of {MISSING_REASONS}, got {value!r}"
-            )
-        return Cell(place, "reported", text=value, source=source, detail=detail)
-    if isinstance(value, str) or not 0 <= value < float("inf"):
-        raise ConfigError(f"{where}: value must be a number or {MISSING_REASONS}, got {value!r}")
-    number = float(Fraction(str(value)) * _UNITS[METRICS[column.metric]][column.unit])
-    return Cell(place, "reported", value=number, source=source, detail=detail)
+        return reported(text=str(value))
+    unit = _UNITS[METRICS[column.metric]][column.unit]
+    return reported(value=float(Fraction(str(value)) * unit))

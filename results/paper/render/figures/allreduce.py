@@ -21,7 +21,7 @@ from results.paper.render.layouts import LAYOUTS
 PAYLOADS = ("4 bytes", "32 KiB")
 _LARGE = PAYLOADS[1]
 _POINT: dict[str, Any] = {"marker": "o", "linestyle": ""}
-_MARKERS = ("o", "s", "^")  # one a column of the figure
+_MARKERS = ("o", "s", "^")  # of the figure's columns
 _METRIC = "allreduce_s"
 
 
@@ -42,9 +42,9 @@ _PANELS = (
 )
 
 
-def draw_allreduce(book: ResultSet, exhibit: str) -> Figure:
+def draw_allreduce(results: ResultSet, exhibit: str) -> Figure:
     """Draw the panels side by side."""
-    cells = list(book.exhibit(exhibit))
+    cells = list(results.exhibit(exhibit))
     figure = style.new_figure(style.WIDE, 2.6)
     grid = figure.subplots(1, len(_PANELS))
     for axes, panel in zip(grid, _PANELS, strict=True):
@@ -114,14 +114,14 @@ def _handles(cells: Sequence[Cell]) -> list[Line2D]:
         for i, name in enumerate(LAYOUTS["figure3"].columns)
     ]
     points = [("measured", "measured"), ("dilated", _dilated(cells)), ("simulated", "simulated")]
-    looks: list[tuple[str, str, dict[str, Any]]] = [
+    lines: list[tuple[str, str, dict[str, Any]]] = [
         *((k, label, {**_POINT, "markerfacecolor": _fill(k, style.GREY)}) for k, label in points),
         ("computed", "computed: ports and delays (ours)", {"linestyle": "-"}),
         ("computed", "computed: hops alone (the paper)", {"linestyle": "--"}),
     ]
-    for evidence, label, look in looks:
+    for evidence, label, options in lines:
         if evidence in there:
-            handles.append(Line2D([], [], color=style.GREY, markersize=4, label=label, **look))
+            handles.append(Line2D([], [], color=style.GREY, markersize=4, label=label, **options))
     return handles
 
 

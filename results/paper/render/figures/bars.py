@@ -47,9 +47,9 @@ class Panel:
     bars: tuple[Bar, ...]
 
 
-def draw_bars(book: ResultSet, exhibit: str) -> Figure:
-    """Draw an exhibit of bars, one panel a metric."""
-    panels = panels_of(book, exhibit)
+def draw_bars(results: ResultSet, exhibit: str) -> Figure:
+    """Draw an exhibit of bars, one panel for each metric."""
+    panels = panels_of(results, exhibit)
     wide = max(len(panel.bars) for panel in panels) > 16
     figure = style.new_figure(style.WIDE if wide else style.COLUMN, 2.3 * len(panels) + 0.3)
     grid = figure.subplots(len(panels), 1, squeeze=False)
@@ -67,9 +67,9 @@ def draw_bars(book: ResultSet, exhibit: str) -> Figure:
     return figure
 
 
-def panels_of(book: ResultSet, exhibit: str) -> list[Panel]:
+def panels_of(results: ResultSet, exhibit: str) -> list[Panel]:
     """The panels of an exhibit; figure 6 groups by system and has the models as series."""
-    (section,) = sections_of(book, exhibit)
+    (section,) = sections_of(results, exhibit)
     metrics: dict[str, list[int]] = {}
     for index, column in enumerate(section.columns):
         # Both of what a time to first token may be are drawn in one panel.

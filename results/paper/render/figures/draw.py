@@ -20,26 +20,26 @@ from results.paper.render.layouts import LAYOUTS, label_of
 from results.paper.render.window_history import window_history
 
 
-def draw(book: ResultSet, exhibit: str) -> Figure:
+def draw(results: ResultSet, exhibit: str) -> Figure:
     """Draw one figure; inside `style.house_style`."""
-    figure = _figure(book, exhibit) or _nothing(book, exhibit)
-    names = stand_in_names(book, exhibit)
+    figure = _figure(results, exhibit) or _nothing(results, exhibit)
+    names = stand_in_names(results, exhibit)
     ran = f"; {', '.join(names)} in the paper's place: no number of its size" if names else ""
-    footer = f"measured at scale {book.scale}{ran}"
+    footer = f"measured at scale {results.scale}{ran}"
     figure.supxlabel(footer, fontsize=5.5, x=0.01, ha="left", color=GREY)
     return figure
 
 
-def _figure(book: ResultSet, exhibit: str) -> Figure | None:
+def _figure(results: ResultSet, exhibit: str) -> Figure | None:
     """The figure; None where there is nothing to draw."""
     if exhibit in ("figure1a", "figure4"):
         # What was measured first.
-        runs = sorted(traced_runs(book, exhibit), key=lambda run: run.kind == "simulated")
+        runs = sorted(traced_runs(results, exhibit), key=lambda run: run.kind == "simulated")
         return _timeline(exhibit, runs) if exhibit == "figure1a" else _window(runs)
-    if all(cell.value is None for cell in book.exhibit(exhibit)):
+    if all(cell.value is None for cell in results.exhibit(exhibit)):
         return None
     drawing = {"figure1b": draw_shares, "figure3": draw_allreduce}.get(exhibit, draw_bars)
-    return drawing(book, exhibit)
+    return drawing(results, exhibit)
 
 
 def _timeline(exhibit: str, runs: list[Traced]) -> Figure | None:
@@ -55,19 +55,19 @@ def _window(runs: Iterable[Traced]) -> Figure | None:
     return None
 
 
-def _nothing(book: ResultSet, exhibit: str) -> Figure:
+def _nothing(results: ResultSet, exhibit: str) -> Figure:
     figure = new_figure(COLUMN, 1.4)
-    lines = ["nothing to draw", *_missing(book, exhibit)]
+    lines = ["nothing to draw", *_missing(results, exhibit)]
     figure.text(0.5, 0.5, "\n".join(lines), ha="center", va="center", wrap=True)
     return figure
 
 
-def _missing(book: ResultSet, exhibit: str) -> Sequence[str]:
+def _missing(results: ResultSet, exhibit: str) -> Sequence[str]:
     """One line for each run that would be drawn: what became of it."""
-    entries = [entry for entry in book.entries if entry.exhibit == exhibit]
+    entries = [entry for entry in results.entries if entry.exhibit == exhibit]
     lines = []
     for entry in entries:
-        record = book.records.get(entry.run_id)
+        record = results.records.get(entry.run_id)
         word = "not run" if not entry.run_id else "unusable"
         if record is not None:
             word = "no trace" if record.metrics is not None else record.status

@@ -34,9 +34,9 @@ class Stack:
         return {name: cell for name, cell in self.cells.items() if cell.value is not None}
 
 
-def draw_shares(book: ResultSet, exhibit: str) -> Figure:
+def draw_shares(results: ResultSet, exhibit: str) -> Figure:
     """Draw the stacked bars, those of one system side by side."""
-    stacks = list(stacks_of(book, exhibit))
+    stacks = list(stacks_of(results, exhibit))
     figure = style.new_figure(style.COLUMN, 2.6)
     axes = figure.subplots()
     for x, stack in enumerate(stacks):
@@ -55,9 +55,9 @@ def draw_shares(book: ResultSet, exhibit: str) -> Figure:
     return figure
 
 
-def stacks_of(book: ResultSet, exhibit: str) -> Iterator[Stack]:
+def stacks_of(results: ResultSet, exhibit: str) -> Iterator[Stack]:
     """Every bar: system by system, the paper's first."""
-    (section,) = sections_of(book, exhibit)
+    (section,) = sections_of(results, exhibit)
     names = [column.metric.removesuffix("_share") for column in section.columns]
     for group in section.groups:
         for line in group.lines:
@@ -89,6 +89,6 @@ def _draw(axes: Axes, x: int, stack: Stack) -> None:
 
 
 def _tick(stack: Stack, exhibit: str) -> str:
-    """System and source, a word a line: six bars share one column of a page."""
+    """System and source, each word on its own line: six bars share one column of a page."""
     lines = (*label_of(stack.row, exhibit).split(), *stack.label.split(", "))
     return "\n".join(lines)

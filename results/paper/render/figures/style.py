@@ -75,7 +75,7 @@ def svg_bytes(figure: Figure) -> bytes:
 
 
 def png_bytes(figure: Figure) -> bytes:
-    """The figure as PNG, likewise."""
+    """The figure as PNG; the same figure gives the same bytes."""
     return _saved(figure, format="png", dpi=_DPI, metadata={"Software": None})
 
 
@@ -114,7 +114,7 @@ def bar_style(key: str, colour: str) -> dict[str, Any]:
 
 
 def trace_style(kind: str, colour: str) -> dict[str, Any]:
-    """Likewise of a span of time: without an edge, since thousands stand side by side."""
+    """The style of a span of time: without an edge, since thousands stand side by side."""
     if kind == "simulated":
         # Coloured below the hatch: an outline alone could not be told from its neighbour's.
         return {"facecolor": (colour, 0.6), "edgecolor": "white", "hatch": "//////", "linewidth": 0}
@@ -122,7 +122,7 @@ def trace_style(kind: str, colour: str) -> dict[str, Any]:
 
 
 def evidence_patches(cells: Iterable[Cell]) -> list[Patch]:
-    """Grey samples for a legend: one a kind of evidence that is there with a value."""
+    """Grey samples for a legend: one for each kind of evidence that has a value."""
     keys = dict.fromkeys(evidence_key(cell) for cell in cells if cell.value is not None)
     labels = {"reported": "the paper", "dilated": "measured, dilated (d)"}
     return [Patch(label=labels.get(key, key), **bar_style(key, GREY)) for key in keys]
@@ -134,7 +134,7 @@ def colour_patches(labels: Mapping[str, str]) -> list[Patch]:
 
 
 def write_word(axes: Axes, x: float, word: str) -> None:
-    """Write why there is no bar where it would stand; `OOM` as the paper writes it."""
+    """Write why there is no bar in its place; `OOM` as the paper writes it."""
     text = word.upper() if word == "oom" else word
     axes.text(
         x, 0.02, text, transform=axes.get_xaxis_transform(), rotation=90, ha="center",

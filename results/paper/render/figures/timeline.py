@@ -48,7 +48,7 @@ def cut(spans: Sequence[RankSpan]) -> Cut:
 
 
 def draw_timeline(runs: Sequence[Traced]) -> Figure:
-    """Draw one panel a run; those of one kind of evidence end at the same time."""
+    """Draw one panel for each run; panels of one kind of evidence end at the same time."""
     cuts = _ending_together(runs, [cut(run.spans) for run in runs])
     ranks = [max((span.rank for span in run.spans), default=0) + 1 for run in runs]
     figure = style.new_figure(style.WIDE, 0.9 + sum(0.65 + 0.16 * count for count in ranks))

@@ -23,25 +23,25 @@ class Traced:
     spans: tuple[RankSpan, ...]
 
 
-def traced_runs(book: ResultSet, exhibit: str) -> Iterator[Traced]:
+def traced_runs(results: ResultSet, exhibit: str) -> Iterator[Traced]:
     """The runs of an exhibit that kept spans, in the order of the index.
 
     Raises:
-        RecordError: A samples file has changed since the book was read.
+        RecordError: A samples file has changed since the results were read.
     """
     found: dict[str, tuple[Entry, RunRecord]] = {}
-    for entry in book.entries:
-        if entry.exhibit == exhibit and (record := book.record_of(entry)):
+    for entry in results.entries:
+        if entry.exhibit == exhibit and (record := results.record_of(entry)):
             found.setdefault(entry.run_id, (entry, record))
     for entry, record in found.values():
-        for repeat in RunStore(book.folder).repeats(record):
+        for repeat in RunStore(results.folder).repeats(record):
             spans = tuple(spans_of(repeat)) if repeat.status == "ok" else ()
             if spans:
-                yield Traced(entry.row, *_kind(book, entry, record), repeat, spans)
+                yield Traced(entry.row, *_kind(results, entry, record), repeat, spans)
                 break
 
 
-def _kind(book: ResultSet, entry: Entry, record: RunRecord) -> tuple[str, str]:
+def _kind(results: ResultSet, entry: Entry, record: RunRecord) -> tuple[str, str]:
     """How a run is drawn, and the words of its title."""
     if backend_of(record) == "sim":
         return "simulated", "simulated"
@@ -50,5 +50,5 @@ def _kind(book: ResultSet, entry: Entry, record: RunRecord) -> tuple[str, str]:
     if dilation != 1:
         kind, how = "dilated", f"measured, dilation {dilation:g}"
     model = other_model(Place(entry.exhibit, entry.row, entry.column, "text"), record)
-    words = [how, book.scale, f"{model} in the paper's place" if model else ""]
+    words = [how, results.scale, f"{model} in the paper's place" if model else ""]
     return kind, ", ".join(filter(None, words))
