@@ -1,7 +1,7 @@
 import pytest
 
+from results.paper.cell import KINDS
 from results.paper.render.cell_format import (
-    KINDS,
     LEGEND,
     FormattedCell,
     format_cell,
