@@ -15,7 +15,6 @@ paper's own numbers explains those that are more than 10 % off.
 """
 
 import functools
-from argparse import ArgumentParser
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -25,7 +24,8 @@ from rich.table import Table
 from results.paper.authors_model.blocks import block_bytes
 from results.paper.cell import Cell
 from results.paper.values.paper_values import reported_cells
-from tpi.errors import ConfigError
+from tpi.command_line import Parser
+from tpi.errors import EXIT_OK, ConfigError
 from tpi.model_config import DTYPE_BYTES, load_preset
 
 FITTED_ON = "table1"
@@ -202,8 +202,12 @@ def summary() -> tuple[str, ...]:
     return tuple(lines)
 
 
-def main() -> None:
-    """Print every cell, the constant, the shares and the misses."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print every cell, the constant, the shares and the misses; returns the exit status."""
+    Parser(
+        prog="lab published-memory",
+        description="Hold the published code's memory against the paper's Tables 1, 2 and 6.",
+    ).parse_args(argv)
     console = Console()
     for exhibit in (FITTED_ON, *PREDICTED):
         fitted = " (fitted on)" if exhibit == FITTED_ON else ""
@@ -231,11 +235,4 @@ def main() -> None:
             soft_wrap=True,
             highlight=False,
         )
-
-
-if __name__ == "__main__":
-    ArgumentParser(
-        prog="python -m results.paper.authors_model.memory",
-        description="Hold the published code's memory against the paper's Tables 1, 2 and 6.",
-    ).parse_args()
-    main()
+    return EXIT_OK

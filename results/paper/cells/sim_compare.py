@@ -1,11 +1,10 @@
-"""Simulated beside measured: `python -m results.paper.cells.sim_compare FOLDER ...`.
+"""Simulated beside measured: `lab validate FOLDER ...`.
 
 Each folder is searched for run records of the Docker testbed. Every run that ended well is
 simulated from its own record: model, weights, system, dilation, limits, links. The error is
 simulated / measured - 1.
 """
 
-import argparse
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from results.records.schema import RecordError, RunRecord
 from testbed.limits.limits import DeviceLimits
 from testbed.sim.base import SimDevice, SimOutcome, SimRun
 from testbed.sim.calibration import Calibration, load_calibration
+from tpi.command_line import Parser
 from tpi.errors import ConfigError, ResourceError
 from tpi.files import read_small_file
 from tpi.model_config import load_preset
@@ -200,8 +200,8 @@ def _cells(measured: float | None, simulated: float | None) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m results.paper.cells.sim_compare", description=__doc__
+    parser = Parser(
+        prog="lab validate", description="Set the simulator beside measured run records."
     )
     parser.add_argument("folders", nargs="+", type=Path, help="where run records are")
     parser.add_argument("--calibration", type=Path, help="JSON file; default: the reference")
@@ -214,7 +214,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     sys.stdout.write(table(found) if found else "no run record of the Docker testbed found\n")
     broken = any(isinstance(each, Skipped) and each.is_broken for each in found)
     return ConfigError.exit_status if broken else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

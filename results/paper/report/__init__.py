@@ -1,1 +1,1 @@
-"""One HTML file with everything: `python -m results.paper.report FOLDER --out report.html`."""
+"""One HTML file with everything: `lab report FOLDER --out report.html`."""

@@ -4,7 +4,6 @@ The page is one file that loads nothing. Templates escape whatever they are give
 and notes come from programs and users.
 """
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from results.paper.render.validation_table import percent
 from results.paper.report import runs, trust
 from results.paper.report.exhibits import FIGURES, TABLES, ShownExhibit, draw_all
 from results.records.notes import plain
+from tpi.command_line import Parser
 from tpi.errors import EXIT_OK, ResourceError, TpiError, map_errors
 from tpi.files import write_atomic
 from tpi.outfile import check_out
@@ -109,9 +109,7 @@ def write_report(results: ResultSet, path: Path, figures_dir: Path | None = None
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m results.paper.report", description="Write one HTML file from run records."
-    )
+    parser = Parser(prog="lab report", description="Write one HTML file from run records.")
     parser.add_argument("folder", type=Path, help="with index.json and the run records")
     parser.add_argument("--out", type=Path, help="the file; FOLDER/report.html unless said")
     parser.add_argument(
