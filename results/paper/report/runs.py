@@ -8,10 +8,17 @@ from typing import NamedTuple
 from results.paper.cells.result_set import ResultSet, mismatch_of
 from results.paper.index import Entry
 from results.paper.render.layouts import title_of
-from results.paper.report.record_facts import Facts, environment_facts
 from results.records.comparison_table import where_lines
 from results.records.schema import RunRecord
+from testbed.host.environment import HostFacts
 from tpi.units import counted
+
+Facts = tuple[tuple[str, str], ...]  # names and values, in the order in which they are shown
+
+_SHOWN = (
+    *("cpu_model", "cores", "usable_cores", "memory_gib", "swap_bytes", "architecture", "kernel"),
+    *("cgroup", "governor", "python"),
+)
 
 
 class SourceVersion(NamedTuple):
@@ -83,6 +90,26 @@ def _mixed(
         for version, runs in found.items() if len(found) > 1 else ():
             is_present = version == results.sources.get(program)
             yield SourceVersion(program, version, is_present, tuple(runs))
+
+
+def environment_facts(record: RunRecord) -> Facts:
+    """The host and the versions that a record was made with."""
+    environment = record.environment
+    facts = [] if environment.host is None else list(_of_host(environment.host))
+    if environment.calibrated_host is not None:
+        facts.append(("calibrated_host", environment.calibrated_host.words))
+    return tuple(facts)
+
+
+def _of_host(host: HostFacts) -> Iterator[tuple[str, str]]:
+    for name in _SHOWN:
+        if (value := getattr(host, name)) is not None:
+            yield name, str(value)
+    for name, version in host.versions.items():
+        yield f"version of {name}", version or "not installed"
+    if host.weights_disk is not None:
+        yield "disk: device", str(host.weights_disk.device)
+        yield "disk: file_system", str(host.weights_disk.file_system)
 
 
 def environments(results: ResultSet) -> list[Environment]:

@@ -1,12 +1,14 @@
 """How far the report's numbers can be trusted: simulator, calibration, limits."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
+
+import msgspec
 
 from results.paper.cells.result_set import ResultSet, backend_of
 from results.paper.cells.validation import Pair, pairs_of
 from results.paper.render.validation_table import summary
-from results.paper.report.record_facts import Facts, simulator_facts
+from results.paper.report.runs import Facts
 from results.records.schema import RunRecord
 from results.records.testbed_facts import Figure, VerificationReport
 from tpi.units import format_bytes, format_seconds
@@ -65,6 +67,24 @@ def calibrations(results: ResultSet) -> Iterator[Calibration]:
     for facts, num_runs in counts.items():
         figures = tuple(fact for fact in facts if fact[0].startswith("content"))
         yield Calibration(num_runs, tuple(f for f in facts if f not in figures), figures)
+
+
+def simulator_facts(record: RunRecord) -> Facts:
+    """Every number and word of the calibration behind a simulated run; empty for any other."""
+    simulator = record.calibration.simulator
+    return () if simulator is None else tuple(_flattened(msgspec.to_builtins(simulator)))
+
+
+def _flattened(value: object, name: str = "") -> Iterator[tuple[str, str]]:
+    """Every number and text in nested objects and lists, by its path."""
+    if isinstance(value, Mapping):
+        for key, each in value.items():
+            yield from _flattened(each, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list | tuple):
+        for index, each in enumerate(value):
+            yield from _flattened(each, f"{name}[{index}]")
+    else:
+        yield name, str(value)
 
 
 def held_limits(results: ResultSet) -> Iterator[HeldLimits]:

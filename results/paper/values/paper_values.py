@@ -11,7 +11,6 @@ A value is a number in the column's unit, one of `MISSING_REASONS`, a text where
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache, partial
 from importlib import resources
@@ -65,20 +64,9 @@ class _File(Struct, frozen=True, forbid_unknown_fields=True):
 _Value = int | float | str | _Doubted
 
 
-@dataclass(frozen=True, slots=True)
-class Exhibit:
-    """One exhibit: a file, checked, its values as cells."""
-
-    name: str
-    title: str
-    source: str
-    doubts: tuple[str, ...]
-    cells: tuple[Cell, ...]
-
-
 @cache
-def load_exhibits() -> tuple[Exhibit, ...]:
-    """Read every exhibit, in the order of `EXHIBITS`.
+def reported_cells() -> tuple[Cell, ...]:
+    """Every cell that the paper has, in the order of `EXHIBITS`, with its source and doubts.
 
     Raises:
         ConfigError: A file is missing or something in it does not fit.
@@ -89,22 +77,17 @@ def load_exhibits() -> tuple[Exhibit, ...]:
         raise ConfigError(
             f"results/paper/values/{stray[0]}: not an exhibit; expected one of {EXHIBITS}"
         )
-    exhibits = []
+    cells: list[Cell] = []
     for name in EXHIBITS:
         where = f"results/paper/values/{name}.yaml"
         with map_errors({OSError: ConfigError}, where):
             text = (folder / f"{name}.yaml").read_text(encoding="utf-8")
-        exhibits.append(parse_exhibit(name, text, where))
-    return tuple(exhibits)
+        cells += parse_exhibit(name, text, where)
+    return tuple(cells)
 
 
-def reported_cells() -> tuple[Cell, ...]:
-    """Every cell that the paper has, with its source and doubts; words where it says nothing."""
-    return tuple(cell for exhibit in load_exhibits() for cell in exhibit.cells)
-
-
-def parse_exhibit(name: str, text: str, where: str) -> Exhibit:
-    """Check one file's text.
+def parse_exhibit(name: str, text: str, where: str) -> tuple[Cell, ...]:
+    """The cells of one file, checked.
 
     Raises:
         ConfigError: Not YAML, an unknown or missing key, metric, unit or word, a row of another
@@ -127,7 +110,7 @@ def parse_exhibit(name: str, text: str, where: str) -> Exhibit:
             if cell.place in cells:
                 raise ConfigError(f"{where}: {cell.place} is there twice")
             cells[cell.place] = cell
-    return Exhibit(name, file.title, file.source, file.doubts, tuple(cells.values()))
+    return tuple(cells.values())
 
 
 def _row(exhibit: str, row: Sequence[_Value], file: _File, where: str) -> Iterator[Cell]:

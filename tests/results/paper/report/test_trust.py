@@ -1,5 +1,4 @@
-from results.paper.report.record_facts import simulator_facts
-from results.paper.report.trust import condition_lines, limit_rows
+from results.paper.report.trust import condition_lines, limit_rows, simulator_facts
 from results.records.schema import RunRecord
 from tests.results.examples import as_calibration
 
