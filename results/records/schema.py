@@ -78,7 +78,7 @@ class RepeatMetrics:
         token_latency_s: (t_last - t_first) / (n - 1); None for n < 2.
         gaps_s: The n - 1 times between tokens, whose mean is `token_latency_s`.
         disk_bytes_per_token: Read by all devices after the first token, over n - 1; None for
-            n < 2 or where a device does not count. So are bytes and messages on the wire.
+            n < 2 or where a device does not count. So with bytes and messages on the wire.
         time_share: Mean over devices of the shares of the request's time (`go` to last token)
             by `TIME_SHARES`; empty where a device does not count.
     """
@@ -174,12 +174,7 @@ class RepeatFacts(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Repeat(Struct, frozen=True, forbid_unknown_fields=True):
-    """One start of a system, with all its events.
-
-    Attributes:
-        dilation: How many times slower than the devices everything ran. Events keep their times,
-            metrics are divided by it.
-    """
+    """One start of a system, with all its events, whose times are not divided by the dilation."""
 
     index: Count
     request_id: str  # the measured request; events of warm-up requests are kept too
@@ -227,15 +222,9 @@ class RunEnvironment(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class RunRecord(Struct, frozen=True, forbid_unknown_fields=True):
-    """`run.json`: one system in one configuration on one testbed.
+    """`run.json`: one system in one configuration on one testbed."""
 
-    Attributes:
-        run_id: Name of the folder: the hash of what decides the numbers, then `-2`, `-3` ... where
-            it was measured again.
-        metrics: Over the `ok` repeats; None unless `status` is `ok` or `interrupted`.
-    """
-
-    run_id: Text
+    run_id: Text  # the folder: a hash of what decides the numbers, `-2` ... where measured again
     system: Text
     status: Status
     reason: str = ""  # why `status` is not `ok`, in one line
@@ -244,7 +233,7 @@ class RunRecord(Struct, frozen=True, forbid_unknown_fields=True):
     environment: RunEnvironment = RunEnvironment()
     calibration: RunCalibration = RunCalibration()
     tokens: tuple[Count, ...] = ()  # of the first repeat
-    metrics: Metrics | None = None
+    metrics: Metrics | None = None  # None unless `status` is `ok` or `interrupted`
     samples: tuple[SampleFile, ...] = ()
     notes: tuple[Note, ...] = ()  # fewer repeats than asked, k of L distinct layers, no O_DIRECT
     schema_version: Literal[2] = SCHEMA_VERSION

@@ -15,12 +15,7 @@ _EVENT = "spans"
 
 @dataclass(frozen=True, slots=True)
 class RankSpan:
-    """One span of one rank.
-
-    Attributes:
-        start_s: Since the request began, undilated, as `end_s`; below 0 for a load that was under
-            way then.
-    """
+    """One span of one rank, in undilated seconds since the request began."""
 
     rank: int
     name: str  # one of `tpi.spans.SPAN_NAMES`

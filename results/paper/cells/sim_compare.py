@@ -119,10 +119,7 @@ def _compute(record: RunRecord, max_tokens: int) -> ComputeOptions:
 def _device(
     limits: DeviceLimits, options: Mapping[str, object], factor: float, probed_bps: float
 ) -> SimDevice:
-    """A device in its own time, in which the host is `factor` times faster.
-
-    That includes what was not limited: the host's own rate was not divided by the dilation.
-    """
+    """A device in its own time, in which the host, limited or not, is `factor` times faster."""
     own = options.get("threads")
     threads = own if isinstance(own, int) else limits.threads
     read_bps = probed_bps if limits.read_bps is None else limits.read_bps

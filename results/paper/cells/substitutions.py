@@ -56,10 +56,7 @@ def other_model(place: Place, record: RunRecord) -> str:
 
 
 def _other_network(cell: Cell) -> str:
-    """`4 devices`, `8 devices at 1000 Mbit/s` of a study of another network than the paper's.
-
-    One that names no rate is of the paper's.
-    """
+    """`4 devices`, `8 devices at 1000 Mbit/s`: a network other than the paper's."""
     if cell.evidence != "measured" or cell.value is None:
         return ""
     if cell.network is None:

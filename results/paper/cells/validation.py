@@ -95,10 +95,7 @@ def worst_pair(pairs: Sequence[Pair]) -> Pair:
 
 
 def noise_floors(results: ResultSet) -> list[Floor]:
-    """Token latency of every measured run with a timing, beside itself.
-
-    One whose samples cannot be used, or those of the run before it, is not known and says why.
-    """
+    """Token latency of every measured run with a timing, beside itself."""
     cells = (cell for found in results.cells.values() for cell in found)
     measured = {cell.run_id for cell in cells if cell.evidence == "measured"}
     floors: list[Floor] = []

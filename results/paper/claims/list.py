@@ -27,11 +27,7 @@ _OVER = {"figure5a": ("4", "6", "8"), "figure5b": ("4", "6", "8"), "figure5c": (
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A sentence of the paper that can be checked.
-
-    Attributes:
-        paper_is_of: Of what else the paper's own numbers there are; they do not judge it then.
-    """
+    """A sentence of the paper that can be checked."""
 
     name: str  # short and unique
     sentence: str  # what the paper says, in our words
@@ -40,7 +36,7 @@ class Claim:
     places: tuple[Place, ...]  # the cells that it needs
     decide: Callable[[View], Finding]
     note: str = ""  # what a reader should know of our side; empty where there is nothing to add
-    paper_is_of: str = ""
+    paper_is_of: str = ""  # where the paper's own numbers are of something else
 
 
 def _below(

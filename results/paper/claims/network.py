@@ -53,10 +53,7 @@ def allreduce_place(row: str, algorithm: str) -> Place:
 
 
 def star_is_first(view: View) -> Finding:
-    """Whether star < tree < ring at every link latency above 0, for the small payload.
-
-    Latencies that the paper's figure does not have stand beside it and decide nothing.
-    """
+    """Whether star < tree < ring for the small payload at every link latency above 0."""
     return joined([_ordered(view, row) for row in _rows(view)])
 
 
@@ -93,7 +90,7 @@ def _to_star(view: View, row: str, algorithm: str, tolerance: float) -> Item:
 def latency_bounds(view: View) -> Finding:
     """Whether the payload is at most half of the star's time at the paper's link latency.
 
-    The other latencies stand beside it and decide nothing; neither does the crossing.
+    The other latencies and the crossing are shown and decide nothing.
     """
     if view.kind == REPORTED:
         return joined([_reported_bound()])

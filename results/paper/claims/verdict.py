@@ -16,12 +16,7 @@ _NAMED = 2  # labels of one reason
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One part of a claim.
-
-    Attributes:
-        verdict: One of `VERDICTS`, or empty where it says nothing for or against the claim: a
-            baseline that ran out of memory has no ratio.
-    """
+    """One part of a claim; without a verdict it says nothing for or against it."""
 
     label: str  # what it is about: a model, a device count, a link latency
     verdict: str = ""

@@ -19,14 +19,10 @@ _SEPARATOR = "; "  # between the parts of a cell's detail, each of which is a no
 
 @dataclass
 class Footnotes:
-    """Numbers in the order in which they are asked for.
-
-    Attributes:
-        shared: By source, what holds for all of its cells.
-    """
+    """Numbers in the order in which they are asked for."""
 
     results: ResultSet
-    shared: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    shared: dict[str, tuple[str, ...]] = field(default_factory=dict)  # by source, for all its cells
     texts: list[str] = field(default_factory=list)
 
     @classmethod

@@ -103,10 +103,7 @@ def shown_cells(results: ResultSet, exhibit: str) -> list[Cell]:
 
 
 class _CellsBySource:
-    """The cells of an exhibit by source and place.
-
-    A run without a number says why in a few metrics only; the reason holds for all of them.
-    """
+    """The cells of an exhibit by source and place."""
 
     def __init__(self, layout: Layout, cells: Iterable[Cell]) -> None:
         self._joins_columns = layout.joins_columns
@@ -119,6 +116,7 @@ class _CellsBySource:
         beside = self._by_run.get(self._key(source, place), [])
         found = [cell for cell in beside if cell.place.metric == place.metric]
         if not found and source.rank in _RUN_RANKS:
+            # A run without a number says why in a few metrics only: that holds for all of them.
             missing = {(c.run_id, c.missing_reason): c for c in beside if c.missing_reason}
             found = [replace(cell, place=place) for cell in missing.values()]
         known = tuple(cell for cell in found if cell.missing_reason != "not run")
@@ -203,9 +201,9 @@ def _columns(
 
 
 def _chosen(choice: Sequence[str], column: str, cells: Iterable[Cell]) -> Sequence[str]:
-    """The metric of the paper's values in a column; without any, the usual one.
+    """The metrics of the paper's values in a column, or the usual one where it has none.
 
-    Both where the paper does not say which of two its values are.
+    Two where the paper does not say whether its times include loading.
     """
     if choice == FIRST and column in LOADS_FIRST:
         return choice

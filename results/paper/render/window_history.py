@@ -34,10 +34,7 @@ class _Stay:
 
 
 def window_history(repeat: Repeat, rank: int = MASTER_RANK) -> list[Step]:
-    """What is resident after each change, oldest first: (seconds since the request, labels).
-
-    Empty if the repeat was not traced, or if the rank streams nothing and so has no window.
-    """
+    """(seconds since the request, labels) after each change; empty without a trace or a window."""
     spans = [span for span in spans_of(repeat) if span.rank == rank and span.label]
     blocks: defaultdict[str, _Block] = defaultdict(_Block)
     for span in spans:

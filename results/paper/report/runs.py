@@ -31,11 +31,7 @@ class SourceVersion(NamedTuple):
 
 
 class Sources(NamedTuple):
-    """Whether all records are of the same program text.
-
-    A run id holds a hash of the text that its numbers come from, and the index names the version.
-    Where one table was run again after a change, records of older text remain.
-    """
+    """Whether all records are of the same program text; the index names the version of each."""
 
     most: int  # the most versions that any program has
     mixed: tuple[SourceVersion, ...]  # those of programs that have several
