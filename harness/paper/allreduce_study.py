@@ -240,23 +240,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command("allreduce_study", run, words)
 
 
-<<<<<<< HEAD
 def carry_out(argv: Sequence[str], console: Console) -> int:
     """Run the study that the arguments ask for and show it; raises TpiError if it cannot be."""
     asked = parse(argv)
     with host_lock(allow_concurrent=False), watchdog(RunLabel.mine("all")):
         points = study(asked, console)
-=======
-def carry_out(argv: Sequence[str], console: Console) -> None:
-    """Measure what the arguments ask for, show it, and keep it where they say.
-
-    Raises:
-        TpiError: They cannot be used, or a device failed.
-    """
-    arguments = _parsed(argv)
-    with host_lock(allow_concurrent=False), watchdog(RunLabel.mine("all")):
-        points = study(arguments, console)
->>>>>>> dtestbed
     show(points, console)
     return EXIT_OK
 
