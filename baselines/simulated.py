@@ -15,7 +15,7 @@ from testbed.sim.costs import Costs
 from testbed.sim.devices import Block, Devices
 from testbed.sim.network import Network
 from testbed.sim.rank_plans import MAPPED_BYTES
-from testbed.sim.timeline import Mark, Story, to_events
+from testbed.sim.timeline import Mark, Timeline, to_events
 from tpi.units import format_bytes
 
 PAGED = "paging is taken as strictly least recently used: every pass reads everything again"
@@ -105,12 +105,12 @@ def serve(
     first = engine.mark()
     tokens = tuple(engine.request(run.new_tokens))
     held = resident(run.devices, rss)
-    story = Story(
+    timeline = Timeline(
         ready, go, first, tokens, held, engine.devices.spans,
-        prefill_passes=engine.prefill_passes, said=windows,
+        prefill_passes=engine.prefill_passes, ready_fields=windows,
     )  # fmt: skip
     return SimOutcome(
-        to_events(story), held, resident(run.devices, anon), notes=_left_out(run, anon)
+        to_events(timeline), held, resident(run.devices, anon), notes=_left_out(run, anon)
     )
 
 

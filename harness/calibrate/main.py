@@ -27,7 +27,7 @@ from harness.run.session import WIDTH
 from testbed.base import DeviceError
 from testbed.host.environment import host_environment
 from testbed.host.hostlock import host_lock
-from testbed.host.hostprobe import core_read_gbps
+from testbed.host.rates import core_read_gbps
 from testbed.sim.calibration import Calibration, load_calibration, save_calibration
 from tpi.command_line import Parser
 from tpi.errors import EXIT_OK, ConfigError, ResourceError, map_errors

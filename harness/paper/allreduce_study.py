@@ -33,9 +33,9 @@ from harness.run.failure import run_command
 from harness.run.scratch import scratch_folder
 from results.paper.cells.allreduce import Point
 from testbed.base import Device, DeviceError, Inbox, Process, make_inbox
-from testbed.docker.watchdog import janitor
+from testbed.docker.watchdog import watchdog
 from testbed.host.hostlock import host_lock
-from testbed.label import RunLabel
+from testbed.host.label import RunLabel
 from testbed.limits.limits import DeviceLimits
 from testbed.links.link import LinkSpec, wire_bytes
 from tpi.comm.allreduces.registry import PAPER_ALLREDUCES, find_allreduce
@@ -243,7 +243,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def carry_out(argv: Sequence[str], console: Console) -> int:
     """Run the study that the arguments ask for and show it; raises TpiError if it cannot be."""
     asked = parse(argv)
-    with host_lock(allow_concurrent=False), janitor(RunLabel.mine("all")):
+    with host_lock(allow_concurrent=False), watchdog(RunLabel.mine("all")):
         points = study(asked, console)
     show(points, console)
     return EXIT_OK

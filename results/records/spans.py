@@ -1,8 +1,6 @@
-"""The single spans of a traced repeat: what every rank did when, in the request's own seconds.
+"""The single spans of a traced repeat: what every rank did when, in seconds since the request.
 
-They come from `spans` events (`tpi/trace.py`), which a run writes with `trace=true`. Read
-`spans_of` first; `trace_file.py` makes a file for a timeline viewer of them, `window_history.py`
-the window over time.
+They come from `spans` events (`tpi/trace.py`), which a run writes with `trace=true`.
 """
 
 from collections.abc import Iterator
@@ -17,18 +15,11 @@ _EVENT = "spans"
 
 @dataclass(frozen=True, slots=True)
 class RankSpan:
-    """One span of one rank.
-
-    Attributes:
-        name: One of `tpi.trace.SPAN_NAMES`.
-        label: The block, as `attn.3`; empty if it is of none.
-        start_s: Since the request began, undilated; likewise `end_s`. A load that was under way
-            then has a start below 0.
-    """
+    """One span of one rank, in undilated seconds since the request began."""
 
     rank: int
-    name: str
-    label: str
+    name: str  # one of `tpi.trace.SPAN_NAMES`
+    label: str  # the block, as `attn.3`; empty if it is of none
     start_s: float
     end_s: float
 
@@ -41,13 +32,13 @@ def spans_of(repeat: Repeat) -> list[RankSpan]:
     Raises:
         RecordError: There are spans, and no request that they belong to.
     """
-    said = list(_events(repeat))
-    if not said:
+    found = list(_events(repeat, _EVENT))
+    if not found:
         return []
     go_ns, second = _go_ns(repeat), 1e9 * repeat.dilation
     spans = [
         RankSpan(rank, name, label, (start_ns - go_ns) / second, (end_ns - go_ns) / second)
-        for rank, event in said
+        for rank, event in found
         for name, start_ns, end_ns, label in event.fields["spans"]  # type: ignore[attr-defined]
         if end_ns >= go_ns
     ]
@@ -56,18 +47,17 @@ def spans_of(repeat: Repeat) -> list[RankSpan]:
 
 def is_cut(repeat: Repeat) -> bool:
     """Whether a rank had more spans than it kept: the last part of its request is then missing."""
-    return any(event.fields.get("cut") is True for _, event in _events(repeat))
+    return any(event.fields.get("cut") is True for _, event in _events(repeat, _EVENT))
 
 
-def _events(repeat: Repeat) -> Iterator[tuple[int, Event]]:
+def _events(repeat: Repeat, name: str) -> Iterator[tuple[int, Event]]:
     for entry in repeat.events:
-        if entry.event.name == _EVENT and entry.event.request_id == repeat.request_id:
+        if entry.event.name == name and entry.event.request_id == repeat.request_id:
             yield entry.rank, entry.event
 
 
 def _go_ns(repeat: Repeat) -> int:
-    for entry in repeat.events:
-        is_begin = entry.event.name == "request" and entry.rank == MASTER_RANK
-        if is_begin and entry.event.request_id == repeat.request_id:
-            return entry.event.t_ns
+    for rank, event in _events(repeat, "request"):
+        if rank == MASTER_RANK:
+            return event.t_ns
     raise RecordError(f"repeat {repeat.index}: spans without a request {repeat.request_id!r}")

@@ -2,7 +2,7 @@
 
 A file in the JSON form that Perfetto (ui.perfetto.dev) and Chrome (about:tracing) open: a process
 for each device, in it a thread for each kind of span (compute, allreduce, load, wait), and marks at
-rank 0's tokens. Time is in microseconds since the request, undilated. Read `trace_events` first.
+rank 0's tokens. Time is in microseconds since the request, undilated.
 """
 
 import json

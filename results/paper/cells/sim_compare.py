@@ -1,8 +1,8 @@
 """Simulated beside measured: `lab validate FOLDER ...`.
 
-Each folder is searched for run records (`run.json`) of the Docker testbed; every one that ended
-well is simulated from what it says of itself: model, weights, system, dilation, limits, links. The
-error is simulated / measured - 1.
+Each folder is searched for run records of the Docker testbed. Every run that ended well is
+simulated from its own record: model, weights, system, dilation, limits, links. The error is
+simulated / measured - 1.
 """
 
 import sys
@@ -11,14 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from msgspec import structs
-
 from baselines.options import SystemOptions
 from baselines.registry import find_system, simulate
 from results.records.codec import decode_record
 from results.records.schema import RecordError, RunRecord
-from results.records.testbed_facts import DeviceLimits
-from testbed.links.link import LinkSpec
+from testbed.limits.limits import DeviceLimits
 from testbed.sim.base import SimDevice, SimOutcome, SimRun
 from testbed.sim.calibration import Calibration, load_calibration
 from tpi.command_line import Parser
@@ -47,17 +44,20 @@ class Comparison:
     simulated: Figures
 
     @property
+    def pairs(self) -> tuple[tuple[float | None, float | None], ...]:
+        """Measured and simulated TTFT, then token latency."""
+        ours, theirs = self.simulated, self.measured
+        return (theirs.ttft_s, ours.ttft_s), (theirs.token_latency_s, ours.token_latency_s)
+
+    @property
     def errors(self) -> tuple[float, ...]:
         """Of TTFT and, where both have one, of the token latency."""
-        pairs = [(self.simulated.ttft_s, self.measured.ttft_s)]
-        if self.simulated.token_latency_s is not None and self.measured.token_latency_s is not None:
-            pairs.append((self.simulated.token_latency_s, self.measured.token_latency_s))
-        return tuple(ours / theirs - 1 for ours, theirs in pairs)
+        return tuple(b / a - 1 for a, b in self.pairs if a and b is not None)
 
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A record that there is nothing to compare with; `is_broken`: it is none of ours."""
+    """A record that cannot be compared; `is_broken` where it cannot even be read."""
 
     name: str
     reason: str
@@ -65,31 +65,32 @@ class Skipped:
 
 
 def figures_of(outcome: SimOutcome) -> Figures:
-    """TTFT and token latency, as `results/records/measure.py` takes them of events."""
+    """TTFT and token latency, as `results/records/measure.py` takes them from events."""
     events = [event for _, event in outcome.events]
     go_ns = next(event.t_ns for event in events if event.name == "request")
     token_ns = [event.t_ns for event in events if event.name == "token"]
     gaps = len(token_ns) - 1
-    return Figures(
-        (token_ns[0] - go_ns) / 1e9,
-        (token_ns[-1] - token_ns[0]) / 1e9 / gaps if gaps else None,
-    )
+    latency_s = (token_ns[-1] - token_ns[0]) / 1e9 / gaps if gaps else None
+    return Figures((token_ns[0] - go_ns) / 1e9, latency_s)
 
 
 def rebuild(record: RunRecord) -> SimRun:
-    """What a record of the Docker testbed was a run of.
+    """The run that a record of the Docker testbed describes.
 
     Raises:
-        ConfigError: It lacks something, or its model is none of the presets.
+        ConfigError: The record lacks something, or its model is not a preset.
     """
     config, calibration = record.config, record.calibration
-    new_tokens = config.workload.new_tokens
-    probed_bps = calibration.disk_probe.read_bps if calibration.disk_probe else None
-    if probed_bps is None or new_tokens is None or config.dtype is None or not calibration.limits:
-        raise ConfigError(f"record {record.run_id}: it says too little of its testbed to simulate")
-    options, factor = _options(record), calibration.dilation.factor
+    options = _options(record)
+    probe, new_tokens = calibration.disk_probe, config.workload.new_tokens
+    read_bps = None if probe is None else probe.read_bps
+    if read_bps is None or new_tokens is None or config.dtype is None or not calibration.limits:
+        raise ConfigError(
+            f"record {record.run_id}: nothing to simulate it from: it lacks a disk probe, limits or"
+            " a number of tokens"
+        )
+    factor = calibration.dilation.factor
     model, storage = load_preset(config.model.name), config.weights.dtype
-    links = [LinkSpec(**structs.asdict(link)) for link in calibration.links]
     return SimRun(
         system=record.system,
         compute=options.compute(config.dtype, len(config.prompt_ids) + new_tokens),
@@ -97,9 +98,9 @@ def rebuild(record: RunRecord) -> SimRun:
         storage=model.dtype if storage == "auto" else storage,
         prompt_tokens=len(config.prompt_ids),
         new_tokens=new_tokens,
-        devices=tuple(_device(each, options, factor, probed_bps) for each in calibration.limits),
-        links=tuple(link.dilated(1 / factor) for link in links),
-        shares=None if options.split is None else tuple(options.split),
+        devices=tuple(_device(each, options, factor, read_bps) for each in calibration.limits),
+        links=tuple(link.dilated(1 / factor) for link in calibration.links),
+        shares=config.shares,
         options=options.spec(),
     )
 
@@ -115,10 +116,7 @@ def _options(record: RunRecord) -> SystemOptions:
 def _device(
     limits: DeviceLimits, options: SystemOptions, factor: float, probed_bps: float
 ) -> SimDevice:
-    """A device in its own time, in which all of the host is as many times faster as it is dilated.
-
-    That holds where nothing was limited too: the host's own rate was divided by no factor.
-    """
+    """A device in its own time, in which the host, limited or not, is `factor` times faster."""
     threads = options.own_threads or limits.threads
     read_bps = probed_bps if limits.read_bps is None else limits.read_bps
     return SimDevice(
@@ -133,7 +131,7 @@ def _device(
 def compare(folders: Iterable[Path], calibration: Calibration) -> list[Comparison | Skipped]:
     """Simulate every record of the Docker testbed below these folders that ended well.
 
-    A record that cannot be read is skipped and says so.
+    A record that cannot be read, or was changed, is skipped and says so.
 
     Raises:
         ConfigError: There is no such folder.
@@ -143,33 +141,31 @@ def compare(folders: Iterable[Path], calibration: Calibration) -> list[Compariso
         if not folder.is_dir():
             raise ConfigError(f"{folder}: no such folder, expected one with run records")
         paths.update(folder.rglob("run.json"))
-    found = [_compare_or_skip(path, calibration) for path in sorted(paths)]
+    found = [_compare(path, calibration) for path in sorted(paths)]
     return [comparison for comparison in found if comparison is not None]
 
 
-def _compare_or_skip(path: Path, calibration: Calibration) -> Comparison | Skipped | None:
+def _compare(path: Path, calibration: Calibration) -> Comparison | Skipped | None:
     name = f"{path.parent.parent.name}/{path.parent.name}"
     try:
-        record = decode_record(read_small_file(path, _MAX_RECORD_BYTES, RecordError), str(path))
-        measured = record.metrics
-        if record.status != "ok" or record.config.testbed.backend != "docker" or measured is None:
-            return None
+        data = read_small_file(path, _MAX_RECORD_BYTES, RecordError)
+        record = decode_record(data, f"record {path}")
+    except RecordError as exc:
+        return Skipped(name, str(exc), is_broken=True)
+    measured, is_docker = record.metrics, record.config.testbed.backend == "docker"
+    if record.status != "ok" or measured is None or not is_docker:
+        return None
+    try:
         if not find_system(record.system).simulator:
             return None
-    except (ConfigError, RecordError) as exc:
-        return Skipped(name, str(exc), is_broken=True)
-    try:
         outcome = simulate(rebuild(record), calibration)
     except (ConfigError, ResourceError) as exc:
         return Skipped(name, str(exc))
     if outcome.status != "ok":
         return Skipped(name, f"simulated, it is {outcome.status}: {outcome.reason}")
     latency = measured.token_latency_s
-    return Comparison(
-        name,
-        Figures(measured.ttft_s.median, None if latency is None else latency.median),
-        figures_of(outcome),
-    )
+    figures = Figures(measured.ttft_s.median, None if latency is None else latency.median)
+    return Comparison(name, figures, figures_of(outcome))
 
 
 def table(found: Sequence[Comparison | Skipped]) -> str:
@@ -181,10 +177,9 @@ def table(found: Sequence[Comparison | Skipped]) -> str:
     for each in found:
         if isinstance(each, Skipped):
             lines.append(f"| {each.name} | skipped: {each.reason} | | | | | |")
-            continue
-        cells = [each.name, *_cells(each.measured.ttft_s, each.simulated.ttft_s)]
-        cells += _cells(each.measured.token_latency_s, each.simulated.token_latency_s)
-        lines.append(f"| {' | '.join(cells)} |")
+        else:
+            cells = [cell for pair in each.pairs for cell in _cells(*pair)]
+            lines.append(f"| {' | '.join([each.name, *cells])} |")
     compared = [each for each in found if isinstance(each, Comparison)]
     errors = [abs(error) for each in compared for error in each.errors]
     if errors:

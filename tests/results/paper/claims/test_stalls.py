@@ -11,7 +11,7 @@ from tpi.planner.propositions import LayerTimes
 from tpi.program.events import Event
 from tpi.weights.shard import make_shard_plan
 
-LIMITS = [{"read_bps": 1e6}, {"read_bps": 2e6}]
+LIMITS = [{"read_bps": 1_000_000}, {"read_bps": 2_000_000}]
 TINY = load_preset("tiny")
 CONFIG = {"model": {"name": "tiny"}, "options": {"window": 2}}
 
