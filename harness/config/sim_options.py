@@ -64,10 +64,3 @@ def _is_zero(value: str) -> bool:
         return float(value) == 0
     except ValueError:
         return False  # no number, which the configuration has refused already
-
-
-def sim_problems(name: str) -> list[str]:
-    """Why a system cannot be simulated; none if it can."""
-    from baselines.simulate import SYSTEMS  # NumPy takes a while; checks of options need none
-
-    return [] if name in SYSTEMS else ["the simulator has no model of it"]

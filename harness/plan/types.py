@@ -1,9 +1,10 @@
-"""What will be done, as values: `Plan`, and a `SystemPlan` for each system of it.
+"""What will be done, as values: `Plan`, a `DevicePlan` for each device, a `SystemPlan` per system.
 
-`plan.py` makes them from a configuration; everything that starts, writes or says something reads
-them. Read `Plan` first.
+`plan.py` makes them from a configuration; everything that starts, simulates, writes or describes
+something takes them. A plan is the same whether processes or the simulator execute it.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from baselines.cost_inputs import Prediction
@@ -13,12 +14,33 @@ from baselines.weight_formats import HF, WeightFormat, format_num_bytes, referen
 from harness.config.config import Config
 from harness.plan.dilation import Dilation
 from results.records.notes import Cut
+from testbed.host.rates import Host
 from testbed.limits.limits import DeviceLimits
 from testbed.links.link import LinkSpec
+from testbed.sim.calibration import Calibration
 from tpi.model_config import ModelConfig
 
 _CHECK_LAYERS = 2
-_SWAPS_FROM = 0.95  # of a device's memory: what is predicted is not exact
+_SWAPS_FROM = 0.95  # of a device's memory: a prediction is not exact
+
+
+@dataclass(frozen=True, slots=True)
+class DevicePlan:
+    """One device: the name of its profile, its limits and its link, as they are in force.
+
+    Limits and link are dilated. A simulated device has as many `cpus` as it is worth cores of the
+    calibrated host; a plain process has no limits.
+    """
+
+    name: str
+    limits: DeviceLimits
+    link: LinkSpec
+
+    @property
+    def swap_from(self) -> int | None:
+        """Bytes of memory from which on it is taken to swap; None where memory is not limited."""
+        memory = self.limits.memory
+        return None if memory is None else int(_SWAPS_FROM * memory)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,17 +48,62 @@ class SystemPlan:
     """One system: what it needs, or why it is not run.
 
     Attributes:
+        devices: Those that it uses, by rank.
         form: The weights that it reads.
         check: How its tokens are compared with the reference's: `exact` or `bounded`.
     """
 
     name: str
     options: SystemOptions
-    world_size: int
+    devices: tuple[DevicePlan, ...]
     form: WeightFormat
     cost: Prediction
     check: str
     refusal: str | None = None
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks."""
+        return len(self.devices)
+
+    @property
+    def devices_text(self) -> str:
+        """`1 device`, `8 devices`."""
+        return "1 device" if self.world_size == 1 else f"{self.world_size} devices"
+
+    @property
+    def limits(self) -> tuple[DeviceLimits, ...]:
+        """Of its devices."""
+        return tuple(device.limits for device in self.devices)
+
+    @property
+    def links(self) -> tuple[LinkSpec, ...]:
+        """Of its devices."""
+        return tuple(device.link for device in self.devices)
+
+    @property
+    def threads(self) -> tuple[int, ...]:
+        """Compute threads on each device: the system's own option, or the device's."""
+        own: int | None = getattr(self.options, "threads", None)
+        return tuple(own or limits.threads for limits in self.limits)
+
+    @property
+    def swap_need(self) -> int:
+        """Bytes of swap that it is predicted to fill on all its devices."""
+        pairs = zip(self.devices, self.cost.peak_bytes, strict=False)
+        return sum(
+            min(max(0, peak - device.swap_from), device.limits.swap)
+            for device, peak in pairs
+            if device.swap_from is not None
+        )
+
+    @property
+    def is_short(self) -> bool:
+        """Whether it is predicted to need more than one of its devices has."""
+        return any(
+            limits.memory is not None and peak > limits.memory + limits.swap
+            for limits, peak in zip(self.limits, self.cost.peak_bytes, strict=False)
+        )
 
     @property
     def is_copied(self) -> bool:
@@ -52,13 +119,14 @@ class Plan:
         config: As it will run, cuts applied.
         storage: Dtype of the stored weights.
         distinct_layers: Layers that are stored, of `model.num_layers`.
+        devices: All there are; every system uses the first so many of them.
+        unavailable: Systems that came by `all` and cannot run, and why.
         check: What tokens are checked against: `reference`, `two_layer` (the same shape cut to two
             layers stands in for a reference) or `none`.
         check_reason: Why it is not a check against the whole model; empty otherwise.
-        limits: What is enforced on each device of this host; empty limits where nothing is.
-        links: Each device's link, as it is emulated here.
+        host: What the plan starts from: this host, or the calibrated one.
+        calibration: What simulated costs come from; None where processes run.
         dilation: How many times slower than the devices everything runs, and why.
-        host_read_bps: What this host's disk was measured to give.
         predicted_s: An estimate for all of it, preparation included.
         cuts: What was cut to fit `max_minutes`.
     """
@@ -68,18 +136,23 @@ class Plan:
     storage: str
     synthetic: bool
     distinct_layers: int
-    prompt_tokens: int
+    prompt_ids: tuple[int, ...]
     warmup_tokens: int
+    devices: tuple[DevicePlan, ...]
     systems: tuple[SystemPlan, ...]
-    memory_limit: int
+    unavailable: Mapping[str, str]
     check: str
     check_reason: str
-    limits: tuple[DeviceLimits, ...] = ()
-    links: tuple[LinkSpec, ...] = ()
+    host: Host = field(compare=False)
+    calibration: Calibration | None = None
     dilation: Dilation = field(default_factory=lambda: Dilation(1.0))
-    host_read_bps: float = 0.0
     predicted_s: float = 0.0
     cuts: tuple[Cut, ...] = ()
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Length of the prompt."""
+        return len(self.prompt_ids)
 
     @property
     def new_tokens(self) -> int:
@@ -96,20 +169,15 @@ class Plan:
         """Whether devices are containers with limits and links, and not plain processes."""
         return self.config.testbed.backend == "docker"
 
-    def threads_of(self, system: SystemPlan) -> tuple[int, ...]:
-        """Compute threads of a system on each of its devices: its own option, or the device's."""
-        own: int | None = getattr(system.options, "threads", None)
-        limits = self.limits[: system.world_size]
-        return tuple(own or (limit.threads) for limit in limits)
+    @property
+    def is_simulated(self) -> bool:
+        """Whether nothing is started, and the simulator answers."""
+        return self.calibration is not None
 
-    def swap_need(self, system: SystemPlan) -> int:
-        """Bytes of swap that a system is predicted to fill on all its devices."""
-        pairs = zip(self.limits, system.cost.peak_bytes, strict=False)
-        return sum(
-            min(max(0, peak - int(_SWAPS_FROM * limits.memory)), limits.swap)
-            for limits, peak in pairs
-            if limits.memory is not None
-        )
+    @property
+    def has_limits(self) -> bool:
+        """Whether devices are more than plain processes."""
+        return self.is_emulated or self.is_simulated
 
     @property
     def runnable(self) -> tuple[SystemPlan, ...]:
@@ -126,6 +194,8 @@ class Plan:
     @property
     def forms(self) -> dict[WeightFormat, int]:
         """The forms of the weights that will be read, and the bytes that each is to take."""
+        if self.is_simulated:
+            return {}
         forms = [system.form for system in self.runnable]
         if self.check == "reference":
             forms += [reference_format(system.form) for system in self.runnable]
@@ -135,6 +205,10 @@ class Plan:
         if form == HF and not self.synthetic:
             return 0  # a folder is its own Hugging Face form
         return format_num_bytes(form, self.model, self.storage, self.distinct_layers)
+
+    def forced(self) -> "Plan":
+        """The same plan, to be executed whether or not there are records."""
+        return replace(self, config=replace(self.config, force=True))
 
 
 def reduced_model(model: ModelConfig) -> ModelConfig:

@@ -44,18 +44,17 @@ def emulated_testbed(
         ConfigError: Devices need swap, which the host has not and was not asked to make.
         DeviceError: No daemon, no image, or no means for links.
     """
-    count = system.world_size
-    swap = plan.swap_need(system)
+    swap = system.swap_need
     # Swap that nothing is predicted to need is not asked of the host.
-    limits = [lim if swap else replace(lim, swap=0) for lim in plan.limits[:count]]
+    limits = [lim if swap else replace(lim, swap=0) for lim in system.limits]
     with open_testbed(
         work_dir,
         limits,
-        plan.links[:count],
+        system.links,
         mounts=tuple(dict.fromkeys(model_dirs)),
         link_backend=plan.config.link.backend,
         dilation=plan.dilation.factor,
-        prover=partial(_make_prover, plan, limits, tuple(model_dirs)),
+        prover=partial(_make_prover, plan, system, limits, tuple(model_dirs)),
         swap=swap,
         may_make_swap=plan.config.testbed.make_swap,
     ) as testbed:
@@ -64,6 +63,7 @@ def emulated_testbed(
 
 def _make_prover(
     plan: Plan,
+    system: SystemPlan,
     limits: Sequence[DeviceLimits],
     model_dirs: Sequence[Path],
     devices: "Sequence[DockerDevice]",
@@ -77,11 +77,11 @@ def _make_prover(
         devices,
         [
             Expected(limit, link, disk_files(folder))
-            for limit, link, folder in zip(limits, plan.links, model_dirs, strict=False)
+            for limit, link, folder in zip(limits, system.links, model_dirs, strict=True)
         ],
         network,
         dilation=plan.dilation.factor,
-        host_read_bps=plan.host_read_bps,
+        host_read_bps=plan.host.read_bps,
         oversubscribed=bool(plan.dilation.oversubscribed),
         has_faults=bool(plan.config.link.faults),
     )
@@ -135,10 +135,8 @@ def notes_of(plan: Plan, system: SystemPlan) -> list[str]:
     """What a testbed does not limit, and how it was set up, for the record and the table."""
     if not plan.is_emulated:
         return list(LOCAL_NOTES)
-    limits = plan.limits[: system.world_size]
-    notes = list(limit_notes(limits))
-    swap = max((limit.swap for limit in limits), default=0)
-    if swap and not plan.swap_need(system):
+    notes = list(limit_notes(system.limits))
+    if any(limits.swap for limits in system.limits) and not system.swap_need:
         notes.append("docker: devices have swap, none is predicted to be needed and none was made")
     if plan.dilation.oversubscribed:
         notes.append(f"oversubscribed: {plan.dilation.oversubscribed}")

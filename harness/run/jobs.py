@@ -1,35 +1,49 @@
-"""The systems of a plan on their way: each one's record so far, and what is still to do.
+"""The systems of a plan: each one's record so far, and what is still to do.
 
 A job goes on with the latest record of the same run, or begins a new one; nothing finished is done
-again. Every change of a record is written at once. Read `Jobs.__init__` and `_open` first.
+again. Every change of a record is written at once. Runs and simulations are kept alike.
 """
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from msgspec.structs import replace
 
 from baselines.weight_formats import HF, reference_format
-from harness.config.config import Config
 from harness.plan.types import Plan, SystemPlan
 from harness.progress.live import Live
 from harness.run.emulation import notes_of
-from harness.run.run_key import decisive, versions_of
+from harness.run.run_key import calibration_content, run_name, versions_of
 from harness.run.weights import WeightSet
-from results.records.hashing import make_run_id
+from results.records.hashing import digest_of
 from results.records.notes import DistinctLayers, Note, OwnForm, OwnSetting
 from results.records.run_config import RunConfig
-from results.records.schema import Check, RecordError, Repeat, RunEnvironment, RunRecord
+from results.records.schema import (
+    CalibratedHost,
+    Check,
+    RecordError,
+    Repeat,
+    RunEnvironment,
+    RunRecord,
+)
 from results.records.store import RunStore
-from results.records.testbed_facts import DeviceLimits, Dilation, DiskRates, Link, RunCalibration
-from testbed.host.environment import HostFacts
-from testbed.host.rates import Host
-from testbed.limits.limits import DeviceLimits as Limits
-from testbed.links.link import LinkSpec
+from results.records.testbed_facts import (
+    DeviceLimits,
+    Dilation,
+    DiskRates,
+    Link,
+    RunCalibration,
+    SimulatorFacts,
+)
+from testbed.host.environment import host_environment
+from testbed.sim.calibration import Calibration
 from tpi.decode import convert
-from tpi.errors import ConfigError, map_errors
+from tpi.errors import EXIT_OK, ConfigError, map_errors
+
+EXIT_FAILED = 1
+_GOOD = ("ok", "infeasible", "unavailable")
 
 
 @dataclass
@@ -45,20 +59,10 @@ class Job:
 class Jobs:
     """All systems of a plan, in the order in which they were asked for."""
 
-    def __init__(
-        self,
-        plan: Plan,
-        host: Host,
-        weights: WeightSet,
-        prompt_ids: tuple[int, ...],
-        facts: HostFacts,
-    ) -> None:
+    def __init__(self, plan: Plan, weights: WeightSet) -> None:
         self._plan = plan
-        self._host = host
         self._weights = weights
-        self._prompt_ids = prompt_ids
-        self._facts = facts
-        self._store = RunStore(writable_folder(Path(plan.config.results_dir)))
+        self._store = RunStore(_writable_folder(Path(plan.config.results_dir)))
         self._jobs = [self._open(system) for system in plan.systems]
 
     def __iter__(self) -> Iterator[Job]:
@@ -69,17 +73,26 @@ class Jobs:
         """Those that have repeats to do."""
         return [job for job in self._jobs if job.todo]
 
-    def say_what_is_kept(self, live: Live) -> None:
+    @property
+    def exit_status(self) -> int:
+        """0 if all ended ok, or were computed or seen not to fit their device; else 1."""
+        # A device that runs into its own limit is what it is made for: a result.
+        good = (*_GOOD, "oom") if self._plan.has_limits else _GOOD
+        return EXIT_OK if all(job.record.status in good for job in self) else EXIT_FAILED
+
+    def report_kept(self, live: Live) -> None:
         """Tell the user what was there already."""
+        verb, again = "measured", "measures again"
+        if self._plan.is_simulated:
+            verb, again = "simulated", "does it again"
         for job in self._jobs:
             if not job.is_kept or job.record.status == "infeasible":
                 continue
             record, where = job.record, self._store.folder(job.record.run_id)
             text = f"repeats there: {record.num_ok}, to go: {job.todo}: {where}"
             if not job.todo:
-                ok = record.status == "ok"
-                how = "measured before" if ok else f"ended {record.status} before"
-                text = f"{how}, see {where}; force=true measures again"
+                how = f"{verb} before" if record.status == "ok" else f"ended {record.status} before"
+                text = f"{how}, see {where}; force=true {again}"
             live.line(f"{record.system}: {text}")
 
     def append(self, job: Job, record: RunRecord, repeat: Repeat) -> None:
@@ -103,12 +116,11 @@ class Jobs:
 
     def _open(self, system: SystemPlan) -> Job:
         config = self._plan.config
-        decides = decisive(self._plan, system, self._weights, self._prompt_ids, self._facts)
-        base_id = make_run_id(system.name, decides)
+        base_id = run_name(self._plan, system, self._weights)
         old = None if config.force else self._store.latest(base_id)
         if old is not None and (kept := self._kept(system, old)):
             return kept
-        record = self._new_record(system, self._store.next_id(base_id))
+        record = new_record(self._plan, system, self._store.next_id(base_id))
         if system.refusal is None:
             return Job(system, record, config.repeats)
         refused = replace(record, status="infeasible", reason=system.refusal, notes=())
@@ -130,70 +142,71 @@ class Jobs:
             return None
         return Job(system, old, repeats - old.num_ok, is_kept=True)
 
-    def _new_record(self, system: SystemPlan, run_id: str) -> RunRecord:
-        plan, host = self._plan, self._host
-        notes: list[Note] = list(plan.cuts)
-        if plan.distinct_layers < plan.model.num_layers:
-            notes.append(DistinctLayers(plan.distinct_layers, plan.model.num_layers))
-        notes += _own_ways(plan, system)
-        return RunRecord(
-            run_id=run_id,
-            system=system.name,
-            status="interrupted",
-            reason="no repeat has ended yet",
-            config=recorded_config(
-                plan.config,
-                system.name,
-                prompt_ids=self._prompt_ids,
-                warmup_tokens=plan.warmup_tokens,
-                predicted_peak_bytes=system.cost.peak_bytes,
-                predicted_step_s=system.cost.step_s,
-            ),
-            environment=RunEnvironment(
-                host=replace(self._facts, versions=versions_of(system.name)),
-                testbed_notes=tuple(notes_of(plan, system)),
-            ),
-            calibration=_calibration(plan, system, DiskRates(host.read_bps, host.write_bps)),
-            notes=tuple(notes),
-        )
 
-
-def recorded_config(config: Config, system: str, **planned: object) -> RunConfig:
-    """The configuration of one system as its record keeps it, with what the plan made of it."""
-    axes = asdict(config)
-    options = axes.pop("systems")[system]
-    return convert({**axes, "options": options, **planned}, RunConfig, "run record", RecordError)
-
-
-def recorded_limits(limits: Sequence[Limits]) -> tuple[DeviceLimits, ...]:
-    """What is enforced on devices, as a record keeps it."""
-    return tuple(DeviceLimits(**asdict(each)) for each in limits)
-
-
-def recorded_links(links: Sequence[LinkSpec]) -> tuple[Link, ...]:
-    """Likewise their links."""
-    return tuple(Link(**asdict(each)) for each in links)
-
-
-def _calibration(plan: Plan, system: SystemPlan, disk: DiskRates) -> RunCalibration:
-    """What is enforced on the devices, and how it was computed."""
-    if not plan.is_emulated:
-        return RunCalibration(disk_probe=disk)
-    return RunCalibration(
-        disk_probe=disk,
-        dilation=Dilation(**asdict(plan.dilation)),
-        limits=recorded_limits(plan.limits[: system.world_size]),
-        links=recorded_links(plan.links[: system.world_size]),
+def new_record(plan: Plan, system: SystemPlan, run_id: str) -> RunRecord:
+    """The record of a system before its first repeat."""
+    simulated = None if plan.calibration is None else _simulated(plan, plan.calibration)
+    environment, calibration, asked = simulated or _measured(plan, system)
+    axes = asdict(plan.config)
+    options = axes.pop("systems")[system.name]
+    peaks = {"predicted_peak_bytes": system.cost.peak_bytes}
+    config = {**axes, "options": options, **peaks, **asked}
+    limited = system.devices if plan.has_limits else ()
+    limits = tuple(DeviceLimits(**asdict(device.limits)) for device in limited)
+    links = tuple(Link(**asdict(device.link)) for device in limited)
+    return RunRecord(
+        run_id=run_id,
+        system=system.name,
+        status="interrupted",
+        reason="no repeat has ended yet",
+        check=Check(detail=plan.check_reason if plan.is_simulated else ""),
+        config=convert(config, RunConfig, "run record", RecordError),
+        environment=environment,
+        calibration=replace(calibration, limits=limits, links=links),
+        notes=(*plan.cuts, *_own_ways(plan, system)),
     )
 
 
+_Basis = tuple[RunEnvironment, RunCalibration, Mapping[str, object]]
+
+
+def _simulated(plan: Plan, calibration: Calibration) -> _Basis:
+    """What the costs were measured on; this machine has no part in the numbers."""
+    host = CalibratedHost(calibration.host, calibration.cpu_model, calibration.cores)
+    content, name = calibration_content(calibration), plan.config.testbed.calibration
+    simulator = SimulatorFacts(name, calibration.host, digest_of(content), content)
+    environment = RunEnvironment(calibrated_host=host)
+    return environment, RunCalibration(simulator=simulator), {"prompt_tokens": plan.prompt_tokens}
+
+
+def _measured(plan: Plan, system: SystemPlan) -> _Basis:
+    """What this host is, and what is enforced on it."""
+    facts = host_environment(Path(plan.config.weights.dir))
+    environment = RunEnvironment(
+        host=replace(facts, versions=versions_of(system.name)),
+        testbed_notes=tuple(notes_of(plan, system)),
+    )
+    disk = DiskRates(plan.host.read_bps, plan.host.write_bps)
+    dilation = Dilation(**asdict(plan.dilation))
+    planned = {
+        "prompt_ids": plan.prompt_ids,
+        "warmup_tokens": plan.warmup_tokens,
+        "predicted_step_s": system.cost.step_s,
+    }
+    return environment, RunCalibration(disk_probe=disk, dilation=dilation), planned
+
+
 def _own_ways(plan: Plan, system: SystemPlan) -> list[Note]:
-    """In what a system differs from the others of its run, if it was asked to."""
-    asked: dict[str, int | str] = {"dtype": plan.config.dtype, "threads": plan.limits[0].threads}
+    """In what a system differs from the whole model and from the others, if it was asked to."""
+    notes: list[Note] = []
+    if plan.distinct_layers < plan.model.num_layers:
+        notes.append(DistinctLayers(plan.distinct_layers, plan.model.num_layers))
+    threads = plan.devices[0].limits.threads
+    asked: dict[str, int | str] = {"dtype": plan.config.dtype, "threads": threads}
     own: dict[str, int | str] = {
         name: getattr(system.options, name, None) or value for name, value in asked.items()
     }
-    notes: list[Note] = [
+    notes += [
         OwnSetting(name, own[name], value) for name, value in asked.items() if own[name] != value
     ]
     if reference_format(system.form) != HF:
@@ -201,7 +214,7 @@ def _own_ways(plan: Plan, system: SystemPlan) -> list[Note]:
     return notes
 
 
-def writable_folder(folder: Path) -> Path:
+def _writable_folder(folder: Path) -> Path:
     """The folder of records, made if need be; found out before hours are spent on one."""
     with map_errors({OSError: ConfigError}, f"results_dir {folder}"):
         folder.mkdir(parents=True, exist_ok=True)

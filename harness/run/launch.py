@@ -27,7 +27,6 @@ def make_launch(
     plan: Plan,
     system: SystemPlan,
     weights: WeightSet,
-    prompt_ids: tuple[int, ...],
     programs: Mapping[str, tuple[str, ...]] = PROGRAMS,
     model_dirs: tuple[Path, ...] | None = None,
 ) -> Launch:
@@ -43,11 +42,11 @@ def make_launch(
         program=programs[system.name],
         model_dirs=model_dirs or weights.model_dirs(system),
         requests=(
-            Request(WARMUP_ID, plan.warmup_tokens, prompt_ids, warmup=True),
-            Request(MEASURED_ID, plan.new_tokens, prompt_ids),
+            Request(WARMUP_ID, plan.warmup_tokens, plan.prompt_ids, warmup=True),
+            Request(MEASURED_ID, plan.new_tokens, plan.prompt_ids),
         ),
         compute=options.compute(config.dtype, plan.max_tokens),
-        threads=plan.threads_of(system),
+        threads=system.threads,
         time_scale=config.testbed.time_scale * plan.dilation.factor,
         keep_spans=config.trace,
         # Nothing outside the run's own namespaces can reach the emulated network.
@@ -74,7 +73,7 @@ def make_testbed(
     model_dirs = weights.model_dirs(system)
     with scratch_folder(Path(plan.config.weights.dir).absolute()) as work_dir, ExitStack() as stack:
         if not plan.is_emulated:
-            threads = max(plan.threads_of(system))
+            threads = max(system.threads)
             yield stack.enter_context(LocalTestbed(work_dir, threads=threads)), model_dirs
             return
         with map_errors({OSError: ResourceError}, f"copies for {system.name}"):

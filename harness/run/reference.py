@@ -48,23 +48,20 @@ class Reference:
         self,
         plan: Plan,
         weights: WeightSet,
-        prompt_ids: tuple[int, ...],
         live: Live,
-        *,
-        threads: int,
     ) -> None:
         self._plan = plan
         self._live = live
         self._weights = weights
         self._job = ReferenceJob(
             model_dir=str(weights.hf.absolute()),
-            prompt_ids=prompt_ids,
+            prompt_ids=plan.prompt_ids,
             new_tokens=plan.new_tokens,
-            threads=threads,
+            threads=plan.host.cores,
         )
         self._key = {
             "weights": weights.identity,
-            "prompt_ids": prompt_ids,
+            "prompt_ids": plan.prompt_ids,
             "new_tokens": plan.new_tokens,
             "versions": dependency_versions(("torch", "transformers")),
             "source": reference_digest(),

@@ -3,8 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness.config.compose import compose
 from harness.plan.sim_plan import SimPlan, make_sim_plan
+
+from harness.config.compose import compose
 from testbed.sim.base import SimOutcome, SimRun
 from testbed.sim.calibration import Calibration
 from tests.harness.micro import MODEL

@@ -3,12 +3,12 @@
 from dataclasses import replace
 
 import pytest
+from harness.plan.sim_describe import describe_simulation
+from harness.plan.sim_plan import calibration_of, make_sim_plan
 
 from harness.config.compose import compose
 from harness.config.sim_options import refuse_ignored
 from harness.plan.availability import split_available
-from harness.plan.sim_describe import describe_simulation
-from harness.plan.sim_plan import calibration_of, make_sim_plan
 from harness.run.session import PreparedSim, prepare
 from testbed.links.link import LinkSpec
 from testbed.sim.base import SimDevice
