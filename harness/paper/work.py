@@ -252,7 +252,7 @@ def _before(plan: Plan, seen: WorkStatus) -> WorkStatus:
             session.require_docker(plan)
     except TpiError as exc:
         return WorkStatus("refused", str(exc), seen.run_id)
-    return replace(seen, predicted_s=plan.predicted_s, plan=plan)
+    return replace(seen, state="todo", predicted_s=plan.predicted_s, plan=plan)
 
 
 def words_of(record: RunRecord) -> str:

@@ -66,12 +66,8 @@ def _testbed_text(plan: Plan) -> str:
     # Simulated are as many as the largest system uses.
     devices = max((system.devices for system in plan.systems), key=len)
     devices = devices if plan.is_simulated else plan.devices
-    words = [_worth_text([device.limits.cpus or 1.0 for device in devices])]
-    words = [
-        *(words if plan.is_simulated else []),
-        device_words([d.limits for d in devices], factor),
-    ]
-    known = ", ".join(filter(None, words))
+    worth = _worth_text([d.limits.cpus or 1.0 for d in devices]) if plan.is_simulated else ""
+    known = ", ".join(filter(None, [worth, device_words([d.limits for d in devices], factor)]))
     text += f" devices {', '.join(dict.fromkeys(device.name for device in plan.devices))}"
     text += f" ({known})" if known else ""
     text += f"; link {plan.config.link.name} ({link_words([d.link for d in devices], factor)})"

@@ -2,6 +2,7 @@
 
 from typing import Protocol
 
+from harness.progress.live import Live
 from harness.run.jobs import Jobs
 from results.records.schema import RunRecord
 
@@ -10,6 +11,7 @@ class Executor(Protocol):
     """One plan and its records."""
 
     jobs: Jobs
+    _live: Live
 
     @property
     def pending(self) -> list[str]:
@@ -38,4 +40,12 @@ class Executor(Protocol):
             KeyboardInterrupt: After all programs ended and unfinished records say `interrupted`.
             TpiError: Weights or devices could not be made.
         """
-        ...
+        self.jobs.report_kept(self._live)
+        try:
+            if self.pending:
+                self._execute()
+        except KeyboardInterrupt:
+            self.jobs.interrupt()
+            raise
+
+    def _execute(self) -> None: ...

@@ -46,20 +46,12 @@ class Experiment(Executor):
         """As `Executor` says."""
         return self._weights.to_write if self.pending else 0
 
-    def run(self) -> None:
-        """As `Executor` says."""
-        self.jobs.report_kept(self._live)
-        if not self.pending:
-            return
-        try:
-            weight_sets.check_space(self._plan, self._weights)
-            self._check_two_layers()
-            if self.pending:
-                weight_sets.obtain(self._plan, self._weights, self._live)
-                self._run_repeats()
-        except KeyboardInterrupt:
-            self.jobs.interrupt()
-            raise
+    def _execute(self) -> None:
+        weight_sets.check_space(self._plan, self._weights)
+        self._check_two_layers()
+        if self.pending:
+            weight_sets.obtain(self._plan, self._weights, self._live)
+            self._run_repeats()
 
     def _check_two_layers(self) -> None:
         """Where no reference fits: check each system's tokens on a small model first.

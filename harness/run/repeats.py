@@ -9,7 +9,7 @@ from harness.config.profiles import LinkFault
 from harness.plan.types import Plan, SystemPlan
 from harness.progress.live import Live
 from harness.run.judge import judge
-from harness.run.launch import MEASURED_ID, PROGRAMS, make_launch, make_testbed
+from harness.run.launch import MEASURED_ID, make_launch, make_testbed
 from harness.run.link_faults import FaultyRun
 from harness.run.runner import run_repeat
 from harness.run.weights import WeightSet
@@ -23,7 +23,7 @@ class Repeats:
     plan: Plan
     weights: WeightSet
     live: Live
-    programs: Mapping[str, tuple[str, ...]] = PROGRAMS
+    programs: Mapping[str, tuple[str, ...]]
 
     def run(
         self, system: SystemPlan, title: str, index: int = 0, faults: Sequence[LinkFault] = ()

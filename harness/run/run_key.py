@@ -37,10 +37,7 @@ def run_name(plan: Plan, system: SystemPlan, weights: WeightSet) -> str:
 
 def decisive(plan: Plan, system: SystemPlan, weights: WeightSet) -> dict[str, object]:
     """Everything that decides the numbers of a system, and nothing else."""
-    own = (
-        _simulated(plan, plan.calibration) if plan.calibration else _measured(plan, system, weights)
-    )
-    backend = plan.config.testbed.backend
+    backend, costs = plan.config.testbed.backend, plan.calibration
     return {
         "system": system.name,
         "options": asdict(system.options),

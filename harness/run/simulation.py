@@ -22,10 +22,7 @@ Simulator = Callable[[SimRun, Calibration], SimOutcome]
 
 
 class Simulation(Executor):
-    """One plan with a calibration, and its records.
-
-    An interrupt keeps nothing of the system that was being simulated.
-    """
+    """One plan with a calibration, and its records."""
 
     def __init__(self, plan: Plan, live: Live, simulator: Simulator = simulate) -> None:
         self._plan = plan
@@ -33,9 +30,7 @@ class Simulation(Executor):
         self._simulator = simulator
         self.jobs = Jobs(plan, locate(plan))
 
-    def run(self) -> None:
-        """As `Executor` says."""
-        self.jobs.report_kept(self._live)
+    def _execute(self) -> None:
         for job in self.jobs.pending:
             self._simulate(job)
 

@@ -71,7 +71,7 @@ class WeightSet:
 
 
 def locate(plan: Plan) -> WeightSet:
-    """Find the weights of a plan, or say where they go; nothing is written. Simulations have none."""
+    """Find the weights of a plan, or say where they go; a simulation has none."""
     config = plan.config
     if plan.is_simulated:
         return WeightSet("", Path(), Path(), {}, {})
