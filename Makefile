@@ -3,6 +3,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
+LAB := $(VENV)/bin/lab
 # Extra arguments for the install of torch alone. Where the index would pull a CUDA build, name
 # PyTorch's CPU index: make setup TORCH_ARGS="--index-url URL"
 TORCH_ARGS ?=
@@ -23,7 +24,7 @@ PARALLEL = $(PY) -m pytest -q -n logical --maxprocesses 4 --dist worksteal -p no
 SCALE ?= smoke
 # RETRY=1 also runs again what crashed, gave wrong tokens or left a record that cannot be used.
 RETRY ?=
-PAPER = $(PY) -m harness.paper.main --scale $(SCALE) $(if $(filter-out 0,$(RETRY)),--retry)
+PAPER = $(LAB) paper --scale $(SCALE) $(if $(filter-out 0,$(RETRY)),--retry)
 EXHIBITS := table1 table2 table3 table4 table5 table6 table7 table8 \
   figure1 figure3 figure4 figure5 figure6 validation
 .PHONY: help setup llamacpp image doctor calibrate demo trace test test-fast test-docker lint types \
@@ -51,22 +52,22 @@ $(VENV)/.llamacpp: $(STAMP)
 	@touch $@
 
 image: setup  ## build the image of emulated devices if its inputs changed (minutes; Docker)
-	@$(PY) -m testbed.image
+	@$(LAB) image
 
 doctor: setup  ## say what this machine can emulate, and what is missing
-	@$(PY) -m testbed.doctor.doctor
+	@$(LAB) doctor
 
 calibrate: setup  ## measure this machine for the simulator, into weights/ (two minutes)
-	@$(PY) -m harness.calibrate.main
+	@$(LAB) calibrate
 
 demo: setup  ## make a small checkpoint, run TPI-LLM on 4 local devices beside Transformers
-	@$(PY) -m harness.demo checkpoints/demo-50m
+	@$(LAB) demo checkpoints/demo-50m
 	@$(PY) run.py model=folder model.path=checkpoints/demo-50m devices=4 \
 	  'systems=[tpi,transformers]' 'workload.prompt=Small devices together'
 
 trace: setup  ## a traced run's spans for ui.perfetto.dev: make trace RUN=results/runs/ID [OUT=FILE]
 	@test -n "$(RUN)" || { echo "say which run: make trace RUN=results/runs/ID, of one with trace=true"; exit 2; }
-	@$(PY) -m results.records.trace_file "$(RUN)" --repeat "$(REPEAT)" --out "$(OUT)"
+	@$(LAB) trace "$(RUN)" --repeat "$(REPEAT)" --out "$(OUT)"
 
 test: setup  ## every test that needs no network, root or Docker (minutes)
 	@$(PARALLEL) -m "not docker and not bench"
@@ -89,7 +90,7 @@ check: lint types test  ## all of CI
 # BASE names another commit; ACCEPT a row that may get worse, since it is meant to: ACCEPT="NAME".
 bench: setup  ## compare counters and timings with the base commit (about 5 minutes)
 	@$(PY) -m pytest tests/benchmarks/test_bench_probes.py -q -m bench --benchmark-autosave
-	@$(PY) -m harness.regression --out .benchmarks/regression.md \
+	@$(LAB) regression --out .benchmarks/regression.md \
 	  $(if $(BASE),--base "$(BASE)") $(if $(ACCEPT),--accept "$(ACCEPT)")
 
 bench-all: setup  ## every timing, each a ratio taken in one run (long)
@@ -102,11 +103,11 @@ $(EXHIBITS): setup
 	@$(PAPER) --only $@
 
 report: setup  ## claims, tables and figures as one HTML file: make report SCALE=smoke
-	@$(PY) -m results.paper.report results/paper-runs/$(SCALE) \
+	@$(LAB) report results/paper-runs/$(SCALE) \
 	  --out results/paper-runs/$(SCALE)/report.html
 
 render: setup  ## draw the paper's tables and figures again from what was run
-	@$(PY) -m results.paper.render.main results/paper-runs/$(SCALE)
+	@$(LAB) render results/paper-runs/$(SCALE)
 
 clean:  ## remove caches; never records, timings, weights or the environment
 	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

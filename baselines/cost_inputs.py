@@ -11,9 +11,9 @@ from testbed.limits.limits import DeviceLimits
 from testbed.links.link import LinkSpec
 from tpi.comm.allreduces.star import Star
 from tpi.model_config import DTYPE_BYTES, ModelConfig
-from tpi.weights.hf_folder import required_hf_bytes
 
 MATVEC_BPS = 3e9  # stored weights through a matrix-vector product
+_NOT_OVERLAPPED = 0.25  # of the shorter of reading and computing
 _START_CPU_S = 3.0  # importing torch, per process
 _PREFILL_FLOPS = 15e9  # floating-point operations of a prefill
 _DISK_SHARE = 0.9  # of the rate that was probed, since others use the disk too
@@ -114,7 +114,7 @@ class CostInputs:
     @property
     def stored_bytes(self) -> int:
         """All weights as they are stored."""
-        return required_hf_bytes(self.model, self.storage)
+        return _hf_bytes(self.model, self.storage)
 
     def prefill_s(self, cores: float) -> float:
         """Seconds of computing with the whole prompt."""
@@ -124,9 +124,20 @@ class CostInputs:
         )
 
 
+def overlapped_s(one_s: float, other_s: float) -> float:
+    """Seconds of reading and computing at the same time."""
+    return max(one_s, other_s) + _NOT_OVERLAPPED * min(one_s, other_s)
+
+
 def num_parameters(model: ModelConfig) -> int:
     """Parameters of the whole model, a tied head counted once."""
-    return required_hf_bytes(model, "float32") // 4
+    return _hf_bytes(model, "float32") // 4
+
+
+def _hf_bytes(model: ModelConfig, dtype: str) -> int:
+    from tpi.weights.hf_folder import required_hf_bytes  # loads NumPy
+
+    return required_hf_bytes(model, dtype)
 
 
 def parameters_text(model: ModelConfig) -> str:

@@ -1,94 +1,77 @@
-"""Every system there is: its options, its program, and what it needs. A table, nothing more.
+"""Finds systems by name: those of the folders beside this module, and those of other packages.
 
-A system is a program that obeys the contract of `tpi node` (spec in, events out). A new one is a
-module in `baselines/`, a page in `conf/systems/`, a dataclass in `options.py`, a cost in
-`baselines/cost.py` or `baselines/accelerate/cost.py`, and a row here.
+A folder of `baselines/` has a module `system` with the tuple `SYSTEMS`. Another package names a
+`System` as an entry point of the group `tpi_lab.systems`. Installed packages are searched only for
+a name that has no folder, or to list all.
 """
 
+import pkgutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
+from functools import cache
+from importlib import import_module
 
-from baselines.options import (
-    Accelerate2024Options,
-    AccelerateOptions,
-    GalaxyOptions,
-    LlamacppOptions,
-    PipelineOptions,
-    ResidentOptions,
-    SystemOptions,
-    TpiOptions,
-    TransformersOptions,
-    TransformersTpOptions,
-    WindowOptions,
-)
+import baselines
+from baselines.base import AnySystem, System
+from baselines.cost_inputs import CostInputs, Prediction
+from baselines.validators import nearest
+from testbed.sim.base import SimOutcome, SimRun
+from testbed.sim.calibration import Calibration
+from tpi import plugins
+from tpi.errors import ConfigError
+from tpi.model_config import ModelConfig
 
+GROUP = "tpi_lab.systems"
 REFERENCE = "transformers"  # the system whose float32 tokens all others are compared with
 
 
-@dataclass(frozen=True, slots=True)
-class System:
-    """One system.
+def find_system(name: str) -> AnySystem:
+    """Return the system of that name.
 
-    Attributes:
-        options: Class of its options.
-        program: What starts it, after the device's Python; the path of its spec is appended.
-        writer: Module that writes the weights it reads.
-        packages: Python packages that must be there.
-        distributions: What an extra installs them as, whose versions decide its numbers.
-        extra: The extra of this project that installs them; empty if they come with it.
-        distributed: Whether it takes all devices; else one.
+    Raises:
+        ConfigError: There is none, or the package that brings it is broken.
     """
-
-    options: type[SystemOptions]
-    program: tuple[str, ...]
-    writer: str = "tpi.weights.split"
-    packages: tuple[str, ...] = ("torch",)
-    extra: str = ""
-    distributions: tuple[str, ...] = ()
-    distributed: bool = False
+    return _built_in().get(name) or _load(name)
 
 
-def _baseline(module: str) -> tuple[str, ...]:
-    return ("-m", f"baselines.{module}")
+def all_systems() -> tuple[AnySystem, ...]:
+    """Every system there is, those of other packages last.
+
+    Raises:
+        ConfigError: A package that brings one is broken.
+    """
+    names = sorted({entry.name for entry in plugins.installed(GROUP)} - {*_built_in()})
+    return (*_built_in().values(), *map(_load, names))
 
 
-_NODE = ("-m", "tpi.cli", "node")
-_HF_WRITER = "tpi.weights.hf_folder"
-_HF = ("torch", "transformers")
-SYSTEMS: Mapping[str, System] = {
-    "tpi": System(TpiOptions, _NODE, distributed=True),
-    "tpi-resident": System(ResidentOptions, _NODE, distributed=True),
-    "transformers": System(
-        TransformersOptions, _baseline("transformers"), writer=_HF_WRITER, packages=_HF
-    ),
-    "transformers-window": System(WindowOptions, _NODE),
-    "transformers-tp": System(
-        TransformersTpOptions,
-        _baseline("transformers_tp"),
-        writer=_HF_WRITER,
-        packages=_HF,
-        distributed=True,
-    ),
-    "accelerate": System(
-        AccelerateOptions,
-        _baseline("accelerate"),
-        writer=_HF_WRITER,
-        packages=(*_HF, "accelerate"),
-    ),
-    "accelerate-2024": System(
-        Accelerate2024Options,
-        _baseline("accelerate_2024"),
-        writer=_HF_WRITER,
-        packages=(*_HF, "accelerate"),
-    ),
-    "galaxy": System(GalaxyOptions, _baseline("galaxy"), distributed=True),
-    "pipeline": System(PipelineOptions, _baseline("pipeline"), distributed=True),
-    "llamacpp": System(
-        LlamacppOptions,
-        _baseline("llamacpp"),
-        writer="baselines.llamacpp.gguf_file",
-        packages=("llama_cpp", "gguf"),
-        extra="llamacpp",
-        distributions=("llama_cpp_python", "gguf"),
-    ),
-}
+def system_names() -> tuple[str, ...]:
+    """The names of all systems."""
+    return tuple(system.name for system in all_systems())
+
+
+def reference_cost(inputs: CostInputs, model: ModelConfig | None = None) -> Prediction:
+    """Predict the reference, Transformers in float32; on another model, if one is given."""
+    system = find_system(REFERENCE)
+    inputs = replace(inputs, model=model or inputs.model, dtype="float32")
+    return system.predict(inputs, system.options())
+
+
+def simulate(run: SimRun, calibration: Calibration) -> SimOutcome:
+    """Simulate one start of the system that a run names; see `System.simulate`."""
+    return find_system(run.system).simulate(run, calibration)
+
+
+@cache
+def _built_in() -> Mapping[str, AnySystem]:
+    folders = [each.name for each in pkgutil.iter_modules(baselines.__path__) if each.ispkg]
+    modules = [import_module(f"{baselines.__name__}.{folder}.system") for folder in folders]
+    found: list[AnySystem] = [system for module in modules for system in module.SYSTEMS]
+    return {system.name: system for system in sorted(found, key=lambda each: each.order)}
+
+
+@cache
+def _load(name: str) -> AnySystem:
+    for entry in plugins.installed(GROUP):
+        if entry.name == name:
+            return plugins.load(entry, "system", System)
+    raise ConfigError(f"systems: unknown system {name!r}{nearest(name, system_names())}")

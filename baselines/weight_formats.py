@@ -1,4 +1,4 @@
-"""The forms in which one set of weights lies on disk, and which of them a system reads.
+"""The forms in which one set of weights lies on disk.
 
 The numbers are the same in all: block files of shards (`tpi`, its kin, Galaxy, and the pipeline,
 whose devices read their layers from the shards of one device), a Hugging Face folder, a GGUF file.
@@ -8,13 +8,11 @@ Pure; `weights.py` makes them.
 import functools
 from dataclasses import dataclass
 
-from baselines.llamacpp.gguf_layout import required_gguf_bytes
-from baselines.options import LlamacppOptions, SystemOptions
-from baselines.registry import SYSTEMS
+from testbed.host.rates import Host
 from tpi.model_config import DTYPES, ModelConfig
-from tpi.weights.hf_folder import required_hf_bytes
-from tpi.weights.shard import ShardPlan, make_shard_plan
-from tpi.weights.split import required_bytes
+from tpi.weights.shard import ShardPlan
+
+_HASH_BPS = 0.8e9  # SHA-256, once for new shards
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,20 +50,6 @@ class WeightFormat:
 HF = WeightFormat("hf")
 
 
-def weight_format_of(
-    name: str, options: SystemOptions, model: ModelConfig, devices: int, dtype: str
-) -> WeightFormat:
-    """The form that a system reads."""
-    if isinstance(options, LlamacppOptions):
-        return WeightFormat("gguf", file_type=options.file_type(dtype))
-    if name == "pipeline":  # each device reads its own layers, whole
-        return WeightFormat("shards", make_shard_plan(model, 1))
-    if "transformers" in SYSTEMS[name].packages:
-        return HF
-    world_size = devices if SYSTEMS[name].distributed else 1
-    return WeightFormat("shards", make_shard_plan(model, world_size, options.split))
-
-
 def reference_format(form: WeightFormat) -> WeightFormat:
     """What the reference reads to check a system that reads `form`.
 
@@ -81,6 +65,11 @@ def format_num_bytes(
     form: WeightFormat, model: ModelConfig, storage: str, distinct_layers: int
 ) -> int:
     """Bytes that a form takes on disk; only shards keep repeated layers once."""
+    # These load NumPy, which the systems' own modules do without.
+    from baselines.llamacpp.gguf_layout import required_gguf_bytes
+    from tpi.weights.hf_folder import required_hf_bytes
+    from tpi.weights.split import required_bytes
+
     if form.shard_plan is not None:
         return required_bytes(model, form.shard_plan, storage, distinct_layers)
     if form.kind == "gguf":
@@ -88,3 +77,19 @@ def format_num_bytes(
     if form.kind == "dequantized":
         return required_hf_bytes(model, "float32")
     return required_hf_bytes(model, storage)
+
+
+def most_distinct_layers(model: ModelConfig, plan: ShardPlan, dtype: str, max_bytes: int) -> int:
+    """How many layers can be stored in `max_bytes`; 0 if not even one."""
+    from tpi.weights.split import required_bytes
+
+    one = required_bytes(model, plan, dtype, 1)
+    if model.num_layers == 1:
+        return int(one <= max_bytes)
+    per_layer = (required_bytes(model, plan, dtype) - one) // (model.num_layers - 1)
+    return max(0, min(model.num_layers, 1 + (max_bytes - one) // per_layer))
+
+
+def write_seconds(num_bytes: int, host: Host) -> float:
+    """Seconds to make weights, and to hash them once."""
+    return num_bytes / min(host.write_bps, 0.5e9) + num_bytes / min(host.read_bps, _HASH_BPS)

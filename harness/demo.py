@@ -1,11 +1,10 @@
-"""Make the checkpoint of `make demo`: `python -m harness.demo FOLDER`.
+"""Make the checkpoint of `make demo`: `lab demo FOLDER`.
 
 A Llama-architecture model of 48 million random parameters (97 MB in bfloat16) in Hugging Face
 form, with a byte-level tokenizer. It knows nothing, but it can only say words: the LM head's rows
 of all other tokens are zero, and a zero logit never wins. The same bytes come out every time.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
+from tpi.command_line import Parser
 from tpi.errors import TpiError
 from tpi.files import write_atomic
 from tpi.model_config import ModelConfig
@@ -128,7 +128,7 @@ def make_demo(folder: Path) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run from the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m harness.demo", description=__doc__)
+    parser = Parser(prog="lab demo", description="Write the checkpoint of make demo.")
     parser.add_argument("folder", type=Path, metavar="FOLDER")
     folder = parser.parse_args(argv).folder
     try:
@@ -139,7 +139,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     word = "written to" if num_bytes else "already in"
     sys.stdout.write(f"demo checkpoint, 48 million random parameters, {word} {folder}\n")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -12,6 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tpi.command_line import Parser
 from tpi.errors import EXIT_INTERRUPTED, EXIT_OK, ConfigError, TpiError
 from tpi.units import format_bytes, format_seconds
 
@@ -37,13 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # type: ignore[override]  # argparse says NoReturn
-        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="tpi", description="Tensor-parallel LLM inference on several small devices."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

@@ -11,30 +11,37 @@ arithmetic is another. Option:
 """
 
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from msgspec import Meta, Struct
+from msgspec import Meta
 
 from baselines.library_program import main
-from tpi.decode import convert
-from tpi.errors import ConfigError
-from tpi.program.spec import NodeSpec
+from baselines.options import SystemOptions
+from baselines.validators import check_size
+from tpi.decode import NumBytes
+from tpi.program.spec import NodeSpec, own_options
 
 if TYPE_CHECKING:
     from baselines.accelerate.offload import OffloadedModel
 
 
-class Options(Struct, frozen=True, forbid_unknown_fields=True):
+class AccelerateOptions(SystemOptions, frozen=True, kw_only=True):
     """See the module's docstring."""
 
-    max_memory: Annotated[
-        Annotated[int, Meta(ge=1, le=1 << 62)] | None, Meta(description="bytes >= 1 or null")
-    ] = None
+    told: ClassVar = ("max_memory",)
+    shown: ClassVar = ("max_memory",)
+    about: ClassVar = {"max_memory": "for weights, as 2GiB; null offloads all to disk"}
+    max_memory: Annotated[NumBytes | None, Meta(description="bytes >= 1 or null")] = None
+
+    def __post_init__(self) -> None:
+        if self.max_memory is not None:
+            name = "systems.accelerate.max_memory"
+            self._set("max_memory", check_size(name, self.max_memory))
 
 
 def load(spec: NodeSpec) -> "OffloadedModel":
     """Prepare the spec's folder; weights that are offloaded are not read."""
-    options = convert(spec.options, Options, "spec options", ConfigError)
+    options = own_options(spec, AccelerateOptions)
     # Only here: a wrong spec is refused before the library's seconds of import.
     from baselines.accelerate.offload import OffloadedModel, offload_folder
     from baselines.transformers.loading import load_model

@@ -11,12 +11,10 @@ No options.
 import sys
 from typing import TYPE_CHECKING
 
-from msgspec import Struct
-
 from baselines.library_program import main
-from tpi.decode import convert
-from tpi.errors import ConfigError, ResourceError, map_errors
-from tpi.program.spec import NodeSpec
+from baselines.options import SystemOptions
+from tpi.errors import ResourceError, map_errors
+from tpi.program.spec import NodeSpec, own_options
 
 if TYPE_CHECKING:
     from baselines.accelerate.offload import OffloadedModel
@@ -24,13 +22,13 @@ if TYPE_CHECKING:
 _NOTE = "the whole model was loaded before it was offloaded"
 
 
-class Options(Struct, frozen=True, forbid_unknown_fields=True):
+class Accelerate2024Options(SystemOptions, frozen=True, kw_only=True):
     """None."""
 
 
 def load(spec: NodeSpec) -> "OffloadedModel":
     """Load the spec's folder, then write its weights to the working directory."""
-    convert(spec.options, Options, "spec options", ConfigError)
+    own_options(spec, Accelerate2024Options)
     # Only here: a wrong spec is refused before the library's seconds of import.
     from accelerate import disk_offload
 

@@ -2,41 +2,21 @@
 
 As `baselines/galaxy/engine.py`: a block norms its own tile of rows, gathers the others turn by
 turn while it multiplies what it has, attends, and sums its result tile by tile on the way round.
-Read `GalaxyEngine.walk`.
 """
-
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from baselines.tpi.schedule import Engine
-from testbed.sim.base import SimRun
+from baselines.galaxy.tiles import make_tiles, splits_rows
+from baselines.tpi.schedule import Engine, serve_ranks
+from testbed.sim.base import SimOutcome, SimRun
 from testbed.sim.calibration import Calibration
 from testbed.sim.devices import Span
 from testbed.sim.network import Ints
-from testbed.sim.rank_plans import RankPlan
+from testbed.sim.rank_plans import RankPlan, plan_ranks
 from testbed.sim.ring_turns import Turn, end_turn, make_turn, start_turn
-from tpi.comm.topology import slices
 from tpi.ranks import MASTER_RANK
 from tpi.weights.shard import ShardPlan
-
-
-def make_tiles(plan: ShardPlan, num_rows: int) -> tuple[tuple[int, int], ...]:
-    """Rows of each rank, as `tiles.py` cuts them: none where it lacks a kind of block."""
-    owns = [share.local_num_heads > 0 and share.local_ffn_size > 0 for share in plan.shares]
-    parts = iter(slices(0, num_rows, sum(owns)))
-    stops = [0]
-    for own in owns:
-        stops.append(next(parts)[1] if own else stops[-1])
-    return tuple(pairwise(stops))
-
-
-def splits_rows(plan: ShardPlan, num_rows: int) -> bool:
-    """Whether a step of so many rows is cut along the sequence."""
-    return 1 < plan.world_size <= num_rows and any(
-        share.local_num_heads and share.local_ffn_size for share in plan.shares
-    )
 
 
 class GalaxyEngine(Engine):
@@ -127,6 +107,13 @@ class GalaxyEngine(Engine):
         computed = devices.now.copy()
         np.maximum(busy, carried, out=devices.now)
         devices.summed(computed, label)
+
+
+def simulate(run: SimRun, calibration: Calibration) -> SimOutcome:
+    """Tensor and sequence parallelism on rings."""
+    plan, ranks = plan_ranks(run)
+    overlap = bool(run.options.get("overlap", True))
+    return serve_ranks(GalaxyEngine(run, calibration, ranks, plan, overlap=overlap))
 
 
 class _Prefill:

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from msgspec import Struct
 from msgspec.structs import replace
 
 from baselines.galaxy.engine import GalaxyEngine
+from baselines.galaxy.program import GalaxyOptions
 from baselines.galaxy.ring import RingSender
 from tpi.build_engine import (
     OnWait,
@@ -25,12 +25,6 @@ from tpi.program.spec import NodeSpec, own_options
 from tpi.trace import Tracer
 from tpi.weights.manifest import Manifest
 from tpi.weights.window import Window
-
-
-class GalaxyOptions(Struct, frozen=True, forbid_unknown_fields=True):
-    """Whether ring steps overlap with products in prefill."""
-
-    overlap: bool = True
 
 
 @contextmanager
@@ -65,10 +59,7 @@ def setup(spec: NodeSpec) -> Setup:
         ConfigError, WeightsError: options or a folder that cannot be used.
     """
     overlap = own_options(spec, GalaxyOptions).overlap
-    # Weights are resident, and what is summed in decoding goes round the ring, unrounded.
-    options = replace(
-        spec.compute, window=None, memory_budget=None, allreduce="ring", wire_dtype="float32"
-    )
+    options = replace(spec.compute, **GalaxyOptions.fixed)
     if options.max_batch != 1:
         raise ConfigError(f"galaxy: runs with batch 1, max_batch is {options.max_batch}")
     manifest = read_shard(spec, spec.rank, spec.world_size)

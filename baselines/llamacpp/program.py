@@ -12,26 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from msgspec import Struct
 
 from baselines.library_model import refuse_prompt
 from baselines.library_program import main
-from baselines.llamacpp.gguf_layout import MODEL_FILE, FileType
+from baselines.llamacpp.gguf_layout import MODEL_FILE
 from baselines.llamacpp.library import library_log, set_fields
+from baselines.llamacpp.options import LlamacppOptions
 from tpi.errors import ResourceError, TpiError, WeightsError
 from tpi.program.spec import NodeSpec, own_options
-
-
-class Options(Struct, frozen=True, forbid_unknown_fields=True):
-    """Of llama.cpp.
-
-    Attributes:
-        mmap: Map the file; else read it into memory of the process.
-        file_type: What the file holds; null is the dtype of the arithmetic.
-    """
-
-    mmap: bool = True
-    file_type: FileType | None = None
 
 
 class LlamaCppModel:
@@ -150,10 +138,10 @@ class LlamaCppModel:
 
 def load(spec: NodeSpec) -> LlamaCppModel:
     """Load `model.gguf` of the spec's folder."""
-    options = own_options(spec, Options)
+    options = own_options(spec, LlamacppOptions)
     return LlamaCppModel(
         spec.model_dir / MODEL_FILE,
-        file_type=options.file_type or spec.compute.dtype,
+        file_type=options.file_type(spec.compute.dtype),
         threads=spec.threads,
         max_tokens=spec.compute.max_tokens,
         mmap=options.mmap,

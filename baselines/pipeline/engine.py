@@ -8,11 +8,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Annotated
 
 import torch
-from msgspec import Meta, Struct
 
+from baselines.pipeline.program import PipelineOptions
 from baselines.pipeline.stages import fixed_bytes, holds, make_stages
 from tpi.build_engine import OnWait, open_parts
 from tpi.comm.allreduce import check_finite
@@ -31,12 +30,6 @@ from tpi.weights.manifest import Manifest
 from tpi.weights.window import Window
 
 _SHOW_LIFE_NS = 200_000_000  # between two signs of progress; heartbeats carry one a second
-
-
-class PipelineOptions(Struct, frozen=True, forbid_unknown_fields=True):
-    """`shares` are the proportions of the devices' memories; None for all alike."""
-
-    shares: list[Annotated[float, Meta(ge=0, le=1e18)]] | None = None
 
 
 class NoReduce:

@@ -2,47 +2,34 @@
 
 A step is what `tpi/engine.py` does: the master reads the tokens' embedding and broadcasts the
 hidden state; all walk the layers, a sum behind each block, the last one to the master alone; the
-master applies the head tile by tile. Loaders run ahead meanwhile. Read `Engine.step`.
+master applies the head tile by tile. Loaders run ahead meanwhile.
 """
-
-from collections.abc import Iterator
 
 import numpy as np
 
-from testbed.sim.base import SimRun
+from baselines.simulated import SimEngine, serve
+from testbed.sim.base import SimOutcome, SimRun
 from testbed.sim.calibration import Calibration
 from testbed.sim.collectives import Collectives
-from testbed.sim.costs import Costs
-from testbed.sim.devices import Block, Devices
-from testbed.sim.network import Ints, Network
-from testbed.sim.rank_plans import RankPlan
-from testbed.sim.timeline import Mark
+from testbed.sim.devices import Block
+from testbed.sim.network import Ints
+from testbed.sim.rank_plans import RankPlan, plan_ranks
 from tpi.model_config import DTYPE_BYTES
+from tpi.options import window_word
+from tpi.planner.memory import WindowChoice
 from tpi.ranks import MASTER_RANK
 from tpi.weights.shard import BlockId
 
 
-class Engine:
-    """All ranks of one session.
+class Engine(SimEngine):
+    """All ranks of one session."""
 
-    Attributes:
-        devices: Their clocks.
-        network: Their links.
-    """
-
-    def __init__(
-        self,
-        run: SimRun,
-        calibration: Calibration,
-        ranks: tuple[RankPlan, ...],
-    ) -> None:
-        self.run = run
+    def __init__(self, run: SimRun, calibration: Calibration, ranks: tuple[RankPlan, ...]) -> None:
+        super().__init__(run, calibration, [rank.window for rank in ranks])
         self.ranks = ranks
-        self.costs = Costs(run, calibration)
-        self.devices = Devices([rank.window for rank in ranks], run.keep_spans)
-        self.network = Network(run.links, [d.cores for d in run.devices], calibration)
-        self._chunk = run.compute.prefill_chunk
-        self._step_ns = self.costs.on_cores(calibration.step_s)
+        self.weights = [
+            run.model.num_layers * (rank.attn + rank.ffn) + sum(rank.head) for rank in ranks
+        ]
         self.collectives = Collectives(
             self.network,
             run.compute.allreduce,
@@ -77,41 +64,9 @@ class Engine:
             num_bytes=num_bytes[streamed],
         )
 
-    def blocks(self) -> Iterator[Block]:
+    def blocks(self) -> list[Block]:
         """All blocks of a step, in order."""
-        for pair in self.layers:
-            yield from (block for block in pair if block is not None)
-        yield from self.tiles
-
-    def start_at(self, now: int) -> None:
-        """Set all clocks; the loaders have filled their windows by then."""
-        self.devices.start_at(now)
-        self.network.up[:] = self.network.down[:] = now
-
-    def request(self, new_tokens: int) -> Iterator[Mark]:
-        """Make tokens; yields where all ranks are after each step that makes one."""
-        prompt = self.run.prompt_tokens
-        for start in range(0, prompt, self._chunk):
-            rows = min(self._chunk, prompt - start)
-            self.step(rows, start, want_logits=start + rows == prompt)
-        yield self.mark()
-        for position in range(prompt, prompt + new_tokens - 1):
-            self.step(1, position)
-            yield self.mark()
-
-    @property
-    def prefill_passes(self) -> int:
-        """Chunks of the prompt."""
-        return -(-self.run.prompt_tokens // self._chunk)
-
-    def mark(self) -> Mark:
-        """Clocks and counters as they are now."""
-        return Mark(
-            self.devices.now.copy(),
-            self.devices.tally.copy(),
-            self.network.messages.copy(),
-            self.network.num_bytes.copy(),
-        )
+        return [block for pair in self.layers for block in pair if block is not None] + self.tiles
 
     def step(self, rows: int, start: int, *, want_logits: bool = True) -> None:
         """One pass of so many tokens behind `start` cached ones."""
@@ -172,3 +127,32 @@ class Engine:
         (sums.all_reduce if to_all else sums.reduce)(self.devices.now, count)
         if self.network.size > 1:
             self.devices.summed(before, label)
+
+
+def simulate(run: SimRun, calibration: Calibration) -> SimOutcome:
+    """TPI-LLM, with or without the memory scheduler, and the scheduler alone on one device."""
+    _, ranks = plan_ranks(run)
+    return serve_ranks(Engine(run, calibration, ranks))
+
+
+def serve_ranks(engine: Engine) -> SimOutcome:
+    """One start and one request of ranks that have windows."""
+    choices = [rank.choice for rank in engine.ranks]
+    return serve(
+        engine,
+        tuple(choice.peak_bytes for choice in choices),
+        [_kept_bytes(choice) for choice in choices],
+        # As `tpi/program/node.py` says it.
+        [
+            {
+                "window": window_word(choice.window),
+                "retained": len(choice.retained),
+                "predicted_peak_bytes": choice.peak_bytes,
+            }
+            for choice in choices
+        ],
+    )
+
+
+def _kept_bytes(choice: WindowChoice) -> int:
+    return choice.retained_bytes + (choice.arena_bytes if choice.window is None else 0)

@@ -12,29 +12,50 @@ what a person gets who follows its documentation. `load_s` covers importing and 
 """
 
 import sys
-from typing import TYPE_CHECKING
-
-from msgspec import Struct
+from typing import TYPE_CHECKING, ClassVar
 
 from baselines.library_program import main
-from tpi.decode import convert
-from tpi.errors import ConfigError
-from tpi.program.spec import NodeSpec
+from baselines.options import SystemOptions
+from baselines.validators import check_choice, check_count, check_flag
+from tpi.options import COMPUTE_DTYPES
+from tpi.program.spec import NodeSpec, own_options
 
 if TYPE_CHECKING:
     from baselines.transformers.loading import Generator
 
 
-class Options(Struct, frozen=True, forbid_unknown_fields=True):
-    """See the module's docstring."""
+class TransformersOptions(SystemOptions, frozen=True, kw_only=True):
+    """dtype and threads are the run's unless given for it alone; see the module's docstring."""
 
+    told: ClassVar = ("low_cpu_mem_usage", "mmap")
+    about: ClassVar = {
+        "dtype": "of this system alone, as dtype",
+        "threads": "of this system alone, as threads",
+        "low_cpu_mem_usage": "false builds the model before weights are read",
+        "mmap": "whether its checkpoint is mapped",
+    }
+    dtype: str | None = None
+    threads: int | None = None
     low_cpu_mem_usage: bool = True
     mmap: bool = True
+
+    def __post_init__(self) -> None:
+        if self.dtype is not None:
+            check_choice("systems.transformers.dtype", self.dtype, COMPUTE_DTYPES)
+        if self.threads is not None:
+            check_count("systems.transformers.threads", self.threads, high=1024)
+        check_flag("systems.transformers.low_cpu_mem_usage", self.low_cpu_mem_usage)
+        check_flag("systems.transformers.mmap", self.mmap)
+
+    @property
+    def own_threads(self) -> int | None:
+        """Threads of this system alone."""
+        return self.threads
 
 
 def load(spec: NodeSpec) -> "Generator":
     """Load the spec's folder as its options say."""
-    options = convert(spec.options, Options, "spec options", ConfigError)
+    options = own_options(spec, TransformersOptions)
     # Only here: a wrong spec is refused before the library's seconds of import.
     from baselines.transformers.loading import Generator, load_model, load_model_twice
 

@@ -12,10 +12,9 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
-from msgspec import Struct
-
 from baselines.library_model import Model, Spent
 from baselines.library_program import main
+from baselines.options import SystemOptions
 from tpi.errors import EXIT_OK, ConfigError
 from tpi.model_config import ModelConfig, load_config
 from tpi.program.spec import NodeSpec
@@ -26,16 +25,14 @@ if TYPE_CHECKING:
     from baselines.transformers.loading import Generator
 
 
-class Options(Struct, frozen=True, forbid_unknown_fields=True):
-    """`trust_network`: allow addresses other than loopback without encryption."""
-
-    trust_network: bool = False
+class TransformersTpOptions(SystemOptions, frozen=True, kw_only=True):
+    """None."""
 
 
 _NOTE = "messages are not counted: gloo does not tell; bytes are those of all TCP connections"
 
 
-def problems(model: ModelConfig, world_size: int, dtype: str) -> list[str]:  # noqa: ARG001
+def problems(model: ModelConfig, world_size: int) -> list[str]:
     """Everything that keeps this model from being shared by so many devices.
 
     Found by trying: FFN and vocabulary may be cut unevenly, heads may not; both dtypes work.
@@ -87,7 +84,7 @@ def load(spec: NodeSpec) -> Model:
     Raises:
         ConfigError: So many devices cannot share this model.
     """
-    for problem in problems(load_config(spec.model_dir), spec.world_size, spec.compute.dtype):
+    for problem in problems(load_config(spec.model_dir), spec.world_size):
         raise ConfigError(f"transformers-tp: {problem}")
     # Only here: a wrong spec is refused before the library's seconds of import.
     from baselines.transformers.loading import Generator, load_model

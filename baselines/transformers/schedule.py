@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import msgspec
 import numpy as np
 
-from baselines.tpi.simulate import PAGED, out_of_memory, resident
+from baselines.simulated import PAGED, out_of_memory, resident
 from testbed.sim.base import SimDevice, SimOutcome, SimRun
 from testbed.sim.calibration import Calibration
 from testbed.sim.devices import Span, Tally
@@ -25,11 +25,9 @@ from tpi.planner.memory import memory_parts
 from tpi.ranks import MASTER_RANK
 from tpi.weights.shard import make_shard_plan
 
-_LAYER_TENSORS = 9  # seven matrices and two norms
-
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
+class LibraryPlan:
     """One library system on one device.
 
     Attributes:
@@ -66,7 +64,7 @@ def request_bytes(run: SimRun) -> int:
     return parts.kv_cache + parts.activations + parts.logits
 
 
-def transformers(run: SimRun, calibration: Calibration) -> SimOutcome:
+def simulate(run: SimRun, calibration: Calibration) -> SimOutcome:
     """Plain Transformers."""
     dtype = run.compute.dtype
     total = num_elements(run.model)[2]
@@ -78,84 +76,25 @@ def transformers(run: SimRun, calibration: Calibration) -> SimOutcome:
     # The checkpoint beside it while it loads: mapped pages as far as there is room, or read bytes.
     beside = 0 if views else stored
     peak = steady + (0 if maps else beside)
-    plan = _Plan(
+    plan = LibraryPlan(
         anon=peak,
         steady=steady,
-        rss=base + weights + (_fitting(run.devices[0], peak, beside) if maps else beside),
+        rss=base + weights + (fitting_bytes(run.devices[0], peak, beside) if maps else beside),
         cached=weights if views else 0,
         mapped=weights if views else 0,
         hooks_s=0.0,
         load_bytes=0 if views else stored,
         load_s=0.0 if views else calibration.cast_s(stored, run.storage, dtype),
     )
-    return _serve(run, calibration, plan)
+    return serve(run, calibration, plan)
 
 
-def accelerate(run: SimRun, calibration: Calibration) -> SimOutcome:
-    """Accelerate's disk offload as of today: weights come from the checkpoint's own files."""
-    model, dtype = run.model, run.compute.dtype
-    layer, head, total = num_elements(model)
-    stored, weights = total * DTYPE_BYTES[run.storage], total * DTYPE_BYTES[dtype]
-    kept = _kept(run, weights, max(layer, head) * DTYPE_BYTES[dtype])
-    offloaded = round(stored * (1 - kept / weights))
-    casts = run.storage != dtype
-    largest = head * DTYPE_BYTES[dtype]
-    anon = calibration.library_anon_bytes + kept + (2 * largest if casts else 0)
-    moving_s = (
-        calibration.cast_s(offloaded, run.storage, dtype)
-        if casts
-        else offloaded / calibration.page_in_bps
-    )
-    # What is cast leaves its file mapped, page by page.
-    mapped = _fitting(run.devices[0], anon, offloaded) if casts else largest // 2
-    plan = _Plan(
-        anon=anon, steady=anon,
-        rss=anon + calibration.library_bytes - calibration.library_anon_bytes + mapped,
-        cached=offloaded, mapped=mapped,
-        hooks_s=moving_s + _tensors(model) * calibration.hook_s * offloaded / stored,
-        load_bytes=round(stored * kept / weights), load_s=kept / 1e9,
-    )  # fmt: skip
-    return _serve(run, calibration, plan)
-
-
-def _kept(run: SimRun, weights: int, largest: int) -> int:
-    """Bytes of weights that stay in memory: all modules but for room for the largest."""
-    limit = run.options.get("max_memory")
-    if limit is None:
-        return 0
-    if not isinstance(limit, int):
-        raise ConfigError(f"accelerate: max_memory: expected bytes or null, got {limit!r}")
-    return weights if limit >= weights + largest else max(0, limit - largest)
-
-
-def accelerate_2024(run: SimRun, calibration: Calibration) -> SimOutcome:
-    """Accelerate as the paper met it: everything is loaded, then written out, then read."""
-    total, dtype = num_elements(run.model)[2], run.compute.dtype
-    stored, weights = total * DTYPE_BYTES[run.storage], total * DTYPE_BYTES[dtype]
-    # Its files are memory maps in the dtype of the arithmetic: pages come in, nothing is converted.
-    moving_s = weights / calibration.page_in_bps
-    anon = calibration.library_anon_bytes
-    largest = num_elements(run.model)[1] * DTYPE_BYTES[dtype]
-    plan = _Plan(
-        anon=anon + weights, steady=anon + largest,
-        rss=calibration.library_bytes + weights + stored, cached=weights,
-        hooks_s=moving_s + _tensors(run.model) * calibration.hook_s,
-        load_bytes=stored, load_s=calibration.cast_s(stored, run.storage, dtype),
-        written=weights,
-    )  # fmt: skip
-    return _serve(run, calibration, plan)
-
-
-def _tensors(model: ModelConfig) -> int:
-    return _LAYER_TENSORS * model.num_layers + 3
-
-
-def _fitting(device: SimDevice, anon: int, wanted: int) -> int:
+def fitting_bytes(device: SimDevice, anon: int, wanted: int) -> int:
     """Of bytes of files, those that memory has room for beside what is anonymous."""
     return wanted if device.memory is None else max(0, min(wanted, device.memory - anon))
 
 
-def _serve(run: SimRun, calibration: Calibration, plan: _Plan) -> SimOutcome:
+def serve(run: SimRun, calibration: Calibration, plan: LibraryPlan) -> SimOutcome:
     """One start and one request of a warm process."""
     if run.world_size != 1:
         raise ConfigError(f"{run.system}: takes one device, got {run.world_size}")
@@ -187,14 +126,16 @@ def _serve(run: SimRun, calibration: Calibration, plan: _Plan) -> SimOutcome:
 class _Clock:
     """The passes of one request; `spans` are theirs, if the run keeps them."""
 
-    def __init__(self, run: SimRun, calibration: Calibration, plan: _Plan, now_s: float) -> None:
+    def __init__(
+        self, run: SimRun, calibration: Calibration, plan: LibraryPlan, now_s: float
+    ) -> None:
         self.spans: list[Span] = []
         self._run, self._calibration, self._plan = run, calibration, plan
         self._now_s, self._compute_s, self._wait_s, self._disk = now_s, 0.0, 0.0, 0
         device = run.devices[0]
         self._cores = device.cores
         disk_bps = device.disk_read_bps or calibration.disk_read_bps
-        fits = _fitting(device, plan.steady, plan.cached) >= plan.cached
+        fits = fitting_bytes(device, plan.steady, plan.cached) >= plan.cached
         self.reads = 0 if fits else plan.cached
         self._read_s = self.reads / disk_bps
         swaps = device.memory is not None and plan.steady > device.memory

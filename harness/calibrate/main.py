@@ -1,4 +1,4 @@
-"""Measure this machine for the simulator: `python -m harness.calibrate.main` (`make calibrate`).
+"""Measure this machine for the simulator: `lab calibrate` (`make calibrate`).
 
 Four parts one after the other, about two minutes together: what computing costs
 (`calibration/kernels.py`), messages, the disk, and real programs. Every figure is the median of
@@ -30,6 +30,7 @@ from testbed.host.environment import host_environment
 from testbed.host.hostlock import host_lock
 from testbed.host.hostprobe import core_read_gbps
 from testbed.sim.calibration import Calibration, load_calibration, save_calibration
+from tpi.command_line import Parser
 from tpi.errors import EXIT_INTERRUPTED, EXIT_OK, ConfigError, ResourceError, TpiError, map_errors
 
 DEFAULT_DIR = Path("weights")
@@ -168,14 +169,10 @@ def _before(out: Path) -> tuple[Calibration | None, str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="calibrate", description="Measure this machine.")
+    parser = Parser(prog="lab calibrate", description="Measure this machine for the simulator.")
     parser.add_argument("--out", type=Path, help=f"file to write (default: DIR/{FILE_NAME})")
     parser.add_argument(
         "--dir", type=Path, default=DEFAULT_DIR,
         help="folder on the disk to measure, that of the weights (default: %(default)s)",
     )  # fmt: skip
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from baselines.registry import SYSTEMS
+from baselines.registry import find_system
 from harness.calibrate.sizes import Rounds, Sizes
 from harness.run.judge import judge
 from harness.run.launch import MEASURED_ID, PROGRAMS, WARMUP_ID
@@ -151,17 +151,19 @@ def _write_weights(work: Path, layers: int) -> None:
 def _serve(work: Path, case: Case, layers: int, new_tokens: int) -> RepeatMetrics:
     system, devices = case
     shards, hf = work / f"shards-{layers}-{devices}", work / f"hf-{layers}"
-    ours, options = system.startswith("tpi"), SYSTEMS[system].options()
+    found = find_system(system)
+    options = found.options()
+    has_shards = found.weight_format(_model(layers), devices, _DTYPE, options).kind == "shards"
     launch = Launch(
         system=system,
-        program=PROGRAMS[system],
-        model_dirs=tuple(shards / f"rank-{rank}" if ours else hf for rank in range(devices)),
+        program=PROGRAMS.get(system, found.program),
+        model_dirs=tuple(shards / f"rank-{rank}" if has_shards else hf for rank in range(devices)),
         requests=(
             Request(WARMUP_ID, _WARMUP_TOKENS, _PROMPT, warmup=True),
             Request(MEASURED_ID, new_tokens, _PROMPT),
         ),
         compute=options.compute(_DTYPE, len(_PROMPT) + new_tokens),
-        options=options.spec(_DTYPE),
+        options=options.spec(),
     )
     with LocalTestbed(work / "devices", threads=1) as testbed:
         outcome = run_repeat(launch, testbed)

@@ -18,12 +18,14 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from baselines.registry import system_names
 from baselines.validators import nearest
 from harness.config.config import Config, option_names
 from harness.config.profiles import LinkFault
 from tpi.errors import ConfigError
 
 CONF_DIR = Path(__file__).parents[2] / "conf"
+ALL_SYSTEMS = "all"  # as systems=all
 _NO_AXIS = "paper"  # plans of many configurations: `harness/paper/plan.py` reads them
 _UNSAFE = "--experimental-rerun"
 _PATHS = ("path", "dir", "prompt_file", "results_dir", "sweep_dir", "calibration")
@@ -95,7 +97,7 @@ def readable(overrides: Sequence[str], *folders: Path) -> list[str]:
 
 def groups(*folders: Path) -> dict[str, tuple[str, ...]]:
     """The axes: folder name -> names of the files in it."""
-    found: dict[str, set[str]] = {}
+    found: dict[str, set[str]] = {"systems": {*system_names(), ALL_SYSTEMS}}
     for parent in folders or (CONF_DIR,):
         for folder in parent.iterdir() if parent.is_dir() else ():
             if folder.is_dir() and folder.name != _NO_AXIS:

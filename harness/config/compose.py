@@ -15,11 +15,14 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
+from msgspec import structs
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from baselines.registry import all_systems
 from harness.config import help as usage
 from harness.config.command_line import (
+    ALL_SYSTEMS,
     CONF_DIR,
     explain,
     groups,
@@ -56,6 +59,28 @@ SCHEMA = _schema()
 ConfigStore.instance().store(name="schema", node=SCHEMA)
 
 
+def store_pages() -> None:
+    """Give Hydra the pages of `systems` that no file has: of other packages' systems, and `all`.
+
+    Such a page has the defaults of the system's options; one that has a short name follows it.
+
+    Raises:
+        ConfigError: A package that brings a system is broken.
+    """
+    store = ConfigStore.instance()
+    systems = all_systems()
+    for system in systems:
+        if not (CONF_DIR / "systems" / f"{system.name}.yaml").exists():
+            page = structs.asdict(system.options())
+            page |= {name: f"${{{name}}}" for name in page if name in short_names()}
+            store.store(
+                group="systems", name=system.name, node=page, package=f"systems.{system.name}"
+            )
+    # One that cannot run becomes a row that says why.
+    every: dict[str, Any] = {"defaults": [system.name for system in systems]}
+    store.store(group="systems", name=ALL_SYSTEMS, node=every, package="_global_")
+
+
 def compose(overrides: Sequence[str], conf_dir: Path = CONF_DIR) -> Composed:
     """Compose and check one configuration, without a command line.
 
@@ -63,6 +88,7 @@ def compose(overrides: Sequence[str], conf_dir: Path = CONF_DIR) -> Composed:
         ConfigError: Anything that is wrong with it; one line.
     """
     words = readable(overrides, conf_dir)
+    store_pages()
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir.resolve())):
             tree = hydra_compose("config", overrides=words)
@@ -83,7 +109,9 @@ def checked(tree: DictConfig, overrides: Sequence[str]) -> Composed:
     refuse_hidden(given, config)
     if config.testbed.backend == "sim":
         refuse_ignored(given)
-    return Composed(config, all_systems=last_value(given, "systems") in ("all", "[all]"))
+    return Composed(
+        config, all_systems=last_value(given, "systems") in (ALL_SYSTEMS, f"[{ALL_SYSTEMS}]")
+    )
 
 
 def config_from(raw: Mapping[str, Any] | DictConfig) -> Config:

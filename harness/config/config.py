@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from baselines.options import SystemOptions
-from baselines.registry import SYSTEMS
+from baselines.registry import all_systems, find_system, system_names
 from baselines.validators import (
     check_choice,
     check_count,
@@ -134,7 +134,7 @@ class Config:
 
     def __post_init__(self) -> None:
         if not self.systems:
-            raise ConfigError(f"systems: none given, expected some of {', '.join(SYSTEMS)}")
+            raise ConfigError(f"systems: none given, expected some of {', '.join(system_names())}")
         check_count("devices", self.devices, high=1024)
         check_choice("dtype", self.dtype, COMPUTE_DTYPES)
         check_count("repeats", self.repeats, high=1000)
@@ -151,10 +151,10 @@ class Config:
                     f"link.faults: device {fault.device}, there are devices={self.devices}"
                 )
         for options in self.systems.values():
-            shares = getattr(options, "shares", None)
-            if shares and len(shares) != self.devices:
+            if options.split and len(options.split) != self.devices:
                 raise ConfigError(
-                    f"shares: got {len(shares)} numbers, expected devices={self.devices} of them"
+                    f"shares: got {len(options.split)} numbers,"
+                    f" expected devices={self.devices} of them"
                 )
 
     @property
@@ -198,20 +198,21 @@ def system_options(system: str, given: Mapping[str, Any]) -> SystemOptions:
     Raises:
         ConfigError: An unknown system or option, or an impossible value.
     """
-    if system not in SYSTEMS:
-        raise ConfigError(f"systems: unknown system {system!r}{nearest(system, SYSTEMS)}")
-    known = _names(SYSTEMS[system].options)
+    options: type[SystemOptions] = find_system(system).options
+    known = options.__struct_fields__
     for name in given:
         if name not in known:
             raise ConfigError(f"unknown option systems.{system}.{name}{nearest(name, known)}")
-    return SYSTEMS[system].options(**given)
+    return options(**given)
 
 
 def option_names() -> tuple[str, ...]:
     """Every option there is, by its full name."""
     names = [name for name in _names(Config) if name not in (*AXES, "systems")]
-    for axis, cls in [*AXES.items(), *((f"systems.{n}", s.options) for n, s in SYSTEMS.items())]:
+    for axis, cls in AXES.items():
         names += [f"{axis}.{name}" for name in _names(cls)]
+    for system in all_systems():
+        names += [f"systems.{system.name}.{n}" for n in system.options.__struct_fields__]
     return tuple(names)
 
 

@@ -76,17 +76,6 @@ _ABOUT = {
     "link.faults": "as [{device: 1, kind: cut, at_s: 2, for_s: 0.5}]",
     "allow_concurrent": "run beside another harness on this host, marked",
 }
-_OF_SYSTEMS = {
-    "tpi.prefill_chunk": "prompt tokens in one pass; so for all that use tpi's parts",
-    "transformers.dtype": "of this system alone, as dtype",
-    "transformers.threads": "of this system alone, as threads",
-    "transformers.low_cpu_mem_usage": "false builds the model before weights are read",
-    "transformers.mmap": "whether its checkpoint is mapped",
-    "accelerate.max_memory": "for weights, as 2GiB; null offloads all to disk",
-    "galaxy.overlap": "of ring steps and products in prefill",
-    "llamacpp.quantization": "none | q8_0 | q4_0",
-    "llamacpp.mmap": "whether its file is mapped",
-}
 
 _TAIL = """\
 Exit status: 0 every system ended ok, or was computed or seen not to fit its device; 1 one of them
@@ -114,8 +103,10 @@ def help_text(
     for name, about in _ABOUT.items():
         lines.append(f"  {name:26}{about} [{_shown(name, values.get(name))}]")
     lines += ["", "Options of one system (after systems.):"]
-    for name, about in _OF_SYSTEMS.items():
-        lines.append(f"  {name:32}{about} [{_shown(name, values.get(f'systems.{name}'))}]")
+    for system, options in config.systems.items():
+        for option, about in options.about.items():
+            value = _shown(option, getattr(options, option))
+            lines.append(f"  {f'{system}.{option}':32}{about} [{value}]")
     return "\n".join([*lines, "", _TAIL])
 
 

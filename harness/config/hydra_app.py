@@ -27,7 +27,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.config.command_line import CONF_DIR, CommandLine, explain
-from harness.config.compose import checked
+from harness.config.compose import checked, store_pages
 from harness.run.failure import failure_of
 from harness.run.session import Outcome, console, prepare, run, show
 from harness.run.sweep import clear_parts, part_of, write_outcome, write_part
@@ -103,6 +103,7 @@ def drive(line: CommandLine) -> int:
     Raises:
         TpiError, OSError, KeyboardInterrupt: What ended it; a `ConfigError` is one line.
     """
+    store_pages()
     job = Job()
     main = hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")(job)
     error: BaseException | None

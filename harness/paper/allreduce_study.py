@@ -1,6 +1,6 @@
 """Allreduce latency over link delay, measured on the emulated network beside its closed forms.
 
-    python -m harness.paper.allreduce_study --out results/published/allreduce.json
+    lab allreduce-study --out results/published/allreduce.json
 
 The paper's Figure 3 and Proposition 2: star, tree and ring on N containers joined by links of
 `--delays` (device to core, one way), for payloads of `--bytes`. All ranks start a round at the same
@@ -320,7 +320,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parsed(argv: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(prog="python -m harness.paper.allreduce_study")
+    parser = _Parser(prog="lab allreduce-study")
     parser.add_argument("--devices", type=int, default=8)
     parser.add_argument("--delays", type=_numbers, default=[0, 1, 2, 4, 6, 8, 10],
                         help="ms, device to core, one way")  # fmt: skip
@@ -371,7 +371,3 @@ def _counts(text: str) -> list[int]:
         return [int(word) for word in text.split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(f"got {text!r}, expected numbers as in 4,32768") from None
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,8 +1,8 @@
-"""Run what the paper's tables and figures need, and render them: `python -m harness.paper.main`.
+"""Run what the paper's tables and figures need, and render them: `lab paper`.
 
-    python -m harness.paper.main --scale smoke              # as make paper
-    python -m harness.paper.main --scale small --only table1    # as make table1 SCALE=small
-    python -m harness.paper.main --scale full --dry-run
+    lab paper --scale smoke                  # as make paper
+    lab paper --scale small --only table1    # as make table1 SCALE=small
+    lab paper --scale full --dry-run
 
 What has a record is not run again, so it can be stopped (Ctrl-C, SIGTERM) and the same command goes
 on. One run that fails does not keep the others from running. Records and `index.json` lie in
@@ -26,8 +26,9 @@ from harness.paper.plan import PaperPlan, exhibits_of, read_plan
 from harness.paper.work import Work, works_of
 from harness.run.failure import EXIT_BROKEN_PIPE
 from harness.run.session import WIDTH, Output
-from harness.run.signals import GracefulShutdown, ignore_signals, write_nowhere
+from harness.run.signals import GracefulShutdown, write_nowhere
 from results.paper.cell import ALL_EXHIBITS, SCALES
+from tpi.command_line import Parser
 from tpi.errors import EXIT_INTERRUPTED, ResourceError, TpiError
 from tpi.units import counted
 
@@ -108,20 +109,20 @@ def _again_command(arguments: argparse.Namespace, exhibit: str) -> str:
     exhibit, scale = exhibit.rstrip("abc"), arguments.scale
     if arguments.dir is None:
         return make_command(exhibit, scale, "RETRY=1")
-    words = ["python", "-m", "harness.paper.main", "--scale", scale, "--only", exhibit]
+    words = ["lab", "paper", "--scale", scale, "--only", exhibit]
     return shlex.join([*words, "--dir", str(arguments.dir), "--retry"])
 
 
 def _report_command(arguments: argparse.Namespace) -> str:
     if arguments.dir is None:
         return make_command("report", arguments.scale)
-    return shlex.join(["python", "-m", "results.paper.report", str(arguments.dir)])
+    return shlex.join(["lab", "report", str(arguments.dir)])
 
 
 def _render_command(arguments: argparse.Namespace) -> str:
     if arguments.dir is None:
         return make_command("render", arguments.scale)
-    return shlex.join(["python", "-m", "results.paper.render.main", str(arguments.dir)])
+    return shlex.join(["lab", "render", str(arguments.dir)])
 
 
 def _render(folder: Path, exhibits: Sequence[str]) -> Sequence[Path]:
@@ -131,8 +132,8 @@ def _render(folder: Path, exhibits: Sequence[str]) -> Sequence[Path]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m harness.paper.main",
+    parser = Parser(
+        prog="lab paper",
         description="Run what the paper's tables and figures need, and render them.",
     )
     parser.add_argument("--scale", choices=SCALES, default="smoke")
@@ -146,9 +147,3 @@ def _parser() -> argparse.ArgumentParser:
         "--retry", action="store_true", help="also run again what failed or cannot be read"
     )
     return parser
-
-
-if __name__ == "__main__":
-    exit_status = main()
-    ignore_signals()
-    sys.exit(exit_status)

@@ -27,7 +27,7 @@ from typing import Any
 import yaml
 from msgspec import Struct, field
 
-from baselines.registry import SYSTEMS
+from baselines.registry import system_names
 from baselines.validators import nearest
 from harness.paper import allreduce_study
 from results.paper.cell import ALL_EXHIBITS, SCALES
@@ -166,7 +166,7 @@ def _entries(section: _Section, stem: str, where: str) -> Iterator[Entry]:
         if not run.columns:
             raise ConfigError(f"{here}: columns: none, expected COLUMN: SYSTEM")
         for column, system in run.columns.items():
-            _check_names(f"columns: {column}: unknown system", [system], SYSTEMS, here)
+            _check_names(f"columns: {column}: unknown system", [system], system_names(), here)
         overrides = [*section.common, *run.overrides]
         for choices in itertools.product(*run.axes.values()):
             values = dict(zip(run.axes, map(str, choices), strict=True))

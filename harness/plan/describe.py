@@ -13,8 +13,6 @@ _CHECKS = {
     "exact": "tokens equal to Transformers' in float32",
     "bounded": "tokens within twice Transformers' own 16-bit error of its float32 logits",
 }
-# The options of a system that change its simulation.
-_OPTIONS = ("window", "memory_budget", "allreduce", "wire_dtype", "overlap", "max_memory")
 
 
 def describe(plan: Plan, to_write: int, pending: Sequence[str]) -> list[tuple[str, str]]:
@@ -120,9 +118,8 @@ def _system_text(plan: Plan, system: SystemPlan) -> str:
 
 
 def _simulated_text(plan: Plan, system: SystemPlan) -> str:
-    asked = vars(system.options)
-    given = {name: asked[name] for name in _OPTIONS if asked.get(name) is not None}
-    words = [f"{name} {str(value).lower()}" for name, value in given.items()]
+    shown = {name: getattr(system.options, name) for name in system.options.shown}
+    words = [f"{name} {str(value).lower()}" for name, value in shown.items() if value is not None]
     dtype = system.options.compute(plan.config.dtype, plan.max_tokens).dtype
     own = [f"dtype {dtype}"] if dtype != plan.config.dtype else []
     return ", ".join([system.devices_text, *words, *own])

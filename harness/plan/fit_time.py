@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from baselines.cost import reference_cost, write_seconds
 from baselines.cost_inputs import CostInputs
-from baselines.registry import REFERENCE
+from baselines.registry import REFERENCE, reference_cost
+from baselines.weight_formats import write_seconds
 from harness.config.config import Config
 from harness.plan.types import DevicePlan, Plan, reduced_model
 from results.records.notes import Cut

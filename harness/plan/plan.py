@@ -17,11 +17,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from baselines.cost import most_distinct_layers, predict, reference_cost
 from baselines.cost_inputs import CostInputs, Prediction
-from baselines.options import LlamacppOptions, PipelineOptions, SystemOptions
-from baselines.registry import REFERENCE, SYSTEMS
-from baselines.weight_formats import WeightFormat, format_num_bytes, weight_format_of
+from baselines.registry import REFERENCE, find_system, reference_cost
+from baselines.weight_formats import WeightFormat, format_num_bytes, most_distinct_layers
 from harness.config.config import Config, ModelChoice
 from harness.config.profiles import REFERENCE_CALIBRATION, LinkFault
 from harness.plan.dilation import Dilation, choose_dilation, limits_of
@@ -205,7 +203,7 @@ def _predict_all(
     costs, refused = {}, {}
     for name, options in config.systems.items():
         try:
-            costs[name] = predict(name, options, setting)
+            costs[name] = find_system(name).predict(setting, options)
         except ResourceError as exc:
             refused[name] = f"memory_budget: {exc}"
     if refused and (not is_all or not costs):
@@ -220,15 +218,15 @@ def _plan_system(
     name: str,
     cost: Prediction,
 ) -> SystemPlan:
-    options = config.systems[name]
-    form = weight_format_of(name, options, setting.model, config.devices, config.dtype)
+    found, options = find_system(name), config.systems[name]
+    form = found.weight_format(setting.model, config.devices, config.dtype, options)
     system = SystemPlan(
-        name=name,
+        system=found,
         options=options,
-        devices=devices if SYSTEMS[name].distributed else devices[:1],
+        devices=devices[: found.world_size(config.devices)],
         form=form,
         cost=cost,
-        check="exact" if is_exact(options, config.dtype) else "bounded",
+        check="exact" if found.is_exact(options, config.dtype) else "bounded",
     )
     refusal = _memory_refusal(config, setting, system)
     if config.testbed.backend != "sim":
@@ -273,14 +271,6 @@ def _memory_limit(setting: CostInputs) -> int:
     return int(MEMORY_SHARE * setting.host.available_memory)
 
 
-def is_exact(options: SystemOptions, dtype: str) -> bool:
-    """Whether tokens must equal the reference's: nothing is rounded to 16 bit or less."""
-    if isinstance(options, LlamacppOptions) and options.quantization != "none":
-        return False
-    compute = options.compute(dtype, max_tokens=1)
-    return compute.dtype == compute.wire_dtype == "float32"
-
-
 def _plan_check(setting: CostInputs, runs: Sequence[str]) -> tuple[str, str]:
     """What tokens of the systems in `runs` are checked against, and why it is no better."""
     limit, full = _memory_limit(setting), reference_cost(setting).need_bytes
@@ -322,12 +312,10 @@ def reduced_plan(plan: Plan) -> Plan:
 
 
 def _on_two_layers(system: SystemPlan, config: Config, model: ModelConfig) -> SystemPlan:
-    form = weight_format_of(system.name, system.options, model, config.devices, config.dtype)
-    if isinstance(system.options, PipelineOptions):  # no device of it can be without a layer
-        devices = system.devices[: model.num_layers]
-        options = replace(system.options, shares=None)
-        return replace(system, devices=devices, options=options, form=form)
-    return replace(system, form=form)
+    found, asked = system.system, system.options
+    form = found.weight_format(model, config.devices, config.dtype, asked)
+    options, world_size = found.reduced(asked, system.world_size, model.num_layers)
+    return replace(system, options=options, devices=system.devices[:world_size], form=form)
 
 
 def _distinct_layers(config: Config, model: ModelConfig, storage: str) -> int:

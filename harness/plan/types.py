@@ -7,6 +7,7 @@ something takes them. A plan is the same whether processes or the simulator exec
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from baselines.base import AnySystem
 from baselines.cost_inputs import Prediction
 from baselines.options import SystemOptions
 from baselines.registry import REFERENCE
@@ -53,13 +54,18 @@ class SystemPlan:
         check: How its tokens are compared with the reference's: `exact` or `bounded`.
     """
 
-    name: str
+    system: AnySystem
     options: SystemOptions
     devices: tuple[DevicePlan, ...]
     form: WeightFormat
     cost: Prediction
     check: str
     refusal: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Of the system."""
+        return self.system.name
 
     @property
     def world_size(self) -> int:
@@ -84,8 +90,7 @@ class SystemPlan:
     @property
     def threads(self) -> tuple[int, ...]:
         """Compute threads on each device: the system's own option, or the device's."""
-        own: int | None = getattr(self.options, "threads", None)
-        return tuple(own or limits.threads for limits in self.limits)
+        return tuple(self.options.own_threads or limits.threads for limits in self.limits)
 
     @property
     def swap_need(self) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from msgspec import structs
 from msgspec.structs import replace
 
 from baselines.weight_formats import HF, reference_format
@@ -147,8 +148,8 @@ def new_record(plan: Plan, system: SystemPlan, run_id: str) -> RunRecord:
     """The record of a system before its first repeat."""
     simulated = None if plan.calibration is None else _simulated(plan, plan.calibration)
     environment, calibration, asked = simulated or _measured(plan, system)
-    axes = asdict(plan.config)
-    options = axes.pop("systems")[system.name]
+    axes, options = asdict(plan.config), structs.asdict(system.options)
+    del axes["systems"]
     peaks = {"predicted_peak_bytes": system.cost.peak_bytes}
     config = {**axes, "options": options, **peaks, **asked}
     limited = system.devices if plan.has_limits else ()
@@ -204,7 +205,8 @@ def _own_ways(plan: Plan, system: SystemPlan) -> list[Note]:
     threads = plan.devices[0].limits.threads
     asked: dict[str, int | str] = {"dtype": plan.config.dtype, "threads": threads}
     own: dict[str, int | str] = {
-        name: getattr(system.options, name, None) or value for name, value in asked.items()
+        "dtype": system.options.compute(plan.config.dtype, 1).dtype,
+        "threads": system.threads[0],
     }
     notes += [
         OwnSetting(name, own[name], value) for name, value in asked.items() if own[name] != value

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from baselines.registry import SYSTEMS
 from harness.plan.types import Plan, SystemPlan
 from harness.run.emulation import drop_page_cache, emulated_testbed, private_copies
 from harness.run.runner import Deadlines, Launch
@@ -16,7 +15,8 @@ from tpi.errors import ResourceError, map_errors
 from tpi.program.spec import Request
 from tpi.weights.blockfile import open_shard_folder
 
-PROGRAMS: Mapping[str, tuple[str, ...]] = {name: s.program for name, s in SYSTEMS.items()}
+# What starts a system instead of its own program, by its name.
+PROGRAMS: dict[str, tuple[str, ...]] = {}
 WARMUP_ID, MEASURED_ID = "warmup", "r0"
 # A deadline is for what hangs, not for what is slow: far above what was predicted.
 _PATIENCE_S, _PATIENCE = 120.0, 5.0
@@ -34,12 +34,11 @@ def make_launch(
 
     `model_dirs` are what each rank reads, if not the weights themselves.
     """
-    config, cost = plan.config, system.cost
-    options = system.options
+    config, cost, options = plan.config, system.cost, system.options
     hash_s = plan.forms.get(system.form, 0) / _SLOWEST_HASH_BPS
     return Launch(
         system=system.name,
-        program=programs[system.name],
+        program=programs.get(system.name, system.system.program),
         model_dirs=model_dirs or weights.model_dirs(system),
         requests=(
             Request(WARMUP_ID, plan.warmup_tokens, plan.prompt_ids, warmup=True),
@@ -50,8 +49,8 @@ def make_launch(
         time_scale=config.testbed.time_scale * plan.dilation.factor,
         keep_spans=config.trace,
         # Nothing outside the run's own namespaces can reach the emulated network.
-        trust_network=plan.is_emulated and SYSTEMS[system.name].distributed,
-        options=options.spec(config.dtype),
+        trust_network=plan.is_emulated and system.system.distributed,
+        options=options.spec(),
         # Predictions are of this host's time, and the launch multiplies by its time_scale.
         deadlines=Deadlines(
             ready_s=_PATIENCE_S + (_PATIENCE * cost.start_s + hash_s) / plan.dilation.factor,

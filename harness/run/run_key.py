@@ -3,7 +3,9 @@
 import json
 from dataclasses import asdict
 
-from baselines.registry import REFERENCE, SYSTEMS
+from msgspec import structs
+
+from baselines.registry import REFERENCE, find_system
 from harness.plan.types import Plan, SystemPlan
 from harness.run.source_digest import source_digest
 from harness.run.weights import WeightSet
@@ -16,18 +18,16 @@ from testbed.host.environment import (
 )
 from testbed.image import image_tag
 from testbed.sim.calibration import Calibration
+from tpi.comm.allreduces.registry import find_allreduce
 from tpi.model_config import config_to_json
+from tpi.options import ComputeOptions
 
 # What makes and measures the devices of a backend. That of Docker imports the limits, links, probes
-# and meters; that of local processes limits nothing. Modules of this project's programs belong to
-# the simulator: it takes shapes, shares, sizes of blocks and memory from them.
-_BACKENDS = {
-    "local": "testbed.local.local",
-    "docker": "testbed.docker.testbed",
-    "sim": "baselines.simulate",
-}
+# and meters; that of local processes limits nothing.
+_BACKENDS = {"local": "testbed.local.local", "docker": "testbed.docker.testbed"}
 _REFERENCE = "baselines.transformers.reference"
 _SYNTHETIC = "tpi.weights.synthetic"
+_SUMS = ComputeOptions().allreduce  # of runs that choose none of another package
 
 
 def run_name(plan: Plan, system: SystemPlan, weights: WeightSet) -> str:
@@ -38,9 +38,10 @@ def run_name(plan: Plan, system: SystemPlan, weights: WeightSet) -> str:
 def decisive(plan: Plan, system: SystemPlan, weights: WeightSet) -> dict[str, object]:
     """Everything that decides the numbers of a system, and nothing else."""
     backend, costs = plan.config.testbed.backend, plan.calibration
+    compute = system.options.compute(plan.config.dtype, plan.max_tokens)
     return {
         "system": system.name,
-        "options": asdict(system.options),
+        "options": structs.asdict(system.options),
         "model": config_to_json(plan.model),
         "storage": plan.storage,
         "new_tokens": plan.new_tokens,
@@ -48,7 +49,7 @@ def decisive(plan: Plan, system: SystemPlan, weights: WeightSet) -> dict[str, ob
         "backend": backend,
         "limits": [asdict(limits) for limits in system.limits],
         "links": [] if backend == "local" else [asdict(link) for link in system.links],
-        "source": digest_of_source(system.name, backend),
+        "source": digest_of_source(system.name, backend, compute.allreduce),
         # Only where it is on: keeping spans takes memory. Without it ids are what they were.
         **({"trace": True} if plan.config.trace else {}),
         **(_simulated(plan, costs) if costs else _measured(plan, system, weights)),
@@ -91,21 +92,23 @@ def calibration_content(calibration: Calibration) -> dict[str, object]:
 
 def reference_digest() -> str:
     """Digest of the source that the reference's tokens come from."""
-    return source_digest(_REFERENCE, SYSTEMS[REFERENCE].program[1])
+    return source_digest(_REFERENCE, find_system(REFERENCE).program[1])
 
 
-def digest_of_source(system: str, backend: str) -> str:
+def digest_of_source(name: str, backend: str, allreduce: str = _SUMS) -> str:
     """Digest of the source that a system's numbers come from, on devices of a backend.
 
     The program computes them, the backend enforces limits and links and measures, and what wrote
-    the weights decides how they are read. Of simulated numbers all is the simulator's.
+    the weights decides how they are read. Simulated numbers come from the system's simulated
+    schedule and what it imports. System and allreduce may be of other packages.
     """
+    system, sums = find_system(name), type(find_allreduce(allreduce)).__module__
     if backend == "sim":
-        return source_digest(_BACKENDS[backend])
-    module = SYSTEMS[system].program[1]  # what follows `-m`
-    return source_digest(module, _BACKENDS[backend], SYSTEMS[system].writer, _SYNTHETIC)
+        return source_digest(system.simulator.partition(":")[0], sums)
+    program = system.program[1]  # what follows `-m`
+    return source_digest(program, _BACKENDS[backend], system.writer, _SYNTHETIC, sums)
 
 
-def versions_of(system: str) -> dict[str, str | None]:
+def versions_of(name: str) -> dict[str, str | None]:
     """Installed versions of what a system's numbers come from."""
-    return dependency_versions((*DEPENDENCIES, *SYSTEMS[system].distributions))
+    return dependency_versions((*DEPENDENCIES, *find_system(name).distributions))

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from msgspec.structs import replace
 
-from baselines.simulate import simulate
+from baselines.registry import simulate
 from harness.plan.types import Plan, SystemPlan
 from harness.progress.live import Live
 from harness.run.executor import Executor
@@ -71,7 +71,7 @@ def sim_run(plan: Plan, system: SystemPlan) -> SimRun:
         ),
         links=system.links,
         shares=None if shares is None else tuple(shares),
-        options=options.spec(plan.config.dtype),
+        options=options.spec(),
         keep_spans=plan.config.trace,
     )
 

@@ -1,11 +1,10 @@
-"""The spans of a run as a trace file for ui.perfetto.dev.
+"""The spans of a run as a trace file: `lab trace RECORD [--repeat N] [--out F]`.
 
 A file in the JSON form that Perfetto (ui.perfetto.dev) and Chrome (about:tracing) open: a process
 for each device, in it a thread for each kind of span (compute, allreduce, load, wait), and marks at
 rank 0's tokens. Time is in microseconds since the request, undilated. Read `trace_events` first.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 from results.records.schema import RecordError, Repeat, RunRecord
 from results.records.spans import RankSpan, is_cut, spans_of
 from results.records.store import RunStore
+from tpi.command_line import Parser
 from tpi.errors import ConfigError, ResourceError, TpiError, map_errors
 from tpi.files import write_atomic
 from tpi.outfile import check_out
@@ -74,7 +74,7 @@ def write_trace_file(record: RunRecord, repeat: Repeat, path: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run from the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m results.records.trace_file")
+    parser = Parser(prog="lab trace", description="Write a traced run's spans for ui.perfetto.dev.")
     parser.add_argument("record", type=Path, help="folder of a run record")
     parser.add_argument("--repeat", type=int, default=0, help="which one; 0 is the first")
     parser.add_argument("--out", type=Path, default=Path("trace.json"), help="file to write")
@@ -101,7 +101,3 @@ def _read(folder: Path, index: int) -> tuple[RunRecord, Repeat]:
     if not 0 <= index < len(repeats):
         raise ConfigError(f"--repeat: got {index}, {folder} has {len(repeats)}, counted from 0")
     return record, repeats[index]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

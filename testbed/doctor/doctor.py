@@ -1,11 +1,10 @@
-"""What this machine can enforce on devices and links, and what is missing.
+"""What this machine can enforce on devices and links: `lab doctor [WEIGHTS_FOLDER]`.
 
 Prints a table, and for what is missing the command that mends it. Exit status 0 if testbeds with
 `backend: docker` can run here, else 1; plain processes (`testbed=local`) need nothing of it.
 `testbed/doctor/checks.py` looks; read `checks` first.
 """
 
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from rich.text import Text
 
 from testbed.base import DeviceError
 from testbed.doctor.checks import Machine
+from tpi.command_line import Parser
 from tpi.errors import TpiError
 
 State = Literal["ok", "note", "missing"]
@@ -260,13 +260,11 @@ def _one_line(what: object) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Look, print, and return the exit status."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    folder = Path(arguments[0]) if arguments else _WEIGHTS
-    with closing(Machine(folder)) as machine:
+    parser = Parser(
+        prog="lab doctor", description="Say what this machine can emulate, and what is missing."
+    )
+    parser.add_argument("folder", nargs="?", type=Path, default=_WEIGHTS, metavar="WEIGHTS_FOLDER")
+    with closing(Machine(parser.parse_args(argv).folder)) as machine:
         found = checks(machine)
     show(found, Console(highlight=False))
     return 0 if can_run(found) else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

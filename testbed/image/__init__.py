@@ -1,4 +1,4 @@
-"""The device image: this host's Python packages on a small Debian; `python -m testbed.image`.
+"""The device image: this host's Python packages on a small Debian; `lab image`.
 
 `recipe.py` says what goes into it and names it after that, `packages.py` gathers it, `build.py`
 builds it.

@@ -80,7 +80,7 @@ def build(say: Say) -> str:
         say(f"{tag} built in {time.monotonic() - start_s:.0f} s, {size_bytes / 1e9:.1f} GB")
         old = old_tags(client)
         if old:
-            say(f"of other inputs: {' '.join(old)}; python -m testbed.image --prune removes them")
+            say(f"of other inputs: {' '.join(old)}; lab image --prune removes them")
     return tag
 
 

@@ -16,8 +16,8 @@ import pytest
 import requests
 
 from testbed.base import DeviceError
-from testbed.image import __main__ as command
 from testbed.image import build, recipe
+from testbed.image import main as command
 from testbed.image.recipe import closure, image_tag, modules, normal, recipe_digest, requirements
 
 INSTALLED = {

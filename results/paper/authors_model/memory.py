@@ -20,7 +20,6 @@ from comparing numbers, not from a list.
 """
 
 import functools
-from argparse import ArgumentParser
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -30,7 +29,8 @@ from rich.table import Table
 from results.paper.authors_model.blocks import block_bytes
 from results.paper.cell import Cell
 from results.paper.values.paper_values import reported_cells
-from tpi.errors import ConfigError
+from tpi.command_line import Parser
+from tpi.errors import EXIT_OK, ConfigError
 from tpi.model_config import DTYPE_BYTES, load_preset
 
 FITTED_ON = "table1"
@@ -214,8 +214,12 @@ def summary() -> tuple[str, ...]:
     return tuple(lines)
 
 
-def main() -> None:
-    """Print every cell, the constant, the shares and the misses."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print every cell, the constant, the shares and the misses; returns the exit status."""
+    Parser(
+        prog="lab published-memory",
+        description="Hold the published code's memory against the paper's Tables 1, 2 and 6.",
+    ).parse_args(argv)
     console = Console()
     for exhibit in (FITTED_ON, *PREDICTED):
         fitted = " (fitted on)" if exhibit == FITTED_ON else ""
@@ -243,11 +247,4 @@ def main() -> None:
             soft_wrap=True,
             highlight=False,
         )
-
-
-if __name__ == "__main__":
-    ArgumentParser(
-        prog="python -m results.paper.authors_model.memory",
-        description="Hold the published code's memory against the paper's Tables 1, 2 and 6.",
-    ).parse_args()
-    main()
+    return EXIT_OK

@@ -1,6 +1,6 @@
 """The paper's own times, predicted from as few of its cells as fix the unknown rates.
 
-    python -m results.paper.authors_model.times
+    lab published-times
 
 `schedule.replay` knows what the authors' implementation does; how fast its devices load
 and compute is not in the paper. Two cells of Table 1 fix two rates for Klonet, four cells of
@@ -11,7 +11,6 @@ fits; the error under other choices is printed. Read `fit` first.
 
 import statistics
 import sys
-from argparse import ArgumentParser
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -24,6 +23,7 @@ from scipy.optimize import least_squares
 from results.paper.authors_model.schedule import Rates, Setup, Times, replay
 from results.paper.cell import Cell, Place
 from results.paper.values.paper_values import reported_cells
+from tpi.command_line import Parser
 from tpi.model_config import load_preset
 from tpi.units import format_seconds
 from tpi.weights.hf_folder import required_hf_bytes
@@ -217,8 +217,12 @@ def other_choices(testbed: _Testbed, reported: Mapping[Place, float]) -> Iterato
                 yield fit(testbed, chosen, reported)
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Print rates, predictions and errors, and the errors under other choices of cells."""
+    Parser(
+        prog="lab published-times",
+        description="Predict the times of the paper's Tables 1, 3 and 8 from few of their cells.",
+    ).parse_args(argv)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
     for testbed in (KLONET, LAPTOPS):
         reported = reported_times(testbed)
@@ -262,11 +266,3 @@ def _summary(what: str, found: Mapping[Place, float]) -> str:
         f"{what}: {within} of {len(sizes)} predicted cells within {_BAND:.0%}, median"
         f" {statistics.median(sizes):.0%}, worst {max(sizes):.0%}"
     )
-
-
-if __name__ == "__main__":
-    ArgumentParser(
-        prog="python -m results.paper.authors_model.times",
-        description="Predict the times of the paper's Tables 1, 3 and 8 from few of their cells.",
-    ).parse_args()
-    sys.exit(main())

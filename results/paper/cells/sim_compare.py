@@ -1,30 +1,30 @@
-"""Simulated beside measured: `python -m results.paper.cells.sim_compare FOLDER ...`.
+"""Simulated beside measured: `lab validate FOLDER ...`.
 
 Each folder is searched for run records (`run.json`) of the Docker testbed; every one that ended
 well is simulated from what it says of itself: model, weights, system, dilation, limits, links. The
 error is simulated / measured - 1. Read `rebuild`.
 """
 
-import argparse
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta, Struct
 
-from baselines.simulate import SYSTEMS, simulate
+from baselines.options import SystemOptions
+from baselines.registry import find_system, simulate
 from testbed.limits.limits import DeviceLimits
 from testbed.links.link import LinkSpec
 from testbed.sim.base import SimDevice, SimOutcome, SimRun
 from testbed.sim.calibration import Calibration, load_calibration
+from tpi.command_line import Parser
 from tpi.decode import decode_file
 from tpi.errors import ConfigError, ResourceError
 from tpi.model_config import load_preset
-from tpi.options import ComputeOptions
 
 _MAX_RECORD_BYTES = 64 << 20
 _Positive = Annotated[float, Meta(gt=0)]
@@ -161,7 +161,7 @@ def rebuild(record: Record, where: str) -> SimRun:
     Raises:
         ConfigError: It lacks something, or its model is none of the presets.
     """
-    config, calibration, options = record.config, record.calibration, record.options
+    config, calibration, options = record.config, record.calibration, _options(record)
     if calibration.dilation is None:
         raise ConfigError(f"record {where}: nothing to simulate it from: it names no dilation")
     factor = calibration.dilation.factor
@@ -169,42 +169,35 @@ def rebuild(record: Record, where: str) -> SimRun:
     storage = config.weights.dtype
     probed_bps = calibration.disk_probe.read_bps
     max_tokens = len(config.prompt_ids) + config.workload.new_tokens
-    shares = options.get("shares")
     return SimRun(
         system=record.system,
-        compute=_compute(record.system, options, config.dtype, max_tokens),
+        compute=options.compute(config.dtype, max_tokens),
         model=model,
         storage=model.dtype if storage == "auto" else storage,
         prompt_tokens=len(config.prompt_ids),
         new_tokens=config.workload.new_tokens,
         devices=tuple(_device(each, options, factor, probed_bps) for each in calibration.limits),
         links=tuple(link.dilated(1 / factor) for link in calibration.links),
-        shares=tuple(shares) if isinstance(shares, Sequence) else None,
-        options=options,
+        shares=None if options.split is None else tuple(options.split),
+        options=options.spec(),
     )
 
 
-def _compute(
-    system: str, options: Mapping[str, Any], dtype: str, max_tokens: int
-) -> ComputeOptions:
-    """What a system without a window keeps in memory is all; Galaxy's sums go round a ring."""
-    fixed: dict[str, Any] = {} if "window" in options else {"window": None}
-    if system == "galaxy":
-        fixed["allreduce"] = "ring"
-    asked: dict[str, Any] = {"dtype": dtype, "max_tokens": max_tokens}
-    asked |= {name: value for name, value in options.items() if value is not None}
-    return ComputeOptions.named_in(asked, **fixed)
+def _options(record: Record) -> SystemOptions:
+    """Of the system that ran; what older versions had beside is left out."""
+    options: type[SystemOptions] = find_system(record.system).options
+    known = {k: v for k, v in record.options.items() if k in options.__struct_fields__}
+    return options(**known)
 
 
 def _device(
-    limits: DeviceLimits, options: Mapping[str, object], factor: float, probed_bps: float
+    limits: DeviceLimits, options: SystemOptions, factor: float, probed_bps: float
 ) -> SimDevice:
     """A device in its own time, in which all of the host is as many times faster as it is dilated.
 
     That holds where nothing was limited too: the host's own rate was divided by no factor.
     """
-    own = options.get("threads")
-    threads = own if isinstance(own, int) else limits.threads
+    threads = options.own_threads or limits.threads
     read_bps = probed_bps if limits.read_bps is None else limits.read_bps
     return SimDevice(
         cores=factor * (threads if limits.cpus is None else min(limits.cpus, threads)),
@@ -253,7 +246,7 @@ def _compare(path: Path, calibration: Calibration) -> Comparison | Skipped | Non
         return None
     record = decode_file(path, Record, _MAX_RECORD_BYTES, ConfigError)
     measured = record.metrics
-    if measured is None or record.system not in SYSTEMS:
+    if measured is None or not find_system(record.system).simulator:
         return None
     name, latency = _name_of(path), measured.token_latency_s
     try:
@@ -297,8 +290,8 @@ def _cells(measured: float | None, simulated: float | None) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m results.paper.cells.sim_compare", description=__doc__
+    parser = Parser(
+        prog="lab validate", description="Set the simulator beside measured run records."
     )
     parser.add_argument("folders", nargs="+", type=Path, help="where run records are")
     parser.add_argument("--calibration", type=Path, help="JSON file; default: the reference")
@@ -311,7 +304,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     sys.stdout.write(table(found) if found else "no run record of the Docker testbed found\n")
     broken = any(isinstance(each, Skipped) and each.is_broken for each in found)
     return ConfigError.exit_status if broken else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Verdicts on the paper's claims, from a book alone: `python -m results.paper.claims.judge FOLDER`.
+"""Verdicts on the paper's claims, from a book alone: `lab claims FOLDER`.
 
 Every kind of evidence is judged by itself: what the paper reports, what was measured, simulated,
 computed. A claim's verdict is that of the measurements where they decide, else the simulator's,
@@ -6,7 +6,6 @@ marked as such, else `undecided` with what is missing. The claims stand in
 `results/paper/claims/list.py`. Read `judge` first.
 """
 
-import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +17,9 @@ from results.paper.claims.evidence import MEASURED, REPORTED, SIMULATED, View, v
 from results.paper.claims.list import CLAIMS, Claim
 from results.paper.claims.verdict import REPRODUCED, UNDECIDED, Finding
 from results.paper.render.cell_format import escaped
+from tpi.command_line import Parser
 from tpi.errors import EXIT_OK, TpiError
+from tpi.units import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +138,19 @@ def markdown(judgements: Sequence[Judgement]) -> str:
     return "\n".join([*lines, *sections]) + "\n"
 
 
+def summary(judgements: Sequence[Judgement]) -> str:
+    """The claims that are decided: a table of verdicts, each with the number that decides it."""
+    decided = [each for each in judgements if each.basis]
+    lines = ["| the paper says | here | found |", "|---|---|---|"]
+    for each in decided:
+        found = each.findings[each.basis].items
+        deciding = next(item for item in found if item.verdict == each.verdict)
+        words = (each.claim.sentence, each.words, str(deciding))
+        lines.append(f"| {' | '.join(map(escaped, words))} |")
+    rest = len(judgements) - len(decided)
+    return "\n".join([*lines, "", f"{counted(rest, 'other claim')}: undecided."]) + "\n"
+
+
 def _section(each: Judgement) -> Iterator[str]:
     claim = each.claim
     yield from ("", f"#### {claim.name}: {each.words}", "")
@@ -161,20 +175,17 @@ def _marked(verdict: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m results.paper.claims.judge",
+    parser = Parser(
+        prog="lab claims",
         description="Judge the paper's claims by the run records of one folder.",
     )
     parser.add_argument("folder", type=Path, help="with index.json and the run records")
+    parser.add_argument("--summary", action="store_true", help="only a table of what is decided")
     args = parser.parse_args(argv)
     try:
-        text = markdown(judge_claims(open_result_set(args.folder)))
+        text = (summary if args.summary else markdown)(judge_claims(open_result_set(args.folder)))
     except TpiError as exc:
         sys.stderr.write(f"error: {exc}\n")
         return exc.exit_status
     sys.stdout.write(text)
     return EXIT_OK
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Render the paper's tables and figures from the run records of a folder.
+"""Render the paper's tables and figures from run records: `lab render FOLDER`.
 
 Every exhibit becomes files of its own, `table1.md`, `.tex`, `.csv` and `figure3.svg`, `.png`,
 `.md`, `.csv`, in FOLDER/rendered or where `--out` says; `validation.md` lies beside them. One that
@@ -19,6 +19,7 @@ from results.paper.render.csv import cells_csv
 from results.paper.render.latex import latex
 from results.paper.render.markdown import figure_markdown, markdown
 from results.paper.render.sections import shown_cells
+from tpi.command_line import Parser
 from tpi.errors import EXIT_OK, ConfigError, ResourceError, TpiError, map_errors
 from tpi.files import write_atomic
 
@@ -135,8 +136,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m results.paper.render.main",
+    parser = Parser(
+        prog="lab render",
         description="Render the paper's tables and figures from run records.",
     )
     parser.add_argument("folder", type=Path, help="with index.json and the run records")
@@ -146,7 +147,3 @@ def _parser() -> argparse.ArgumentParser:
         help="table1 ... table8, figure1a ... figure6, validation",
     )  # fmt: skip
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

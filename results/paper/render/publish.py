@@ -1,11 +1,10 @@
-"""Copy exhibits to another folder, with the records behind them.
+"""Copy exhibits with the records behind them: `lab publish FOLDER OUT --only table1`.
 
 OUT gets an index of those exhibits alone, every record that it names, the samples that these name,
 and `SHA256SUMS` of index and records, as `sha256sum -c` checks them. Nothing is published that
 cannot be read, and nothing is written over. Read `publish` first.
 """
 
-import argparse
 import hashlib
 import re
 import shutil
@@ -18,6 +17,7 @@ from msgspec.structs import replace
 from results.paper.cells.result_set import read_book
 from results.paper.index import INDEX_FILE, read_index, write_index
 from results.paper.render.main import exhibits_named
+from tpi.command_line import Parser
 from tpi.errors import EXIT_OK, ConfigError, ResourceError, TpiError, map_errors
 
 SUMS_FILE = "SHA256SUMS"
@@ -64,10 +64,7 @@ def _sha256(path: Path) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m results.paper.render.publish",
-        description="Copy exhibits with the records behind them.",
-    )
+    parser = Parser(prog="lab publish", description="Copy exhibits with the records behind them.")
     parser.add_argument("folder", type=Path, help="with index.json and the run records")
     parser.add_argument("out", type=Path, help="the folder to make")
     parser.add_argument(
@@ -81,7 +78,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         return exc.exit_status
     sys.stdout.write(f"{len(runs)} records in {args.out}\n")
     return EXIT_OK
-
-
-if __name__ == "__main__":
-    sys.exit(main())

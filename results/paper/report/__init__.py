@@ -1,4 +1,4 @@
-"""One HTML file with everything: `python -m results.paper.report FOLDER --out report.html`.
+"""One HTML file with everything: `lab report FOLDER --out report.html`.
 
 Modules build typed values from a book, one for each group of sections; `templates/` makes the page
 of them. Only `record_facts` looks into a record's environment and calibration. Read `main` first.

@@ -4,7 +4,6 @@ The page needs nothing from anywhere else, and everything in it comes from one b
 escape whatever they are given: names, reasons and notes are words of programs and of users.
 """
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from results.paper.index import INDEX_FILE
 from results.paper.render.cell_format import LEGEND, STAND_IN_LEGEND, plain
 from results.paper.report import runs, trust
 from results.paper.report.exhibits import FIGURES, TABLES, ShownExhibit, draw_all, shown_exhibit
+from tpi.command_line import Parser
 from tpi.errors import EXIT_OK, ResourceError, TpiError, map_errors
 from tpi.files import write_atomic
 from tpi.outfile import check_out
@@ -140,9 +140,7 @@ def write_report(book: ResultSet, path: Path, figures_dir: Path | None = None) -
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m results.paper.report", description="Write one HTML file from run records."
-    )
+    parser = Parser(prog="lab report", description="Write one HTML file from run records.")
     parser.add_argument("folder", type=Path, help="with index.json and the run records")
     parser.add_argument("--out", type=Path, help="the file; FOLDER/report.html unless said")
     parser.add_argument(

@@ -382,7 +382,7 @@ def test_command_line_runs_one_table_and_renders_it(tmp_path, works, rendered, c
     last = capsys.readouterr().out.splitlines()[-2:]
     assert last == [
         f"1 file in {tmp_path / 'new' / 'rendered'}",
-        f"next: python -m results.paper.report {tmp_path / 'new'}",
+        f"next: lab report {tmp_path / 'new'}",
     ]
     assert "inside llama2-3b" in (tmp_path / "new" / "log.txt").read_text()
 
@@ -399,7 +399,7 @@ def test_command_line_ends_on_an_interrupt(tmp_path, works, rendered, capsys):
     assert rendered == []
     assert capsys.readouterr().err == (
         "paper: interrupted; the same command goes on where it stopped, and what there is so far"
-        f" is drawn by: python -m results.paper.render.main {tmp_path}\n"
+        f" is drawn by: lab render {tmp_path}\n"
     )
 
 
@@ -427,4 +427,4 @@ def test_makefile_passes_a_retry_on(request, retry, words):
         command, cwd=request.config.rootpath, capture_output=True, text=True, check=True
     )
     last = said.stdout.splitlines()[-1].split()
-    assert last[1:] == ["-m", "harness.paper.main", "--scale", "small", *words, "--only", "table1"]
+    assert last[1:] == ["paper", "--scale", "small", *words, "--only", "table1"]

@@ -5,7 +5,7 @@ from contextlib import nullcontext
 
 import pytest
 
-from harness.regression import __main__ as command
+from harness.regression import main as command
 from harness.regression.table import markdown, rich_table
 from harness.regression.verdict import NO_BASELINE, UNCLEAR, Finding
 from testbed.base import DeviceError

@@ -300,7 +300,7 @@ def test_files_of_a_fake_host(tmp_path):
 def test_here_docker_testbeds_can_run():
     begin_s = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-m", "testbed.doctor.doctor"], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-m", "harness.lab", "doctor"], cwd=ROOT, capture_output=True, text=True
     )
     assert done.stderr == ""
     assert "Docker testbeds can run here" in done.stdout

@@ -149,7 +149,7 @@ def test_process_is_added_to_the_weights():
 
 
 def test_command_prints_every_cell_and_every_miss(capsys):
-    main()
+    assert main([]) == 0
     out = capsys.readouterr().out
     assert out.count("llama2-70b") == 2 + 8 + 8 + sum(
         "70b" in str(m.cell.place) and "llama2" in str(m.cell.place) for m, _ in misses()

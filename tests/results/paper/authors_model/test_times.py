@@ -65,9 +65,9 @@ def test_every_predicted_cell_says_what_it_is():
     assert len(cells) == len(KLONET_TIMES) + len(reported_times(LAPTOPS))
 
 
-@pytest.mark.parametrize("module", ["times", "memory"])
-def test_an_argument_that_means_nothing_is_refused(module):
-    asked = [sys.executable, "-m", f"results.paper.authors_model.{module}", "--only", "table1"]
+@pytest.mark.parametrize("verb", ["published-times", "published-memory"])
+def test_an_argument_that_means_nothing_is_refused(verb):
+    asked = [sys.executable, "-m", "harness.lab", verb, "--only", "table1"]
     run = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=60)
     assert run.returncode == 2
     assert run.stdout == ""

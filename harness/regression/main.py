@@ -1,4 +1,4 @@
-"""Compare this tree with its base commit: `python -m harness.regression --help`.
+"""Compare this tree with its base commit: `lab regression`.
 
 Counters first (`counters.py`), which are the same on any machine, then timings in turns
 (`timings.py`); `verdict.py` says what a regression is, `base.py` what it is compared with. Exit
@@ -21,8 +21,9 @@ from harness.regression.table import markdown, rich_table
 from harness.regression.timings import ROUNDS, STARTS, Amount, measure_timings
 from harness.regression.tree import Tree
 from harness.regression.verdict import NO_BASELINE, UNCLEAR, Finding, regressions
-from harness.run.signals import GracefulShutdown, ignore_signals
+from harness.run.signals import GracefulShutdown
 from testbed.host.hostlock import host_lock
+from tpi.command_line import Parser
 from tpi.errors import EXIT_INTERRUPTED, EXIT_OK, ConfigError, ResourceError, TpiError
 from tpi.files import write_atomic
 
@@ -111,7 +112,9 @@ def _run(repo: Path, args: argparse.Namespace, console: Console) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m harness.regression", description=__doc__)
+    parser = Parser(
+        prog="lab regression", description="Compare this tree with its base commit, in one job."
+    )
     parser.add_argument(
         "--base", metavar="REF", help="commit to compare with (default: where this branch left "
         "origin/main, or the commit before HEAD)",
@@ -127,9 +130,3 @@ def _parser() -> argparse.ArgumentParser:
         "--allow-concurrent", action="store_true", help="run beside another run on this host"
     )
     return parser
-
-
-if __name__ == "__main__":
-    exit_status = main()
-    ignore_signals()
-    sys.exit(exit_status)

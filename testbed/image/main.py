@@ -1,17 +1,17 @@
-"""`python -m testbed.image [--prune]`: build the device image if its inputs changed."""
+"""`lab image [--prune]`: build the device image if its inputs changed."""
 
-import argparse
 import signal
 import sys
 
 from testbed.image.build import build, prune
+from tpi.command_line import Parser
 from tpi.errors import EXIT_INTERRUPTED, EXIT_OK, TpiError
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Build or prune; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m testbed.image",
+    parser = Parser(
+        prog="lab image",
         description="Build the device image if its inputs changed.",
         epilog="The wheelhouse is filled by pip: set PIP_INDEX_URL and the like for other indexes.",
     )
@@ -34,7 +34,3 @@ def main(arguments: list[str] | None = None) -> int:
 def _say(text: str) -> None:
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,126 @@
+"""What a system is to the harness: one `System` value with everything that is special about it.
+
+A system is a folder of `baselines/`, or a package of its own, with a module that makes the value.
+Nobody else asks which system it is. Modules that make systems import neither torch nor NumPy,
+since every command line asks the registry; what needs them is imported inside of a method.
+"""
+# ruff: noqa: ARG002 - what a method of the base is given, subclasses use
+
+import pkgutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
+
+from baselines.cost_inputs import CostInputs, Prediction
+from baselines.options import SystemOptions
+from baselines.weight_formats import WeightFormat
+from tpi.errors import ConfigError
+from tpi.model_config import ModelConfig
+from tpi.weights.shard import make_shard_plan
+
+if TYPE_CHECKING:
+    from testbed.sim.base import SimOutcome, SimRun
+    from testbed.sim.calibration import Calibration
+
+
+Opts = TypeVar("Opts", bound=SystemOptions)
+
+
+@dataclass(frozen=True)
+class System(Generic[Opts]):
+    """A system that is compared: a program that obeys the contract of `tpi node`.
+
+    Attributes:
+        name: What `systems=` calls it.
+        options: Class of its options.
+        program: What starts it, after the device's Python; the path of its spec is appended.
+        simulator: `MODULE:FUNCTION` of its simulated schedule; empty if it has none.
+        writer: Module that writes the weights it reads.
+        packages: Python packages that must be there.
+        distributions: What an extra installs them as, whose versions decide its numbers.
+        extra: The extra of this project that installs them; empty if they come with it.
+        distributed: Whether it takes all devices; else one.
+        order: Its place in lists, the smallest first; those of other packages come last.
+    """
+
+    name: str
+    options: type[Opts]
+    program: tuple[str, ...]
+    simulator: str = ""
+    writer: str = "tpi.weights.split"
+    packages: tuple[str, ...] = ("torch",)
+    extra: str = ""
+    distributions: tuple[str, ...] = ()
+    distributed: bool = False
+    order: int = 1000
+
+    def world_size(self, devices: int) -> int:
+        """How many of the devices it takes."""
+        return devices if self.distributed else 1
+
+    def predict(self, inputs: CostInputs, options: Opts) -> Prediction:
+        """Predict what one start and one request take.
+
+        Raises:
+            ResourceError: A memory budget that cannot work; the message has the least that would.
+        """
+        self._lacks("predict", "what it needs")
+
+    def simulate(self, run: "SimRun", calibration: "Calibration") -> "SimOutcome":
+        """Simulate one start with one warm request.
+
+        Raises:
+            ConfigError: It is not simulated, or options that the program would refuse.
+            ResourceError: A memory budget that cannot work, as in the program.
+        """
+        if not self.simulator:
+            from baselines.registry import all_systems
+
+            names = ", ".join(system.name for system in all_systems() if system.simulator)
+            raise ConfigError(f"testbed=sim: {self.name} is not simulated; choose among {names}")
+        _check(run)
+        outcome: SimOutcome = pkgutil.resolve_name(self.simulator)(run, calibration)
+        return outcome
+
+    def problems(self, model: ModelConfig, devices: int, dtype: str, options: Opts) -> list[str]:
+        """Everything that keeps it from serving this model on so many devices."""
+        return []
+
+    def weight_format(
+        self, model: ModelConfig, devices: int, dtype: str, options: Opts
+    ) -> WeightFormat:
+        """The form of the weights that it reads: by default shards, one for each device."""
+        return WeightFormat(
+            "shards", make_shard_plan(model, self.world_size(devices), options.split)
+        )
+
+    def is_exact(self, options: Opts, dtype: str) -> bool:
+        """Whether tokens must equal the reference's: nothing is rounded to 16 bit or less."""
+        compute = options.compute(dtype, max_tokens=1)
+        return compute.dtype == compute.wire_dtype == "float32"
+
+    def reduced(self, options: Opts, world_size: int, num_layers: int) -> tuple[Opts, int]:
+        """Options and devices for the same shape of model, cut to so many layers."""
+        return options, world_size
+
+    def _lacks(self, method: str, what: str) -> NoReturn:
+        raise ConfigError(
+            f"system {self.name}: {type(self).__name__} does not say {what}: it has no {method}"
+        )
+
+
+AnySystem = System[Any]
+
+
+def _check(run: "SimRun") -> None:
+    if not run.devices or len(run.links) != len(run.devices):
+        raise ConfigError(
+            f"testbed=sim: {len(run.devices)} devices and {len(run.links)} links, expected as many"
+        )
+    if run.prompt_tokens < 1 or run.new_tokens < 1:
+        raise ConfigError(
+            f"testbed=sim: {run.prompt_tokens} prompt tokens and {run.new_tokens} new ones, "
+            "expected at least 1 each"
+        )
+    for rank, device in enumerate(run.devices):
+        if not device.cores > 0 or (device.disk_read_bps is not None and device.disk_read_bps <= 0):
+            raise ConfigError(f"testbed=sim: rank {rank}: cores and disk must be > 0: {device}")
