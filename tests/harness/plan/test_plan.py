@@ -2,10 +2,9 @@ from dataclasses import replace
 
 import pytest
 
-from baselines.cost import most_distinct_layers
 from baselines.cost_inputs import num_parameters
-from baselines.registry import SYSTEMS
-from baselines.weight_formats import HF
+from baselines.registry import system_names
+from baselines.weight_formats import HF, most_distinct_layers
 from harness.plan.describe import describe
 from harness.plan.plan import make_plan, reduced_plan
 from tests.harness.micro import GIB, HOST, MODEL, make_config
@@ -229,7 +228,7 @@ def test_two_layer_plan_is_the_same_but_for_its_depth(tmp_path):
 
 
 def all_of(tmp_path, name="tiny", **changes):
-    return plan_of(tmp_path, name, systems={n: {} for n in SYSTEMS}, devices=4, **changes)
+    return plan_of(tmp_path, name, systems={n: {} for n in system_names()}, devices=4, **changes)
 
 
 def test_every_system_has_its_devices_and_its_form_of_the_weights(tmp_path):

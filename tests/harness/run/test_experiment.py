@@ -11,7 +11,7 @@ from rich.console import Console
 
 import harness.run.reference
 import harness.run.runner
-from baselines.registry import SYSTEMS
+from baselines.registry import system_names
 from harness.plan.plan import make_plan
 from harness.progress.live import Live
 from harness.run.annotate import disk_share
@@ -38,7 +38,7 @@ def experiment(tmp_path, tpi=None, transformers=None, host=HOST, out=None, **cha
     changes.setdefault("weights", {"dir": str(tmp_path / "weights"), "source": "synthetic"})
     config = make_config(tmp_path, **changes)
     plan = make_plan(config, MODEL, PROMPT, host)
-    programs = {name: fake() for name in SYSTEMS}
+    programs = {name: fake() for name in system_names()}
     programs |= {"tpi": fake(**(tpi or {})), "transformers": fake(**(transformers or {}))}
     live = Live(Console(file=out or io.StringIO(), width=200))
     return Experiment(plan, live, programs)

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from baselines.registry import SYSTEMS
+from baselines.registry import system_names
 from harness.run import source_digest
 from harness.run.run_key import digest_of_source, reference_digest
 from harness.run.source_digest import source_files
 from tpi.errors import ConfigError
 
 ROOT = Path(__file__).parents[3]
+SYSTEMS = system_names()
 
 
 @pytest.fixture
