@@ -90,19 +90,22 @@ def _c_files(modules: dict[str, Path]) -> dict[str, Path]:
 def _file_of(module: str) -> Path | None:
     """The file of a module, or of a package's `__init__`; None if it is neither."""
     top, *rest = module.split(".")
-    origin = _origin(top)
-    if origin is None or not rest:
-        return origin
-    path = origin.parent.joinpath(*rest)
-    files = (path.with_name(f"{path.name}.py"), path / "__init__.py")
-    return next((file for file in files if file.is_file()), None)
+    path = _origin(top)
+    if path is not None and rest:
+        path = path.parent.joinpath(*rest)
+        files = (path.with_name(f"{path.name}.py"), path / "__init__.py")
+        path = next((file for file in files if file.is_file()), None)
+    return path if path is not None and path.is_file() else None
 
 
 @functools.cache
 def _origin(top: str) -> Path | None:
-    """The file of a module outside packages, found and not imported."""
+    """The file of a module outside packages, found and not imported; a package may lack it."""
     spec = importlib.util.find_spec(top)
-    return Path(spec.origin) if spec is not None and spec.has_location and spec.origin else None
+    if spec is not None and spec.has_location and spec.origin:
+        return Path(spec.origin)
+    folders = list(spec.submodule_search_locations or ()) if spec is not None else []
+    return Path(folders[0]) / "__init__.py" if folders else None
 
 
 def _parent(module: str) -> str:
