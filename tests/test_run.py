@@ -321,10 +321,10 @@ def test_flood_of_signals_does_not_nest(number):
     """What cleans up hears of one signal, however many come."""
     code = (
         "import signal\n"
-        "from harness.run.signals import POLITE, PoliteSignals\n"
+        "from harness.run.signals import POLITE, GracefulShutdown\n"
         "for number in POLITE:\n"
         "    signal.signal(number, signal.SIG_DFL)\n"  # ignored in a background job, with nohup
-        "with PoliteSignals():\n"
+        "with GracefulShutdown():\n"
         "    for _ in range(2):\n"
         "        try:\n"
         "            print('ready', flush=True)\n"

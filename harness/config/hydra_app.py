@@ -30,7 +30,7 @@ from harness.config.command_line import CONF_DIR, CommandLine, explain
 from harness.config.compose import checked, store_pages
 from harness.run.failure import failure_of
 from harness.run.session import Outcome, console, prepare, run, show
-from harness.run.sweep import clear_parts, part_of, write_outcome, write_part
+from harness.run.sweep import clear_parts, write_outcome, write_part
 from tpi.errors import EXIT_OK, ConfigError, TpiError
 
 
@@ -61,8 +61,8 @@ class Job:
             if self.outcome.error is None:  # the first is the one to tell
                 self.outcome = replace(self.outcome, status=failure_of(exc)[0], error=exc)
         if is_sweep:
-            part = part_of(int(job.job.num), overrides, folder, self.outcome)
-            write_part(Path(str(job.sweep.dir)), part)
+            sweep_dir = Path(str(job.sweep.dir))
+            write_part(sweep_dir, int(job.job.num), overrides, folder, self.outcome)
         return _token_latency_s(self.outcome)
 
 

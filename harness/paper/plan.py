@@ -185,7 +185,7 @@ def _studies(section: _Section, where: str) -> Iterator[Study]:
     for name, arguments in section.studies.items():
         _check_names("studies: unknown", [name], STUDIES, where)
         with map_errors({ConfigError: ConfigError}, f"{where}: studies: {name}"):
-            allreduce_study.predicted_s(arguments)
+            allreduce_study.parse(arguments)
         yield Study(name, STUDIES[name], tuple(arguments))
 
 

@@ -1,7 +1,6 @@
-"""How progress looks on a terminal: a row per system, what else goes on, and the whole run's line.
+"""Progress as something that rich can print: a row per system, and a line of the whole run. Pure.
 
-Pure: from state to something that rich can print, at any width. A terminal of 80 columns has room
-for every column; a wider one shows the memory of each of a few devices.
+A terminal of 80 columns has room for every column; a wider one shows each device's memory.
 """
 
 from collections.abc import Sequence

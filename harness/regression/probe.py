@@ -4,14 +4,13 @@
     python -P probe.py spans FOLDER     say how many allreduces a worker took part in per step
     python -P probe.py rank RANK PORT   one of the ranks that `allreduce` sums with
 
-Which `tpi` it is that PYTHONPATH decides, so this file imports nothing else of the project, and
-what a tree does not have yet is told as missing. Every probe is a context that makes what it needs
-in FOLDER and yields a function: time it once, in seconds. Read `serve` first.
+PYTHONPATH decides which `tpi` is imported, so this file imports nothing else of the project. What a
+tree does not have is reported as missing. Every probe is a context that makes what it needs in
+FOLDER and yields a function that times it once, in seconds.
 """
 
 import json
 import math
-import os
 import statistics
 import subprocess
 import sys
@@ -40,7 +39,7 @@ _IMPORT = (
 
 
 def best_of(times: int, action: Callable[[], object]) -> float:
-    """Seconds of an action at its best: what else runs on the machine only ever adds to it."""
+    """The least seconds of an action: other programs on the machine only add to it."""
     best_s = math.inf
     for _ in range(times):
         start_s = time.perf_counter()
@@ -114,9 +113,7 @@ def allreduce(_folder: Path) -> Iterator[Once]:
     with ExitStack() as stack:
         for rank in range(1, RANKS):
             argv = [sys.executable, "-P", __file__, "rank", str(rank), str(port)]
-            process = stack.enter_context(
-                subprocess.Popen(argv, env=_same_tree(), stderr=subprocess.DEVNULL)
-            )
+            process = stack.enter_context(subprocess.Popen(argv, stderr=subprocess.DEVNULL))
             stack.callback(process.kill)
         sums = stack.enter_context(_sums(0, port))
         yield partial(best_of, 25, partial(next, sums))
@@ -128,7 +125,7 @@ def import_cli(_folder: Path) -> Iterator[Once]:
 
     def once() -> float:
         argv = [sys.executable, "-c", _IMPORT]
-        done = subprocess.run(argv, env=_same_tree(), capture_output=True, text=True, check=False)
+        done = subprocess.run(argv, capture_output=True, text=True, check=False)
         if done.returncode:
             raise ImportError(done.stderr.strip().rpartition("\n")[2])
         return float(done.stdout)
@@ -137,27 +134,8 @@ def import_cli(_folder: Path) -> Iterator[Once]:
 
 
 @contextmanager
-def token(folder: Path) -> Iterator[Once]:
+def token(folder: Path, requests: int = MOST_REQUESTS, trace: str | None = None) -> Iterator[Once]:
     """Mean time between 9 tokens of the model `tiny` on 2 local devices, window 2."""
-    with _nodes(folder, MOST_REQUESTS) as once:
-        yield once
-
-
-PROBES: dict[str, Callable[[Path], AbstractContextManager[Once]]] = {
-    "matvec": matvec,
-    "wire": wire,
-    "window": window,
-    "allreduce": allreduce,
-    "import": import_cli,
-    "token": token,
-}
-# What is short is asked for more often in a round: more pairs, each less likely to be disturbed.
-TURNS = {"token": 1}
-USUAL_TURNS = 2
-
-
-@contextmanager
-def _nodes(folder: Path, requests: int, trace: str | None = None) -> Iterator[Once]:
     from tpi.launch import free_port
     from tpi.local_nodes import LocalNodes
     from tpi.model_config import load_preset
@@ -225,22 +203,21 @@ def _sums(rank: int, port: int) -> Iterator[Iterator[None]]:
         yield sums()
 
 
-def _same_tree() -> dict[str, str]:
-    """The environment of a program that must import the `tpi` that this one did."""
-    return {**os.environ, "PYTHONPATH": str(Path(str(tpi.__file__)).parent.parent)}
-
-
-def _forget_installed() -> None:
-    """What this tree lacks is missing, though an editable install would find it in another."""
-    installed = [
-        f for f in sys.meta_path if getattr(f, "__module__", "").startswith("__editable__")
-    ]
-    for finder in installed:
-        sys.meta_path.remove(finder)
+PROBES: dict[str, Callable[[Path], AbstractContextManager[Once]]] = {
+    "matvec": matvec,
+    "wire": wire,
+    "window": window,
+    "allreduce": allreduce,
+    "import": import_cli,
+    "token": token,
+}
+# Short probes are timed more often in a round: more pairs, each less likely to be disturbed.
+TURNS = {"token": 1}
+USUAL_TURNS = 2
 
 
 def serve(folder: Path) -> None:
-    """Make every probe and use it once; then time what each line of standard input names."""
+    """Make every probe and use it once; then time the one that each line of input names."""
     torch.set_num_threads(1)
     ready: dict[str, Once] = {}
     missing: dict[str, str] = {}
@@ -253,19 +230,19 @@ def serve(folder: Path) -> None:
                 missing[name] = f"{type(exc).__name__}: {exc}"
             else:
                 ready[name] = once
-        _say({"tpi": tpi.__file__, "missing": missing})
+        _write({"tpi": tpi.__file__, "missing": missing})
         for line in sys.stdin:
-            _say({"seconds": ready[line.strip()]()})
+            _write(ready[line.strip()]())
 
 
 def spans(folder: Path) -> None:
-    """Run a worker that keeps its spans, and count."""
-    with _nodes(folder, 1, trace=str(folder / "spans")) as once:
+    """Run a worker that keeps its spans, and count its allreduces."""
+    with token(folder, 1, trace=str(folder / "spans")) as once:
         once()
     kept = json.loads((folder / f"spans-{DEVICES - 1}.json").read_text())["traceEvents"]
     events = [event for event in kept if event["name"] == "allreduce"]
     steps = {event["args"]["step"] for event in events}
-    _say({"tpi": tpi.__file__, "allreduces": len(events) / len(steps)})
+    _write({"tpi": tpi.__file__, "allreduces": len(events) / len(steps)})
 
 
 def take_part(rank: int, port: int) -> None:
@@ -276,13 +253,16 @@ def take_part(rank: int, port: int) -> None:
             pass
 
 
-def _say(value: dict[str, object]) -> None:
+def _write(value: object) -> None:
     sys.stdout.write(json.dumps(value) + "\n")
     sys.stdout.flush()
 
 
 if __name__ == "__main__":
-    _forget_installed()
+    # An editable install would find in another tree what this one lacks.
+    sys.meta_path[:] = [
+        f for f in sys.meta_path if not getattr(f, "__module__", "").startswith("__editable__")
+    ]
     if sys.argv[1] == "rank":
         take_part(int(sys.argv[2]), int(sys.argv[3]))
     else:

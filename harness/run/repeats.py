@@ -37,7 +37,7 @@ class Repeats:
         with make_testbed(plan, system, self.weights) as (testbed, model_dirs):
             launch = make_launch(plan, system, self.weights, self.programs, model_dirs)
             with (
-                self.live.repeat(title, launch) as shown,
+                self.live.repeat(title, system.name, launch.requests, system.world_size) as shown,
                 FaultyRun(shown, testbed, faults, MEASURED_ID, factor) as watch,
             ):
                 outcome = run_repeat(launch, testbed, watch)
