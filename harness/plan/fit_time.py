@@ -1,15 +1,16 @@
 """What is cut so that a plan fits `max_minutes`: repeats first, then new tokens. Pure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 from baselines.cost_inputs import CostInputs
 from baselines.registry import REFERENCE, reference_cost
 from baselines.weight_formats import write_seconds
 from harness.config.config import Config
-from harness.plan.types import DevicePlan, Plan, reduced_model
+from harness.plan.types import Plan, reduced_model
 from results.records.notes import Cut
 from testbed.host.rates import Host
+from testbed.limits.limits import DevicePlan
 from tpi.errors import ConfigError
 from tpi.model_config import ModelConfig
 from tpi.units import format_seconds
@@ -24,20 +25,18 @@ def cost_inputs_of(
     storage: str,
     prompt_tokens: int,
     host: Host,
-    devices: Sequence[DevicePlan] = (),
+    devices: tuple[DevicePlan, ...] = (DevicePlan(),),
 ) -> CostInputs:
     """What all systems of a configuration have in common."""
     return CostInputs(
         model=model,
         storage=storage,
         dtype=config.dtype,
-        threads=devices[0].limits.threads if devices else 1,
-        devices=config.devices,
+        threads=devices[0].limits.threads,
+        devices=devices,
         prompt_tokens=prompt_tokens,
         new_tokens=config.workload.new_tokens,
         host=host,
-        limits=tuple(device.limits for device in devices),
-        links=tuple(device.link for device in devices),
     )
 
 

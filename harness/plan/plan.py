@@ -24,9 +24,9 @@ from harness.config.config import Config, ModelChoice
 from harness.config.profiles import REFERENCE_CALIBRATION, LinkFault
 from harness.plan.dilation import Dilation, choose_dilation, limits_of
 from harness.plan.fit_time import cost_inputs_of, fit_time
-from harness.plan.types import DevicePlan, Plan, SystemPlan, reduced_model
+from harness.plan.types import Plan, SystemPlan, reduced_model
 from testbed.host.rates import Host
-from testbed.limits.limits import LEAST_CPUS, DeviceLimits
+from testbed.limits.limits import LEAST_CPUS, DeviceLimits, DevicePlan
 from testbed.links.linkfault import check_fault
 from testbed.sim.calibration import Calibration, load_calibration
 from tpi.errors import ConfigError, ResourceError, map_errors

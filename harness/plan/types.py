@@ -1,4 +1,4 @@
-"""What will be done, as values: `Plan`, a `DevicePlan` for each device, a `SystemPlan` per system.
+"""What will be done, as values: `Plan`, and a `SystemPlan` for each system of it.
 
 `plan.py` makes them from a configuration; everything that starts, simulates, writes or describes
 something takes them. A plan is the same whether processes or the simulator execute it.
@@ -16,32 +16,12 @@ from harness.config.config import Config
 from harness.plan.dilation import Dilation
 from results.records.notes import Cut
 from testbed.host.rates import Host
-from testbed.limits.limits import DeviceLimits
-from testbed.links.link import LinkSpec
+from testbed.limits.limits import DeviceLimits, DevicePlan
 from testbed.sim.calibration import Calibration
 from tpi.model_config import ModelConfig
 
 _CHECK_LAYERS = 2
 _SWAPS_FROM = 0.95  # of a device's memory: a prediction is not exact
-
-
-@dataclass(frozen=True, slots=True)
-class DevicePlan:
-    """One device: the name of its profile, its limits and its link, as they are in force.
-
-    Limits and link are dilated. A simulated device has as many `cpus` as it is worth cores of the
-    calibrated host; a plain process has no limits.
-    """
-
-    name: str
-    limits: DeviceLimits
-    link: LinkSpec
-
-    @property
-    def swap_from(self) -> int | None:
-        """Bytes of memory from which on it is taken to swap; None where memory is not limited."""
-        memory = self.limits.memory
-        return None if memory is None else int(_SWAPS_FROM * memory)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +63,6 @@ class SystemPlan:
         return tuple(device.limits for device in self.devices)
 
     @property
-    def links(self) -> tuple[LinkSpec, ...]:
-        """Of its devices."""
-        return tuple(device.link for device in self.devices)
-
-    @property
     def threads(self) -> tuple[int, ...]:
         """Compute threads on each device: the system's own option, or the device's."""
         return tuple(self.options.own_threads or limits.threads for limits in self.limits)
@@ -95,19 +70,22 @@ class SystemPlan:
     @property
     def swap_need(self) -> int:
         """Bytes of swap that it is predicted to fill on all its devices."""
-        pairs = zip(self.devices, self.cost.peak_bytes, strict=False)
         return sum(
-            min(max(0, peak - device.swap_from), device.limits.swap)
-            for device, peak in pairs
-            if device.swap_from is not None
+            min(max(0, peak - int(_SWAPS_FROM * limits.memory)), limits.swap)
+            for limits, peak in self._pairs
+            if limits.memory is not None
         )
+
+    @property
+    def _pairs(self) -> list[tuple[DeviceLimits, int]]:
+        return list(zip(self.limits, self.cost.peak_bytes, strict=True))
 
     @property
     def is_short(self) -> bool:
         """Whether it is predicted to need more than one of its devices has."""
         return any(
             limits.memory is not None and peak > limits.memory + limits.swap
-            for limits, peak in zip(self.limits, self.cost.peak_bytes, strict=False)
+            for limits, peak in self._pairs
         )
 
     @property

@@ -19,8 +19,7 @@ from harness.plan.types import Plan, SystemPlan
 from testbed.base import Testbed
 from testbed.image import image_tag
 from testbed.label import RunLabel, is_alive
-from testbed.limits.limits import DeviceLimits, limit_notes
-from testbed.links.link import LinkSpec
+from testbed.limits.limits import DevicePlan, limit_notes
 from testbed.local.local import NOTES as LOCAL_NOTES
 
 if TYPE_CHECKING:  # Docker's client takes a while to import, and plain processes do without
@@ -46,15 +45,15 @@ def emulated_testbed(
     """
     swap = system.swap_need
     # Swap that nothing is predicted to need is not asked of the host.
-    limits = [lim if swap else replace(lim, swap=0) for lim in system.limits]
+    without = [replace(d, limits=replace(d.limits, swap=0)) for d in system.devices]
+    devices = system.devices if swap else without
     with open_testbed(
         work_dir,
-        limits,
-        system.links,
+        devices,
         mounts=tuple(dict.fromkeys(model_dirs)),
         link_backend=plan.config.link.backend,
         dilation=plan.dilation.factor,
-        prover=partial(_make_prover, plan, system, limits, tuple(model_dirs)),
+        prover=partial(_make_prover, plan, devices, tuple(model_dirs)),
         swap=swap,
         may_make_swap=plan.config.testbed.make_swap,
     ) as testbed:
@@ -63,8 +62,7 @@ def emulated_testbed(
 
 def _make_prover(
     plan: Plan,
-    system: SystemPlan,
-    limits: Sequence[DeviceLimits],
+    planned: Sequence[DevicePlan],
     model_dirs: Sequence[Path],
     devices: "Sequence[DockerDevice]",
     network: "Network",
@@ -76,8 +74,8 @@ def _make_prover(
     return LimitVerifier(
         devices,
         [
-            Expected(limit, link, disk_files(folder))
-            for limit, link, folder in zip(limits, system.links, model_dirs, strict=True)
+            Expected(device.limits, device.link, disk_files(folder))
+            for device, folder in zip(planned, model_dirs, strict=True)
         ],
         network,
         dilation=plan.dilation.factor,
@@ -90,8 +88,7 @@ def _make_prover(
 @contextmanager
 def open_testbed(
     work_dir: Path,
-    limits: Sequence[DeviceLimits],
-    links: Sequence[LinkSpec],
+    devices: Sequence[DevicePlan],
     *,
     mounts: Sequence[Path],
     link_backend: str,
@@ -118,8 +115,8 @@ def open_testbed(
         yield stack.enter_context(
             DockerTestbed(
                 work_dir,
-                limits,
-                links,
+                [device.limits for device in devices],
+                [device.link for device in devices],
                 image=image_tag(),
                 mounts=mounts,
                 label=label,

@@ -48,7 +48,7 @@ def decisive(plan: Plan, system: SystemPlan, weights: WeightSet) -> dict[str, ob
         "dtype": plan.config.dtype,
         "backend": backend,
         "limits": [asdict(limits) for limits in system.limits],
-        "links": [] if backend == "local" else [asdict(link) for link in system.links],
+        "links": [asdict(device.link) for device in system.devices if plan.has_limits],
         "source": digest_of_source(system.name, backend, compute.allreduce),
         # Only where it is on: keeping spans takes memory. Without it ids are what they were.
         **({"trace": True} if plan.config.trace else {}),

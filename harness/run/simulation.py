@@ -69,7 +69,7 @@ def sim_run(plan: Plan, system: SystemPlan) -> SimRun:
             )
             for limits in system.limits
         ),
-        links=system.links,
+        links=tuple(device.link for device in system.devices),
         shares=None if shares is None else tuple(shares),
         options=options.spec(),
         keep_spans=plan.config.trace,

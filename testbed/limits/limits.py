@@ -8,6 +8,8 @@ record.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from testbed.links.link import LinkSpec
+
 NOTES = (
     "docker: devices share this host's caches, memory bandwidth and page cache",
     "docker: disk rates hold for what reaches the disk, not for what the page cache has",
@@ -36,6 +38,19 @@ class DeviceLimits:
     swap: int = 0
     read_bps: int | None = None
     write_bps: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DevicePlan:
+    """One device as it will be: the name of its profile, its limits and its link, as in force.
+
+    Limits and link are dilated. A simulated device has as many `cpus` as it is worth cores of the
+    calibrated host; a plain process has no limits.
+    """
+
+    name: str = ""
+    limits: DeviceLimits = DeviceLimits()
+    link: LinkSpec = LinkSpec()
 
 
 def limit_notes(limits: Sequence[DeviceLimits]) -> tuple[str, ...]:

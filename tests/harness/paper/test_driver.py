@@ -18,9 +18,7 @@ def test_the_factor_comes_near_what_is_seen(slower, count):
         left.passed(600.0, 600.0 * slower)
     factor = left.about_s(1.0)
     assert min(1, slower) <= factor <= max(1, slower)
-    assert factor == pytest.approx(
-        slower, rel=1 / (10 * count) * max(1, 1 / slower) + 1e-9
-    )
+    assert factor == pytest.approx(slower, rel=1 / (10 * count) * max(1, 1 / slower) + 1e-9)
 
 
 def test_what_costs_nothing_to_predict_does_not_divide_by_zero():

@@ -23,7 +23,8 @@ def test_a_plan_has_limits_and_links_as_they_are_enforced(tmp_path):
     assert plan.dilation.factor == 2  # 2 cores in 1.7
     assert [device.limits.cpus for device in plan.devices] == [0.5, 0.5]
     assert plan.devices[0].limits.memory == GIB
-    assert [(link.delay_s, link.rate_bps) for link in plan.systems[0].links] == [(0.004, 150e6)] * 2
+    links = [device.link for device in plan.devices]
+    assert [(link.delay_s, link.rate_bps) for link in links] == [(0.004, 150e6)] * 2
     assert plan.systems[0].threads == (1, 1)
 
 
