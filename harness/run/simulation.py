@@ -7,16 +7,16 @@ from msgspec.structs import replace
 from baselines.registry import simulate
 from harness.plan.types import Plan, SystemPlan
 from harness.progress.live import Live
+from harness.run.annotate import in_words
 from harness.run.executor import Executor
 from harness.run.jobs import Job, Jobs
 from harness.run.launch import MEASURED_ID
 from harness.run.weights import locate
 from results.records.notes import Said
-from results.records.schema import PeakMemory, RankEvent, Repeat, RepeatFacts, RunRecord
+from results.records.schema import PeakMemory, RankEvent, Repeat, RepeatFacts
 from testbed.sim.base import SimDevice, SimOutcome, SimRun
 from testbed.sim.calibration import Calibration
 from tpi.errors import ConfigError, ResourceError, map_errors
-from tpi.units import format_seconds
 
 Simulator = Callable[[SimRun, Calibration], SimOutcome]
 
@@ -45,8 +45,9 @@ class Simulation(Executor):
             outcome = self._simulator(sim_run(plan, system), plan.calibration)
         notes = (*job.record.notes, *map(Said, outcome.notes))
         record = replace(job.record, notes=notes)
-        self.jobs.append(job, record, repeat_of(outcome))
-        self._live.line(f"{system.name}: {_words(job.record)}")
+        repeat = repeat_of(outcome)
+        self.jobs.append(job, record, repeat)
+        self._live.line(f"{system.name}: {in_words(repeat, 'simulated')}")
 
 
 def sim_run(plan: Plan, system: SystemPlan) -> SimRun:
@@ -74,14 +75,6 @@ def sim_run(plan: Plan, system: SystemPlan) -> SimRun:
         options=options.spec(),
         keep_spans=plan.config.trace,
     )
-
-
-def _words(record: RunRecord) -> str:
-    if record.metrics is None:
-        return f"{record.status}: {record.reason}"
-    text = f"simulated, TTFT {format_seconds(record.metrics.ttft_s.median)}"
-    latency = record.metrics.token_latency_s
-    return text if latency is None else f"{text}, {format_seconds(latency.median)}/token"
 
 
 def repeat_of(outcome: SimOutcome) -> Repeat:

@@ -6,7 +6,7 @@ record.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from testbed.links.link import LinkSpec
 
@@ -49,8 +49,8 @@ class DevicePlan:
     """
 
     name: str = ""
-    limits: DeviceLimits = DeviceLimits()
-    link: LinkSpec = LinkSpec()
+    limits: DeviceLimits = field(default_factory=DeviceLimits)
+    link: LinkSpec = field(default_factory=LinkSpec)
 
 
 def limit_notes(limits: Sequence[DeviceLimits]) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ import pytest
 from msgspec import structs
 from rich.console import Console
 
+from baselines.registry import system_names
 from harness.paper import allreduce_study
 from harness.paper.plan import Study
 from harness.paper.work import RunWork, StudyWork, works_of
@@ -47,7 +48,7 @@ def fake(monkeypatch):
     """Every system is the fake one; `fake(misdeed=...)` makes it break the contract."""
 
     def behave(**how):
-        for name in launching.PROGRAMS:
+        for name in system_names():
             words = ("-m", "tests.fake_system", json.dumps(how))
             monkeypatch.setitem(launching.PROGRAMS, name, words)
 

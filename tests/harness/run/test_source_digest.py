@@ -61,7 +61,7 @@ HARMLESS = {
 
 @pytest.mark.parametrize("change", HARMLESS.values(), ids=HARMLESS)
 @pytest.mark.parametrize(
-    "path", ["tpi/engine.py", "testbed/local/local.py", "baselines/tpi/simulate.py"]
+    "path", ["tpi/engine.py", "testbed/local/local.py", "baselines/tpi/schedule.py"]
 )
 def test_what_computes_nothing_changes_no_digest(edit, path, change):
     assert change((ROOT / path).read_text()) != (ROOT / path).read_text()
@@ -98,7 +98,7 @@ def measured(*systems, backends=("local", "docker")):
         ("testbed/docker/testbed.py", measured(*SYSTEMS, backends=["docker"])),
         ("testbed/verify/probe_agent.py", measured(*SYSTEMS, backends=["docker"])),
         ("testbed/links/link.py", {"simulator", *measured(*SYSTEMS, backends=["docker"])}),
-        ("baselines/tpi/simulate.py", {"simulator"}),
+        ("baselines/tpi/schedule.py", {"simulator"}),
         ("testbed/doctor/doctor.py", set()),
         ("baselines/galaxy/ring.py", measured("galaxy")),
         ("baselines/accelerate/offload.py", measured("accelerate", "accelerate-2024")),
