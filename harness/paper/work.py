@@ -4,7 +4,7 @@
 nothing; `run` does it. A record that is `ok` or `oom` is done, and one that is `infeasible` as long
 as its plan is refused; `invalid` and `interrupted` are run again. `crashed`, `timeout` and
 `wrong_output` are results that fail the whole, as does a record that cannot be used: they are run
-again when asked to. Read `Work` and `RunWork.look` first.
+again when asked to.
 """
 
 from collections.abc import Sequence

@@ -3,7 +3,7 @@
 Time dilation keeps proportions: at dilation k each device gets 1/k of its CPU and disk rate, links
 get k times the delay and 1/k of the rate, and every measured time is divided by k. A device's CPU
 is worth so many cores of this host: for decode, which reads all weights for every token, its memory
-rate over that of one core here; for prefill its cores. Read `choose_dilation`.
+rate over that of one core here; for prefill its cores.
 """
 
 from collections.abc import Sequence

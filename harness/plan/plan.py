@@ -21,7 +21,7 @@ from baselines.cost_inputs import CostInputs, Prediction
 from baselines.registry import REFERENCE, find_system, reference_cost
 from baselines.weight_formats import WeightFormat, format_num_bytes, most_distinct_layers
 from harness.config.config import Config, ModelChoice
-from harness.config.profiles import REFERENCE_CALIBRATION, LinkFault
+from harness.config.profiles import REFERENCE_CALIBRATION
 from harness.plan.dilation import Dilation, choose_dilation, limits_of
 from harness.plan.fit_time import cost_inputs_of, fit_time
 from harness.plan.types import Plan, SystemPlan, reduced_model
@@ -145,6 +145,7 @@ def _devices(config: Config, host: Host) -> tuple[tuple[DevicePlan, ...], Dilati
 
 
 def _check_can_be_emulated(config: Config, limits: Sequence[DeviceLimits], factor: float) -> None:
+    """Refuse a device that the kernel cannot limit so, and a fault that the run cannot make."""
     for rank, of_one in enumerate(limits):
         if of_one.cpus is not None and of_one.cpus < LEAST_CPUS:
             raise ConfigError(
@@ -153,18 +154,13 @@ def _check_can_be_emulated(config: Config, limits: Sequence[DeviceLimits], facto
                 " device.mem_gbps, or a smaller testbed.dilation"
             )
     for fault in config.link.faults:
-        _check_happens(fault, config.max_minutes, factor)
-
-
-def _check_happens(fault: LinkFault, max_minutes: float, factor: float) -> None:
-    """Refuse a fault that the run cannot make."""
-    if fault.at_s * factor > max_minutes * 60:
-        raise ConfigError(
-            f"link.faults: at_s: got {fault.at_s:g}, {fault.at_s * factor:g} s at dilation"
-            f" {factor:g}, which is later than max_minutes={max_minutes:g}"
-        )
-    if fault.kind == "delay":
-        check_fault("delay", fault.value / 1e3 * factor)
+        if fault.at_s * factor > config.max_minutes * 60:
+            raise ConfigError(
+                f"link.faults: at_s: got {fault.at_s:g}, {fault.at_s * factor:g} s at dilation"
+                f" {factor:g}, which is later than max_minutes={config.max_minutes:g}"
+            )
+        if fault.kind == "delay":
+            check_fault("delay", fault.value / 1e3 * factor)
 
 
 def _is_synthetic(config: Config) -> bool:

@@ -1,8 +1,7 @@
 """The emulated testbed of a planned system: containers with limits, links, swap, and their proof.
 
-Everything the devices need on this host is made here and gone when it is left: the folder of their
-work, a swap file where one is asked for, private copies for what reads through the page cache (hard
-links and shared files would share the cache too). Read `emulated_testbed` first.
+What the devices need on this host is made here and removed at the end: a swap file, and private
+copies for what reads through the page cache (hard links would share the cache too).
 """
 
 import os

@@ -14,8 +14,7 @@ from harness.plan.types import Plan
 from harness.progress.live import Live
 from harness.run import weights as weight_sets
 from harness.run.annotate import in_words, with_findings
-from harness.run.executor import Executor
-from harness.run.jobs import Job, Jobs
+from harness.run.jobs import Executor, Job, Jobs
 from harness.run.judge import checked_status
 from harness.run.launch import PROGRAMS
 from harness.run.reduced_model_check import ReducedModelCheck

@@ -1,4 +1,4 @@
-"""The systems of a plan: each one's record so far, and what is still to do.
+"""The systems of a plan: each one's record so far, what is still to do, and who does it.
 
 A job goes on with the latest record of the same run, or begins a new one; nothing finished is done
 again. Every change of a record is written at once. Runs and simulations are kept alike.
@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol
 
 from msgspec import structs
 from msgspec.structs import replace
@@ -61,7 +62,7 @@ class Jobs:
     """All systems of a plan, in the order in which they were asked for."""
 
     def __init__(self, plan: Plan, weights: WeightSet) -> None:
-        self._plan = plan
+        self.plan = plan
         self._weights = weights
         self._store = RunStore(_writable_folder(Path(plan.config.results_dir)))
         self._jobs = [self._open(system) for system in plan.systems]
@@ -74,17 +75,10 @@ class Jobs:
         """Those that have repeats to do."""
         return [job for job in self._jobs if job.todo]
 
-    @property
-    def exit_status(self) -> int:
-        """0 if all ended ok, or were computed or seen not to fit their device; else 1."""
-        # A device that runs into its own limit is what it is made for: a result.
-        good = (*_GOOD, "oom") if self._plan.has_limits else _GOOD
-        return EXIT_OK if all(job.record.status in good for job in self) else EXIT_FAILED
-
     def report_kept(self, live: Live) -> None:
         """Tell the user what was there already."""
         verb, again = "measured", "measures again"
-        if self._plan.is_simulated:
+        if self.plan.is_simulated:
             verb, again = "simulated", "does it again"
         for job in self._jobs:
             if not job.is_kept or job.record.status == "infeasible":
@@ -116,12 +110,12 @@ class Jobs:
             job.record = self._store.write(replace(job.record, status="interrupted", reason=reason))
 
     def _open(self, system: SystemPlan) -> Job:
-        config = self._plan.config
-        base_id = run_name(self._plan, system, self._weights)
+        config = self.plan.config
+        base_id = run_name(self.plan, system, self._weights)
         old = None if config.force else self._store.latest(base_id)
         if old is not None and (kept := self._kept(system, old)):
             return kept
-        record = new_record(self._plan, system, self._store.next_id(base_id))
+        record = new_record(self.plan, system, self._store.next_id(base_id))
         if system.refusal is None:
             return Job(system, record, config.repeats)
         refused = replace(record, status="infeasible", reason=system.refusal, notes=())
@@ -132,7 +126,7 @@ class Jobs:
 
     def _kept(self, system: SystemPlan, old: RunRecord) -> Job | None:
         """What is there already, if that is used: a measurement rather than a refusal."""
-        repeats = self._plan.config.repeats
+        repeats = self.plan.config.repeats
         if old.status == "infeasible":
             return None if system.refusal is None else Job(system, old, 0, is_kept=True)
         if old.is_finished(repeats):
@@ -142,6 +136,52 @@ class Jobs:
         if system.refusal is not None or old.status == "invalid":
             return None
         return Job(system, old, repeats - old.num_ok, is_kept=True)
+
+
+class Executor(Protocol):
+    """What executes a plan: real processes (`Experiment`) or the simulator (`Simulation`)."""
+
+    jobs: Jobs
+    _live: Live
+
+    @property
+    def pending(self) -> list[str]:
+        """Systems that have something to do."""
+        return [job.system.name for job in self.jobs.pending]
+
+    @property
+    def records(self) -> list[RunRecord]:
+        """The record of every system, in the order in which they were asked for."""
+        return [job.record for job in self.jobs]
+
+    @property
+    def exit_status(self) -> int:
+        """0 if all ended ok, or were computed or seen not to fit their device; else 1."""
+        # A device that runs into its own limit is what it is made for: a result.
+        good = (*_GOOD, "oom") if self.jobs.plan.has_limits else _GOOD
+        return EXIT_OK if all(record.status in good for record in self.records) else EXIT_FAILED
+
+    @property
+    def to_write(self) -> int:
+        """Bytes of weights that will be written; none if nothing is left to do."""
+        return 0
+
+    def run(self) -> None:
+        """Do everything that is left to do.
+
+        Raises:
+            KeyboardInterrupt: After all programs ended and unfinished records say `interrupted`.
+            TpiError: Weights or devices could not be made.
+        """
+        self.jobs.report_kept(self._live)
+        try:
+            if self.pending:
+                self._execute()
+        except KeyboardInterrupt:
+            self.jobs.interrupt()
+            raise
+
+    def _execute(self) -> None: ...
 
 
 def new_record(plan: Plan, system: SystemPlan, run_id: str) -> RunRecord:

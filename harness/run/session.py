@@ -22,9 +22,9 @@ from harness.plan.prompt import prompt_ids
 from harness.plan.types import Plan
 from harness.progress.live import Live
 from harness.run.annotate import disk_share
-from harness.run.executor import Executor
 from harness.run.experiment import Experiment
 from harness.run.failure import failure_of
+from harness.run.jobs import Executor
 from harness.run.simulation import Simulation
 from results.records.comparison_table import note_lines, rich_table
 from results.records.schema import RunRecord

@@ -8,8 +8,7 @@ from baselines.registry import simulate
 from harness.plan.types import Plan, SystemPlan
 from harness.progress.live import Live
 from harness.run.annotate import in_words
-from harness.run.executor import Executor
-from harness.run.jobs import Job, Jobs
+from harness.run.jobs import Executor, Job, Jobs
 from harness.run.launch import MEASURED_ID
 from harness.run.weights import locate
 from results.records.notes import Said

@@ -2,7 +2,7 @@
 
 A set is found again by what decides its bytes: model, seed, storage dtype, distinct layers, and for
 shards the number of devices and their shares. Writing is resumed where it was interrupted, and a
-set that is complete is not written again (`tpi/weights/split.py`). Read `locate` first.
+set that is complete is not written again (`tpi/weights/split.py`).
 """
 
 import hashlib
