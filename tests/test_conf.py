@@ -8,11 +8,14 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 from omegaconf import OmegaConf
 
 import run
-from baselines.options import AccelerateOptions, GalaxyOptions, TpiOptions, WindowOptions
-from baselines.registry import SYSTEMS
+from baselines.accelerate.program import AccelerateOptions
+from baselines.galaxy.program import GalaxyOptions
+from baselines.registry import find_system, system_names
+from baselines.tpi.system import TpiOptions, WindowOptions
 from harness.config.command_line import CONF_DIR, groups, quoted
 from harness.config.compose import compose, help_text
 from tpi.errors import ConfigError
@@ -34,16 +37,16 @@ def test_every_file_composes(axis, name, tmp_path):
         return
     chosen = getattr(composed.config, axis)
     if axis == "systems":
-        assert set(chosen) == ({*SYSTEMS} if name == "all" else {name})
+        assert set(chosen) == ({*system_names()} if name == "all" else {name})
         for system, options in chosen.items():  # a page says what the code takes by itself
-            assert options == SYSTEMS[system].options(**_given(options))
+            assert options == find_system(system).options(**_given(options))
     elif axis in ("model", "testbed", "device", "link"):
         assert chosen.name == name
 
 
 def _given(options):
     """What pages leave to the run: dtype and threads of Transformers."""
-    return {k: v for k, v in vars(options).items() if k in ("dtype", "threads")}
+    return {k: v for k, v in structs.asdict(options).items() if k in ("dtype", "threads")}
 
 
 def test_every_preset_is_a_model_and_the_other_way_round():

@@ -24,7 +24,7 @@ TORCH_FREE = (
     "harness.plan.plan", "results.records.schema", "results.records.comparison_table", "run",
     "results.paper.values.paper_values", "results.paper.cells.computed",
     "results.paper.authors_model.times", "results.paper.render.main",
-    "results.paper.claims.judge", "results.paper.report.main", "baselines.simulate",
+    "results.paper.claims.judge", "results.paper.report.main", "baselines.simulated",
     "testbed.sim.calibration", "results.paper.cells.sim_compare", "harness.run.simulation",
     "harness.calibrate.main",
 )  # fmt: skip

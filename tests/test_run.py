@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import run
+from baselines.registry import system_names
 from harness.config.command_line import CONF_DIR
 from harness.run import launch as launching
 from harness.run.runner import run_repeat
@@ -45,7 +46,7 @@ def fakes(monkeypatch):
     """Every system is the fake one; what it does is set by its name."""
 
     def set_up(**behaviour):
-        for name in launching.PROGRAMS:
+        for name in system_names():
             words = ("-m", "tests.fake_system", json.dumps(behaviour.get(name, {})))
             monkeypatch.setitem(launching.PROGRAMS, name, words)
 
@@ -254,8 +255,8 @@ def run_waits(arguments, program, stderr=subprocess.PIPE):
     locks = next(Path(a.partition("=")[2]) for a in arguments if a.startswith("results_dir"))
     code = (
         "import sys, signal, run, pathlib\n"
-        "from harness import launching\n"
-        "from testbed import hostlock\n"
+        "from harness.run import launch as launching\n"
+        "from testbed.host import hostlock\n"
         f"hostlock._FOLDERS = (pathlib.Path({str(locks.parent / 'locks')!r}),)\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"

@@ -2,7 +2,7 @@
 
 A stage is a contiguous range of layers; the master's comes first, and it holds the LM head beside
 it. `make_stages` divides the layers in proportion to the devices' memories, `stage_peaks` predicts
-what each device needs, `traffic` what it sends. Read `make_stages` first.
+what each device needs.
 """
 
 import heapq
@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import accumulate, pairwise
 
-from tpi.comm.wire import HEADER_BYTES
 from tpi.errors import ConfigError
 from tpi.model_config import ModelConfig
 from tpi.options import ComputeOptions
@@ -134,14 +133,3 @@ def stage_peaks(
         stage_bytes(model, rank, stage, storage) + fixed_bytes(model, rank, stage, options)
         for rank, stage in enumerate(stages)
     )
-
-
-def traffic(rank: int, world_size: int, num_tokens: int, hidden_size: int) -> tuple[int, int]:
-    """Messages and bytes (headers included) that a rank sends in one step of a sequence.
-
-    Every rank but the last passes all positions on; the last sends one back to the master.
-    """
-    if world_size == 1:
-        return 0, 0
-    rows = num_tokens if rank < world_size - 1 else 1
-    return 1, HEADER_BYTES + 4 * rows * hidden_size

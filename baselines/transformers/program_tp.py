@@ -17,7 +17,7 @@ from baselines.library_program import main
 from baselines.options import SystemOptions
 from tpi.errors import EXIT_OK, ConfigError
 from tpi.model_config import ModelConfig, load_config
-from tpi.program.spec import NodeSpec
+from tpi.program.spec import NodeSpec, own_options
 
 if TYPE_CHECKING:
     from baselines.transformers.collectives import CollectiveClock
@@ -84,6 +84,7 @@ def load(spec: NodeSpec) -> Model:
     Raises:
         ConfigError: So many devices cannot share this model.
     """
+    own_options(spec, TransformersTpOptions)
     for problem in problems(load_config(spec.model_dir), spec.world_size):
         raise ConfigError(f"transformers-tp: {problem}")
     # Only here: a wrong spec is refused before the library's seconds of import.

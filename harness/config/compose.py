@@ -109,9 +109,7 @@ def checked(tree: DictConfig, overrides: Sequence[str]) -> Composed:
     refuse_hidden(given, config)
     if config.testbed.backend == "sim":
         refuse_ignored(given)
-    return Composed(
-        config, all_systems=last_value(given, "systems") in (ALL_SYSTEMS, f"[{ALL_SYSTEMS}]")
-    )
+    return Composed(config, last_value(given, "systems").strip("[]") == ALL_SYSTEMS)
 
 
 def config_from(raw: Mapping[str, Any] | DictConfig) -> Config:

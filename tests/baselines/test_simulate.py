@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from baselines.simulate import SYSTEMS, simulate
+from baselines.registry import all_systems, simulate
 from results.paper.cells.sim_compare import figures_of
 from results.paper.render.window_history import window_history
 from results.records.measure import measure
@@ -18,6 +18,7 @@ from tests.testbed.sim.sims import free_calibration, make_run
 from tpi.errors import ConfigError
 from tpi.model_config import load_preset
 
+SYSTEMS = tuple(system.name for system in all_systems() if system.simulator)
 ONE = ("transformers", "transformers-window", "accelerate", "accelerate-2024")
 
 
@@ -120,7 +121,7 @@ def test_without_keep_spans_there_are_none():
     assert not [e for _, e in outcome_of("tpi").events if e.name == "spans"]
 
 
-@pytest.mark.parametrize("system", ["transformers-tp", "llamacpp", "gpt"])
+@pytest.mark.parametrize("system", ["transformers-tp", "llamacpp"])
 def test_what_is_not_simulated_is_refused_with_what_is(system):
     with pytest.raises(ConfigError, match=f"{system} is not simulated; choose among tpi, tpi-res"):
         outcome_of(system)

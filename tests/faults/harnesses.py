@@ -18,8 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from baselines.registry import system_names
 from harness.config.command_line import CONF_DIR
-from harness.run.launch import PROGRAMS
 from results.records.store import RunStore
 from tests.faults import beds
 from tests.faults.faulty import program
@@ -32,8 +32,8 @@ LOCAL = ("testbed=local",)
 DOCKER = ("testbed=docker", "device.memory=1GiB", "link.delay_ms=10", "testbed.dilation=1")
 CODE = """
 import json, pathlib, runpy, signal, sys
-from harness import launching
-from testbed import hostlock
+from harness.run import launch as launching
+from testbed.host import hostlock
 # One at a time in this test, whatever else runs on this host meanwhile.
 hostlock._FOLDERS = (pathlib.Path(sys.argv.pop(1)),)
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -83,7 +83,7 @@ class Site:
             results: The folder of records; the site's unless given.
             env: Further variables.
         """
-        programs = {name: program() for name in PROGRAMS} | {"tpi": program(**(tpi or {}))}
+        programs = {name: program() for name in system_names()} | {"tpi": program(**(tpi or {}))}
         name, _, value = self.token.partition("=")
         argv = [
             sys.executable, "-c", CODE + prelude + MAIN, str(self.locks), json.dumps(programs),

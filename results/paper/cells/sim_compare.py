@@ -2,111 +2,32 @@
 
 Each folder is searched for run records (`run.json`) of the Docker testbed; every one that ended
 well is simulated from what it says of itself: model, weights, system, dilation, limits, links. The
-error is simulated / measured - 1. Read `rebuild`.
+error is simulated / measured - 1.
 """
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Annotated
 
-import msgspec
-from msgspec import Meta, Struct
+from msgspec import structs
 
 from baselines.options import SystemOptions
 from baselines.registry import find_system, simulate
-from testbed.limits.limits import DeviceLimits
+from results.records.codec import decode_record
+from results.records.schema import RecordError, RunRecord
+from results.records.testbed_facts import DeviceLimits
 from testbed.links.link import LinkSpec
 from testbed.sim.base import SimDevice, SimOutcome, SimRun
 from testbed.sim.calibration import Calibration, load_calibration
 from tpi.command_line import Parser
-from tpi.decode import decode_file
+from tpi.decode import convert
 from tpi.errors import ConfigError, ResourceError
+from tpi.files import read_small_file
 from tpi.model_config import load_preset
 
 _MAX_RECORD_BYTES = 64 << 20
-_Positive = Annotated[float, Meta(gt=0)]
-
-
-class _Named(Struct, frozen=True):
-    name: str
-
-
-class _Weights(Struct, frozen=True):
-    dtype: str
-
-
-class _Workload(Struct, frozen=True):
-    new_tokens: int
-
-
-class _Testbed(Struct, frozen=True):
-    backend: str = ""
-
-
-class _Config(Struct, frozen=True):
-    """Of records of version 1, `systems` has the options of the system that ran."""
-
-    model: _Named
-    weights: _Weights
-    workload: _Workload
-    dtype: str
-    testbed: _Testbed = _Testbed()
-    prompt_ids: tuple[int, ...] = ()
-    options: Mapping[str, object] = msgspec.field(default_factory=dict)
-    systems: Mapping[str, Mapping[str, object]] = msgspec.field(default_factory=dict)
-
-
-class _Dilation(Struct, frozen=True):
-    factor: Annotated[float, Meta(ge=1)]
-
-
-class _DiskProbe(Struct, frozen=True):
-    read_bps: float
-
-
-class _Calibration(Struct, frozen=True):
-    disk_probe: _DiskProbe
-    dilation: _Dilation | None = None
-    limits: tuple[DeviceLimits, ...] = ()
-    links: tuple[LinkSpec, ...] = ()
-
-
-class _Spread(Struct, frozen=True):
-    median: _Positive
-
-
-class _Metrics(Struct, frozen=True):
-    ttft_s: _Spread
-    token_latency_s: _Spread | None
-
-
-class _Backend(Struct, frozen=True):
-    testbed: _Testbed = _Testbed()
-
-
-class _Head(Struct, frozen=True):
-    """Whether a record is one to compare with."""
-
-    status: str
-    config: _Backend
-
-
-class Record(Struct, frozen=True):
-    """What of a run record is simulated again, and what it is compared with."""
-
-    system: str
-    status: str
-    config: _Config
-    calibration: _Calibration
-    metrics: _Metrics | None = None
-
-    @property
-    def options(self) -> Mapping[str, object]:
-        """Of the system that ran."""
-        return self.config.options or self.config.systems.get(self.system, {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,39 +76,40 @@ def figures_of(outcome: SimOutcome) -> Figures:
     )
 
 
-def rebuild(record: Record, where: str) -> SimRun:
+def rebuild(record: RunRecord) -> SimRun:
     """What a record of the Docker testbed was a run of.
 
     Raises:
         ConfigError: It lacks something, or its model is none of the presets.
     """
-    config, calibration, options = record.config, record.calibration, _options(record)
-    if calibration.dilation is None:
-        raise ConfigError(f"record {where}: nothing to simulate it from: it names no dilation")
-    factor = calibration.dilation.factor
-    model = load_preset(config.model.name)
-    storage = config.weights.dtype
-    probed_bps = calibration.disk_probe.read_bps
-    max_tokens = len(config.prompt_ids) + config.workload.new_tokens
+    config, calibration = record.config, record.calibration
+    new_tokens = config.workload.new_tokens
+    probed_bps = calibration.disk_probe.read_bps if calibration.disk_probe else None
+    if probed_bps is None or new_tokens is None or config.dtype is None or not calibration.limits:
+        raise ConfigError(f"record {record.run_id}: it says too little of its testbed to simulate")
+    options, factor = _options(record), calibration.dilation.factor
+    model, storage = load_preset(config.model.name), config.weights.dtype
+    links = [LinkSpec(**structs.asdict(link)) for link in calibration.links]
     return SimRun(
         system=record.system,
-        compute=options.compute(config.dtype, max_tokens),
+        compute=options.compute(config.dtype, len(config.prompt_ids) + new_tokens),
         model=model,
         storage=model.dtype if storage == "auto" else storage,
         prompt_tokens=len(config.prompt_ids),
-        new_tokens=config.workload.new_tokens,
+        new_tokens=new_tokens,
         devices=tuple(_device(each, options, factor, probed_bps) for each in calibration.limits),
-        links=tuple(link.dilated(1 / factor) for link in calibration.links),
+        links=tuple(link.dilated(1 / factor) for link in links),
         shares=None if options.split is None else tuple(options.split),
         options=options.spec(),
     )
 
 
-def _options(record: Record) -> SystemOptions:
+def _options(record: RunRecord) -> SystemOptions:
     """Of the system that ran; what older versions had beside is left out."""
     options: type[SystemOptions] = find_system(record.system).options
-    known = {k: v for k, v in record.options.items() if k in options.__struct_fields__}
-    return options(**known)
+    known = record.config.options.items()
+    asked = {name: value for name, value in known if name in options.__struct_fields__}
+    return convert(asked, options, f"record {record.run_id}", ConfigError)
 
 
 def _device(
@@ -211,8 +133,7 @@ def _device(
 def compare(folders: Iterable[Path], calibration: Calibration) -> list[Comparison | Skipped]:
     """Simulate every record of the Docker testbed below these folders that ended well.
 
-    A record that cannot be read, or holds what none of ours does, is skipped and says so; digests
-    are not checked.
+    A record that cannot be read is skipped and says so.
 
     Raises:
         ConfigError: There is no such folder.
@@ -227,34 +148,23 @@ def compare(folders: Iterable[Path], calibration: Calibration) -> list[Compariso
 
 
 def _compare_or_skip(path: Path, calibration: Calibration) -> Comparison | Skipped | None:
-    name = _name_of(path)
+    name = f"{path.parent.parent.name}/{path.parent.name}"
     try:
-        return _compare(path, calibration)
-    except ConfigError as exc:
+        record = decode_record(read_small_file(path, _MAX_RECORD_BYTES, RecordError), str(path))
+        measured = record.metrics
+        if record.status != "ok" or record.config.testbed.backend != "docker" or measured is None:
+            return None
+        if not find_system(record.system).simulator:
+            return None
+    except (ConfigError, RecordError) as exc:
         return Skipped(name, str(exc), is_broken=True)
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as exc:
-        return Skipped(name, f"holds what no record of ours does: {exc!r}", is_broken=True)
-
-
-def _name_of(path: Path) -> str:
-    return f"{path.parent.parent.name}/{path.parent.name}"
-
-
-def _compare(path: Path, calibration: Calibration) -> Comparison | Skipped | None:
-    head = decode_file(path, _Head, _MAX_RECORD_BYTES, ConfigError)
-    if head.status != "ok" or head.config.testbed.backend != "docker":
-        return None
-    record = decode_file(path, Record, _MAX_RECORD_BYTES, ConfigError)
-    measured = record.metrics
-    if measured is None or not find_system(record.system).simulator:
-        return None
-    name, latency = _name_of(path), measured.token_latency_s
     try:
-        outcome = simulate(rebuild(record, str(path)), calibration)
+        outcome = simulate(rebuild(record), calibration)
     except (ConfigError, ResourceError) as exc:
         return Skipped(name, str(exc))
     if outcome.status != "ok":
         return Skipped(name, f"simulated, it is {outcome.status}: {outcome.reason}")
+    latency = measured.token_latency_s
     return Comparison(
         name,
         Figures(measured.ttft_s.median, None if latency is None else latency.median),

@@ -3,21 +3,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from baselines.galaxy import tiles as real
-from baselines.galaxy.schedule import make_tiles, splits_rows
-from baselines.simulate import simulate
+from baselines.registry import simulate
 from results.paper.cells.sim_compare import figures_of
 from testbed.links.link import LinkSpec
-from tests.testbed.sim.sims import free_calibration, make_run, tiny
+from tests.baselines.galaxy.closed_form import traffic
+from tests.testbed.sim.sims import free_calibration, make_run
 from tpi.weights.shard import make_shard_plan
-
-
-@pytest.mark.parametrize("weights", [None, (3, 0, 1, 2), (0, 0, 1, 0)])
-@pytest.mark.parametrize("rows", [1, 3, 4, 7, 50])
-def test_tiles_are_those_of_galaxy(weights, rows):
-    plan = make_shard_plan(tiny(), 4, weights)
-    assert make_tiles(plan, rows) == real.make_tiles(plan, rows)
-    assert splits_rows(plan, rows) == real.splits_rows(plan, rows)
 
 
 @pytest.mark.parametrize("shares", [None, (3, 0, 1, 2)])
@@ -31,7 +22,7 @@ def test_a_request_sends_what_galaxy_sends(shares, prompt):
             continue
         rank = int(event.number("rank"))
         sent = [
-            real.traffic(plan, rank, rows, run.model.num_layers, run.model.hidden_size)
+            traffic(plan, rank, rows, run.model.num_layers, run.model.hidden_size)
             for rows in (prompt, 1)
         ]
         assert event.number("messages_sent") == sum(m for m, _ in sent)

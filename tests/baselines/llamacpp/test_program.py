@@ -103,7 +103,7 @@ def test_bfloat16_stays_within_its_bound(tmp_path):
 def test_quantized_tokens_are_those_of_the_files_own_numbers(file_type, kind, tmp_path):
     checkpoint = make_checkpoint(tmp_path / "model", kind, intermediate_size=512)
     folder = gguf(checkpoint, tmp_path / "gguf", file_type)
-    (tokens,) = tokens_of(folder, options={"file_type": file_type})
+    (tokens,) = tokens_of(folder, options={"quantization": file_type})
     source = GgufSource(folder / MODEL_FILE, load_config(checkpoint))
     write_hf_folder(source, tmp_path / "hf")
     check_bounded(tokens, tmp_path / "hf")
@@ -137,8 +137,8 @@ def test_folder_that_cannot_be_used_is_refused_in_one_line(tmp_path):
         load(make_spec(tmp_path))
     with pytest.raises(ConfigError, match="unknown key 'window'"):
         load(make_spec(tmp_path, options={"window": 2}))
-    with pytest.raises(ConfigError, match=r"file_type must be .*, got 'q2_k'"):
-        load(make_spec(tmp_path, options={"file_type": "q2_k"}))
+    with pytest.raises(ConfigError, match=r"quantization: got .q2_k., expected none"):
+        load(make_spec(tmp_path, options={"quantization": "q2_k"}))
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ import torch
 from msgspec.structs import replace
 
 from baselines.pipeline.engine import NoReduce, open_pipeline, own_blocks, setup
-from baselines.pipeline.stages import make_stages, traffic
+from baselines.pipeline.stages import make_stages
 from tests.baselines.distributed import check_bounded, check_logits, run_request, splitter
+from tests.baselines.pipeline.closed_form import traffic
 from tests.checkpoints import NEW_TOKENS, PROMPT_IDS, reference_tokens
 from tests.cluster import cluster_options, run_engines
 from tests.nodes import Nodes, make_specs, split_checkpoint

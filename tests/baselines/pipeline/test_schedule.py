@@ -2,11 +2,12 @@ from dataclasses import replace
 
 import pytest
 
-from baselines.pipeline.stages import make_stages, stage_peaks, traffic
-from baselines.simulate import simulate
+from baselines.pipeline.stages import make_stages, stage_peaks
+from baselines.registry import simulate
 from results.paper.cells.sim_compare import figures_of
 from testbed.links.link import LinkSpec, one_way_s
 from testbed.sim.base import SimDevice
+from tests.baselines.pipeline.closed_form import traffic
 from tests.testbed.sim.sims import free_calibration, make_run
 from tpi.comm.wire import HEADER_BYTES
 from tpi.errors import ConfigError
@@ -64,5 +65,5 @@ def test_more_devices_than_layers_are_refused():
 
 
 def test_shares_that_do_not_fit_are_refused():
-    with pytest.raises(ConfigError, match="pipeline: expected 4 shares > 0"):
+    with pytest.raises(ConfigError, match="pipeline: shares: expected numbers > 0"):
         simulate(make_run("pipeline", options={"shares": [1, 0, 1, 1]}), free_calibration())

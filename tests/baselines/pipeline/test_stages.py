@@ -11,8 +11,8 @@ from baselines.pipeline.stages import (
     problems,
     stage_bytes,
     stage_peaks,
-    traffic,
 )
+from tests.baselines.pipeline.closed_form import traffic
 from tests.weights.shard_folders import small_config
 from tpi.errors import ConfigError
 from tpi.model_config import load_preset

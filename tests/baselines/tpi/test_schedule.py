@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from baselines.simulate import simulate
+from baselines.registry import simulate
 from results.paper.cells.sim_compare import figures_of
 from testbed.links.link import LinkSpec
 from testbed.sim.base import SimDevice

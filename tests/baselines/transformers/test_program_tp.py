@@ -182,12 +182,12 @@ def test_silent_rank_and_lost_master_end_the_others(tmp_path):
 
 def test_devices_that_do_not_divide_the_heads_are_refused_by_number():
     model = load_preset("llama3.1-8b")  # 32 heads, 8 for keys and values
-    assert problems(model, 1, "float32") == problems(model, 8, "bfloat16") == []
-    (kv_heads,) = problems(model, 16, "float32")
+    assert problems(model, 1) == problems(model, 8) == []
+    (kv_heads,) = problems(model, 16)
     assert "16 devices do not divide the model's 8 key-value heads" in kv_heads
-    heads, _ = problems(model, 3, "float32")
+    heads, _ = problems(model, 3)
     assert "3 devices do not divide the model's 32 attention heads" in heads
-    assert len(problems(small_config(), 7, "float32")) == 2
+    assert len(problems(small_config(), 7)) == 2
 
 
 def test_load_refuses_before_it_joins():

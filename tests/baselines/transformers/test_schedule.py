@@ -1,6 +1,6 @@
 import pytest
 
-from baselines.simulate import simulate
+from baselines.registry import simulate
 from baselines.transformers.schedule import num_elements, request_bytes
 from results.paper.cells.sim_compare import figures_of
 from testbed.links.link import LinkSpec

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from baselines.simulate import simulate
+from baselines.registry import simulate
 from tests.testbed.sim.sims import free_calibration, make_run
 from tpi.comm.allreduces.base import AllReduceAlgorithm
 from tpi.comm.allreduces.registry import allreduce_names, find_allreduce

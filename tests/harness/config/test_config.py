@@ -1,6 +1,6 @@
 import pytest
 
-from baselines.options import TpiOptions
+from baselines.tpi.system import TpiOptions
 from baselines.validators import nearest
 from harness.config.compose import config_from
 from harness.config.config import option_names

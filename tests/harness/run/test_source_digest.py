@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from baselines.registry import system_names
+from baselines.registry import all_systems
 from harness.run import source_digest
 from harness.run.run_key import digest_of_source, reference_digest
 from harness.run.source_digest import source_files
 from tpi.errors import ConfigError
 
+SYSTEMS = {system.name: system for system in all_systems()}
+SIMULATED = {name for name, system in SYSTEMS.items() if system.simulator}
 ROOT = Path(__file__).parents[3]
-SYSTEMS = system_names()
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def digests():
     """Of everything that has one."""
     return {
         "reference": reference_digest(),
-        "simulator": digest_of_source("tpi", "sim"),
+        **{(system, "sim"): digest_of_source(system, "sim") for system in SIMULATED},
         **{
             (system, backend): digest_of_source(system, backend)
             for system in SYSTEMS
@@ -88,17 +89,29 @@ def measured(*systems, backends=("local", "docker")):
     return {(system, backend) for system in systems for backend in backends}
 
 
+def simulated(*systems):
+    return measured(*systems, backends=["sim"])
+
+
 @pytest.mark.parametrize(
     ("path", "expected"),
     [
         ("tpi/planner/report.py", measured("tpi", "tpi-resident", "transformers-window")),
         ("tpi/program/spec.py", {"reference", *measured(*SYSTEMS)}),
-        ("tpi/weights/shard.py", {"simulator", *measured(*SYSTEMS)}),
+        ("tpi/weights/shard.py", {*simulated(*SIMULATED), *measured(*SYSTEMS)}),
         ("testbed/local/local.py", measured(*SYSTEMS)),
         ("testbed/docker/testbed.py", measured(*SYSTEMS, backends=["docker"])),
         ("testbed/verify/probe_agent.py", measured(*SYSTEMS, backends=["docker"])),
-        ("testbed/links/link.py", {"simulator", *measured(*SYSTEMS, backends=["docker"])}),
-        ("baselines/tpi/schedule.py", {"simulator"}),
+        (
+            "testbed/links/link.py",
+            {*simulated(*SIMULATED), *measured(*SYSTEMS, backends=["docker"])},
+        ),
+        (
+            "baselines/tpi/schedule.py",
+            simulated("tpi", "tpi-resident", "transformers-window", "galaxy"),
+        ),
+        ("baselines/accelerate/schedule.py", simulated("accelerate", "accelerate-2024")),
+        ("baselines/pipeline/system.py", set()),
         ("testbed/doctor/doctor.py", set()),
         ("baselines/galaxy/ring.py", measured("galaxy")),
         ("baselines/accelerate/offload.py", measured("accelerate", "accelerate-2024")),

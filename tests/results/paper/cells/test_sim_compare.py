@@ -4,12 +4,10 @@ from pathlib import Path
 from statistics import median
 
 import pytest
-from msgspec import convert
 
 from results.paper.cells.sim_compare import (
     Comparison,
     Figures,
-    Record,
     Skipped,
     compare,
     main,
@@ -17,6 +15,7 @@ from results.paper.cells.sim_compare import (
     table,
 )
 from results.paper.index import INDEX_FILE
+from results.records import codec
 from testbed.sim.calibration import load_calibration
 from tpi.errors import ConfigError
 
@@ -28,8 +27,13 @@ def record():
     return json.loads(path.read_text())
 
 
+def text_of(raw):
+    body = {key: value for key, value in raw.items() if key != "record_sha256"}
+    return json.dumps({**body, "record_sha256": codec._digest(body)})
+
+
 def rebuilt(raw):
-    return rebuild(convert(raw, Record), "x")
+    return rebuild(codec.decode_record(text_of(raw).encode(), "x"))
 
 
 def test_every_record_of_the_reference_machine_is_predicted():
@@ -73,7 +77,8 @@ def test_a_disk_without_a_limit_is_the_hosts_in_the_devices_time():
 def test_a_prompt_is_as_long_as_it_was_and_a_system_has_a_dtype_and_threads_of_its_own():
     raw = record()
     raw["config"]["prompt_ids"] = [1, 2, 3]
-    raw["config"]["systems"]["tpi-resident"] |= {"dtype": "bfloat16", "threads": 2}
+    raw["config"]["systems"] = {"transformers": {"dtype": "bfloat16", "threads": 2, "older": 1}}
+    raw["system"] = "transformers"
     raw["calibration"]["limits"][0].update(cpus=None)
     run = rebuilt(raw)
     assert (run.prompt_tokens, run.compute.dtype, run.devices[0].cores) == (3, "bfloat16", 16)
@@ -92,7 +97,7 @@ def test_what_cannot_be_rebuilt_is_a_line_and_the_table_goes_on(tmp_path):
     }
     for name, raw in cases.items():
         (tmp_path / name).mkdir()
-        (tmp_path / name / "run.json").write_text(json.dumps(raw))
+        (tmp_path / name / "run.json").write_text(text_of(raw))
     found = compare([tmp_path], load_calibration())
     assert [type(each) for each in found] == [Skipped, Skipped, Comparison]
     lines = table(found).splitlines()
@@ -104,7 +109,7 @@ def test_what_cannot_be_rebuilt_is_a_line_and_the_table_goes_on(tmp_path):
 def test_what_would_not_fit_is_a_line(tmp_path):
     raw = record()
     raw["calibration"]["limits"][0].update(memory=1 << 20, swap=0)
-    (tmp_path / "run.json").write_text(json.dumps(raw))
+    (tmp_path / "run.json").write_text(text_of(raw))
     (found,) = compare([tmp_path], load_calibration())
     assert isinstance(found, Skipped)
     assert "it is oom: rank 0 needs" in found.reason
@@ -112,16 +117,19 @@ def test_what_would_not_fit_is_a_line(tmp_path):
 
 def test_a_record_that_lacks_something_is_refused_by_name():
     raw = record()
-    del raw["calibration"]["dilation"]
-    with pytest.raises(ConfigError, match="record x: nothing to simulate it from"):
+    del raw["calibration"]["disk_probe"]
+    with pytest.raises(ConfigError, match="says too little of its testbed to simulate"):
         rebuilt(raw)
 
 
 def test_what_did_not_end_well_or_ran_elsewhere_is_left_out(tmp_path):
     raw = record()
-    for name, change in (("a", {"status": "oom"}), ("b", {"system": "llamacpp"})):
+    for name, change in (
+        ("a", {"status": "oom", "reason": "x", "metrics": None}),
+        ("b", {"system": "llamacpp"}),
+    ):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "run.json").write_text(json.dumps({**raw, **change}))
+        (tmp_path / name / "run.json").write_text(text_of({**raw, **change}))
     assert compare([tmp_path], load_calibration()) == []
     shutil.copytree(PUBLISHED / "demo", tmp_path / "local")
     assert compare([tmp_path], load_calibration()) == []
@@ -160,7 +168,7 @@ def test_the_command(capsys, tmp_path):
     ],
 )
 def test_what_no_record_holds_is_a_line(change, tmp_path):
-    (tmp_path / "run.json").write_text(json.dumps({**record(), **change}))
+    (tmp_path / "run.json").write_text(text_of({**record(), **change}))
     (found,) = compare([tmp_path], load_calibration())
     assert isinstance(found, Skipped)
     assert not found.reason.startswith("simulated")  # it was refused before that
