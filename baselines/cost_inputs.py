@@ -7,8 +7,7 @@ import math
 from dataclasses import dataclass
 
 from testbed.host.rates import Host
-from testbed.limits.limits import DeviceLimits
-from testbed.links.link import LinkSpec
+from testbed.limits.limits import DevicePlan
 from tpi.comm.allreduces.star import Star
 from tpi.model_config import DTYPE_BYTES, ModelConfig
 
@@ -52,18 +51,16 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class CostInputs:
-    """What all systems of a plan have in common; limits and links are as enforced here."""
+    """What all systems of a plan have in common; `devices` are all there are."""
 
     model: ModelConfig
     storage: str
     dtype: str
     threads: int
-    devices: int
+    devices: tuple[DevicePlan, ...]
     prompt_tokens: int
     new_tokens: int
     host: Host
-    limits: tuple[DeviceLimits, ...] = ()
-    links: tuple[LinkSpec, ...] = ()
 
     @property
     def max_tokens(self) -> int:
@@ -72,7 +69,7 @@ class CostInputs:
 
     def read_bps(self, devices: int = 1) -> float:
         """What so many devices together can count on of the disk."""
-        caps = [limits.read_bps for limits in self.limits[:devices] if limits.read_bps]
+        caps = [d.limits.read_bps for d in self.devices[:devices] if d.limits.read_bps]
         capped = devices * min(caps) if len(caps) == devices else self.host.read_bps
         return _DISK_SHARE * min(self.host.read_bps, capped)
 
@@ -89,7 +86,7 @@ class CostInputs:
         """Seconds of one allreduce of so many bytes over a star, or of passing them on."""
         if devices < 2:
             return 0.0
-        links = self.links[:devices]
+        links = [device.link for device in self.devices[:devices]]
         return devices * _MESSAGE_S + Star().cost_s(
             world_size=devices,
             num_bytes=num_bytes,
@@ -103,8 +100,8 @@ class CostInputs:
         return 4 * self.model.hidden_size
 
     def _cpus(self, devices: int, most: int) -> float:
-        quotas = [limits.cpus for limits in self.limits[:devices] if limits.cpus is not None]
-        return min([most, *quotas])
+        quotas = (device.limits.cpus for device in self.devices[:devices])
+        return min([most, *(cpus for cpus in quotas if cpus is not None)])
 
     @property
     def weight_bytes(self) -> int:

@@ -159,8 +159,10 @@ def test_verbs_of_make_and_lab_exist():
 
 def test_files_of_the_repository_that_pages_name_exist():
     tops = "conf|harness|testbed|baselines|results|tests|tpi|docs"
-    written = ("results/runs", "results/paper-runs", "tpi/presets/NAME", "baselines/NAME")
-    written += ("conf/systems/NAME",)
+    written = (
+        *("results/runs", "results/paper-runs", "tpi/presets/NAME", "baselines/NAME"),
+        "conf/systems/NAME",
+    )
     for page, code in CODE:
         if re.fullmatch(rf"({tops})/[\w./-]*", code) and not code.startswith(written):
             assert (ROOT / code).exists(), (page, code)

@@ -200,7 +200,7 @@ def fail_at(monkeypatch, count, error):
             raise error
         return run_repeat(*args)
 
-    monkeypatch.setattr("harness.run.experiment.run_repeat", wrapper)
+    monkeypatch.setattr("harness.run.repeats.run_repeat", wrapper)
 
 
 @pytest.mark.usefixtures("fakes")

@@ -17,14 +17,16 @@ class PipelineSystem(System[PipelineOptions]):
     def predict(self, inputs: CostInputs, options: PipelineOptions) -> Prediction:
         """One device computes at a time, as long as all together would."""
         compute = options.compute(inputs.dtype, inputs.max_tokens)
-        peaks = stage_peaks(inputs.model, inputs.devices, options.split, inputs.storage, compute)
+        peaks = stage_peaks(
+            inputs.model, len(inputs.devices), options.split, inputs.storage, compute
+        )
         stored = inputs.stored_bytes
-        hop_s = inputs.exchange_s(min(2, inputs.devices), inputs.hidden_bytes)
-        pass_s = (inputs.devices - 1) * hop_s
+        hop_s = inputs.exchange_s(min(2, len(inputs.devices)), inputs.hidden_bytes)
+        pass_s = (len(inputs.devices) - 1) * hop_s
         return Prediction(
             peak_bytes=peaks,
             read_bytes_per_step=0,
-            start_s=inputs.start_s(inputs.devices) + stored / inputs.read_bps(),
+            start_s=inputs.start_s(len(inputs.devices)) + stored / inputs.read_bps(),
             prefill_s=inputs.prefill_s(inputs.cores()) + pass_s,
             step_s=stored / (MATVEC_BPS * inputs.cores()) + pass_s,
         )

@@ -74,7 +74,7 @@ class NodeSystem(System[Opts], Generic[Opts]):
 
     def predict(self, inputs: CostInputs, options: Opts) -> Prediction:
         """Predict what one start and one request take."""
-        model, devices = inputs.model, self.world_size(inputs.devices)
+        model, devices = inputs.model, self.world_size(len(inputs.devices))
         compute = options.compute(inputs.dtype, inputs.max_tokens)
         plan = make_shard_plan(model, devices, options.split)
         blocks = [block_bytes(model, plan, rank, inputs.storage) for rank in range(devices)]

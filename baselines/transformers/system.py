@@ -60,7 +60,7 @@ class TransformersTpSystem(LibrarySystem[TransformersTpOptions]):
     def predict(self, inputs: CostInputs, options: TransformersTpOptions) -> Prediction:
         """Layers are split, embedding and head are not."""
         plain = super().predict(inputs, options)
-        devices, weights = inputs.devices, inputs.weight_bytes
+        devices, weights = len(inputs.devices), inputs.weight_bytes
         ends = 2 * inputs.model.vocab_size * inputs.model.hidden_size * DTYPE_BYTES[inputs.dtype]
         cores = inputs.cores(devices)
         each_s = inputs.exchange_s(devices, inputs.hidden_bytes) + devices * _GLOO_EXCHANGE_S

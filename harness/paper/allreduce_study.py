@@ -36,7 +36,7 @@ from testbed.base import Device, DeviceError, Inbox, Process, make_inbox
 from testbed.docker.watchdog import watchdog
 from testbed.host.hostlock import host_lock
 from testbed.host.label import RunLabel
-from testbed.limits.limits import DeviceLimits
+from testbed.limits.limits import DevicePlan
 from testbed.links.link import LinkSpec, wire_bytes
 from tpi.comm.allreduces.registry import PAPER_ALLREDUCES, find_allreduce
 from tpi.decode import decode
@@ -166,8 +166,7 @@ def measure_delay(asked: Asked, delay_ms: float) -> list[Point]:
         scratch_folder(Path(asked.work_dir).absolute()) as folder,
         open_testbed(
             folder,
-            [DeviceLimits(threads=1)] * asked.devices,
-            [dilated] * asked.devices,
+            [DevicePlan(link=dilated)] * asked.devices,
             mounts=(),
             link_backend=asked.backend,
             dilation=asked.dilation,

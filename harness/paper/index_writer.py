@@ -16,7 +16,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from harness.paper.plan import Study
-from harness.run.run_key import measured_digest, simulator_digest
+from harness.run.run_key import digest_of_source
 from results.paper.index import INDEX_FILE, Entry, Index, StudyEntry, read_index, write_index
 from results.records.schema import RecordError
 from testbed.base import DeviceError
@@ -136,4 +136,4 @@ def _source(entry: Entry) -> str:
 @functools.cache  # every entry asks for it after every run
 def _digest(system: str, is_simulated: bool) -> str:
     # The backend of containers imports that of local processes.
-    return simulator_digest(system) if is_simulated else measured_digest(system, "docker")
+    return digest_of_source(system, "sim" if is_simulated else "docker")

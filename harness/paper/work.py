@@ -4,7 +4,7 @@
 nothing; `run` does it. A record that is `ok` or `oom` is done, and one that is `infeasible` as long
 as its plan is refused; `invalid` and `interrupted` are run again. `crashed`, `timeout` and
 `wrong_output` are results that fail the whole, as does a record that cannot be used: they are run
-again when asked to. Read `Work` and `RunWork.look` first.
+again when asked to.
 """
 
 from collections.abc import Sequence
@@ -18,16 +18,13 @@ from harness.config.compose import Composed, compose
 from harness.paper import allreduce_study
 from harness.paper.allreduce_file import Asked
 from harness.paper.plan import Study
+from harness.plan.types import Plan
 from harness.run import session
-from harness.run.run_key import decisive
-from harness.run.session import Prepared, PreparedSim
-from harness.run.simulation import run_ids
+from harness.run.run_key import run_name
 from harness.run.weights import check_space, locate
 from results.paper.index import Entry
-from results.records.hashing import make_run_id
 from results.records.schema import RecordError, RunRecord
 from results.records.store import RunStore
-from testbed.host.environment import host_environment
 from tpi.errors import ConfigError, TpiError
 from tpi.units import format_bytes, format_seconds
 
@@ -38,7 +35,6 @@ STATES = (
     "failed",  # it went wrong, or is asked for in a way that cannot be
 )
 _DONE = ("ok", "oom", "infeasible")
-_SIMULATE_S = 1.0  # most simulations are quicker, and none is predicted
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +54,7 @@ class WorkStatus:
     reason: str = ""
     run_id: str = ""
     predicted_s: float = 0.0
-    prepared: Prepared | PreparedSim | None = None
+    plan: Plan | None = None
     kind: str = ""
 
 
@@ -124,33 +120,34 @@ class RunWork:
     def look(self) -> WorkStatus:
         """As `Work` says."""
         try:
-            prepared = session.prepare(self._compose())
+            plan = session.prepare(self._compose())
         except TpiError as exc:
             return WorkStatus("failed", str(exc))
-        store, base_id = RunStore(self.folder), run_name(prepared)
+        (system,) = plan.systems
+        store, base_id = RunStore(self.folder), run_name(plan, system, locate(plan))
         try:
             record = store.latest(base_id)
         except RecordError as exc:
             # Nothing older is taken in its place, and a changed record is not ours to remove: a
             # retry measures anew beside it.
             unusable = WorkStatus("failed", str(exc), store.latest_id(base_id))
-            return _before(_forced(prepared), unusable) if self.retry else unusable
+            return _before(plan.forced(), unusable) if self.retry else unusable
         seen = WorkStatus("todo")
         if record is not None:
             seen = WorkStatus("todo", words_of(record), record.run_id, kind=record.status)
-        if record is None or _is_to_do(record, prepared):
-            return _before(prepared, seen)
+        if record is None or _is_to_do(record, plan):
+            return _before(plan, seen)
         if record.status in _DONE:
-            return replace(seen, state="done", kind=_kind(record, prepared))
+            return replace(seen, state="done", kind=_kind(record, plan))
         if self.retry:
-            return _before(_forced(prepared), seen)
+            return _before(plan.forced(), seen)
         return WorkStatus("failed", words_of(record), record.run_id)
 
     def run(self, outlook: WorkStatus, log: Console) -> None:
         """As `Work` says."""
         self.retry = False  # once
-        if outlook.prepared is not None:
-            session.run(outlook.prepared, log)
+        if outlook.plan is not None:
+            session.run(outlook.plan, log)
 
     def _compose(self) -> Composed:
         if self._composed is None:
@@ -237,54 +234,30 @@ def works_of(
     return [*runs.values(), *(StudyWork(study, folder, retry) for study in studies)]
 
 
-def run_name(prepared: Prepared | PreparedSim) -> str:
-    """What the runs of a plan with one system are called, without starting anything."""
-    if isinstance(prepared, PreparedSim):
-        (name,) = run_ids(prepared.plan).values()
-        return name
-    plan = prepared.plan
-    (system,) = plan.systems
-    environment = host_environment(Path(plan.config.weights.dir))
-    decides = decisive(plan, system, locate(plan), prepared.prompt, environment)
-    return make_run_id(system.name, decides)
-
-
-def _kind(record: RunRecord, prepared: Prepared | PreparedSim) -> str:
+def _kind(record: RunRecord, plan: Plan) -> str:
     if record.status != "ok":
         return record.status
-    return "simulated" if isinstance(prepared, PreparedSim) else "measured"
+    return "simulated" if plan.is_simulated else "measured"
 
 
-def _is_to_do(record: RunRecord, prepared: Prepared | PreparedSim) -> bool:
-    if isinstance(prepared, PreparedSim):
-        return not record.is_finished(1)
+def _is_to_do(record: RunRecord, plan: Plan) -> bool:
     if record.status == "infeasible":
-        return bool(prepared.plan.runnable)
-    return not record.is_finished(prepared.plan.config.repeats)
+        return bool(plan.runnable)
+    return not record.is_finished(plan.config.repeats)
 
 
-def _before(prepared: Prepared | PreparedSim, seen: WorkStatus) -> WorkStatus:
+def _before(plan: Plan, seen: WorkStatus) -> WorkStatus:
     """What stands in the way of a run, or how long it will take; `seen` is what there is of it."""
-    reason, run_id = seen.reason, seen.run_id
-    if isinstance(prepared, PreparedSim):
-        return WorkStatus("todo", reason, run_id, _SIMULATE_S, prepared)
-    plan = prepared.plan
     if not plan.runnable:  # it is written down as infeasible, which takes no time
-        return WorkStatus("todo", plan.systems[0].refusal or "", run_id, 0.0, prepared)
+        refusal = plan.systems[0].refusal or ""
+        return WorkStatus("todo", refusal, seen.run_id, plan=plan)
     try:
-        check_space(plan, locate(plan), prepared.host.free_disk)
+        check_space(plan, locate(plan))
         if plan.is_emulated:
             session.require_docker(plan)
     except TpiError as exc:
-        return WorkStatus("refused", str(exc), run_id)
-    return WorkStatus("todo", reason, run_id, plan.predicted_s, prepared, seen.kind)
-
-
-def _forced(prepared: Prepared | PreparedSim) -> Prepared | PreparedSim:
-    if isinstance(prepared, PreparedSim):
-        return replace(prepared, plan=prepared.plan.forced())
-    config = replace(prepared.plan.config, force=True)
-    return replace(prepared, plan=replace(prepared.plan, config=config))
+        return WorkStatus("refused", str(exc), seen.run_id)
+    return replace(seen, state="todo", predicted_s=plan.predicted_s, plan=plan)
 
 
 def words_of(record: RunRecord) -> str:

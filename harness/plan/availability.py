@@ -4,7 +4,6 @@ A system that was named and cannot run is refused before anything starts, all of
 reasons at once; one that came by `systems=all` becomes a row of the table that says why.
 """
 
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 
@@ -12,47 +11,38 @@ from baselines.base import AnySystem
 from baselines.options import SystemOptions
 from baselines.registry import find_system
 from harness.config.config import Config
-from results.records.schema import RunRecord
 from tpi.errors import ConfigError
 from tpi.model_config import ModelConfig
 
 
 def split_available(
     config: Config, model: ModelConfig, *, is_all: bool
-) -> tuple[Config, list[RunRecord]]:
-    """The systems that can run, and a row for each that cannot.
+) -> tuple[Config, dict[str, str]]:
+    """The systems that can run, and why each of the others cannot.
 
     Raises:
         ConfigError: One that was asked for by name cannot run, or none can.
     """
     problems = {
-        name: found
+        name: " and ".join(found)
         for name, options in config.systems.items()
         if (found := _problems(find_system(name), options, config, model))
     }
     if problems and (not is_all or len(problems) == len(config.systems)):
-        each = [f"{name} cannot run: {' and '.join(found)}" for name, found in problems.items()]
+        each = [f"{name} cannot run: {found}" for name, found in problems.items()]
         raise ConfigError(f"systems: {'; '.join(each)}")
     systems = {name: o for name, o in config.systems.items() if name not in problems}
-    return replace(config, systems=systems), _rows(problems)
+    return replace(config, systems=systems), problems
 
 
 def _problems(
     system: AnySystem, options: SystemOptions, config: Config, model: ModelConfig
 ) -> list[str]:
+    found: list[str] = []
     if config.testbed.backend != "sim":
         absent = [package for package in system.packages if find_spec(package) is None]
         advice = f": pip install -e '.[{system.extra}]'" if system.extra else ""
         found = [f"the package {package} is not installed{advice}" for package in absent]
     elif not system.simulator:
         return ["the simulator has no model of it"]
-    else:  # nothing is started, so no package is needed
-        found = []
     return found + system.problems(model, config.devices, config.dtype, options)
-
-
-def _rows(problems: Mapping[str, Sequence[str]]) -> list[RunRecord]:
-    # Rows of the table only: what never ran has no record.
-    return [
-        RunRecord("", name, "unavailable", " and ".join(found)) for name, found in problems.items()
-    ]

@@ -1,10 +1,12 @@
 """A plan in words: what will be written, read and needed, and about how long it takes."""
 
+from collections.abc import Sequence
+
 from baselines.cost_inputs import parameters_text
 from harness.plan.plan import reduced_plan
 from harness.plan.types import Plan, SystemPlan
 from results.records.testbed_words import device_words, link_words
-from testbed.host.rates import Host
+from testbed.sim.calibration import Calibration
 from tpi.units import format_bytes, format_seconds
 
 _CHECKS = {
@@ -13,20 +15,18 @@ _CHECKS = {
 }
 
 
-def describe(plan: Plan, host: Host, to_write: int, pending: list[str]) -> list[tuple[str, str]]:
-    """The plan in (heading, text) lines; `pending` are the systems that are not measured yet."""
+def describe(plan: Plan, to_write: int, pending: Sequence[str]) -> list[tuple[str, str]]:
+    """The plan in (heading, text) lines; `pending` are the systems that have something to do."""
     config, model = plan.config, plan.model
-    lines = [
-        (
-            "model",
-            f"{config.model.path or config.model.name}: {model.num_layers} layers,"
-            f" {parameters_text(model)}, stored in {plan.storage},"
-            f" computed in {config.dtype}",
-        ),
-        ("weights", _weights_text(plan, host, to_write)),
-    ]
-    lines += [(s.name, _system_text(plan, s)) for s in plan.systems]
-    lines.insert(2, ("testbed", _testbed_text(plan)))
+    what = (
+        f"{config.model.path or config.model.name}: {model.num_layers} layers,"
+        f" {parameters_text(model)}, stored in {plan.storage}, computed in {config.dtype}"
+    )
+    where = ("testbed", _testbed_text(plan))
+    if plan.calibration is not None:
+        return [("model", what), *_simulation(plan, where, plan.calibration, pending)]
+    lines = [("model", what), ("weights", _weights_text(plan, to_write)), where]
+    lines += [(system.name, _system_text(plan, system)) for system in plan.systems]
     lines.append(("check", _check_text(plan)))
     if plan.runnable:
         repeats = "repeat" if config.repeats == 1 else "repeats"
@@ -38,36 +38,52 @@ def describe(plan: Plan, host: Host, to_write: int, pending: list[str]) -> list[
             )
         )
     lines += [("cut", str(cut)) for cut in plan.cuts]
-    rates = f"disk {host.read_bps / 1e9:.2g} GB/s, {host.cores} cores"
-    text = f"about {format_seconds(plan.predicted_s)} for all of it, an estimate ({rates})"
-    if not pending:
-        text = "nothing is left to run"
-    elif len(pending) < len(plan.runnable):
-        text = f"only {', '.join(pending)} is left to run; {text}"
-    lines.append(("time", text))
-    return lines
+    return [*lines, ("time", _time_text(plan, pending))]
+
+
+def _simulation(
+    plan: Plan, where: tuple[str, str], calibration: Calibration, pending: Sequence[str]
+) -> list[tuple[str, str]]:
+    name, host = plan.config.testbed.calibration, calibration.host
+    request = f"a prompt of {plan.prompt_tokens} and {plan.new_tokens} new tokens, once"
+    lines = [
+        ("simulated", "nothing is started, no weights are read or written, no token is computed"),
+        where,
+        ("costs", f"calibration {name}: {host}"),
+        *((system.name, _simulated_text(plan, system)) for system in plan.systems),
+        ("request", f"{request}: the answer is always the same"),
+    ]
+    return lines if pending else [*lines, ("time", "nothing is left to simulate")]
 
 
 def _testbed_text(plan: Plan) -> str:
-    testbed = plan.config.testbed
-    if not plan.is_emulated:
-        return f"{testbed.name} (backend {testbed.backend}): plain processes, nothing is limited"
-    names = dict.fromkeys(profile.name for profile in plan.config.profiles)
-    factor = plan.dilation.factor
-    devices = device_words(plan.limits, factor)
-    text = f"{testbed.name} (backend {testbed.backend}): devices {', '.join(names)}"
-    text += f" ({devices})" if devices else ""
-    links = link_words(plan.links, factor)
-    text += f"; link {plan.config.link.name} ({links})"
-    if plan.dilation.factor > 1:
-        text += f"; dilation {plan.dilation.factor:g}"
+    testbed, factor = plan.config.testbed, plan.dilation.factor
+    text = f"{testbed.name} (backend {testbed.backend}):"
+    if not plan.has_limits:
+        return f"{text} plain processes, nothing is limited"
+    # Simulated are as many as the largest system uses.
+    devices = max((system.devices for system in plan.systems), key=len)
+    devices = devices if plan.is_simulated else plan.devices
+    worth = _worth_text([d.limits.cpus or 1.0 for d in devices]) if plan.is_simulated else ""
+    known = ", ".join(filter(None, [worth, device_words([d.limits for d in devices], factor)]))
+    text += f" devices {', '.join(dict.fromkeys(device.name for device in plan.devices))}"
+    text += f" ({known})" if known else ""
+    text += f"; link {plan.config.link.name} ({link_words([d.link for d in devices], factor)})"
+    if factor > 1:
+        text += f"; dilation {factor:g}"
         text += f", since {plan.dilation.reason}" if plan.dilation.reason else ""
     if plan.dilation.oversubscribed:
         text += f"; oversubscribed: {plan.dilation.oversubscribed}"
     return text
 
 
-def _weights_text(plan: Plan, host: Host, to_write: int) -> str:
+def _worth_text(cores: Sequence[float]) -> str:
+    if min(cores) == max(cores):
+        return f"each worth {min(cores):.3g} of the calibrated cores"
+    return f"worth {min(cores):.3g} to {max(cores):.3g} of the calibrated cores"
+
+
+def _weights_text(plan: Plan, to_write: int) -> str:
     if plan.synthetic:
         text = f"synthetic, seed {plan.config.weights.seed}"
         if plan.distinct_layers < plan.model.num_layers:
@@ -79,8 +95,8 @@ def _weights_text(plan: Plan, host: Host, to_write: int) -> str:
         text = f"of the folder {plan.config.model.path}"
     where = plan.config.weights.dir
     if to_write:
-        text += f"; writes {format_bytes(to_write)} to {where}/ ({format_bytes(host.free_disk)}"
-        text += " free)"
+        free = format_bytes(plan.host.free_disk)
+        text += f"; writes {format_bytes(to_write)} to {where}/ ({free} free)"
     elif plan.runnable:
         text += f"; nothing to write, they are in {where}/"
     return text
@@ -89,25 +105,24 @@ def _weights_text(plan: Plan, host: Host, to_write: int) -> str:
 def _system_text(plan: Plan, system: SystemPlan) -> str:
     if system.refusal is not None:
         return f"infeasible: {system.refusal}"
-    cost, threads = system.cost, max(plan.threads_of(system))
-    devices = "1 device" if system.world_size == 1 else f"{system.world_size} devices"
-    text = f"{devices} x {threads} thread{'s' * (threads > 1)}, needs"
+    cost, threads = system.cost, max(system.threads)
+    text = f"{system.devices_text} x {threads} thread{'s' * (threads > 1)}, needs"
     text += f" {format_bytes(max(cost.peak_bytes))} of memory"
     if system.world_size > 1:
         text += f" on the largest, {format_bytes(cost.need_bytes)} in all"
     if cost.read_bytes_per_step:
         text += f"; reads {format_bytes(cost.read_bytes_per_step)} per token"
-    if plan.is_emulated and any(_is_short(plan, system)):
+    if system.is_short:
         text += "; more than a device has, so it may end oom"
     return text + f"; about {format_seconds(cost.step_s / plan.dilation.factor)} per token"
 
 
-def _is_short(plan: Plan, system: SystemPlan) -> list[bool]:
-    """For each device, whether a system is predicted to need more than it has."""
-    return [
-        limits.memory is not None and peak > limits.memory + limits.swap
-        for limits, peak in zip(plan.limits, system.cost.peak_bytes, strict=False)
-    ]
+def _simulated_text(plan: Plan, system: SystemPlan) -> str:
+    shown = {name: getattr(system.options, name) for name in system.options.shown}
+    words = [f"{name} {str(value).lower()}" for name, value in shown.items() if value is not None]
+    dtype = system.options.compute(plan.config.dtype, plan.max_tokens).dtype
+    own = [f"dtype {dtype}"] if dtype != plan.config.dtype else []
+    return ", ".join([system.devices_text, *words, *own])
 
 
 def _check_text(plan: Plan) -> str:
@@ -122,3 +137,12 @@ def _check_text(plan: Plan) -> str:
         f"first the same shape with two layers must give Transformers' tokens"
         f" ({plan.check_reason}); writes {num_bytes} for it and removes them again"
     )
+
+
+def _time_text(plan: Plan, pending: Sequence[str]) -> str:
+    if not pending:
+        return "nothing is left to run"
+    rates = f"disk {plan.host.read_bps / 1e9:.2g} GB/s, {plan.host.cores} cores"
+    text = f"about {format_seconds(plan.predicted_s)} for all of it, an estimate ({rates})"
+    is_part = len(pending) < len(plan.runnable)
+    return f"only {', '.join(pending)} is left to run; {text}" if is_part else text

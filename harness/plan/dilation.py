@@ -3,7 +3,7 @@
 Time dilation keeps proportions: at dilation k each device gets 1/k of its CPU and disk rate, links
 get k times the delay and 1/k of the rate, and every measured time is divided by k. A device's CPU
 is worth so many cores of this host: for decode, which reads all weights for every token, its memory
-rate over that of one core here; for prefill its cores. Read `choose_dilation`.
+rate over that of one core here; for prefill its cores.
 """
 
 from collections.abc import Sequence
@@ -11,21 +11,13 @@ from dataclasses import dataclass
 from math import ceil
 
 from harness.config.profiles import DeviceProfile
+from testbed.host.rates import Host
 from testbed.limits.limits import DeviceLimits
 from tpi.errors import ConfigError
 
 # Of the host's cores and disk; the rest is for the switch, the harness and the kernel.
 USABLE = 0.85
 _LARGEST = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class HostRates:
-    """What of the host decides: cores, GB/s that one of them reads, the disk's bytes per second."""
-
-    cores: int
-    core_gbps: float
-    read_bps: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +35,7 @@ class Dilation:
     oversubscribed: str = ""
 
 
-def host_cores(profile: DeviceProfile, host: HostRates, fit: str) -> float | None:
+def host_cores(profile: DeviceProfile, host: Host, fit: str) -> float | None:
     """How many cores of this host a device is worth, undilated; None if it is not limited."""
     if profile.cores is None and profile.mem_gbps is None:
         return None
@@ -56,7 +48,7 @@ def host_cores(profile: DeviceProfile, host: HostRates, fit: str) -> float | Non
 def choose_dilation(
     asked: float | str,
     profiles: Sequence[DeviceProfile],
-    host: HostRates,
+    host: Host,
     *,
     fit: str = "decode",
     oversubscribe: bool = False,
@@ -85,7 +77,7 @@ def choose_dilation(
 
 
 def limits_of(
-    profile: DeviceProfile, factor: float, host: HostRates, fit: str = "decode"
+    profile: DeviceProfile, factor: float, host: Host, fit: str = "decode"
 ) -> DeviceLimits:
     """What is enforced on this host for a device at a dilation."""
     cores = host_cores(profile, host, fit)
@@ -100,7 +92,7 @@ def limits_of(
     )
 
 
-def _threads(cpus: float, profile: DeviceProfile, host: HostRates) -> int:
+def _threads(cpus: float, profile: DeviceProfile, host: Host) -> int:
     """As many as its quota keeps busy: more would only take turns in it."""
     return max(1, min(ceil(round(cpus, 6)), host.cores, ceil(profile.cores or host.cores)))
 
@@ -109,7 +101,7 @@ def _rate(mb_s: float | None, factor: float) -> int | None:
     return None if mb_s is None else max(1, round(mb_s * 1e6 / factor))
 
 
-def _needs(profiles: Sequence[DeviceProfile], host: HostRates, fit: str) -> list[tuple[float, str]]:
+def _needs(profiles: Sequence[DeviceProfile], host: Host, fit: str) -> list[tuple[float, str]]:
     """(dilation that it takes, why) for CPU and for the disk."""
     cores = sum(host_cores(profile, host, fit) or 0.0 for profile in profiles)
     read = sum((profile.disk_read_mb_s or 0.0) * 1e6 for profile in profiles)

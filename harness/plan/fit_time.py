@@ -3,24 +3,48 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
+from baselines.cost_inputs import CostInputs
 from baselines.registry import REFERENCE, reference_cost
 from baselines.weight_formats import write_seconds
-from harness.plan.inputs import cost_inputs_of
+from harness.config.config import Config
 from harness.plan.types import Plan, reduced_model
 from results.records.notes import Cut
 from testbed.host.rates import Host
+from testbed.limits.limits import DevicePlan
 from tpi.errors import ConfigError
+from tpi.model_config import ModelConfig
 from tpi.units import format_seconds
 from tpi.weights.hf_folder import required_hf_bytes
 
 LEAST_TOKENS = 3  # two gaps, the least that shows a spread
 
 
-def fit_time(plan: Plan, host: Host) -> Plan:
+def cost_inputs_of(
+    config: Config,
+    model: ModelConfig,
+    storage: str,
+    prompt_tokens: int,
+    host: Host,
+    devices: tuple[DevicePlan, ...] = (DevicePlan(),),
+) -> CostInputs:
+    """What all systems of a configuration have in common."""
+    return CostInputs(
+        model=model,
+        storage=storage,
+        dtype=config.dtype,
+        threads=devices[0].limits.threads,
+        devices=devices,
+        prompt_tokens=prompt_tokens,
+        new_tokens=config.workload.new_tokens,
+        host=host,
+    )
+
+
+def fit_time(plan: Plan) -> Plan:
     """Cut repeats, then new tokens, until the prediction fits `max_minutes`."""
     limit_s = plan.config.max_minutes * 60
     for candidate in _shorter(plan):
-        seconds = _predicted_s(candidate, host)
+        seconds = _predicted_s(candidate)
         if seconds <= limit_s:
             return replace(candidate, predicted_s=seconds, cuts=_cuts(plan, candidate))
     raise ConfigError(
@@ -57,20 +81,20 @@ def _cuts(asked: Plan, plan: Plan) -> tuple[Cut, ...]:
     )
 
 
-def _predicted_s(plan: Plan, host: Host) -> float:
+def _predicted_s(plan: Plan) -> float:
     """Seconds for everything, as if nothing had been done before."""
-    seconds = write_seconds(sum(plan.forms.values()), host)
+    seconds = write_seconds(sum(plan.forms.values()), plan.host)
     for system in plan.runnable:
         once = system.cost.start_s + system.cost.request_s(plan.warmup_tokens)
         seconds += plan.config.repeats * (once + system.cost.request_s(plan.new_tokens))
-    return seconds + _check_s(plan, host)
+    return seconds + _check_s(plan)
 
 
-def _check_s(plan: Plan, host: Host) -> float:
+def _check_s(plan: Plan) -> float:
     if plan.check == "none":
         return 0.0
     # The reference runs beside the devices, on the whole host.
-    setting = cost_inputs_of(plan.config, plan.model, plan.storage, plan.prompt_tokens, host)
+    setting = cost_inputs_of(plan.config, plan.model, plan.storage, plan.prompt_tokens, plan.host)
     if plan.check == "reference":
         if any(s.name == REFERENCE and s.check == "exact" for s in plan.runnable):
             return 0.0  # its own tokens are the reference
@@ -79,7 +103,7 @@ def _check_s(plan: Plan, host: Host) -> float:
     cut = reduced_model(plan.model)
     cost = reference_cost(setting, cut)
     share = cut.num_layers / plan.model.num_layers
-    seconds = 2 * write_seconds(required_hf_bytes(cut, plan.storage), host)
+    seconds = 2 * write_seconds(required_hf_bytes(cut, plan.storage), plan.host)
     seconds += cost.start_s + cost.request_s(plan.new_tokens)
     for system in plan.checked_first:
         seconds += system.cost.start_s + 2 * share * system.cost.request_s(plan.new_tokens)

@@ -1,11 +1,13 @@
 """What will be done, as values: `Plan`, and a `SystemPlan` for each system of it.
 
-`plan.py` makes them from a configuration; everything that starts, writes or says something reads
-them. Read `Plan` first.
+`plan.py` makes them from a configuration; everything that starts, simulates, writes or describes
+something takes them. A plan is the same whether processes or the simulator execute it.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from baselines.base import AnySystem
 from baselines.cost_inputs import Prediction
 from baselines.options import SystemOptions
 from baselines.registry import REFERENCE
@@ -13,12 +15,13 @@ from baselines.weight_formats import HF, WeightFormat, format_num_bytes, referen
 from harness.config.config import Config
 from harness.plan.dilation import Dilation
 from results.records.notes import Cut
-from testbed.limits.limits import DeviceLimits
-from testbed.links.link import LinkSpec
+from testbed.host.rates import Host
+from testbed.limits.limits import DeviceLimits, DevicePlan
+from testbed.sim.calibration import Calibration
 from tpi.model_config import ModelConfig
 
 _CHECK_LAYERS = 2
-_SWAPS_FROM = 0.95  # of a device's memory: what is predicted is not exact
+_SWAPS_FROM = 0.95  # of a device's memory: a prediction is not exact
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,17 +29,64 @@ class SystemPlan:
     """One system: what it needs, or why it is not run.
 
     Attributes:
+        devices: Those that it uses, by rank.
         form: The weights that it reads.
         check: How its tokens are compared with the reference's: `exact` or `bounded`.
     """
 
-    name: str
+    system: AnySystem
     options: SystemOptions
-    world_size: int
+    devices: tuple[DevicePlan, ...]
     form: WeightFormat
     cost: Prediction
     check: str
     refusal: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Of the system."""
+        return self.system.name
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks."""
+        return len(self.devices)
+
+    @property
+    def devices_text(self) -> str:
+        """`1 device`, `8 devices`."""
+        return "1 device" if self.world_size == 1 else f"{self.world_size} devices"
+
+    @property
+    def limits(self) -> tuple[DeviceLimits, ...]:
+        """Of its devices."""
+        return tuple(device.limits for device in self.devices)
+
+    @property
+    def threads(self) -> tuple[int, ...]:
+        """Compute threads on each device: the system's own option, or the device's."""
+        return tuple(self.options.own_threads or limits.threads for limits in self.limits)
+
+    @property
+    def swap_need(self) -> int:
+        """Bytes of swap that it is predicted to fill on all its devices."""
+        return sum(
+            min(max(0, peak - int(_SWAPS_FROM * limits.memory)), limits.swap)
+            for limits, peak in self._pairs
+            if limits.memory is not None
+        )
+
+    @property
+    def _pairs(self) -> list[tuple[DeviceLimits, int]]:
+        return list(zip(self.limits, self.cost.peak_bytes, strict=True))
+
+    @property
+    def is_short(self) -> bool:
+        """Whether it is predicted to need more than one of its devices has."""
+        return any(
+            limits.memory is not None and peak > limits.memory + limits.swap
+            for limits, peak in self._pairs
+        )
 
     @property
     def is_copied(self) -> bool:
@@ -52,13 +102,14 @@ class Plan:
         config: As it will run, cuts applied.
         storage: Dtype of the stored weights.
         distinct_layers: Layers that are stored, of `model.num_layers`.
+        devices: All there are; every system uses the first so many of them.
+        unavailable: Systems that came by `all` and cannot run, and why.
         check: What tokens are checked against: `reference`, `two_layer` (the same shape cut to two
             layers stands in for a reference) or `none`.
         check_reason: Why it is not a check against the whole model; empty otherwise.
-        limits: What is enforced on each device of this host; empty limits where nothing is.
-        links: Each device's link, as it is emulated here.
+        host: What the plan starts from: this host, or the calibrated one.
+        calibration: What simulated costs come from; None where processes run.
         dilation: How many times slower than the devices everything runs, and why.
-        host_read_bps: What this host's disk was measured to give.
         predicted_s: An estimate for all of it, preparation included.
         cuts: What was cut to fit `max_minutes`.
     """
@@ -68,18 +119,23 @@ class Plan:
     storage: str
     synthetic: bool
     distinct_layers: int
-    prompt_tokens: int
+    prompt_ids: tuple[int, ...]
     warmup_tokens: int
+    devices: tuple[DevicePlan, ...]
     systems: tuple[SystemPlan, ...]
-    memory_limit: int
+    unavailable: Mapping[str, str]
     check: str
     check_reason: str
-    limits: tuple[DeviceLimits, ...] = ()
-    links: tuple[LinkSpec, ...] = ()
+    host: Host = field(compare=False)
+    calibration: Calibration | None = None
     dilation: Dilation = field(default_factory=lambda: Dilation(1.0))
-    host_read_bps: float = 0.0
     predicted_s: float = 0.0
     cuts: tuple[Cut, ...] = ()
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Length of the prompt."""
+        return len(self.prompt_ids)
 
     @property
     def new_tokens(self) -> int:
@@ -96,19 +152,15 @@ class Plan:
         """Whether devices are containers with limits and links, and not plain processes."""
         return self.config.testbed.backend == "docker"
 
-    def threads_of(self, system: SystemPlan) -> tuple[int, ...]:
-        """Compute threads of a system on each of its devices: its own option, or the device's."""
-        limits = self.limits[: system.world_size]
-        return tuple(system.options.own_threads or limit.threads for limit in limits)
+    @property
+    def is_simulated(self) -> bool:
+        """Whether nothing is started, and the simulator answers."""
+        return self.calibration is not None
 
-    def swap_need(self, system: SystemPlan) -> int:
-        """Bytes of swap that a system is predicted to fill on all its devices."""
-        pairs = zip(self.limits, system.cost.peak_bytes, strict=False)
-        return sum(
-            min(max(0, peak - int(_SWAPS_FROM * limits.memory)), limits.swap)
-            for limits, peak in pairs
-            if limits.memory is not None
-        )
+    @property
+    def has_limits(self) -> bool:
+        """Whether devices are more than plain processes."""
+        return self.is_emulated or self.is_simulated
 
     @property
     def runnable(self) -> tuple[SystemPlan, ...]:
@@ -125,6 +177,8 @@ class Plan:
     @property
     def forms(self) -> dict[WeightFormat, int]:
         """The forms of the weights that will be read, and the bytes that each is to take."""
+        if self.is_simulated:
+            return {}
         forms = [system.form for system in self.runnable]
         if self.check == "reference":
             forms += [reference_format(system.form) for system in self.runnable]
@@ -134,6 +188,10 @@ class Plan:
         if form == HF and not self.synthetic:
             return 0  # a folder is its own Hugging Face form
         return format_num_bytes(form, self.model, self.storage, self.distinct_layers)
+
+    def forced(self) -> "Plan":
+        """The same plan, to be executed whether or not there are records."""
+        return replace(self, config=replace(self.config, force=True))
 
 
 def reduced_model(model: ModelConfig) -> ModelConfig:

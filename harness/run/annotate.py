@@ -90,12 +90,12 @@ def disturbed(repeat: Repeat) -> list[Note]:
     return notes
 
 
-def in_words(repeat: Repeat) -> str:
-    """How a repeat ended, in one line."""
+def in_words(repeat: Repeat, done: str = "ok") -> str:
+    """How a repeat ended, in one line; `done` is what one that is ok is called."""
     if repeat.status != "ok":
         return f"{repeat.status}: {repeat.reason}"
     metrics = measure(repeat)
-    text = f"ok, TTFT {format_seconds(metrics.ttft_s)}"
+    text = f"{done}, TTFT {format_seconds(metrics.ttft_s)}"
     if metrics.token_latency_s is not None:
         text += f", {format_seconds(metrics.token_latency_s)}/token"
     return text

@@ -1,8 +1,7 @@
 """The emulated testbed of a planned system: containers with limits, links, swap, and their proof.
 
-Everything the devices need on this host is made here and gone when it is left: the folder of their
-work, a swap file where one is asked for, private copies for what reads through the page cache (hard
-links and shared files would share the cache too). Read `emulated_testbed` first.
+What the devices need on this host is made here and removed at the end: a swap file, and private
+copies for what reads through the page cache (hard links would share the cache too).
 """
 
 import os
@@ -19,8 +18,7 @@ from harness.plan.types import Plan, SystemPlan
 from testbed.base import Testbed
 from testbed.host.label import RunLabel, is_alive
 from testbed.image import image_tag
-from testbed.limits.limits import DeviceLimits, limit_notes
-from testbed.links.link import LinkSpec
+from testbed.limits.limits import DevicePlan, limit_notes
 from testbed.local.local import NOTES as LOCAL_NOTES
 
 if TYPE_CHECKING:  # Docker's client takes a while to import, and plain processes do without
@@ -44,18 +42,17 @@ def emulated_testbed(
         ConfigError: Devices need swap, which the host has not and was not asked to make.
         DeviceError: No daemon, no image, or no means for links.
     """
-    count = system.world_size
-    swap = plan.swap_need(system)
+    swap = system.swap_need
     # Swap that nothing is predicted to need is not asked of the host.
-    limits = [lim if swap else replace(lim, swap=0) for lim in plan.limits[:count]]
+    without = [replace(d, limits=replace(d.limits, swap=0)) for d in system.devices]
+    devices = system.devices if swap else without
     with open_testbed(
         work_dir,
-        limits,
-        plan.links[:count],
+        devices,
         mounts=tuple(dict.fromkeys(model_dirs)),
         link_backend=plan.config.link.backend,
         dilation=plan.dilation.factor,
-        verifier=partial(_make_verifier, plan, limits, tuple(model_dirs)),
+        verifier=partial(_make_verifier, plan, devices, tuple(model_dirs)),
         swap=swap,
         may_make_swap=plan.config.testbed.make_swap,
     ) as testbed:
@@ -64,7 +61,7 @@ def emulated_testbed(
 
 def _make_verifier(
     plan: Plan,
-    limits: Sequence[DeviceLimits],
+    planned: Sequence[DevicePlan],
     model_dirs: Sequence[Path],
     devices: "Sequence[DockerDevice]",
     network: "Network",
@@ -76,12 +73,12 @@ def _make_verifier(
     return LimitVerifier(
         devices,
         [
-            Expected(limit, link, disk_files(folder))
-            for limit, link, folder in zip(limits, plan.links, model_dirs, strict=False)
+            Expected(device.limits, device.link, disk_files(folder))
+            for device, folder in zip(planned, model_dirs, strict=True)
         ],
         network,
         dilation=plan.dilation.factor,
-        host_read_bps=plan.host_read_bps,
+        host_read_bps=plan.host.read_bps,
         oversubscribed=bool(plan.dilation.oversubscribed),
         has_faults=bool(plan.config.link.faults),
     )
@@ -90,8 +87,7 @@ def _make_verifier(
 @contextmanager
 def open_testbed(
     work_dir: Path,
-    limits: Sequence[DeviceLimits],
-    links: Sequence[LinkSpec],
+    devices: Sequence[DevicePlan],
     *,
     mounts: Sequence[Path],
     link_backend: str,
@@ -118,8 +114,8 @@ def open_testbed(
         yield stack.enter_context(
             DockerTestbed(
                 work_dir,
-                limits,
-                links,
+                [device.limits for device in devices],
+                [device.link for device in devices],
                 image=image_tag(),
                 mounts=mounts,
                 label=label,
@@ -135,10 +131,8 @@ def notes_of(plan: Plan, system: SystemPlan) -> list[str]:
     """What a testbed does not limit, and how it was set up, for the record and the table."""
     if not plan.is_emulated:
         return list(LOCAL_NOTES)
-    limits = plan.limits[: system.world_size]
-    notes = list(limit_notes(limits))
-    swap = max((limit.swap for limit in limits), default=0)
-    if swap and not plan.swap_need(system):
+    notes = list(limit_notes(system.limits))
+    if any(limits.swap for limits in system.limits) and not system.swap_need:
         notes.append("docker: devices have swap, none is predicted to be needed and none was made")
     if plan.dilation.oversubscribed:
         notes.append(f"oversubscribed: {plan.dilation.oversubscribed}")

@@ -1,34 +1,44 @@
-"""The systems of a plan on their way: each one's record so far, and what is still to do.
+"""The systems of a plan: each one's record so far, what is still to do, and who does it.
 
 A job goes on with the latest record of the same run, or begins a new one; nothing finished is done
-again. Every change of a record is written at once. Read `Jobs.__init__` and `_open` first.
+again. Every change of a record is written at once. Runs and simulations are kept alike.
 """
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol
 
 from msgspec import structs
 from msgspec.structs import replace
 
 from baselines.weight_formats import HF, reference_format
-from harness.config.config import Config
 from harness.plan.types import Plan, SystemPlan
 from harness.progress.live import Live
 from harness.run.emulation import notes_of
-from harness.run.run_key import decisive, versions_of
+from harness.run.run_key import calibration_content, run_name, versions_of
 from harness.run.weights import WeightSet
-from results.records.hashing import make_run_id
+from results.records.hashing import digest_of
 from results.records.notes import DistinctLayers, Note, OwnForm, OwnSetting
 from results.records.run_config import RunConfig
-from results.records.schema import Check, RecordError, Repeat, RunEnvironment, RunRecord
+from results.records.schema import (
+    CalibratedHost,
+    Check,
+    RecordError,
+    Repeat,
+    RunEnvironment,
+    RunRecord,
+)
 from results.records.store import RunStore
-from results.records.testbed_facts import Dilation, DiskRates, RunCalibration
-from testbed.host.environment import HostFacts
-from testbed.host.rates import Host
+from results.records.testbed_facts import Dilation, DiskRates, RunCalibration, SimulatorFacts
+from testbed.host.environment import host_environment
+from testbed.sim.calibration import Calibration
 from tpi.decode import convert
-from tpi.errors import ConfigError, map_errors
+from tpi.errors import EXIT_OK, ConfigError, map_errors
+
+EXIT_FAILED = 1
+_GOOD = ("ok", "infeasible", "unavailable")
 
 
 @dataclass
@@ -44,20 +54,10 @@ class Job:
 class Jobs:
     """All systems of a plan, in the order in which they were asked for."""
 
-    def __init__(
-        self,
-        plan: Plan,
-        host: Host,
-        weights: WeightSet,
-        prompt_ids: tuple[int, ...],
-        facts: HostFacts,
-    ) -> None:
-        self._plan = plan
-        self._host = host
+    def __init__(self, plan: Plan, weights: WeightSet) -> None:
+        self.plan = plan
         self._weights = weights
-        self._prompt_ids = prompt_ids
-        self._facts = facts
-        self._store = RunStore(writable_folder(Path(plan.config.results_dir)))
+        self._store = RunStore(_writable_folder(Path(plan.config.results_dir)))
         self._jobs = [self._open(system) for system in plan.systems]
 
     def __iter__(self) -> Iterator[Job]:
@@ -68,17 +68,19 @@ class Jobs:
         """Those that have repeats to do."""
         return [job for job in self._jobs if job.todo]
 
-    def say_what_is_kept(self, live: Live) -> None:
+    def report_kept(self, live: Live) -> None:
         """Tell the user what was there already."""
+        verb, again = "measured", "measures again"
+        if self.plan.is_simulated:
+            verb, again = "simulated", "does it again"
         for job in self._jobs:
             if not job.is_kept or job.record.status == "infeasible":
                 continue
             record, where = job.record, self._store.folder(job.record.run_id)
             text = f"repeats there: {record.num_ok}, to go: {job.todo}: {where}"
             if not job.todo:
-                ok = record.status == "ok"
-                how = "measured before" if ok else f"ended {record.status} before"
-                text = f"{how}, see {where}; force=true measures again"
+                how = f"{verb} before" if record.status == "ok" else f"ended {record.status} before"
+                text = f"{how}, see {where}; force=true {again}"
             live.line(f"{record.system}: {text}")
 
     def append(self, job: Job, record: RunRecord, repeat: Repeat) -> None:
@@ -101,13 +103,12 @@ class Jobs:
             job.record = self._store.write(replace(job.record, status="interrupted", reason=reason))
 
     def _open(self, system: SystemPlan) -> Job:
-        config = self._plan.config
-        decides = decisive(self._plan, system, self._weights, self._prompt_ids, self._facts)
-        base_id = make_run_id(system.name, decides)
+        config = self.plan.config
+        base_id = run_name(self.plan, system, self._weights)
         old = None if config.force else self._store.latest(base_id)
         if old is not None and (kept := self._kept(system, old)):
             return kept
-        record = self._new_record(system, self._store.next_id(base_id))
+        record = new_record(self.plan, system, self._store.next_id(base_id))
         if system.refusal is None:
             return Job(system, record, config.repeats)
         refused = replace(record, status="infeasible", reason=system.refusal, notes=())
@@ -118,7 +119,7 @@ class Jobs:
 
     def _kept(self, system: SystemPlan, old: RunRecord) -> Job | None:
         """What is there already, if that is used: a measurement rather than a refusal."""
-        repeats = self._plan.config.repeats
+        repeats = self.plan.config.repeats
         if old.status == "infeasible":
             return None if system.refusal is None else Job(system, old, 0, is_kept=True)
         if old.is_finished(repeats):
@@ -129,62 +130,118 @@ class Jobs:
             return None
         return Job(system, old, repeats - old.num_ok, is_kept=True)
 
-    def _new_record(self, system: SystemPlan, run_id: str) -> RunRecord:
-        plan, host = self._plan, self._host
-        notes: list[Note] = list(plan.cuts)
-        if plan.distinct_layers < plan.model.num_layers:
-            notes.append(DistinctLayers(plan.distinct_layers, plan.model.num_layers))
-        notes += _own_ways(plan, system)
-        return RunRecord(
-            run_id=run_id,
-            system=system.name,
-            status="interrupted",
-            reason="no repeat has ended yet",
-            config=recorded_config(
-                plan.config,
-                system.name,
-                prompt_ids=self._prompt_ids,
-                warmup_tokens=plan.warmup_tokens,
-                predicted_peak_bytes=system.cost.peak_bytes,
-                predicted_step_s=system.cost.step_s,
-            ),
-            environment=RunEnvironment(
-                host=replace(self._facts, versions=versions_of(system.name)),
-                testbed_notes=tuple(notes_of(plan, system)),
-            ),
-            calibration=_calibration(plan, system, DiskRates(host.read_bps, host.write_bps)),
-            notes=tuple(notes),
-        )
+
+class Executor(Protocol):
+    """What executes a plan: real processes (`Experiment`) or the simulator (`Simulation`)."""
+
+    jobs: Jobs
+    _live: Live
+
+    @property
+    def pending(self) -> list[str]:
+        """Systems that have something to do."""
+        return [job.system.name for job in self.jobs.pending]
+
+    @property
+    def records(self) -> list[RunRecord]:
+        """The record of every system, in the order in which they were asked for."""
+        return [job.record for job in self.jobs]
+
+    @property
+    def exit_status(self) -> int:
+        """0 if all ended ok, or were computed or seen not to fit their device; else 1."""
+        # A device that runs into its own limit is what it is made for: a result.
+        good = (*_GOOD, "oom") if self.jobs.plan.has_limits else _GOOD
+        return EXIT_OK if all(record.status in good for record in self.records) else EXIT_FAILED
+
+    @property
+    def to_write(self) -> int:
+        """Bytes of weights that will be written; none if nothing is left to do."""
+        return 0
+
+    def run(self) -> None:
+        """Do everything that is left to do.
+
+        Raises:
+            KeyboardInterrupt: After all programs ended and unfinished records say `interrupted`.
+            TpiError: Weights or devices could not be made.
+        """
+        self.jobs.report_kept(self._live)
+        try:
+            if self.pending:
+                self._execute()
+        except KeyboardInterrupt:
+            self.jobs.interrupt()
+            raise
+
+    def _execute(self) -> None: ...
 
 
-def recorded_config(config: Config, system: str, **planned: object) -> RunConfig:
-    """The configuration of one system as its record keeps it, with what the plan made of it."""
-    axes = asdict(config)
+def new_record(plan: Plan, system: SystemPlan, run_id: str) -> RunRecord:
+    """The record of a system before its first repeat."""
+    simulated = None if plan.calibration is None else _simulated(plan, plan.calibration)
+    environment, calibration, asked = simulated or _measured(plan, system)
+    axes, options = asdict(plan.config), structs.asdict(system.options)
     del axes["systems"]
-    options = structs.asdict(config.systems[system])
-    return convert({**axes, "options": options, **planned}, RunConfig, "run record", RecordError)
-
-
-def _calibration(plan: Plan, system: SystemPlan, disk: DiskRates) -> RunCalibration:
-    """What is enforced on the devices, and how it was computed."""
-    if not plan.is_emulated:
-        return RunCalibration(disk_probe=disk)
-    return RunCalibration(
-        disk_probe=disk,
-        dilation=Dilation(**asdict(plan.dilation)),
-        limits=tuple(plan.limits[: system.world_size]),
-        links=tuple(plan.links[: system.world_size]),
+    peaks = {"predicted_peak_bytes": system.cost.peak_bytes}
+    config = {**axes, "options": options, **peaks, **asked}
+    limited = system.devices if plan.has_limits else ()
+    limits = tuple(device.limits for device in limited)
+    links = tuple(device.link for device in limited)
+    return RunRecord(
+        run_id=run_id,
+        system=system.name,
+        status="interrupted",
+        reason="no repeat has ended yet",
+        check=Check(detail=plan.check_reason if plan.is_simulated else ""),
+        config=convert(config, RunConfig, "run record", RecordError),
+        environment=environment,
+        calibration=replace(calibration, limits=limits, links=links),
+        notes=(*plan.cuts, *_own_ways(plan, system)),
     )
 
 
+_Basis = tuple[RunEnvironment, RunCalibration, Mapping[str, object]]
+
+
+def _simulated(plan: Plan, calibration: Calibration) -> _Basis:
+    """What the costs were measured on; this machine has no part in the numbers."""
+    host = CalibratedHost(calibration.host, calibration.cpu_model, calibration.cores)
+    content, name = calibration_content(calibration), plan.config.testbed.calibration
+    simulator = SimulatorFacts(name, calibration.host, digest_of(content), content)
+    environment = RunEnvironment(calibrated_host=host)
+    return environment, RunCalibration(simulator=simulator), {"prompt_tokens": plan.prompt_tokens}
+
+
+def _measured(plan: Plan, system: SystemPlan) -> _Basis:
+    """What this host is, and what is enforced on it."""
+    facts = host_environment(Path(plan.config.weights.dir))
+    environment = RunEnvironment(
+        host=replace(facts, versions=versions_of(system.name)),
+        testbed_notes=tuple(notes_of(plan, system)),
+    )
+    disk = DiskRates(plan.host.read_bps, plan.host.write_bps)
+    dilation = Dilation(**asdict(plan.dilation))
+    planned = {
+        "prompt_ids": plan.prompt_ids,
+        "warmup_tokens": plan.warmup_tokens,
+        "predicted_step_s": system.cost.step_s,
+    }
+    return environment, RunCalibration(disk_probe=disk, dilation=dilation), planned
+
+
 def _own_ways(plan: Plan, system: SystemPlan) -> list[Note]:
-    """In what a system differs from the others of its run, if it was asked to."""
-    asked: dict[str, int | str] = {"dtype": plan.config.dtype, "threads": plan.limits[0].threads}
+    """In what a system differs from the whole model and from the others, if it was asked to."""
+    notes: list[Note] = []
+    if plan.distinct_layers < plan.model.num_layers:
+        notes.append(DistinctLayers(plan.distinct_layers, plan.model.num_layers))
+    threads = plan.devices[0].limits.threads
+    asked: dict[str, int | str] = {"dtype": plan.config.dtype, "threads": threads}
     own: dict[str, int | str] = {
         "dtype": system.options.compute(plan.config.dtype, 1).dtype,
-        "threads": plan.threads_of(system)[0],
+        "threads": system.threads[0],
     }
-    notes: list[Note] = [
+    notes += [
         OwnSetting(name, own[name], value) for name, value in asked.items() if own[name] != value
     ]
     if reference_format(system.form) != HF:
@@ -192,7 +249,7 @@ def _own_ways(plan: Plan, system: SystemPlan) -> list[Note]:
     return notes
 
 
-def writable_folder(folder: Path) -> Path:
+def _writable_folder(folder: Path) -> Path:
     """The folder of records, made if need be; found out before hours are spent on one."""
     with map_errors({OSError: ConfigError}, f"results_dir {folder}"):
         folder.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from baselines.registry import find_system
 from harness.plan.types import Plan, SystemPlan
 from harness.run.emulation import drop_page_cache, emulated_testbed, private_copies
 from harness.run.runner import Deadlines, Launch
@@ -28,7 +27,6 @@ def make_launch(
     plan: Plan,
     system: SystemPlan,
     weights: WeightSet,
-    prompt_ids: tuple[int, ...],
     programs: Mapping[str, tuple[str, ...]] = PROGRAMS,
     model_dirs: tuple[Path, ...] | None = None,
 ) -> Launch:
@@ -37,22 +35,21 @@ def make_launch(
     `model_dirs` are what each rank reads, if not the weights themselves.
     """
     config, cost, options = plan.config, system.cost, system.options
-    found = find_system(system.name)
     hash_s = plan.forms.get(system.form, 0) / _SLOWEST_HASH_BPS
     return Launch(
         system=system.name,
-        program=programs.get(system.name, found.program),
+        program=programs.get(system.name, system.system.program),
         model_dirs=model_dirs or weights.model_dirs(system),
         requests=(
-            Request(WARMUP_ID, plan.warmup_tokens, prompt_ids, warmup=True),
-            Request(MEASURED_ID, plan.new_tokens, prompt_ids),
+            Request(WARMUP_ID, plan.warmup_tokens, plan.prompt_ids, warmup=True),
+            Request(MEASURED_ID, plan.new_tokens, plan.prompt_ids),
         ),
         compute=options.compute(config.dtype, plan.max_tokens),
-        threads=plan.threads_of(system),
+        threads=system.threads,
         time_scale=config.testbed.time_scale * plan.dilation.factor,
         keep_spans=config.trace,
         # Nothing outside the run's own namespaces can reach the emulated network.
-        trust_network=plan.is_emulated and found.distributed,
+        trust_network=plan.is_emulated and system.system.distributed,
         options=options.spec(),
         # Predictions are of this host's time, and the launch multiplies by its time_scale.
         deadlines=Deadlines(
@@ -75,7 +72,7 @@ def make_testbed(
     model_dirs = weights.model_dirs(system)
     with scratch_folder(Path(plan.config.weights.dir).absolute()) as work_dir, ExitStack() as stack:
         if not plan.is_emulated:
-            threads = max(plan.threads_of(system))
+            threads = max(system.threads)
             yield stack.enter_context(LocalTestbed(work_dir, threads=threads)), model_dirs
             return
         with map_errors({OSError: ResourceError}, f"copies for {system.name}"):

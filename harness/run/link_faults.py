@@ -1,8 +1,7 @@
 """Cuts, delays, drops and duplicates on links at moments of the measured request.
 
 The moments count from the request's start, on the emulated clock; with its end all are undone, so
-that links can prove themselves afterwards. What was done and when is kept for the record. Read
-`FaultyRun` first.
+that links can prove themselves afterwards. What was done and when is kept for the record.
 """
 
 import threading

@@ -5,10 +5,9 @@ match Transformers'. Verdicts are kept under a hash of everything that decides t
 source included; the weights made for them are removed again.
 """
 
-import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Self
@@ -16,16 +15,13 @@ from typing import Self
 from msgspec import structs, to_builtins
 
 from harness.plan.plan import reduced_plan
-from harness.plan.types import Plan, SystemPlan
-from harness.progress.live import Live
+from harness.plan.types import SystemPlan
 from harness.run import weights as weight_sets
-from harness.run.judge import judge
-from harness.run.launch import MEASURED_ID, make_launch, make_testbed
 from harness.run.reference import Reference
+from harness.run.repeats import Repeats
 from harness.run.run_key import decisive, reference_digest
-from harness.run.runner import run_repeat
+from results.records.hashing import digest_of
 from results.records.schema import Check, RecordError
-from testbed.host.environment import HostFacts
 from tpi.decode import decode_file
 from tpi.files import write_atomic
 
@@ -39,36 +35,17 @@ class ReducedModelCheck:
     A context manager: weights that were made for it go when it is left.
 
     Args:
-        plan: Of the large model.
+        full: What runs the large model.
         names: Systems that are to be checked.
-        prompt_ids: Of the workload.
-        host: Which decides what a verdict is kept under.
-        live: Shows what runs.
-        programs: What starts each system.
-        threads: Of the reference.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        names: Sequence[str],
-        prompt_ids: tuple[int, ...],
-        host: HostFacts,
-        live: Live,
-        programs: Mapping[str, tuple[str, ...]],
-        *,
-        threads: int,
-    ) -> None:
-        small = reduced_plan(plan)
-        systems = tuple(s for s in small.systems if s.name in names)
-        self._plan = replace(small, systems=systems)
-        self._prompt_ids = prompt_ids
-        self._host = host
-        self._live = live
-        self._programs = programs
+    def __init__(self, full: Repeats, names: Sequence[str]) -> None:
+        small = reduced_plan(full.plan)
+        self._plan = replace(small, systems=tuple(s for s in small.systems if s.name in names))
         self._weights = weight_sets.locate(self._plan)
+        self._repeats = replace(full, plan=self._plan, weights=self._weights)
         self._is_ours = not self._weights.base.exists()
-        self._reference = Reference(self._plan, self._weights, prompt_ids, live, threads=threads)
+        self._reference = Reference(self._plan, self._weights, full.live)
 
     def __enter__(self) -> Self:
         return self
@@ -96,28 +73,14 @@ class ReducedModelCheck:
         return check
 
     def _path(self, system: SystemPlan) -> Path:
-        decides = {
-            **decisive(self._plan, system, self._weights, self._prompt_ids, self._host),
-            "reference": reference_digest(),
-        }
-        digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+        decides = decisive(self._plan, system, self._weights)
+        digest = digest_of({**decides, "reference": reference_digest()})[:16]
         return self._reference.folder / f"two-layers-{digest}.json"
 
     def _run(self, system: SystemPlan) -> Check:
         kind = "two_layer_bounded" if system.check == "bounded" else "two_layer"
-        weight_sets.obtain(self._plan, self._weights, self._live)
-        plan, weights = self._plan, self._weights
-        with make_testbed(plan, system, weights) as (testbed, model_dirs):
-            launch = make_launch(
-                plan, system, weights, self._prompt_ids, self._programs, model_dirs
-            )
-            with self._live.repeat(
-                f"check of {system.name}: two layers",
-                launch.system, launch.requests, launch.world_size,
-            ) as watch:  # fmt: skip
-                outcome = run_repeat(launch, testbed, watch)
-        factor = self._plan.dilation.factor
-        repeat = judge(outcome, 0, MEASURED_ID, self._plan.new_tokens, factor)
+        weight_sets.obtain(self._plan, self._weights, self._repeats.live)
+        repeat = self._repeats.run(system, f"check of {system.name}: two layers")
         if repeat.status != "ok":
             detail = f"{_WHAT} {repeat.status}: {repeat.reason}"
             return Check(kind, passed=None, detail=detail)

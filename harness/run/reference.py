@@ -7,8 +7,6 @@ below `<results_dir>/references` under a hash of what decides them, so that noth
 twice.
 """
 
-import hashlib
-import json
 import os
 import subprocess
 import sys
@@ -31,6 +29,7 @@ from harness.progress.live import Live
 from harness.run.judge import check_bounded, check_exact
 from harness.run.run_key import reference_digest
 from harness.run.weights import WeightSet
+from results.records.hashing import digest_of
 from results.records.schema import Check
 from testbed.host.environment import dependency_versions
 from testbed.local.local import device_environment
@@ -44,27 +43,19 @@ _PATIENCE_S = 1200.0
 class Reference:
     """Checks tokens that systems made in one plan."""
 
-    def __init__(
-        self,
-        plan: Plan,
-        weights: WeightSet,
-        prompt_ids: tuple[int, ...],
-        live: Live,
-        *,
-        threads: int,
-    ) -> None:
+    def __init__(self, plan: Plan, weights: WeightSet, live: Live) -> None:
         self._plan = plan
         self._live = live
         self._weights = weights
         self._job = ReferenceJob(
             model_dir=str(weights.hf.absolute()),
-            prompt_ids=prompt_ids,
+            prompt_ids=plan.prompt_ids,
             new_tokens=plan.new_tokens,
-            threads=threads,
+            threads=plan.host.cores,
         )
         self._key = {
             "weights": weights.identity,
-            "prompt_ids": prompt_ids,
+            "prompt_ids": plan.prompt_ids,
             "new_tokens": plan.new_tokens,
             "versions": dependency_versions(("torch", "transformers")),
             "source": reference_digest(),
@@ -112,8 +103,7 @@ class Reference:
         return read_reference(path) if path.exists() else self._answer(job, path)
 
     def _path(self, more: dict[str, object]) -> Path:
-        canonical = json.dumps({**self._key, **more}, sort_keys=True)
-        return self.folder / f"{hashlib.sha256(canonical.encode()).hexdigest()[:16]}.json"
+        return self.folder / f"{digest_of({**self._key, **more})[:16]}.json"
 
     def _answer(self, job: ReferenceJob, out: Path) -> Answer:
         """Run the program and read what it wrote."""

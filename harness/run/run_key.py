@@ -1,16 +1,23 @@
 """What decides the numbers of one system in one plan; its hash names the run."""
 
+import json
 from dataclasses import asdict
 
-import msgspec
+from msgspec import structs
 
 from baselines.registry import REFERENCE, find_system
 from harness.plan.types import Plan, SystemPlan
 from harness.run.source_digest import source_digest
 from harness.run.weights import WeightSet
-from testbed.host.environment import DEPENDENCIES, HostFacts, dependency_versions, host_fingerprint
+from results.records.hashing import digest_of, make_run_id
+from testbed.host.environment import (
+    DEPENDENCIES,
+    dependency_versions,
+    host_environment,
+    host_fingerprint,
+)
 from testbed.image import image_tag
-from testbed.sim.base import SimRun
+from testbed.sim.calibration import Calibration
 from tpi.comm.allreduces.registry import find_allreduce
 from tpi.model_config import config_to_json
 from tpi.options import ComputeOptions
@@ -23,105 +30,83 @@ _SYNTHETIC = "tpi.weights.synthetic"
 _SUMS = ComputeOptions().allreduce  # of runs that choose none of another package
 
 
-def decisive(
-    plan: Plan,
-    system: SystemPlan,
-    weights: WeightSet,
-    prompt_ids: tuple[int, ...],
-    host: HostFacts,
-) -> dict[str, object]:
+def run_name(plan: Plan, system: SystemPlan, weights: WeightSet) -> str:
+    """What the run of a system is called; a second attempt has a number behind it."""
+    return make_run_id(system.name, decisive(plan, system, weights))
+
+
+def decisive(plan: Plan, system: SystemPlan, weights: WeightSet) -> dict[str, object]:
     """Everything that decides the numbers of a system, and nothing else."""
+    backend, costs = plan.config.testbed.backend, plan.calibration
     compute = system.options.compute(plan.config.dtype, plan.max_tokens)
     return {
         "system": system.name,
-        "options": msgspec.structs.asdict(system.options),
+        "options": structs.asdict(system.options),
         "model": config_to_json(plan.model),
-        "weights": weights.identity,
         "storage": plan.storage,
-        "distinct_layers": plan.distinct_layers,
-        "prompt_ids": prompt_ids,
         "new_tokens": plan.new_tokens,
-        "warmup_tokens": plan.warmup_tokens,
         "dtype": plan.config.dtype,
-        "devices": system.world_size,
-        "testbed": _testbed(plan, system),
-        "host": host_fingerprint(host),
-        "versions": versions_of(system.name),
-        "source": measured_digest(system.name, plan.config.testbed.backend, compute.allreduce),
+        "backend": backend,
+        "limits": [asdict(limits) for limits in system.limits],
+        "links": [asdict(device.link) for device in system.devices if plan.has_limits],
+        "source": digest_of_source(system.name, backend, compute.allreduce),
         # Only where it is on: keeping spans takes memory. Without it ids are what they were.
         **({"trace": True} if plan.config.trace else {}),
+        **(_simulated(plan, costs) if costs else _measured(plan, system, weights)),
     }
 
 
-def _testbed(plan: Plan, system: SystemPlan) -> dict[str, object]:
-    """What devices and links are, as they are enforced, and what enforces them."""
-    config, count = plan.config, system.world_size
+def _simulated(plan: Plan, calibration: Calibration) -> dict[str, object]:
+    """No host is among it, and of the prompt only its length."""
+    return {
+        "prompt_tokens": plan.prompt_tokens,
+        "calibration": digest_of(calibration_content(calibration)),
+    }
+
+
+def _measured(plan: Plan, system: SystemPlan, weights: WeightSet) -> dict[str, object]:
+    config = plan.config
     emulated: dict[str, object] = {
-        "profiles": [asdict(profile) for profile in config.profiles[:count]],
-        "links": [asdict(link) for link in plan.links[:count]],
         "link_backend": config.link.backend,
         "faults": [asdict(fault) for fault in config.link.faults],
         "dilation": plan.dilation.factor,
         "image": image_tag(),
     }
     return {
-        "backend": config.testbed.backend,
+        "weights": weights.identity,
+        "distinct_layers": plan.distinct_layers,
+        "prompt_ids": plan.prompt_ids,
+        "warmup_tokens": plan.warmup_tokens,
         "time_scale": config.testbed.time_scale,
-        "limits": [asdict(limits) for limits in plan.limits[:count]],
+        "host": host_fingerprint(host_environment()),
+        "versions": versions_of(system.name),
         **(emulated if plan.is_emulated else {}),
     }
 
 
+def calibration_content(calibration: Calibration) -> dict[str, object]:
+    """A calibration in plain values."""
+    content: dict[str, object] = json.loads(json.dumps(asdict(calibration)))
+    return content
+
+
 def reference_digest() -> str:
     """Digest of the source that the reference's tokens come from."""
-    return source_digest(_REFERENCE, _module(REFERENCE))
+    return source_digest(_REFERENCE, find_system(REFERENCE).program[1])
 
 
-def measured_digest(name: str, backend: str, allreduce: str = _SUMS) -> str:
+def digest_of_source(name: str, backend: str, allreduce: str = _SUMS) -> str:
     """Digest of the source that a system's numbers come from, on devices of a backend.
 
     The program computes them, the backend enforces limits and links and measures, and what wrote
-    the weights decides how they are read. System and allreduce may be of other packages.
+    the weights decides how they are read. Simulated numbers come from the system's simulated
+    schedule and what it imports. System and allreduce may be of other packages.
     """
-    writers = find_system(name).writer, _SYNTHETIC
-    return source_digest(_module(name), _BACKENDS[backend], *writers, _module_of(allreduce))
-
-
-def _module(name: str) -> str:
-    """The module that a system's program runs: what follows `-m`."""
-    return find_system(name).program[1]
-
-
-def _module_of(allreduce: str) -> str:
-    return type(find_allreduce(allreduce)).__module__
-
-
-def simulated_decisive(run: SimRun, calibration_digest: str) -> dict[str, object]:
-    """Everything that decides the numbers of a simulated system: no host is among it."""
-    return {
-        "system": run.system,
-        "compute": msgspec.to_builtins(run.compute),
-        "shares": run.shares,
-        "options": dict(run.options),
-        "model": config_to_json(run.model),
-        "storage": run.storage,
-        "prompt_tokens": run.prompt_tokens,
-        "new_tokens": run.new_tokens,
-        "devices": [asdict(device) for device in run.devices],
-        "testbed": {"backend": "sim", "links": [asdict(link) for link in run.links]},
-        "calibration": calibration_digest,
-        "source": simulator_digest(run.system, run.compute.allreduce),
-        **({"trace": True} if run.keep_spans else {}),
-    }
-
-
-def simulator_digest(name: str, allreduce: str = _SUMS) -> str:
-    """Digest of the source that a system's simulated numbers come from.
-
-    Modules of this project's programs belong to it: the simulator takes shapes, shares, sizes of
-    blocks and memory from them.
-    """
-    return source_digest(find_system(name).simulator.partition(":")[0], _module_of(allreduce))
+    system, sums = find_system(name), type(find_allreduce(allreduce)).__module__
+    if backend == "sim":
+        return source_digest(system.simulator.partition(":")[0], sums)
+    program = system.program[1]  # what follows `-m`
+    return source_digest(program, _BACKENDS[backend], system.writer, _SYNTHETIC, sums)
 
 
 def versions_of(name: str) -> dict[str, str | None]:

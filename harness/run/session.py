@@ -17,37 +17,26 @@ from rich.text import Text
 from harness.config.compose import Composed
 from harness.plan.availability import split_available
 from harness.plan.describe import describe
-from harness.plan.plan import make_plan
+from harness.plan.plan import calibrated_host, calibration_of, make_plan
 from harness.plan.prompt import prompt_ids
-from harness.plan.sim_describe import describe_simulation
-from harness.plan.sim_plan import SimPlan, calibration_of, make_sim_plan
 from harness.plan.types import Plan
 from harness.progress.live import Live
 from harness.run.annotate import disk_share
 from harness.run.experiment import Experiment
 from harness.run.failure import failure_of
+from harness.run.jobs import Executor
 from harness.run.simulation import Simulation
 from results.records.comparison_table import note_lines, rich_table
 from results.records.schema import RunRecord
 from testbed.base import DeviceError
 from testbed.docker.watchdog import watchdog
-from testbed.host.hostlock import Contention, host_lock
+from testbed.host.hostlock import host_lock
 from testbed.host.label import RunLabel
-from testbed.host.rates import Host, probe_host
+from testbed.host.rates import probe_host
 from tpi.errors import TpiError
 from tpi.model_config import load_config, load_preset
 
 WIDTH = 120  # where there is no terminal to ask
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """What will be done, and a row for each system that cannot run."""
-
-    plan: Plan
-    host: Host
-    prompt: tuple[int, ...]
-    unavailable: tuple[RunRecord, ...]
 
 
 class Output(Console):
@@ -64,32 +53,25 @@ def console(*, quiet: bool = False, stderr: bool = False) -> Output:
     return Output(highlight=False, width=width, quiet=quiet, stderr=stderr)
 
 
-@dataclass(frozen=True, slots=True)
-class PreparedSim:
-    """What will be simulated, and a row for each system that cannot be."""
-
-    plan: SimPlan
-    unavailable: tuple[RunRecord, ...]
-
-
-def prepare(composed: Composed) -> Prepared | PreparedSim:
+def prepare(composed: Composed) -> Plan:
     """Plan one configuration; nothing is started or written but a probe of the disk.
 
     Raises:
         ConfigError: It cannot be done as it was asked for.
     """
-    path = composed.config.model.path
+    is_all, path = composed.all_systems, composed.config.model.path
     name = composed.config.model.name
     model = load_preset(name) if path is None else load_config(Path(path))
-    config, unavailable = split_available(composed.config, model, is_all=composed.all_systems)
-    prompt = prompt_ids(config, model)
-    if config.testbed.backend == "sim":
-        calibration, is_all = calibration_of(config), composed.all_systems
-        plan = make_sim_plan(config, model, len(prompt), calibration, is_all=is_all)
-        refused = (RunRecord("", n, "unavailable", why) for n, why in plan.refused.items())
-        return PreparedSim(plan, (*unavailable, *refused))
-    host = probe_host(Path(config.weights.dir), memory_rate=config.testbed.backend == "docker")
-    return Prepared(make_plan(config, model, len(prompt), host), host, prompt, tuple(unavailable))
+    config, unavailable = split_available(composed.config, model, is_all=is_all)
+    prompt, calibration = prompt_ids(config, model), calibration_of(config)
+    if calibration is None:
+        is_emulated = config.testbed.backend == "docker"
+        host = probe_host(Path(config.weights.dir), memory_rate=is_emulated)
+    else:
+        host = calibrated_host(calibration)
+    return make_plan(
+        config, model, prompt, host, calibration, unavailable=unavailable, is_all=is_all
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,56 +89,40 @@ class Outcome:
     error: BaseException | None = None
 
 
-def run(prepared: Prepared | PreparedSim, console: Console) -> Outcome:
-    """Say what will be done, and do it.
+def run(plan: Plan, console: Console) -> Outcome:
+    """Print what will be done, and do it.
 
     Raises:
         TpiError, OSError: Before anything has started.
     """
-    if isinstance(prepared, PreparedSim):
-        return _simulate(prepared, console)
-    plan = prepared.plan
+    live = Live(Output(stderr=True, highlight=False))
+    if plan.is_simulated:
+        return _execute(plan, Simulation(plan, live), console)
     with contextlib.ExitStack() as stack:
         lock = host_lock(allow_concurrent=plan.config.allow_concurrent)
         contention = stack.enter_context(lock)
         if plan.is_emulated:
             stack.enter_context(watchdog(RunLabel.mine("all")))
-        return _run(prepared, contention, console)
+        experiment = Experiment(plan, live, contention=contention)
+        if plan.is_emulated and experiment.pending:
+            require_docker(plan)
+        return _execute(plan, experiment, console)
 
 
-def _run(prepared: Prepared, contention: Contention, console: Console) -> Outcome:
-    plan, host = prepared.plan, prepared.host
-    live = Live(Output(stderr=True, highlight=False))
-    experiment = Experiment(plan, host, prepared.prompt, live, contention=contention)
-    if plan.is_emulated and experiment.pending:
-        require_docker(plan)
-    lines = describe(plan, host, experiment.to_write, experiment.pending)
-    return _carry_out(experiment, lines, prepared, console)
-
-
-def _simulate(prepared: PreparedSim, console: Console) -> Outcome:
-    simulation = Simulation(prepared.plan, Live(Output(stderr=True, highlight=False)))
-    lines = describe_simulation(prepared.plan, simulation.pending)
-    return _carry_out(simulation, lines, prepared, console)
-
-
-def _carry_out(
-    work: Experiment | Simulation,
-    lines: Sequence[tuple[str, str]],
-    prepared: Prepared | PreparedSim,
-    console: Console,
-) -> Outcome:
+def _execute(plan: Plan, executor: Executor, console: Console) -> Outcome:
     grid = Table.grid(padding=(0, 2))
-    for heading, text in lines:
+    for heading, text in describe(plan, executor.to_write, executor.pending):
         grid.add_row(heading, Text(text))  # as Text: brackets are no markup
     console.print(grid, "")
     error: BaseException | None = None
     try:
-        work.run()
+        executor.run()
     except (KeyboardInterrupt, TpiError, OSError) as exc:
         error = exc
-    status = work.exit_status if error is None else failure_of(error)[0]
-    return Outcome((*work.records, *prepared.unavailable), status, error)
+    status = executor.exit_status if error is None else failure_of(error)[0]
+    # Rows of the table only: what never ran has no record.
+    rows = (RunRecord("", n, "unavailable", why) for n, why in plan.unavailable.items())
+    return Outcome((*executor.records, *rows), status, error)
 
 
 def require_docker(plan: Plan) -> None:
@@ -170,7 +136,7 @@ def require_docker(plan: Plan) -> None:
 
     has_links = any(system.world_size > 1 for system in plan.runnable)
     require_emulation(plan.config.link.backend if has_links else None)
-    need = max((plan.swap_need(system) for system in plan.runnable), default=0)
+    need = max((system.swap_need for system in plan.runnable), default=0)
     require_swap(need, Path(plan.config.weights.dir), may_make=plan.config.testbed.make_swap)
 
 

@@ -2,7 +2,7 @@
 
 A set is found again by what decides its bytes: model, seed, storage dtype, distinct layers, and for
 shards the number of devices and their shares. Writing is resumed where it was interrupted, and a
-set that is complete is not written again (`tpi/weights/split.py`). Read `locate` first.
+set that is complete is not written again (`tpi/weights/split.py`).
 """
 
 import hashlib
@@ -71,8 +71,10 @@ class WeightSet:
 
 
 def locate(plan: Plan) -> WeightSet:
-    """Find the weights of a plan, or say where they go; nothing is written."""
+    """Find the weights of a plan, or say where they go; a simulation has none."""
     config = plan.config
+    if plan.is_simulated:
+        return WeightSet("", Path(), Path(), {}, {})
     source = make_source(plan)
     shape = json.dumps(config_to_json(plan.model), sort_keys=True)
     if plan.synthetic:
@@ -117,14 +119,14 @@ def make_source(plan: Plan) -> TensorSource:
     )
 
 
-def check_space(plan: Plan, weights: WeightSet, free_disk: int) -> None:
+def check_space(plan: Plan, weights: WeightSet) -> None:
     """Refuse to write what does not fit.
 
     Raises:
         ConfigError: With the bytes needed and free, and what to change.
     """
     scratch = max((_scratch_bytes(plan, s) for s in plan.runnable), default=0)
-    needed = weights.to_write + scratch
+    needed, free_disk = weights.to_write + scratch, plan.host.free_disk
     if needed and needed + _SPARE_BYTES > free_disk:
         raise ConfigError(
             f"weights.dir: {plan.config.weights.dir}/ needs"

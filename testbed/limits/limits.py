@@ -5,7 +5,9 @@ Values are those of the emulated device already divided by the dilation
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from testbed.links.link import LinkSpec
 
 NOTES = (
     "docker: devices share this host's caches, memory bandwidth and page cache",
@@ -34,6 +36,19 @@ class DeviceLimits:
     swap: int = 0
     read_bps: int | None = None
     write_bps: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DevicePlan:
+    """One device as it will be: the name of its profile, its limits and its link, as in force.
+
+    Limits and link are dilated. A simulated device has as many `cpus` as it is worth cores of the
+    calibrated host; a plain process has no limits.
+    """
+
+    name: str = ""
+    limits: DeviceLimits = field(default_factory=DeviceLimits)
+    link: LinkSpec = field(default_factory=LinkSpec)
 
 
 def limit_notes(limits: Sequence[DeviceLimits]) -> tuple[str, ...]:

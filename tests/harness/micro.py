@@ -27,6 +27,7 @@ MODEL = ModelConfig(
     dtype="bfloat16",
 )
 GIB = 1 << 30
+PROMPT = (5, 6, 7, 8)
 HOST = Host(available_memory=24 * GIB, free_disk=40 * GIB, read_bps=1e9, write_bps=1e9, cores=2)
 
 

@@ -4,10 +4,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness.config.compose import compose
-from harness.plan.sim_plan import SimPlan, make_sim_plan
+from harness.config.config import Config
+from harness.plan.plan import calibrated_host, make_plan
+from harness.plan.types import Plan
 from testbed.sim.base import SimOutcome, SimRun
 from testbed.sim.calibration import Calibration
 from tests.harness.micro import MODEL
+from tpi.model_config import ModelConfig
 from tpi.program.events import Event
 
 S = 1_000_000_000
@@ -46,10 +49,18 @@ CALIBRATION = Calibration(
 )
 
 
-def plan_of(tmp_path: Any, *overrides: str, calibration: Calibration = CALIBRATION) -> SimPlan:
+def sim_plan(
+    config: Config, model: ModelConfig, prompt_tokens: int, calibration: Calibration
+) -> Plan:
+    """A plan on calibrated devices."""
+    host = calibrated_host(calibration)
+    return make_plan(config, model, range(prompt_tokens), host, calibration)
+
+
+def plan_of(tmp_path: Any, *overrides: str, calibration: Calibration = CALIBRATION) -> Plan:
     """A plan as the command line would make it, but for the model."""
     composed = compose(["testbed=sim", f"results_dir={tmp_path}/runs", *overrides])
-    return make_sim_plan(composed.config, MODEL, 4, calibration)
+    return sim_plan(composed.config, MODEL, 4, calibration)
 
 
 @dataclass

@@ -1,14 +1,17 @@
 """Devices that are too much for a host run slower by one factor, and keep their proportions."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.config.profiles import DeviceProfile
-from harness.plan.dilation import USABLE, HostRates, choose_dilation, host_cores, limits_of
+from harness.plan.dilation import USABLE, choose_dilation, host_cores, limits_of
+from tests.harness import micro
 from tpi.errors import ConfigError
 
-HOST = HostRates(cores=2, core_gbps=20.0, read_bps=1e9)
+HOST = replace(micro.HOST, core_gbps=20.0)
 KLONET = DeviceProfile(
     "k", cores=8, core_speed=0.5, mem_gbps=30, memory=8 << 30, disk_read_mb_s=500
 )
@@ -30,7 +33,7 @@ def test_auto_is_the_least_whole_number_that_fits():
 
 
 def test_the_disk_can_be_what_does_not_fit():
-    slow = HostRates(cores=2, core_gbps=20.0, read_bps=1e8)
+    slow = replace(HOST, read_bps=1e8)
     found = choose_dilation("auto", [KLONET], slow)
     assert found.factor == 6
     assert "from disk" in found.reason

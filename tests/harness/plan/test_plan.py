@@ -17,12 +17,12 @@ from tpi.weights.split import required_bytes
 def plan_of(tmp_path, name, host=HOST, prompt_tokens=32, **changes):
     changes = {"workload": {}, "repeats": 3, "devices": 8, **changes}
     config = make_config(tmp_path, model={"name": name}, **changes)
-    return make_plan(config, load_preset(name), prompt_tokens, host)
+    return make_plan(config, load_preset(name), range(prompt_tokens), host)
 
 
-def words(plan, host=HOST):
+def words(plan):
     pending = [s.name for s in plan.runnable]
-    lines = describe(plan, host, sum(plan.forms.values()), pending)
+    lines = describe(plan, sum(plan.forms.values()), pending)
     return "\n".join(f"{heading}: {text}" for heading, text in lines)
 
 
@@ -138,7 +138,7 @@ def test_no_reference_at_all_is_said(tmp_path):
     host = replace(HOST, available_memory=8 * GIB)
     plan = plan_of(tmp_path, "llama2-70b", host=host, max_minutes=60)
     assert plan.check == "none"
-    assert "even two layers" in words(plan, host)
+    assert "even two layers" in words(plan)
 
 
 def test_transformers_alone_without_a_reference_is_unchecked_and_its_weights_are_written(tmp_path):
@@ -207,12 +207,12 @@ def test_weights_that_cannot_be(tmp_path, weights, words):
 
 def test_prompt_longer_than_the_model(tmp_path):
     with pytest.raises(ConfigError, match="make either shorter"):
-        make_plan(make_config(tmp_path), MODEL, 127, HOST)
+        make_plan(make_config(tmp_path), MODEL, range(127), HOST)
 
 
 def test_shares_are_the_shard_plan(tmp_path):
     systems = {"tpi": {"shares": [3, 1]}}
-    plan = make_plan(make_config(tmp_path, systems=systems), MODEL, 4, HOST)
+    plan = make_plan(make_config(tmp_path, systems=systems), MODEL, range(4), HOST)
     assert plan.systems[0].form.shard_plan == make_shard_plan(MODEL, 2, [3, 1])
 
 

@@ -7,14 +7,15 @@ import pytest
 from harness.config.compose import compose
 from harness.config.sim_options import refuse_ignored
 from harness.plan.availability import split_available
-from harness.plan.sim_describe import describe_simulation
-from harness.plan.sim_plan import calibration_of, make_sim_plan
-from harness.run.session import PreparedSim, prepare
+from harness.plan.describe import describe
+from harness.plan.plan import calibration_of
+from harness.run.session import prepare
+from harness.run.simulation import sim_run
 from testbed.links.link import LinkSpec
 from testbed.sim.base import SimDevice
 from testbed.sim.calibration import save_calibration
 from tests.harness.micro import MODEL
-from tests.harness.simulated import CALIBRATION, plan_of
+from tests.harness.simulated import CALIBRATION, plan_of, sim_plan
 from tpi.errors import ConfigError
 from tpi.model_config import load_preset
 
@@ -24,8 +25,13 @@ KLONET = SimDevice(
 )
 
 
+def run_of(tmp_path, *overrides):
+    plan = plan_of(tmp_path, *overrides)
+    return sim_run(plan, plan.systems[0])
+
+
 def words(plan, pending=("tpi",)):
-    return "\n".join(f"{h}: {t}" for h, t in describe_simulation(plan, list(pending)))
+    return "\n".join(f"{h}: {t}" for h, t in describe(plan, 0, list(pending)))
 
 
 def test_sim_is_klonet_simulated(tmp_path):
@@ -33,29 +39,29 @@ def test_sim_is_klonet_simulated(tmp_path):
     long = compose(["testbed=klonet", "testbed.backend=sim"]).config
     assert short.testbed.backend == "sim"
     assert (short.profiles, short.links) == (long.profiles, long.links)
-    run = make_sim_plan(long, MODEL, 4, CALIBRATION).runs[0]
-    assert plan_of(tmp_path).runs[0] == run
+    system = sim_plan(long, MODEL, 4, CALIBRATION).systems[0]
+    assert plan_of(tmp_path).systems[0] == system
 
 
 def test_a_device_is_worth_its_memory_rate_over_that_of_a_calibrated_core(tmp_path):
-    run = plan_of(tmp_path, "devices=8").runs[0]
+    run = run_of(tmp_path, "devices=8")
     assert run.devices == (KLONET,) * 8  # 32 GB/s over 10, which is less than 8 cores x 0.6
     assert run.links == (LinkSpec(0.002, 300e6, 0.0, 16384 << 10),) * 8
-    half = plan_of(tmp_path, "device.mem_gbps=16").runs[0].devices[0]
+    half = run_of(tmp_path, "device.mem_gbps=16").devices[0]
     assert half.cores == pytest.approx(1.6)
-    prefill = plan_of(tmp_path, "testbed.fit=prefill").runs[0].devices[0]
+    prefill = run_of(tmp_path, "testbed.fit=prefill").devices[0]
     assert prefill.cores == pytest.approx(4.8)
 
 
 def test_a_device_without_limits_computes_with_one_calibrated_core(tmp_path):
-    run = plan_of(tmp_path, "testbed=docker", "testbed.backend=sim").runs[0]
+    run = run_of(tmp_path, "testbed=docker", "testbed.backend=sim")
     assert run.devices[0] == SimDevice(1.0)
     assert run.links[0].delay_s == 0
 
 
 def test_devices_that_differ_are_asked_for_one_by_one(tmp_path):
     overrides = ["testbed=home4", "testbed.backend=sim", "testbed.links.r3.delay_ms=20"]
-    run = plan_of(tmp_path, *overrides).runs[0]
+    run = run_of(tmp_path, *overrides)
     assert [link.delay_s for link in run.links] == [0.005, 0.007, 0.003, 0.02]
     assert len({device.cores for device in run.devices}) > 1
     assert "worth" in words(plan_of(tmp_path, *overrides))
@@ -63,7 +69,8 @@ def test_devices_that_differ_are_asked_for_one_by_one(tmp_path):
 
 def test_systems_of_one_device_get_one_and_options_as_they_are(tmp_path):
     overrides = ["systems=[tpi,transformers]", "window=3", "allreduce=ring", "devices=6"]
-    tpi, transformers = plan_of(tmp_path, *overrides, "systems.transformers.dtype=bfloat16").runs
+    plan = plan_of(tmp_path, *overrides, "systems.transformers.dtype=bfloat16")
+    tpi, transformers = (sim_run(plan, system) for system in plan.systems)
     assert (tpi.world_size, transformers.world_size) == (6, 1)
     assert (tpi.compute.window, tpi.compute.allreduce) == (3, "ring")
     assert (tpi.compute.dtype, transformers.compute.dtype) == ("float32", "bfloat16")
@@ -72,24 +79,22 @@ def test_systems_of_one_device_get_one_and_options_as_they_are(tmp_path):
 
 def test_nothing_is_cut_or_refused_for_memory_or_time(tmp_path):
     composed = compose(["testbed=sim", "model=llama2-70b", "devices=256", "max_minutes=0.01"])
-    plan = make_sim_plan(composed.config, load_preset("llama2-70b"), 32, CALIBRATION)
-    assert plan.runs[0].world_size == 256  # more than the model has KV heads
-    assert plan.runs[0].new_tokens == 32
+    plan = sim_plan(composed.config, load_preset("llama2-70b"), 32, CALIBRATION)
+    assert plan.systems[0].world_size == 256  # more than the model has KV heads
+    assert plan.new_tokens == 32
 
 
 def test_a_memory_budget_that_cannot_work_is_refused_while_planning(tmp_path):
     overrides = ["memory_budget=100MiB", f"results_dir={tmp_path}", "devices=2"]
     composed = compose(["testbed=sim", "systems=[tpi]", *overrides])
     with pytest.raises(ConfigError, match=r"^tpi: memory_budget: rank 0: .* too small: the least"):
-        make_sim_plan(composed.config, MODEL, 4, CALIBRATION)
+        sim_plan(composed.config, MODEL, 4, CALIBRATION)
     with pytest.raises(ConfigError, match="tpi: memory_budget"):
         prepare(composed)
     prepared = prepare(compose(["testbed=sim", "systems=all", "model=tiny", *overrides]))
-    assert isinstance(prepared, PreparedSim)
-    rows = {row.system: row for row in prepared.unavailable}
-    assert rows["tpi"].status == rows["transformers-window"].status == "unavailable"
-    assert rows["tpi"].reason.startswith("memory_budget: rank 0")
-    left = [run.system for run in prepared.plan.runs]
+    assert {"tpi", "transformers-window"} <= set(prepared.unavailable)
+    assert prepared.unavailable["tpi"].startswith("memory_budget: rank 0")
+    left = [system.name for system in prepared.systems]
     assert "tpi-resident" in left
     assert not set(left) & {"tpi", "transformers-window"}
 
@@ -165,7 +170,9 @@ def test_a_calibration_is_for_the_simulator_only(tmp_path):
     path = tmp_path / "a=b, c.json"
     save_calibration(replace(CALIBRATION, host="mine"), path)
     config = compose(["testbed=sim", f"testbed.calibration={path}"]).config
-    assert calibration_of(config).host == "mine"
+    found = calibration_of(config)
+    assert found is not None
+    assert found.host == "mine"
     path.write_text("{}")
     with pytest.raises(ConfigError, match=r"testbed\.calibration: .*a=b, c\.json"):
         calibration_of(config)
@@ -179,9 +186,8 @@ def test_systems_that_are_not_modelled_are_refused_by_name_and_a_row_through_all
     with pytest.raises(ConfigError, match="llamacpp cannot run: the simulator has no model"):
         split_available(config, MODEL, is_all=False)
     config = compose(["testbed=sim", "systems=all", "devices=2"]).config
-    left, rows = split_available(config, MODEL, is_all=True)
-    assert {row.system for row in rows} >= {"transformers-tp", "llamacpp"}
-    assert {row.status for row in rows} == {"unavailable"}
+    left, problems = split_available(config, MODEL, is_all=True)
+    assert set(problems) >= {"transformers-tp", "llamacpp"}
     assert "tpi" in left.systems
     # What does not fit a system does not fit it in a simulation either.
     config = compose(["testbed=sim", "systems=[pipeline]", "devices=64"]).config

@@ -5,7 +5,7 @@ from dataclasses import replace
 from harness.plan.plan import make_plan
 from harness.plan.types import Plan
 from harness.run.emulation import drop_page_cache, notes_of, private_copies
-from tests.harness.micro import GIB, HOST, MODEL, make_config
+from tests.harness.micro import GIB, HOST, MODEL, PROMPT, make_config
 from tpi.weights.direct_io import read_rate_bps
 
 DOCKER = {"backend": "docker", "name": "klonet"}
@@ -15,29 +15,30 @@ LIMITED = replace(HOST, core_gbps=20.0)
 
 def plan_of(tmp_path, **changes) -> Plan:
     raw = {"testbed": DOCKER, "device": PROFILE, "link": {"delay_ms": 2, "rate_mbps": 300}}
-    return make_plan(make_config(tmp_path, **{**raw, **changes}), MODEL, 4, LIMITED)
+    return make_plan(make_config(tmp_path, **{**raw, **changes}), MODEL, PROMPT, LIMITED)
 
 
 def test_a_plan_has_limits_and_links_as_they_are_enforced(tmp_path):
     plan = plan_of(tmp_path, devices=2)
     assert plan.dilation.factor == 2  # 2 cores in 1.7
-    assert [limits.cpus for limits in plan.limits] == [0.5, 0.5]
-    assert plan.limits[0].memory == GIB
-    assert [(link.delay_s, link.rate_bps) for link in plan.links] == [(0.004, 150e6)] * 2
-    assert plan.threads_of(plan.systems[0]) == (1, 1)
+    assert [device.limits.cpus for device in plan.devices] == [0.5, 0.5]
+    assert plan.devices[0].limits.memory == GIB
+    links = [device.link for device in plan.devices]
+    assert [(link.delay_s, link.rate_bps) for link in links] == [(0.004, 150e6)] * 2
+    assert plan.systems[0].threads == (1, 1)
 
 
 def test_local_processes_have_neither(tmp_path):
-    plan = make_plan(make_config(tmp_path), MODEL, 4, HOST)
+    plan = make_plan(make_config(tmp_path), MODEL, PROMPT, HOST)
     assert not plan.is_emulated
-    assert plan.limits[0].cpus is plan.limits[0].memory is None
+    assert plan.devices[0].limits.cpus is plan.devices[0].limits.memory is None
     assert plan.dilation.factor == 1
 
 
 def test_what_fits_its_device_needs_no_swap_and_says_so(tmp_path):
     plan = plan_of(tmp_path)
     tpi = plan.systems[0]
-    assert plan.swap_need(tpi) == 0
+    assert tpi.swap_need == 0
     notes = notes_of(plan, tpi)
     assert "docker: disk reads not limited" in notes
     assert "docker: CPU not limited" not in notes
@@ -47,10 +48,10 @@ def test_what_fits_its_device_needs_no_swap_and_says_so(tmp_path):
 def test_swap_is_counted_up_to_what_a_device_has(tmp_path):
     plan = plan_of(tmp_path)
     cost = replace(plan.systems[1].cost, peak_bytes=(5 * GIB,))
-    assert plan.swap_need(replace(plan.systems[1], cost=cost)) == GIB
+    assert replace(plan.systems[1], cost=cost).swap_need == GIB
     some = int(1.2 * GIB)
     cost = replace(cost, peak_bytes=(some,))
-    assert plan.swap_need(replace(plan.systems[1], cost=cost)) == some - int(0.95 * GIB)
+    assert replace(plan.systems[1], cost=cost).swap_need == some - int(0.95 * GIB)
 
 
 def test_a_device_that_is_too_small_is_run_and_a_host_that_is_too_small_refuses(tmp_path):
@@ -58,7 +59,7 @@ def test_a_device_that_is_too_small_is_run_and_a_host_that_is_too_small_refuses(
     assert plan_of(tmp_path, device=small).systems[1].refusal is None
     host = replace(LIMITED, available_memory=100 << 20)
     config = make_config(tmp_path, testbed=DOCKER, device=PROFILE)
-    assert "needs" in (make_plan(config, MODEL, 4, host).systems[1].refusal or "")
+    assert "needs" in (make_plan(config, MODEL, PROMPT, host).systems[1].refusal or "")
 
 
 def test_private_copies_are_whole_and_share_no_file(tmp_path):

@@ -20,13 +20,12 @@ from results.records.schema import Metrics, PeakMemory, RunRecord, Spread
 from results.records.store import RunStore
 from results.records.testbed_facts import Dilation
 from testbed.limits.limits import DeviceLimits
-from tests.harness.micro import GIB, HOST, MODEL, make_config
+from tests.harness.micro import GIB, HOST, MODEL, PROMPT, make_config
 from tests.results.examples import as_calibration, as_config
 from tpi.errors import ConfigError
 
 pytestmark = pytest.mark.timeout(60)  # real processes, on whatever machine
 
-PROMPT = (5, 6, 7, 8)
 FAKE = ("-m", "tests.fake_system")
 
 
@@ -39,11 +38,11 @@ def experiment(tmp_path, tpi=None, transformers=None, host=HOST, out=None, **cha
     changes = {"model": {"name": "folder", "path": str(tmp_path)}, **changes}
     changes.setdefault("weights", {"dir": str(tmp_path / "weights"), "source": "synthetic"})
     config = make_config(tmp_path, **changes)
-    plan = make_plan(config, MODEL, len(PROMPT), host)
+    plan = make_plan(config, MODEL, PROMPT, host)
     programs = {name: fake() for name in system_names()}
     programs |= {"tpi": fake(**(tpi or {})), "transformers": fake(**(transformers or {}))}
     live = Live(Console(file=out or io.StringIO(), width=200))
-    return Experiment(plan, host, PROMPT, live, programs)
+    return Experiment(plan, live, programs)
 
 
 def test_all_repeats_are_measured_checked_and_kept(tmp_path):
@@ -308,7 +307,7 @@ def test_interrupt_is_recorded_and_the_rest_goes_on(tmp_path, monkeypatch):
         return real(*args)
 
     real = harness.run.runner.run_repeat
-    monkeypatch.setattr("harness.run.experiment.run_repeat", run_repeat)
+    monkeypatch.setattr("harness.run.repeats.run_repeat", run_repeat)
     with pytest.raises(KeyboardInterrupt):
         done.run()
     assert [r.status for r in done.records] == ["interrupted", "interrupted"]

@@ -115,7 +115,8 @@ def test_load_counts_from_the_first_start_to_the_last_ready_less_hashing(tmp_pat
 def test_record_holds_the_times_of_the_script(tmp_path):
     tpi, alone = program(script(2), far_ns()), program(script(1), far_ns())
     done = experiment(tmp_path, repeats=1)
-    done._programs = {"tpi": tpi, "transformers": alone}
+    programs = {"tpi": tpi, "transformers": alone}
+    done._repeats = replace(done._repeats, programs=programs)
     done.run()
     for record in done.records:
         assert (record.status, record.reason) == ("ok", "")
@@ -293,7 +294,7 @@ def impatient(monkeypatch):
     short = Deadlines(ready_s=30, token_s=0.3, end_s=0.3, last_words_s=0.2)
     monkeypatch.setattr(harness.run.reference, "_MODULE", "tests.fake_reference")
     monkeypatch.setattr(
-        "harness.run.experiment.make_launch",
+        "harness.run.repeats.make_launch",
         lambda *args: replace(make_launch(*args), deadlines=short),
     )
 

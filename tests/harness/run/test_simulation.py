@@ -9,7 +9,9 @@ from rich.console import Console
 
 from harness.progress.live import Live
 from harness.run import run_key as identity
-from harness.run.simulation import Simulation, run_ids
+from harness.run.run_key import run_name
+from harness.run.simulation import Simulation
+from harness.run.weights import locate
 from results.paper.cells.result_set import cells_of
 from results.paper.index import Entry
 from results.records.comparison_table import make_rows, where_lines
@@ -20,6 +22,10 @@ from tests.harness.simulated import CALIBRATION, MIB, FakeSimulator, plan_of
 from tpi.errors import ConfigError, ResourceError
 
 ROOT = Path(identity.__file__).parent.parent
+
+
+def run_ids(plan):
+    return {system.name: run_name(plan, system, locate(plan)) for system in plan.systems}
 
 
 def simulation(plan, simulator=None, out=None):
@@ -78,7 +84,7 @@ def test_interrupted_simulation_keeps_what_was_done(tmp_path):
     stopped = simulation(plan, FakeSimulator(raises=KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
         stopped.run()
-    assert [record.system for record in stopped.records] == ["tpi"]
+    assert [record.status for record in stopped.records] == ["ok", "interrupted"]
     assert simulation(plan).pending == ["transformers"]
 
 

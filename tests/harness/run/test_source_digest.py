@@ -10,7 +10,7 @@ import pytest
 
 from baselines.registry import all_systems
 from harness.run import source_digest
-from harness.run.run_key import measured_digest, reference_digest, simulator_digest
+from harness.run.run_key import digest_of_source, reference_digest
 from harness.run.source_digest import source_files
 from tpi.errors import ConfigError
 
@@ -39,9 +39,9 @@ def digests():
     """Of everything that has one."""
     return {
         "reference": reference_digest(),
-        **{(system, "sim"): simulator_digest(system) for system in SIMULATED},
+        **{(system, "sim"): digest_of_source(system, "sim") for system in SIMULATED},
         **{
-            (system, backend): measured_digest(system, backend)
+            (system, backend): digest_of_source(system, backend)
             for system in SYSTEMS
             for backend in ("local", "docker")
         },
@@ -154,8 +154,8 @@ def test_another_value_of_a_constant_changes_the_digest(edit):
 )
 def test_comments_of_c_change_nothing(edit, change, is_same):
     edit("testbed/switch/switch.c", change)
-    assert (measured_digest("tpi", "docker") == unchanged()["tpi", "docker"]) is is_same
-    assert measured_digest("tpi", "local") == unchanged()["tpi", "local"]
+    assert (digest_of_source("tpi", "docker") == unchanged()["tpi", "docker"]) is is_same
+    assert digest_of_source("tpi", "local") == unchanged()["tpi", "local"]
 
 
 def test_text_in_c_that_looks_like_a_comment_is_text():

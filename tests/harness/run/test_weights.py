@@ -8,7 +8,7 @@ from baselines.weight_formats import HF
 from harness.plan.plan import make_plan
 from harness.progress.live import Live
 from harness.run import weights
-from tests.harness.micro import HOST, MODEL, make_config, write_model
+from tests.harness.micro import HOST, MODEL, PROMPT, make_config, write_model
 from tpi.weights.blockfile import open_shard_folder
 from tpi.weights.checkpoint import open_checkpoint
 from tpi.weights.dtypes import to_float32
@@ -17,7 +17,7 @@ LIVE = Live(Console(file=io.StringIO()))
 
 
 def plan_of(tmp_path, **changes):
-    return make_plan(make_config(tmp_path, **changes), MODEL, 4, HOST)
+    return make_plan(make_config(tmp_path, **changes), MODEL, PROMPT, HOST)
 
 
 def folder_plan(tmp_path, **changes):
