@@ -11,17 +11,18 @@ resident. `baselines/galaxy/engine.py` has the passes, `ring.py` the rings.
 
 import sys
 
-from tpi.program.entry import main
+from tpi.program.host import main
+from tpi.program.model import OpenedModel
 from tpi.program.spec import NodeSpec
 
 
-def serve(spec: NodeSpec) -> int:
-    """Serve one rank; returns the exit status."""
+def open_model(spec: NodeSpec) -> OpenedModel:
+    """Open one rank's part."""
     from baselines.galaxy.setup import setup  # loads torch, after its threads are set
-    from tpi.program.node import run_node
+    from tpi.program.node import open_node
 
-    return run_node(spec, setup)
+    return open_node(spec, setup)
 
 
 if __name__ == "__main__":
-    sys.exit(main(serve))
+    sys.exit(main(open_model))

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 from msgspec import Struct
 
-from baselines.library_model import refuse_prompt
-from baselines.library_program import main
+from baselines.library_program import main, refuse_prompt
 from baselines.llamacpp.gguf_layout import MODEL_FILE, FileType
 from baselines.llamacpp.library import library_log, set_fields
 from tpi.errors import ResourceError, TpiError, WeightsError

@@ -16,7 +16,7 @@ get the same requests without `prompt_ids`.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
 
@@ -101,66 +101,9 @@ class OwnOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     Attributes:
         sampling: How tokens are picked.
-        trace: File that gets every span, or None; not with `keep_spans`.
     """
 
     sampling: SamplingOptions = GREEDY
-    trace: Path | None = None
-
-
-class Fields:
-    """Typed reading of one JSON object: each `take_*` removes a key, `finish` refuses the rest.
-
-    Every error is one line that names the file, the key, what was expected and what was found.
-    """
-
-    def __init__(self, raw: object, where: str) -> None:
-        if not isinstance(raw, Mapping):
-            raise ConfigError(f"{where}: must be a JSON object, got {shown(raw)}")
-        self._left: dict[str, Any] = dict(raw)
-        self._where = where
-
-    def take(self, key: str, what: str, fits: Callable[[Any], bool], *default: Any) -> Any:
-        """Remove and return `key`; it must satisfy `fits`, described by `what`."""
-        if key not in self._left:
-            if default:
-                return default[0]
-            raise ConfigError(f"{self._where}: {key} is missing")
-        value = self._left.pop(key)
-        if not fits(value):
-            raise ConfigError(f"{self._where}: {key} must be {what}, got {shown(value)}")
-        return value
-
-    def take_int(self, key: str, low: int, *default: Any, high: int = 1 << 31) -> int:
-        """An integer in low..high."""
-        return int(
-            self.take(key, f"an integer in {low}..{high}", lambda v: is_int(v, low, high), *default)
-        )
-
-    def take_number(self, key: str, low: float, high: float, *default: float) -> float:
-        """A number in low..high."""
-        return float(
-            self.take(
-                key, f"a number in {low:g}..{high:g}", lambda v: is_number(v, low, high), *default
-            )
-        )
-
-    def take_str(self, key: str, *default: Any) -> str:
-        """A string that is not empty."""
-        return str(self.take(key, "a non-empty string", _is_text, *default))
-
-    def take_choice(self, key: str, choices: tuple[str, ...], *default: Any) -> str:
-        """One of a few words."""
-        return str(self.take(key, " | ".join(choices), lambda v: v in choices, *default))
-
-    def take_bool(self, key: str, *default: Any) -> bool:
-        """`true` or `false`."""
-        return bool(self.take(key, "true or false", lambda v: isinstance(v, bool), *default))
-
-    def finish(self) -> None:
-        """Refuse what nobody asked for: an unknown key is a typing error, not a wish."""
-        if self._left:
-            raise ConfigError(f"{self._where}: unknown key {sorted(self._left)[0]!r}")
 
 
 def load_spec(path: Path) -> NodeSpec:
@@ -242,20 +185,3 @@ def _is_address(master: str | None, world_size: int) -> bool:
     if master is None:
         return world_size == 1
     return 0 < int(master.rpartition(":")[2]) < 65536
-
-
-# --- for readers that are not decoded by msgspec ---------------------------------------------
-
-
-def is_int(value: object, low: int, high: int = 1 << 31) -> bool:
-    """Whether a JSON value is an integer in low..high; `true` is not."""
-    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
-
-
-def is_number(value: object, low: float, high: float) -> bool:
-    """Whether a JSON value is a number in low..high."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str) and value != "" and "\0" not in value
