@@ -65,16 +65,16 @@ class RepeatProgress:
         """Take notice of its devices: all programs run."""
         self._devices, self.phase = devices, "loading"
 
-    def event(self, rank: int, event: Event) -> None:
+    def event(self, event: Event) -> None:
         """Take notice of one event."""
         if event.name == "ready":
             self._num_ready += 1
             self.phase = f"ready {self._num_ready} of {self._world_size}"
-        elif event.name == "request" and rank == MASTER_RANK:
+        elif event.name == "request" and event.rank == MASTER_RANK:
             self.phase = "warm-up" if event.request_id in self._warmup else "measured"
             self.token, self.new_tokens = 0, self._new_tokens.get(event.request_id, 0)
             self._request_ns, self.ttft_s, self.latency_s = event.t_ns, None, None
-        elif event.name == "token" and rank == MASTER_RANK:
+        elif event.name == "token" and event.rank == MASTER_RANK:
             self._take_token(event.t_ns)
 
     def look_at_memory(self) -> None:

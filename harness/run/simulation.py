@@ -22,7 +22,6 @@ from results.records.schema import (
     CalibratedHost,
     Check,
     PeakMemory,
-    RankEvent,
     Repeat,
     RepeatFacts,
     RunEnvironment,
@@ -128,7 +127,7 @@ def repeat_of(run: SimRun, outcome: SimOutcome) -> Repeat:
             anon_peak=outcome.anon_peak,
             cgroup_peak=(None,) * run.world_size,
         ),
-        events=tuple(RankEvent(rank, event) for rank, event in outcome.events),
+        events=tuple(replace(event, rank=rank) for rank, event in outcome.events),
         facts=RepeatFacts(simulated=True),
     )
 

@@ -1,11 +1,10 @@
 """The single spans of a traced repeat: what every rank did when, in the request's own seconds.
 
-They come from `spans` events (`tpi/spans.py`), which a run writes with `trace=true`. Read
-`spans_of` first; `trace_file.py` makes a file for a timeline viewer of them, `window_history.py`
-the window over time.
+They come from `spans` events (`tpi/spans.py`), which a run writes with `trace=true`.
+`trace_file.py` makes a file for a timeline viewer of them, `window_history.py` the window over
+time.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from results.records.schema import RecordError, Repeat
@@ -41,13 +40,13 @@ def spans_of(repeat: Repeat) -> list[RankSpan]:
     Raises:
         RecordError: There are spans, and no request that they belong to.
     """
-    said = list(_events(repeat))
-    if not said:
+    events = _events(repeat)
+    if not events:
         return []
     go_ns, second = _go_ns(repeat), 1e9 * repeat.dilation
     spans = [
-        RankSpan(rank, name, label, (start_ns - go_ns) / second, (end_ns - go_ns) / second)
-        for rank, event in said
+        RankSpan(event.rank, name, label, (start_ns - go_ns) / second, (end_ns - go_ns) / second)
+        for event in events
         for name, start_ns, end_ns, label in event.fields["spans"]  # type: ignore[attr-defined]
         if end_ns >= go_ns
     ]
@@ -56,18 +55,16 @@ def spans_of(repeat: Repeat) -> list[RankSpan]:
 
 def is_cut(repeat: Repeat) -> bool:
     """Whether a rank had more spans than it kept: the last part of its request is then missing."""
-    return any(event.fields.get("cut") is True for _, event in _events(repeat))
+    return any(event.fields.get("cut") is True for event in _events(repeat))
 
 
-def _events(repeat: Repeat) -> Iterator[tuple[int, Event]]:
-    for entry in repeat.events:
-        if entry.event.name == _EVENT and entry.event.request_id == repeat.request_id:
-            yield entry.rank, entry.event
+def _events(repeat: Repeat) -> list[Event]:
+    return [e for e in repeat.events if e.name == _EVENT and e.request_id == repeat.request_id]
 
 
 def _go_ns(repeat: Repeat) -> int:
-    for entry in repeat.events:
-        is_begin = entry.event.name == "request" and entry.rank == MASTER_RANK
-        if is_begin and entry.event.request_id == repeat.request_id:
-            return entry.event.t_ns
+    for event in repeat.events:
+        is_begin = event.name == "request" and event.rank == MASTER_RANK
+        if is_begin and event.request_id == repeat.request_id:
+            return event.t_ns
     raise RecordError(f"repeat {repeat.index}: spans without a request {repeat.request_id!r}")

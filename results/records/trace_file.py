@@ -2,7 +2,7 @@
 
 A file in the JSON form that Perfetto (ui.perfetto.dev) and Chrome (about:tracing) open: a process
 for each device, in it a thread for each kind of span (compute, allreduce, load, wait), and marks at
-rank 0's tokens. Time is in microseconds since the request, undilated. Read `trace_events` first.
+rank 0's tokens. Time is in microseconds since the request, undilated.
 """
 
 import json
@@ -60,7 +60,7 @@ def _named(what: str, pid: int, tid: int, name: str) -> dict[str, object]:
 
 def _tokens(repeat: Repeat) -> list[dict[str, object]]:
     """A mark across rank 0's process at each token."""
-    own = [e.event for e in repeat.events if e.event.request_id == repeat.request_id]
+    own = [event for event in repeat.events if event.request_id == repeat.request_id]
     (go_ns,) = [event.t_ns for event in own if event.name == "request"]
     stamps = [event.t_ns for event in own if event.name == "token"]
     return [

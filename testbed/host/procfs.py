@@ -72,15 +72,6 @@ def session_of(pid: int, proc: Path = PROC) -> int | None:
     return None if fields is None else int(fields[3])
 
 
-def oom_kills(proc: Path = PROC) -> int:
-    """How many processes the kernel's OOM killer has ended since boot; 0 if it does not say."""
-    try:
-        text = (proc / "vmstat").read_text()
-    except OSError:
-        return 0
-    return sum(int(line.split()[1]) for line in text.splitlines() if line.startswith("oom_kill "))
-
-
 def host_swap_bytes(proc: Path = PROC) -> int:
     """Swap of this host, used or not."""
     lines = (proc / "meminfo").read_text().splitlines()

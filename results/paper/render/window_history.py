@@ -138,5 +138,5 @@ def _steps(stays: Sequence[_Stay]) -> list[Step]:
 
 def _said(repeat: Repeat, rank: int, name: str) -> int:
     """A number that a rank said when it was ready; 0 if it did not."""
-    ready = (e.event for e in repeat.events if e.rank == rank and e.event.name == "ready")
+    ready = (e for e in repeat.events if e.rank == rank and e.name == "ready")
     return sum(int(event.number(name)) for event in ready)
