@@ -59,33 +59,33 @@ SYSTEMS: Mapping[str, System] = {
     "tpi": System(TpiOptions, _NODE, distributed=True),
     "tpi-resident": System(ResidentOptions, _NODE, distributed=True),
     "transformers": System(
-        TransformersOptions, _baseline("transformers"), writer=_HF_WRITER, packages=_HF
+        TransformersOptions, _baseline("transformers.program"), writer=_HF_WRITER, packages=_HF
     ),
     "transformers-window": System(WindowOptions, _NODE),
     "transformers-tp": System(
         TransformersTpOptions,
-        _baseline("transformers_tp"),
+        _baseline("transformers.program_tp"),
         writer=_HF_WRITER,
         packages=_HF,
         distributed=True,
     ),
     "accelerate": System(
         AccelerateOptions,
-        _baseline("accelerate"),
+        _baseline("accelerate.program"),
         writer=_HF_WRITER,
         packages=(*_HF, "accelerate"),
     ),
     "accelerate-2024": System(
         Accelerate2024Options,
-        _baseline("accelerate_2024"),
+        _baseline("accelerate.program_2024"),
         writer=_HF_WRITER,
         packages=(*_HF, "accelerate"),
     ),
-    "galaxy": System(GalaxyOptions, _baseline("galaxy"), distributed=True),
-    "pipeline": System(PipelineOptions, _baseline("pipeline"), distributed=True),
+    "galaxy": System(GalaxyOptions, _baseline("galaxy.program"), distributed=True),
+    "pipeline": System(PipelineOptions, _baseline("pipeline.program"), distributed=True),
     "llamacpp": System(
         LlamacppOptions,
-        _baseline("llamacpp"),
+        _baseline("llamacpp.program"),
         writer="baselines.llamacpp.gguf_file",
         packages=("llama_cpp", "gguf"),
         extra="llamacpp",

@@ -254,8 +254,8 @@ def run_waits(arguments, program, stderr=subprocess.PIPE):
     locks = next(Path(a.partition("=")[2]) for a in arguments if a.startswith("results_dir"))
     code = (
         "import sys, signal, run, pathlib\n"
-        "from harness import launching\n"
-        "from testbed import hostlock\n"
+        "from harness.run import launch as launching\n"
+        "from testbed.host import hostlock\n"
         f"hostlock._FOLDERS = (pathlib.Path({str(locks.parent / 'locks')!r}),)\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
@@ -321,10 +321,10 @@ def test_flood_of_signals_does_not_nest(number):
     """What cleans up hears of one signal, however many come."""
     code = (
         "import signal\n"
-        "from harness.run.signals import POLITE, PoliteSignals\n"
+        "from harness.run.signals import POLITE, GracefulShutdown\n"
         "for number in POLITE:\n"
         "    signal.signal(number, signal.SIG_DFL)\n"  # ignored in a background job, with nohup
-        "with PoliteSignals():\n"
+        "with GracefulShutdown():\n"
         "    for _ in range(2):\n"
         "        try:\n"
         "            print('ready', flush=True)\n"

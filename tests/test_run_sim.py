@@ -115,7 +115,7 @@ def test_installed_launcher_starts_the_jobs_where_it_likes(tmp_path, monkeypatch
     assert [row.split()[:2] for row in rows] == [["2", "tpi"], ["4", "tpi"]]
     failed = simulate(tmp_path, *words, "memory_budget=1MiB", f"sweep_dir={tmp_path}/sweep")
     assert failed.returncode == 2
-    assert "run.py: memory_budget" in failed.stderr
+    assert "run.py: tpi: memory_budget" in failed.stderr
 
 
 @pytest.mark.slow

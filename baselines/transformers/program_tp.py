@@ -17,7 +17,7 @@ from msgspec import Struct
 from baselines.library_program import LibraryModel, main
 from tpi.errors import EXIT_OK, ConfigError
 from tpi.model_config import ModelConfig, load_config
-from tpi.program.spec import NodeSpec
+from tpi.program.spec import NodeSpec, own_options
 
 if TYPE_CHECKING:
     from baselines.transformers.collectives import CollectiveClock
@@ -26,9 +26,7 @@ if TYPE_CHECKING:
 
 
 class Options(Struct, frozen=True, forbid_unknown_fields=True):
-    """`trust_network`: allow addresses other than loopback without encryption."""
-
-    trust_network: bool = False
+    """None."""
 
 
 _NOTE = "messages are not counted: gloo does not tell; bytes are those of all TCP connections"
@@ -85,6 +83,7 @@ def load(spec: NodeSpec) -> LibraryModel:
     Raises:
         ConfigError: So many devices cannot share this model.
     """
+    own_options(spec, Options)
     for problem in problems(load_config(spec.model_dir), spec.world_size, spec.compute.dtype):
         raise ConfigError(f"transformers-tp: {problem}")
     # Only here: a wrong spec is refused before the library's seconds of import.

@@ -107,7 +107,7 @@ def test_baseline_is_as_fast_as_its_documented_example(system, checkpoint, tmp_p
         requests=tuple(Request(name, NEW_TOKENS, PROMPT) for name in names),
     )  # fmt: skip
     dump_spec(spec, tmp_path / "spec.json")
-    program = ["-m", f"baselines.{system}", str(tmp_path / "spec.json")]
+    program = ["-m", f"baselines.{system}.program", str(tmp_path / "spec.json")]
     example = ["-m", "tests.benchmarks.documented", system, str(model_dir), dtype, str(THREADS)]
     found: dict[str, list[tuple[float, float]]] = {"ours": [], "theirs": []}
     with started(program, tmp_path) as our_pipes, started(example, tmp_path) as their_pipes:

@@ -32,8 +32,8 @@ LOCAL = ("testbed=local",)
 DOCKER = ("testbed=docker", "device.memory=1GiB", "link.delay_ms=10", "testbed.dilation=1")
 CODE = """
 import json, pathlib, runpy, signal, sys
-from harness import launching
-from testbed import hostlock
+from harness.run import launch as launching
+from testbed.host import hostlock
 # One at a time in this test, whatever else runs on this host meanwhile.
 hostlock._FOLDERS = (pathlib.Path(sys.argv.pop(1)),)
 signal.signal(signal.SIGINT, signal.default_int_handler)

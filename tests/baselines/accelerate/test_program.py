@@ -151,7 +151,7 @@ def test_working_directory_that_cannot_be_written_is_named(tmp_path, monkeypatch
 PEAK = """
 import sys, threading
 from pathlib import Path
-from baselines import SYSTEM as system
+import SYSTEM as system
 from tests.baselines.accelerate.test_program import make_spec
 from tpi.program.procfs import own_number
 
@@ -182,7 +182,7 @@ def big(tmp_path_factory) -> Path:
 def anonymous_peak(system: str, folder: Path) -> float:
     """In weights of the model."""
     done = subprocess.run(
-        [sys.executable, "-c", PEAK.replace("SYSTEM", system), str(folder)],
+        [sys.executable, "-c", PEAK.replace("SYSTEM", SYSTEMS[system].__name__), str(folder)],
         capture_output=True, text=True, cwd=ROOT, check=True,
     )  # fmt: skip
     peak = int(done.stdout.splitlines()[-1])
@@ -208,7 +208,7 @@ def test_program_measures_itself_and_says_what_it_does(system, big, tmp_path):
     spec = make_spec(big, requests=(Request("r0", 4, (1, 2, 3)),))
     dump_spec(spec, tmp_path / "spec.json")
     process = subprocess.Popen(
-        [sys.executable, "-m", f"baselines.{system}", str(tmp_path / "spec.json")],
+        [sys.executable, "-m", SYSTEMS[system].__name__, str(tmp_path / "spec.json")],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=tmp_path,
     )  # fmt: skip

@@ -137,7 +137,7 @@ def test_interrupted_it_leaves_nothing_under_its_name(tmp_path, monkeypatch):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from baselines import gguf_file
+from baselines.llamacpp import gguf_file
 from tests.baselines.llamacpp.test_gguf_file import CONFIG
 from tpi.weights.synthetic import SyntheticSource
 

@@ -172,8 +172,8 @@ def test_signal_takes_the_worktree_down(clone, tmp_path):
     code = (
         "import sys, pathlib\n"
         "from harness.regression.base import checked_out\n"
-        "from harness.run.signals import PoliteSignals\n"
-        "with PoliteSignals():\n"
+        "from harness.run.signals import GracefulShutdown\n"
+        "with GracefulShutdown():\n"
         "    try:\n"
         f"        with checked_out(pathlib.Path({str(clone)!r}), 'HEAD') as tree:\n"
         "            sys.stdout.write(str(tree) + '\\n'); sys.stdout.flush()\n"

@@ -59,7 +59,7 @@ def test_all_repeats_are_measured_checked_and_kept(tmp_path):
     assert (tpi.metrics.token_latency_s.n, tpi.num_ok) == (2, 2)
     assert tpi.metrics.disk_bytes_per_token == 500.0
     assert len(tpi.metrics.peak_memory.rss_hwm) == 2
-    assert tpi.model_config.options == {
+    assert tpi.config.options == {
         "window": 2, "memory_budget": None, "allreduce": "star", "wire_dtype": "float32",
         "shares": None, "prefill_chunk": 512,
     }  # fmt: skip
