@@ -11,12 +11,11 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Any, Self
+from types import FrameType
 
 from msgspec.structs import replace
 
@@ -33,7 +32,6 @@ from tpi.weights.blockfile import Manifest, open_shard_folder
 # The first start hashes every shard. A node says by itself when it is lost, silent or stalled; the
 # wait for a token only bounds a defect.
 _DEADLINES = Deadlines(ready_s=3600.0, token_s=86400.0)
-_Handler = Callable[[int, FrameType | None], Any] | int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +74,7 @@ def generate(options: GenerateOptions, show: Callable[[str], None]) -> Summary:
     text = _Text(show, tokenizer)
     session = ProgramSession(specs[0].requests, _DEADLINES, text.event, may_stop=True)
     with (
-        Interrupts(session.kill),
+        _interrupts(session.kill),
         tempfile.TemporaryDirectory(prefix="tpi-") as folder,
         session,
     ):
@@ -224,44 +222,30 @@ def _reported(event: Event) -> TpiError:
 def _how_it_ended(end: Exit) -> str:
     log = end.log_tail.strip()
     last = log.splitlines()[-1] if log else "nothing"
-    return f"ended with {_status_name(end.code)} and without a word; last in its log: {last}"
+    names = {-number: f"signal {number.name}" for number in signal.Signals}
+    how = names.get(end.code, f"status {end.code}")
+    return f"ended with {how} and without a word; last in its log: {last}"
 
 
-def _status_name(status: int) -> str:
-    """An exit status as people say it: "status 3", "signal SIGKILL"."""
-    if status >= 0:
-        return f"status {status}"
-    with suppress(ValueError):
-        return f"signal {signal.Signals(-status).name}"
-    return f"signal {-status}"
-
-
-class Interrupts:
+@contextmanager
+def _interrupts(hurry: Callable[[], None]) -> Iterator[None]:
     """The first Ctrl-C or SIGTERM raises KeyboardInterrupt; a later one kills the nodes at once.
 
     A later one raises nothing, so that nothing stops the clean-up that the first has begun.
     """
+    seen: list[int] = []
 
-    def __init__(self, hurry: Callable[[], None]) -> None:
-        self._hurry = hurry
-        self._seen = False
-        self._old: dict[signal.Signals, _Handler] = {}
-
-    def _handle(self, _number: int, _frame: FrameType | None) -> None:
-        if self._seen:
-            self._hurry()
-        else:
-            self._seen = True
+    def handle(number: int, _frame: FrameType | None) -> None:
+        seen.append(number)
+        if len(seen) == 1:
             raise KeyboardInterrupt
+        hurry()
 
-    def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():  # the only one that may
-            for name in (signal.SIGINT, signal.SIGTERM):
-                self._old[name] = signal.signal(name, self._handle)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        for name, handler in self._old.items():
+    is_main = threading.current_thread() is threading.main_thread()  # the only one that may
+    names = (signal.SIGINT, signal.SIGTERM) if is_main else ()
+    old = [(name, signal.signal(name, handle)) for name in names]
+    try:
+        yield
+    finally:
+        for name, handler in old:
             signal.signal(name, handler)

@@ -17,7 +17,7 @@ from tpi.options import ComputeOptions
 from tpi.program.events import Event
 from tpi.program.process import Exit
 from tpi.program.program_session import Deadlines, Failure, ProgramSession
-from tpi.program.spec import NodeSpec, Request, spec_to_json
+from tpi.program.spec import NodeSpec, Request, to_json
 from tpi.ranks import MASTER_RANK
 
 
@@ -82,7 +82,7 @@ def run_repeat(launch: Launch, testbed: Testbed, watch: Watch | None = None) -> 
         session = ProgramSession(launch.requests, deadlines, hear, keep_spans=launch.keep_spans)
         for device, spec in zip(devices, make_specs(launch, devices), strict=True):
             argv = [device.python, *launch.program]
-            session.add(device.run(argv, session.inbox, spec_to_json(spec)))
+            session.add(device.run(argv, session.inbox, to_json(spec)))
         if watch is not None:
             watch.started(devices)
         failure = session.run()

@@ -1,7 +1,7 @@
 """From clocks and counters to the events that the real programs would have written.
 
 A system's schedule leaves a `Mark` at the start of the measured request and after each token;
-`to_events` makes events of them, as `tpi/program/session.py` does: `ready` of every rank, `request`
+`to_events` makes events of them, as `tpi/program/host.py` does: `ready` of every rank, `request`
 and `token` of rank 0, `counters` and `end` of every rank, and `spans` where they were kept.
 """
 

@@ -15,7 +15,6 @@ from tpi.program.spec import (
     load_spec,
     own_options,
     parse_spec,
-    spec_to_json,
     to_json,
 )
 
@@ -37,7 +36,7 @@ SPEC = NodeSpec(
 
 
 def raw_spec(**changes: Any) -> dict[str, Any]:
-    return {**spec_to_json(SPEC), **changes}
+    return {**to_json(SPEC), **changes}
 
 
 def test_spec_written_and_read_is_the_same(tmp_path):
@@ -150,4 +149,4 @@ def test_own_options_have_defaults_and_are_checked():
 
 
 def test_spec_is_plain_json():
-    assert json.loads(json.dumps(spec_to_json(SPEC))) == spec_to_json(SPEC)
+    assert json.loads(json.dumps(to_json(SPEC))) == to_json(SPEC)
