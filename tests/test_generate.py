@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.checkpoints import PROMPT_IDS
+from tests.checkpoints import PROMPT_IDS, make_checkpoint, reference_tokens
 from tests.nodes import split_checkpoint
 from tpi.errors import PeerLostError, TpiError, WeightsError
 from tpi.launch import GenerateOptions, generate
@@ -73,6 +73,20 @@ def test_rank_of_which_nobody_says_why_it_died_is_named_with_its_status_and_log(
 def test_go_to_a_dead_master_is_told_as_its_death(monkeypatch, tmp_path):
     error = error_of([READY + KILLED], monkeypatch, tmp_path)
     assert "rank 0 ended with signal SIGKILL" in str(error)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(90)
+def test_stop_token_ends_the_text_before_all_tokens_are_made(tmp_path):
+    expected = list(reference_tokens(make_checkpoint(tmp_path / "whole", "mha")))
+    shards = split_checkpoint(tmp_path / "model", "mha", 2, eos_token_id=expected[5])
+    shown: list[str] = []
+    prompt = ",".join(map(str, PROMPT_IDS))
+    summary = generate(GenerateOptions(shards, None, prompt, new_tokens=12), shown.append)
+    tokens = expected[: expected.index(expected[5]) + 1]
+    assert [int(text) for text in "".join(shown).split()] == tokens
+    assert summary.num_tokens == len(tokens)
+    assert len(summary.peak_bytes) == 2
 
 
 @contextmanager
