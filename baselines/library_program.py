@@ -170,8 +170,8 @@ def request_spans(seen: Sequence[Span], go_ns: int, token_ns: Sequence[int]) -> 
     end_ns = token_ns[-1] if token_ns else go_ns
     cuts = [(at_ns, None) for at_ns in token_ns]
     inside = [(s.start_ns, s) for s in seen if s.end_ns <= end_ns]
-    marks: list[tuple[int, Span | None]] = [*cuts, *inside]
-    for at_ns, span in sorted(marks, key=lambda mark: mark[0]):
+    moments: list[tuple[int, Span | None]] = [*cuts, *inside]
+    for at_ns, span in sorted(moments, key=lambda moment: moment[0]):
         if at_ns < now_ns:  # of before the request
             continue
         if at_ns > now_ns:

@@ -212,48 +212,48 @@ def check_event(raw: object, rank: int = 0) -> Event:
     name = raw.get("event") if isinstance(raw, dict) else None
     if not isinstance(raw, dict) or not isinstance(name, str) or name not in _EVENTS:
         raise EventError(f"not an event: {shown(raw)}")
-    said = convert(raw, _EVENTS[name], f"event {name}", EventError)
-    if isinstance(said, _Spans) and any(start > end for _, start, end, _ in said.spans):
+    checked = convert(raw, _EVENTS[name], f"event {name}", EventError)
+    if isinstance(checked, _SpansEvent) and any(start > end for _, start, end, _ in checked.spans):
         raise EventError("event spans: spans must end after they begin")
     fields = {key: value for key, value in raw.items() if key not in ("event", "t_ns")}
-    return Event(name, said.t_ns, fields, rank)
+    return Event(name, checked.t_ns, fields, rank)
 
 
-class _Said(Struct):
+class _AnyEvent(Struct):
     """What every event has; facts and numbers beside what is named here are free."""
 
     t_ns: Annotated[int, Meta(ge=0)]
 
 
-class _Of(_Said):
+class _RequestEvent(_AnyEvent):
     id: str
 
 
-class _Token(_Of):
+class _TokenEvent(_RequestEvent):
     token: Annotated[int, Meta(ge=0)]
 
 
-class _OfRank(_Of):
+class _RankEvent(_RequestEvent):
     rank: Annotated[int, Meta(ge=0)]
 
 
-class _Spans(_OfRank):
+class _SpansEvent(_RankEvent):
     spans: Rows
 
 
-class _Error(_Said):
+class _ErrorEvent(_AnyEvent):
     code: str
     message: str
 
 
-_EVENTS: Final[Mapping[str, type[_Said]]] = {
-    "ready": _Said,
-    "request": _Of,
-    "token": _Token,
-    "counters": _OfRank,
-    "spans": _Spans,
-    "end": _Of,
-    "error": _Error,
+_EVENTS: Final[Mapping[str, type[_AnyEvent]]] = {
+    "ready": _AnyEvent,
+    "request": _RequestEvent,
+    "token": _TokenEvent,
+    "counters": _RankEvent,
+    "spans": _SpansEvent,
+    "end": _RequestEvent,
+    "error": _ErrorEvent,
 }
 
 

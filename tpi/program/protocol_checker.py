@@ -45,7 +45,7 @@ class Contract:
         self._max_bytes = _MAX_BYTES + _MAX_BYTES_PER_TOKEN * sum(self._new_tokens.values())
         self._max_bytes += _MAX_SPAN_BYTES * len(self._traced)
         self._request_id = ""
-        self._said: Counter[tuple[int, str, str]] = Counter()
+        self._counts: Counter[tuple[int, str, str]] = Counter()
         self._num_bytes: Counter[int] = Counter()
         self._last_ns: dict[int, int] = {}
 
@@ -59,7 +59,7 @@ class Contract:
 
     def count(self, rank: int, name: str, request_id: str = "") -> int:
         """How often a rank has said this."""
-        return self._said[rank, name, request_id]
+        return self._counts[rank, name, request_id]
 
     def take(self, rank: int, line: bytes, *, truncated: bool = False) -> Event:
         """Check one line and take note of it.
@@ -75,7 +75,7 @@ class Contract:
         except EventError as exc:
             raise ContractError(f"rank {rank}: {exc}") from exc
         self._last_ns[rank] = event.t_ns
-        self._said[rank, event.name, event.request_id] += 1
+        self._counts[rank, event.name, event.request_id] += 1
         return event
 
     def _parse(self, rank: int, line: bytes, *, truncated: bool) -> Event:
