@@ -1,10 +1,8 @@
-"""What a testbed is: something that gives devices, starts programs on them and takes them away.
+"""What a testbed is: it makes devices, starts programs on them and takes them away.
 
-The harness knows only these protocols. Whatever is specific to a backend comes from the `Device`:
-the address others reach it at, a free port, its Python, and the path under which it sees a file
-of the host. So plain processes (`local.py`), containers and a simulator fit behind one seam.
-
-What programs say arrives in an `Inbox` that all devices of a run share (`tpi/program/process.py`).
+The harness knows only these protocols, so plain processes, containers and a simulator fit behind
+one interface. What programs say arrives in an `Inbox` that all devices of a run share
+(`tpi/program/process.py`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,13 +23,12 @@ class DeviceError(TpiError):
 
 @dataclass(frozen=True, slots=True)
 class Meters:
-    """Peak memory of one device since `up`, in bytes, three ways; None with a word in `words`.
+    """Peak memory of one device since `up`, in bytes, three ways; None with the reason in `words`.
 
     Attributes:
         rss_hwm: VmHWM, summed over the program's processes: what the paper's monitor reads.
         anon_peak: Largest sampled anonymous memory, summed over the program's processes.
-        cgroup_peak: What the device's cgroup charged at most, page cache included.
-        num_samples: How often it was looked at.
+        cgroup_peak: The most that the device's cgroup charged, page cache included.
         words: Why a value is missing, by field name.
     """
 
@@ -48,7 +45,7 @@ class VerificationReport:
 
     Attributes:
         figures: By moment (`before`, `after`), as JSON.
-        problems: What is out of its band, a line each: what is measured then does not count.
+        problems: What is out of tolerance, a line each; then what is measured does not count.
     """
 
     figures: Mapping[str, object] = field(default_factory=dict)
@@ -79,16 +76,12 @@ class Device(Protocol):
         """A TCP port that nobody listens on at the moment."""
 
     def path_of(self, host_path: Path) -> str:
-        """The path under which the device sees a file or folder of the host.
-
-        Raises:
-            ConfigError: It does not see it.
-        """
+        """The path under which the device sees a file of the host; a ConfigError if it does not."""
 
     def run(
         self, argv: Sequence[str], inbox: Inbox, spec: Mapping[str, object] | None = None
     ) -> Process:
-        """Start a program; `spec` is written to a file on the device, its path ends `argv`.
+        """Start a program; `spec` is written to a file on the device, whose path ends `argv`.
 
         Raises:
             DeviceError: It could not be started.
@@ -113,25 +106,13 @@ class Testbed(Protocol):
         """What it does not limit or emulate, in words for the user and the record."""
 
     def up(self, num_devices: int) -> Sequence[Device]:
-        """Make fresh devices.
-
-        Raises:
-            DeviceError: They cannot be made.
-        """
+        """Make fresh devices, or raise a DeviceError."""
 
     def fault(self, index: int, kind: str, value: float) -> None:
-        """Change a device's link while it is up; `testbed.links.linkfault` has the kinds.
+        """Change a device's link (see `testbed.links.linkfault`); without one, a DeviceError."""
 
-        Raises:
-            DeviceError: There is no link that could be changed.
-        """
-
-    def prove(self, moment: str) -> VerificationReport:
-        """Measure on the devices that are up whether limits and links hold.
-
-        Args:
-            moment: `before` the programs are started, or `after` they have ended.
-        """
+    def verify(self, moment: str) -> VerificationReport:
+        """Measure whether limits and links hold, `before` programs start or `after` they end."""
 
     def down(self) -> None:
         """Stop every program and take all devices away. Twice is fine."""

@@ -3,8 +3,8 @@
 import threading
 from pathlib import Path
 
+from tests.loopback import MemoryMesh
 from tpi.build_engine import open_engine
-from tpi.comm.loopback import MemoryMesh
 from tpi.engine import Prompt
 from tpi.errors import TpiError
 from tpi.options import ComputeOptions

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tpi.program.events import MAX_LINE_BYTES, EventError, EventWriter, parse_event
-from tpi.spans import MAX_ROWS, SPAN_NAMES, rows_by_line
+from tpi.trace import MAX_ROWS, SPAN_NAMES, rows_by_line
 
 MAX_NS = (1 << 63) - 1
 stamps = st.integers(0, MAX_NS)

@@ -16,9 +16,9 @@ import torch
 from tests.checkpoints import NEW_TOKENS, PROMPT_IDS, reference_logits, reference_tokens
 from tests.checkpoints import shared_checkpoint as checkpoint
 from tests.cluster import run_cluster
+from tests.comm.allreduces.traffic import traffic
 from tpi.build_engine import plan_rank
 from tpi.comm.allreduces.registry import allreduce_names
-from tpi.comm.allreduces.traffic import traffic
 from tpi.comm.wire import HEADER_BYTES
 from tpi.model.kernels import Kernels
 from tpi.model.llama import Llama

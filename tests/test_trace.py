@@ -5,8 +5,7 @@ import threading
 import pytest
 
 import tpi.trace
-from tpi.spans import SPAN_NAMES
-from tpi.trace import Span, Tracer, rows_of
+from tpi.trace import SPAN_NAMES, Span, Tracer, rows_of
 
 
 def test_sums_are_kept_and_spans_only_if_asked():

@@ -1,7 +1,7 @@
-"""The parts of one rank, put together: what stays in memory, window, model, sums, engine.
+"""The components of one rank, put together: what stays in memory, window, model, sums, engine.
 
-`plan_rank` decides and predicts, `open_parts` opens what every engine needs, and `open_engine`
-makes TPI-LLM's engine of it. Read `open_engine` first; `node.py` joins the mesh that it takes.
+`plan_rank` decides and predicts, `open_components` opens what every engine needs, and `open_engine`
+makes TPI-LLM's engine of it. `node.py` joins the mesh that it takes.
 """
 
 from collections.abc import Callable, Iterator
@@ -34,21 +34,23 @@ def open_engine(
     *,
     poison: bool = False,
 ) -> Iterator[tuple[Engine, Window, WindowChoice]]:
-    """Put the parts of one rank together and load what stays in memory.
+    """Put one rank's engine together and load what stays in memory.
 
     Raises:
         ResourceError: the memory budget cannot work.
         WeightsError: a block cannot be read.
     """
     choice = plan_rank(manifest, options)
-    with open_parts(manifest, transport, options, choice, tracer, on_wait, poison=poison) as parts:
-        engine = Engine(parts, make_broadcast(parts), make_allreduce(parts, options))
-        parts.window.start()
-        yield engine, parts.window, choice
+    with open_components(
+        manifest, transport, options, choice, tracer, on_wait, poison=poison
+    ) as components:
+        engine = Engine(components, make_broadcast(components), make_allreduce(components))
+        components.window.start()
+        yield engine, components.window, choice
 
 
 @contextmanager
-def open_parts(
+def open_components(
     manifest: Manifest,
     transport: Transport,
     options: ComputeOptions,
@@ -61,15 +63,8 @@ def open_parts(
 ) -> Iterator[EngineComponents]:
     """Open what every engine needs; the window is to be started when all else is there.
 
-    Args:
-        manifest: The blocks that this rank uses, and its share of them.
-        transport: The connected ranks.
-        options: How to compute.
-        choice: What stays in memory.
-        tracer: Where times go.
-        on_wait: See `Window`.
-        layers: The layers whose blocks these are; None for all.
-        poison: See `Window`.
+    `layers` are those whose blocks the manifest has, None for all. For `on_wait` and `poison` see
+    `Window`.
     """
     streamed = [entry for entry in manifest.blocks if entry.id.kind != "embed"]
     with ExitStack() as stack:
@@ -99,18 +94,21 @@ def open_parts(
         )  # fmt: skip
 
 
-def make_broadcast(parts: EngineComponents) -> StepBroadcast:
+def make_broadcast(components: EngineComponents) -> StepBroadcast:
     """Return what starts a step: from the master to all workers."""
     return StepBroadcast(
-        parts.transport, parts.max_elements, parts.model.hidden_size, tracer=parts.tracer
-    )
+        components.transport, components.max_elements, components.model.hidden_size,
+        tracer=components.tracer,
+    )  # fmt: skip
 
 
-def make_allreduce(parts: EngineComponents, options: ComputeOptions) -> AllReduce:
+def make_allreduce(components: EngineComponents) -> AllReduce:
     """Return the sums that the options ask for."""
+    options = components.options
     return AllReduce(
-        parts.transport, options.allreduce, options.wire_dtype, parts.max_elements, parts.tracer
-    )
+        components.transport, options.allreduce, options.wire_dtype, components.max_elements,
+        components.tracer,
+    )  # fmt: skip
 
 
 def plan_rank(manifest: Manifest, options: ComputeOptions) -> WindowChoice:

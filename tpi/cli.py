@@ -84,12 +84,8 @@ def _split(args: argparse.Namespace) -> int:
 
     def progress(done: int, total: int) -> None:
         if show:
-            print(
-                f"\r{format_bytes(done)} of {format_bytes(total)}",
-                end="",
-                file=sys.stderr,
-                flush=True,
-            )
+            text = f"\r{format_bytes(done)} of {format_bytes(total)}"
+            print(text, end="", file=sys.stderr, flush=True)
 
     result = split(source, plan, args.out, dtype=args.dtype, progress=progress, force=args.force)
     if show:
@@ -119,16 +115,10 @@ def _source(model: str, seed: int, distinct_layers: int | None, dtype: str) -> "
 
 
 def _add_plan(parser: argparse.ArgumentParser) -> None:
-    from tpi.planner import report as plan_report
+    from tpi.planner import report
 
-    plan_report.add_arguments(parser)
-    parser.set_defaults(run=_plan)
-
-
-def _plan(args: argparse.Namespace) -> int:
-    from tpi.planner import report as plan_report
-
-    return plan_report.run(args)
+    report.add_arguments(parser)
+    parser.set_defaults(run=report.run)
 
 
 # --- tpi node ------------------------------------------------------------------------------

@@ -2,9 +2,9 @@
 
 The master embeds the tokens of a step, broadcasts the hidden state, walks the layers like every
 other rank, applies the LM head and picks the next token. A worker waits for a broadcast, walks the
-layers, and waits again: it never sees a token id. Read `Engine.generate` first; the way down to
-the wire is `generate` -> `step` -> `_forward` -> `Llama.forward` -> `AllReduce.all_reduce` ->
-`transfer`. An engine that walks the layers in another way differs in `_forward` only.
+layers, and waits again: it never sees a token id. The way down to the wire is `Engine.generate` ->
+`step` -> `_forward` -> `Llama.forward` -> `AllReduce.all_reduce` -> `transfer`. An engine that
+walks the layers in another way differs in `_forward` only.
 """
 
 from collections.abc import Callable, Iterator
@@ -45,18 +45,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class EngineComponents:
-    """What every engine is made of.
-
-    Attributes:
-        model: The model's configuration.
-        llama: The blocks on this rank's slices, with its KV cache.
-        window: Where the blocks come from.
-        transport: The connected ranks.
-        embedding: Rows of the embedding (master only).
-        options: How it computes; a prompt longer than one pass takes several.
-        num_head_tiles: Blocks that the LM head is cut into (0 on a worker).
-        tracer: Where times go.
-    """
+    """What every engine is made of; only the master has an embedding and head tiles."""
 
     model: ModelConfig
     llama: Llama
@@ -74,25 +63,19 @@ class EngineComponents:
 
 
 class Engine:
-    """The forward passes of one rank over its window and its mesh.
-
-    Args:
-        parts: What it is made of.
-        broadcast: How a step starts.
-        allreduce: How partial sums become sums.
-    """
+    """The forward passes of one rank over its window and its mesh."""
 
     def __init__(
-        self, parts: EngineComponents, broadcast: StepBroadcast, allreduce: Reducer
+        self, components: EngineComponents, broadcast: StepBroadcast, reducer: Reducer
     ) -> None:
-        self._parts = parts
-        self._llama = parts.llama
-        self._window = parts.window
-        self._tracer = parts.tracer
-        self._is_master = parts.transport.ranks.is_master
-        self._counters = parts.transport.counters
+        self._components = components
+        self._llama = components.llama
+        self._window = components.window
+        self._tracer = components.tracer
+        self._is_master = components.transport.ranks.is_master
+        self._counters = components.transport.counters
         self._broadcast = broadcast
-        self._allreduce = allreduce
+        self._reducer = reducer
         self._request = 0
         self.num_steps = 0
         self.after_step: Callable[[], None] = lambda: None
@@ -103,9 +86,7 @@ class Engine:
     def generate(
         self, prompt: Prompt, new_tokens: int, sampler: Sampler, request: int = 0
     ) -> Iterator[tuple[int, ...]]:
-        """Yield the next token of every sequence, `new_tokens` times.
-
-        `request` is the number that the workers know this request by.
+        """Yield the next token of every sequence, `new_tokens` times; workers know it by `request`.
 
         Raises:
             ConfigError: the prompt does not fit the limits of this session.
@@ -125,18 +106,19 @@ class Engine:
     def check_fits(self, prompt: Prompt, new_tokens: int) -> None:
         """Refuse a request that the KV cache or the model cannot hold, before anything is sent."""
         total = prompt.length + new_tokens
+        options = self._components.options
         if not prompt.ids or min(len(row) for row in prompt.ids) < 1:
             raise ConfigError("prompt: got no tokens, expected at least one")
-        if len(prompt.ids) > self._parts.options.max_batch:
+        if len(prompt.ids) > options.max_batch:
             raise ConfigError(
-                f"prompt: {len(prompt.ids)} sequences, max_batch is {self._parts.options.max_batch}"
+                f"prompt: {len(prompt.ids)} sequences, max_batch is {options.max_batch}"
             )
-        if total > self._parts.options.max_tokens:
+        if total > options.max_tokens:
             raise ConfigError(
                 f"prompt of {prompt.length} + {new_tokens} new tokens = {total}, "
-                f"the KV cache holds max_tokens={self._parts.options.max_tokens}"
+                f"the KV cache holds max_tokens={options.max_tokens}"
             )
-        size = self._parts.model.vocab_size
+        size = self._components.model.vocab_size
         for row in prompt.ids:
             for position, token in enumerate(row):
                 if not 0 <= token < size:  # not which: workers read this too, and see no token
@@ -148,7 +130,7 @@ class Engine:
     def _prefill(self, prompt: Prompt) -> torch.Tensor:
         rows = [[0] * pad + list(row) for pad, row in zip(prompt.pads, prompt.ids, strict=True)]
         ids_BS = torch.tensor(rows, dtype=torch.long)
-        chunk = self._parts.options.step_tokens
+        chunk = self._components.options.step_tokens
         for start in range(0, prompt.length, chunk):
             part_BS = ids_BS[:, start : start + chunk]
             pads = prompt.pads if start == 0 else None
@@ -181,7 +163,7 @@ class Engine:
             self._llama.reset(ids_BS.shape[0], info.pads or None)
         hidden_BD = self._forward(hidden_BSD, info)
         if want_logits:
-            logits_BV = self._llama.head(hidden_BD, self._window, self._parts.num_head_tiles)
+            logits_BV = self._llama.head(hidden_BD, self._window, self._components.num_head_tiles)
         else:
             self._window.skip_to_start()
             logits_BV = hidden_BD[:, :0]
@@ -189,7 +171,7 @@ class Engine:
         return logits_BV
 
     def _embed(self, ids_BS: torch.Tensor) -> torch.Tensor:
-        embedding = self._parts.embedding
+        embedding = self._components.embedding
         if embedding is None:
             raise RuntimeError("only the master can start a step")
         with self._tracer.span("embed"):
@@ -209,7 +191,7 @@ class Engine:
     @property
     def disk_bytes(self) -> int:
         """Bytes read from disk for the blocks and rows that were taken so far."""
-        embedding = self._parts.embedding
+        embedding = self._components.embedding
         rows = 0 if embedding is None else embedding.bytes_read
         return self._window.streamed_bytes + rows
 
@@ -239,7 +221,7 @@ class Engine:
 
     def _reduce(self, partial_BSD: torch.Tensor, layer: int, kind: str, last: bool) -> None:
         op = Op.ATTN if kind == "attn" else Op.FFN
-        reduce = self._allreduce.reduce if last else self._allreduce.all_reduce
+        reduce = self._reducer.reduce if last else self._reducer.all_reduce
         reduce(partial_BSD, step=self.num_steps, layer=layer, op=op)
 
     # --- a worker --------------------------------------------------------------------------

@@ -109,12 +109,8 @@ class IncompatibleError(CommError):
 
 
 _BY_CODE: dict[str, type[TpiError]] = {
-    cls.code: cls
-    for cls in (
-        ConfigError, WeightsError, ResourceError, NumericsError, CommError, PeerLostError,
-        PeerTimeoutError, PeerStalledError, FrameError, AuthError, IncompatibleError,
-    )
-}  # fmt: skip
+    cls.code: cls for cls in (*TpiError.__subclasses__(), *CommError.__subclasses__())
+}
 
 
 def error_from_code(code: str, message: str) -> TpiError:
@@ -124,11 +120,9 @@ def error_from_code(code: str, message: str) -> TpiError:
 
 @contextmanager
 def map_errors(mapping: Mapping[type[Exception], type[TpiError]], where: str) -> Iterator[None]:
-    """Turn operating-system errors into ours, once, at the socket or file.
+    """Turn operating-system errors into ours; the first matching key decides.
 
-    Args:
-        mapping: The first entry whose key matches decides; put narrow classes first.
-        where: What was being done, to what; it opens the message.
+    `where` opens the message: what was being done, to what.
     """
     try:
         yield

@@ -10,27 +10,39 @@ import json
 import math
 import os
 import stat
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
-from tpi.errors import TpiError
+from tpi.errors import ConfigError, TpiError
 
 ErrorType = type[TpiError]
 
 
-def open_regular(path: Path, error: ErrorType, *, follow: bool = False, flags: int = 0) -> int:
+class ClosedAtExit:
+    """A context manager that closes itself; for what has a `close` that may be called twice."""
+
+    def close(self) -> None:
+        """Give back what is held; twice is fine."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def open_regular(path: Path, error: ErrorType, *, follow: bool = False) -> int:
     """Open a regular file for reading and return its descriptor, which the caller closes.
 
-    Args:
-        path: The file.
-        error: The class of error to raise.
-        follow: Whether the last part of the path may be a symbolic link (a Hugging Face cache
-            is made of them); its target must still be a regular file.
-        flags: Further flags for `os.open`, e.g. O_DIRECT.
+    With `follow` the last part of the path may be a symbolic link (a Hugging Face cache is made of
+    them); its target must still be a regular file.
 
     Raises:
         error: The file is missing, unreadable, or not a regular file. Never blocks on a FIFO.
     """
-    flags |= os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
     flags |= 0 if follow else os.O_NOFOLLOW
     try:
         # Look before opening: to open a device or a FIFO can have effects of its own.
@@ -53,6 +65,14 @@ def _kind(mode: int) -> str:
         stat.S_IFSOCK: "a socket", stat.S_IFBLK: "a device", stat.S_IFCHR: "a device",
     }  # fmt: skip
     return names.get(stat.S_IFMT(mode), "something else")
+
+
+def read_full(fd: int, into: memoryview, offset: int) -> int:
+    """Fill `into` from `offset` on as far as the file goes; returns the number of bytes read."""
+    count = 0
+    while count < len(into) and (more := os.preadv(fd, [into[count:]], offset + count)):
+        count += more
+    return count
 
 
 def read_small_file(path: Path, max_bytes: int, error: ErrorType, *, follow: bool = False) -> bytes:
@@ -136,3 +156,22 @@ def sync_folder(folder: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def check_out(path: Path, keep: Sequence[Path] = ()) -> None:
+    """Refuse an `--out` that may not be replaced: `write_atomic` would remove a device or a link.
+
+    Raises:
+        ConfigError: It is no file's name, one of `keep` (files that are read), or not regular.
+    """
+    if not path.name:
+        raise ConfigError(f"--out {path}: expected a file, got a folder; name the file in it")
+    try:
+        mode = path.lstat().st_mode
+    except (OSError, ValueError):
+        return  # nothing is there, or writing says what is wrong
+    if not stat.S_ISREG(mode):
+        what = "a folder" if stat.S_ISDIR(mode) else "no regular file"
+        raise ConfigError(f"--out {path}: is {what}; expected a new or a regular file")
+    if any(each.exists() and path.samefile(each) for each in keep):
+        raise ConfigError(f"--out {path}: is read for it; name another file")

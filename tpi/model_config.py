@@ -2,9 +2,8 @@
 
 `parse_config` turns the keys of a Llama-family `config.json` (the spelling of Transformers 5 and
 the older one) into a `ModelConfig` and refuses what the engine would compute differently from
-Transformers. `config_to_json` writes the same form back, so there is one parser for checkpoints,
-presets and shard manifests. Nothing in a checkpoint's folder is ever executed: `auto_map` is
-ignored. Read `parse_config` first.
+Transformers. `config_to_json` writes the same form back, so checkpoints, presets and shard
+manifests have one parser. Nothing in a checkpoint's folder is executed: `auto_map` is ignored.
 """
 
 import difflib
@@ -34,14 +33,8 @@ _ADVICE = "use the config.json that belongs to this model"
 # Far above any known model (405B: 126 layers, width 16384; vocabularies of 262144) and low
 # enough that no product of two of them can overflow or exhaust memory by itself.
 _MAX_VOCAB = 1 << 22
-_Layers = Annotated[int, Meta(ge=1, le=1024)]
-_Width = Annotated[int, Meta(ge=1, le=1 << 17)]
 _Heads = Annotated[int, Meta(ge=1, le=2048)]
-_HeadSize = Annotated[int, Meta(ge=1, le=2048)]
-_FfnSize = Annotated[int, Meta(ge=1, le=1 << 20)]
-_Vocab = Annotated[int, Meta(ge=1, le=_MAX_VOCAB)]
 _Positions = Annotated[int, Meta(ge=1, le=1 << 26)]
-_Epsilon = Annotated[float, Meta(ge=0.0, le=0.1)]
 _Theta = Annotated[float, Meta(ge=1.0, le=1e12)]
 _Factor = Annotated[float, Meta(ge=1e-3, le=1e6)]
 _Share = Annotated[float, Meta(ge=0.0, le=1.0)]
@@ -107,18 +100,15 @@ class _RopeKeys(Struct, frozen=True):
 
 
 class _ConfigKeys(Struct, frozen=True):
-    """The keys of a `config.json` that are used; others are no concern of ours.
+    """The keys of a `config.json` that are used. Null is missing, as it is for Transformers."""
 
-    Null counts as missing, as it does for Transformers.
-    """
-
-    hidden_size: _Width
-    intermediate_size: _FfnSize
-    num_hidden_layers: _Layers
+    hidden_size: Annotated[int, Meta(ge=1, le=1 << 17)]
+    intermediate_size: Annotated[int, Meta(ge=1, le=1 << 20)]
+    num_hidden_layers: Annotated[int, Meta(ge=1, le=1024)]
     num_attention_heads: _Heads
-    vocab_size: _Vocab
+    vocab_size: Annotated[int, Meta(ge=1, le=_MAX_VOCAB)]
     max_position_embeddings: _Positions
-    rms_norm_eps: _Epsilon
+    rms_norm_eps: Annotated[float, Meta(ge=0.0, le=0.1)]
     architectures: list[str] | None = None
     model_type: Text | None = None
     # Of these two, missing and null differ.
@@ -126,7 +116,7 @@ class _ConfigKeys(Struct, frozen=True):
     sliding_window: _Positions | UnsetType | None = UNSET
     use_sliding_window: bool | None = None
     layer_types: list[str] | None = None
-    head_dim: _HeadSize | None = None
+    head_dim: Annotated[int, Meta(ge=1, le=2048)] | None = None
     hidden_act: Text | None = None
     quantization_config: Any = None
     attention_bias: bool | None = None
@@ -144,11 +134,7 @@ class _ConfigKeys(Struct, frozen=True):
 
 
 def parse_config(raw: object, where: str) -> ModelConfig:
-    """Check the content of a `config.json` and put it into our words.
-
-    Args:
-        raw: The parsed JSON object.
-        where: File or folder, for the error messages.
+    """Check the content of a `config.json` and put it into our words; `where` opens errors.
 
     Raises:
         ConfigError: A key is missing, of the wrong type, out of bounds, or asks for something
@@ -298,11 +284,17 @@ def _rope(keys: _ConfigKeys) -> tuple[float, RopeScaling]:
         key = f"{name}.rope_type" if rope.rope_type else f"{name}.type"
         expected = "'default', 'linear' or 'llama3'"
         raise _Refusal(key, expected, kind, "other rope types do not run")
-    factor = _needed(f"{name}.factor", rope.factor)
+
+    def needed(key: str) -> float:
+        value: float | None = getattr(rope, key)
+        if value is None:
+            raise _Refusal(f"{name}.{key}", "a number from 0.001 to 1e+06", None)
+        return value
+
+    factor = needed("factor")
     if kind == "linear":
         return theta, RopeScaling("linear", factor)
-    low = _needed(f"{name}.low_freq_factor", rope.low_freq_factor)
-    high = _needed(f"{name}.high_freq_factor", rope.high_freq_factor)
+    low, high = needed("low_freq_factor"), needed("high_freq_factor")
     if low >= high:
         expected = f"more than low_freq_factor ({low:g})"
         raise _Refusal(f"{name}.high_freq_factor", expected, high)
@@ -314,18 +306,11 @@ def _rope(keys: _ConfigKeys) -> tuple[float, RopeScaling]:
     return theta, RopeScaling("llama3", factor, low, high, original)
 
 
-def _needed(key: str, value: float | None) -> float:
-    if value is None:
-        raise _Refusal(key, "a number from 0.001 to 1e+06", None)
-    return value
-
-
 def load_config(folder: Path) -> ModelConfig:
-    """Read `config.json` of a checkpoint folder; the only file of it that is read here.
+    """Read `config.json` of a checkpoint folder.
 
     Raises:
-        ConfigError: The folder or file is missing, not a regular file, larger than 1 MiB, not
-            strict JSON, or describes a model that does not run.
+        ConfigError: It is missing, cannot be read, or describes a model that does not run.
     """
     if not folder.is_dir():
         raise ConfigError(f"{folder}: expected a folder with a {CONFIG_FILE}, got no such folder")

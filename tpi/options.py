@@ -27,26 +27,17 @@ TokenId = Annotated[int, Meta(ge=0, le=1 << 31)]
 class ComputeOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a rank computes, beside its shard.
 
-    Attributes:
-        window: Streamed blocks in memory at once; None keeps all weights in memory.
-        memory_budget: Bytes this device may use, from which the planner picks what to retain;
-            `window` is not looked at then.
-        allreduce: How partial sums become sums.
-        wire_dtype: What sums are sent in.
-        prefill_chunk: Most prompt tokens in one pass.
-        dtype: What the arithmetic is done in; storage is the folder's affair.
-        max_batch: Most sequences of one request.
-        max_tokens: Most tokens of a sequence, prompt and new ones together.
+    With a `memory_budget` the planner picks window and retained blocks, and ignores `window`.
     """
 
-    window: Count | None = 2
-    memory_budget: NumBytes | None = None
+    window: Count | None = 2  # streamed blocks in memory at once; None keeps all weights there
+    memory_budget: NumBytes | None = None  # what this device may use
     allreduce: Text = "star"
-    wire_dtype: Annotated[str, one_of(WIRE_DTYPES)] = "float32"
-    prefill_chunk: Count = 512
-    dtype: ComputeDtype = "float32"
-    max_batch: Count = 1
-    max_tokens: Count = 128
+    wire_dtype: Annotated[str, one_of(WIRE_DTYPES)] = "float32"  # what sums are sent in
+    prefill_chunk: Count = 512  # most prompt tokens in one pass
+    dtype: ComputeDtype = "float32"  # of the arithmetic; the folder has its own for storage
+    max_batch: Count = 1  # most sequences of one request
+    max_tokens: Count = 128  # most tokens of a sequence, prompt and new ones together
 
     def __post_init__(self) -> None:
         find_allreduce(self.allreduce)  # packages may bring more: names are known at run time only
@@ -78,21 +69,13 @@ class ComputeOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class SamplingOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a token is picked, and which one ends a sequence.
+    """How a token is picked, and which one ends a sequence."""
 
-    Attributes:
-        temperature: 0 is greedy; else logits are divided by it and a token is drawn.
-        top_k: Draw among the k most likely tokens only; 0 is all.
-        top_p: Draw among the fewest tokens whose probabilities reach this sum.
-        seed: Of the draws.
-        stop_ids: A sequence that makes one of these tokens ends there.
-    """
-
-    temperature: Annotated[float, Meta(ge=0, le=100)] = 0.0
-    top_k: CountOrZero = 0
-    top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    temperature: Annotated[float, Meta(ge=0, le=100)] = 0.0  # 0 is greedy; else it divides logits
+    top_k: CountOrZero = 0  # draw among the k most likely tokens only; 0 is all
+    top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0  # among the fewest that reach this probability
     seed: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)] = 0
-    stop_ids: tuple[TokenId, ...] = ()
+    stop_ids: tuple[TokenId, ...] = ()  # a sequence that makes one of these tokens ends there
 
 
 GREEDY: Final = SamplingOptions()

@@ -1,9 +1,13 @@
 """Where the time goes: named spans, summed always and kept one by one when asked.
 
-`Tracer` is passed to whoever has something to time. Summing costs two clock reads a span; keeping
-the single spans (for a timeline) is off unless `keep` is set, and costs about 210 bytes a span,
-which count as the program's memory. Several threads may use one tracer as long as each has names
-of its own: a sum is not safe between two threads, the list of spans is.
+Summing costs two clock reads a span. Keeping the single spans (for a timeline) is off unless `keep`
+is set, and costs about 210 bytes a span of the program's memory. Several threads may use one
+tracer as long as each has names of its own: a sum is not safe between two threads, the list of
+spans is.
+
+A `spans` event has rows [name, start_ns, end_ns, label]: what was done, when (CLOCK_MONOTONIC), and
+for which block (`attn.3`, `ffn.3`, `head.0`, or nothing). A span of `load` may run beside the
+others; the rest of a rank's spans follow one another. `events.py` writes and checks them.
 """
 
 import time
@@ -11,9 +15,26 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from itertools import islice
+from typing import Annotated, Literal, NamedTuple, get_args
 
-from tpi.spans import Row
+from msgspec import Meta
+
+SpanName = Literal[
+    "compute",
+    "allreduce",  # collectives, waiting for slower ranks included
+    "load",  # a block is read from disk, beside whatever else goes on
+    "wait",  # nothing goes on but waiting for weights
+]
+SPAN_NAMES: tuple[str, ...] = get_args(SpanName)
+# A line of so many, each at its longest, stays below `events.MAX_LINE_BYTES`.
+MAX_ROWS = 500
+_Ns = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+# Signs that take one byte as JSON.
+_Label = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_.-]{0,32}\Z")]
+
+Row = tuple[str, int, int, str]
+Rows = Annotated[list[tuple[SpanName, _Ns, _Ns, _Label]], Meta(max_length=MAX_ROWS)]
 
 # So many are kept at most: 42 MB on a device. A step of an 80-layer model makes some 800.
 MAX_SPANS = 200_000
@@ -27,19 +48,14 @@ _ROW_NAMES = {
 
 
 class Span(NamedTuple):
-    """One finished span; times from CLOCK_MONOTONIC.
-
-    Attributes:
-        kind: Of the block that it belongs to, and `layer` its index; empty if to none.
-        step: Which pass it belongs to; negative where nobody said.
-    """
+    """One finished span; times from CLOCK_MONOTONIC."""
 
     name: str
     start_ns: int
     end_ns: int
-    kind: str = ""
+    kind: str = ""  # of its block, and `layer` the block's index; empty if it belongs to none
     layer: int = 0
-    step: int = -1
+    step: int = -1  # the pass it belongs to; negative if that is not known
 
     @property
     def label(self) -> str:
@@ -49,16 +65,12 @@ class Span(NamedTuple):
 
 @dataclass
 class Tracer:
-    """Sums seconds by span name; keeps the spans too when `keep` is true.
-
-    Attributes:
-        is_full: Whether spans were not kept because there were `MAX_SPANS` already.
-    """
+    """Sums seconds by span name; keeps the spans too when `keep` is true."""
 
     keep: bool = False
     totals_ns: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
     spans: list[Span] = field(default_factory=list)
-    is_full: bool = False
+    is_full: bool = False  # spans were not kept because there were `MAX_SPANS` already
 
     @contextmanager
     def span(self, name: str, kind: str = "", layer: int = 0) -> Iterator[None]:
@@ -70,13 +82,7 @@ class Tracer:
             self.add(name, start_ns, time.monotonic_ns(), kind, layer)
 
     def add(
-        self,
-        name: str,
-        start_ns: int,
-        end_ns: int,
-        kind: str = "",
-        layer: int = 0,
-        step: int = -1,
+        self, name: str, start_ns: int, end_ns: int, kind: str = "", layer: int = 0, step: int = -1
     ) -> None:
         """Record a span that was timed by the caller (cheaper in inner loops)."""
         self.totals_ns[name] += end_ns - start_ns
@@ -106,3 +112,10 @@ def rows_of(spans: Iterable[Span]) -> Iterator[Row]:
     for span in spans:
         if name := _ROW_NAMES.get(span.name):
             yield name, span.start_ns, span.end_ns, span.label
+
+
+def rows_by_line(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    """Cut rows into lists that each fit one event."""
+    left = iter(rows)
+    while some := list(islice(left, MAX_ROWS)):
+        yield some

@@ -31,17 +31,11 @@ def parse_bytes(text: str | int, name: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Quantity:
-    """A value in a unit of people's size, to three significant digits.
+    """A value in a unit of people's size, to three significant digits."""
 
-    Attributes:
-        number: As it is printed.
-        unit: Empty where there is none.
-        size: What one of the unit is.
-    """
-
-    number: str
-    unit: str
-    size: float
+    number: str  # as it is printed
+    unit: str  # empty where there is none
+    size: float  # of one unit
 
     def __str__(self) -> str:
         return f"{self.number} {self.unit}" if self.unit else self.number

@@ -33,23 +33,23 @@ class GalaxyEngine(Engine):
 
     def __init__(
         self,
-        parts: EngineComponents,
+        components: EngineComponents,
         broadcast: StepBroadcast,
-        allreduce: Reducer,
+        reducer: Reducer,
         *,
         plan: ShardPlan,
         courier: RingSender,
     ) -> None:
-        super().__init__(parts, broadcast, allreduce)
+        super().__init__(components, broadcast, reducer)
         self._plan = plan
-        self._ring = Ring(parts.transport.ranks, courier)
+        self._ring = Ring(components.transport.ranks, courier)
 
     def _forward(self, hidden_BSD: torch.Tensor, info: Broadcast) -> torch.Tensor:
         if not splits_rows(self._plan, hidden_BSD.shape[1]):
             return super()._forward(hidden_BSD, info)
         if self._is_master:
             self._broadcast.send(hidden_BSD, info)
-        return _Prefill(self._parts, self._plan, self._ring, info, hidden_BSD[0]).run()
+        return _Prefill(self._components, self._plan, self._ring, info, hidden_BSD[0]).run()
 
 
 class _Prefill:
@@ -57,17 +57,17 @@ class _Prefill:
 
     def __init__(
         self,
-        parts: EngineComponents,
+        components: EngineComponents,
         plan: ShardPlan,
         ring: Ring,
         info: Broadcast,
         hidden_SD: torch.Tensor,
     ) -> None:
-        self._parts = parts
-        self._llama = parts.llama
+        self._components = components
+        self._llama = components.llama
         self._ring = ring
         self._info = info
-        self._ranks = parts.transport.ranks
+        self._ranks = components.transport.ranks
         self._share = plan.shares[self._ranks.rank]
         self._hidden_SD = hidden_SD
         self._tiles = make_tiles(plan, hidden_SD.shape[0])
@@ -77,7 +77,7 @@ class _Prefill:
     def run(self) -> torch.Tensor:
         """All layers. Returns (1, D), on the master that of the last position."""
         residual_ND = self._hidden_SD[self._own].clone()
-        for layer in range(self._parts.model.num_layers):
+        for layer in range(self._components.model.num_layers):
             residual_ND += self._attn(residual_ND, layer)
             residual_ND += self._ffn(residual_ND, layer)
         return self._last(residual_ND)
@@ -106,7 +106,7 @@ class _Prefill:
 
     def _hold(self, kind: str, layer: int, size: int) -> AbstractContextManager[_Weights | None]:
         """The block's weights; None on a rank that has no part of it."""
-        return self._parts.window.hold(BlockId(kind, layer)) if size else nullcontext()
+        return self._components.window.hold(BlockId(kind, layer)) if size else nullcontext()
 
     def _products(
         self,
@@ -145,7 +145,7 @@ class _Prefill:
     ) -> torch.Tensor:
         """Multiply by the block's last matrix, and sum this rank's rows over all ranks."""
         name = "o" if op is Op.ATTN else "down"
-        width = self._parts.model.hidden_size
+        width = self._components.model.hidden_size
 
         def make(start: int, stop: int) -> torch.Tensor:
             if weights is None or x_Sf is None:
@@ -159,16 +159,16 @@ class _Prefill:
 
     def _computing(self, op: Op, layer: int) -> AbstractContextManager[None]:
         kind = "attn" if op in (Op.ATTN, Op.ATTN_INPUT) else "ffn"
-        return self._parts.tracer.span("compute", kind, layer)
+        return self._components.tracer.span("compute", kind, layer)
 
     def _last(self, residual_ND: torch.Tensor) -> torch.Tensor:
         """Bring the last position to the master."""
-        owner, transport = last_owner(self._tiles), self._parts.transport
+        owner, transport = last_owner(self._tiles), self._components.transport
         last_1D = residual_ND[-1:].contiguous()
-        header = Place(self._info.step, 0, Op.LAST).header(0, 1, self._parts.model.hidden_size)
-        with self._parts.tracer.span("allreduce"):
+        header = Place(self._info.step, 0, Op.LAST).header(0, 1, self._components.model.hidden_size)
+        with self._components.tracer.span("allreduce"):
             if self._ranks.is_master and owner != MASTER_RANK:
-                last_1D = torch.empty(1, self._parts.model.hidden_size)
+                last_1D = torch.empty(1, self._components.model.hidden_size)
                 into = as_bytes(last_1D.view(-1))
                 transport.transfer([], [Recv(owner, Expect(header), into)])
             elif self._ranks.rank == owner != MASTER_RANK:

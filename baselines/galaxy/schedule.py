@@ -17,7 +17,7 @@ from testbed.sim.devices import Span
 from testbed.sim.network import Ints
 from testbed.sim.rank_plans import RankPlan
 from testbed.sim.ring_turns import Turn, end_turn, make_turn, start_turn
-from tpi.comm.topology import slices
+from tpi.comm.allreduces.base import slices
 from tpi.ranks import MASTER_RANK
 from tpi.weights.shard import ShardPlan
 

@@ -12,7 +12,7 @@ from tpi.build_engine import (
     OnWait,
     make_allreduce,
     make_broadcast,
-    open_parts,
+    open_components,
     plan_rank,
 )
 from tpi.comm.transport import Transport
@@ -23,7 +23,7 @@ from tpi.planner.memory import WindowChoice
 from tpi.program.node import OpenedEngine, Setup, read_shard
 from tpi.program.spec import NodeSpec, own_options
 from tpi.trace import Tracer
-from tpi.weights.manifest import Manifest
+from tpi.weights.blockfile import Manifest
 from tpi.weights.window import Window
 
 
@@ -44,18 +44,20 @@ def open_galaxy(
     overlap: bool = True,
     poison: bool = False,
 ) -> Iterator[tuple[Engine, Window, WindowChoice]]:
-    """Put the parts of one rank together, as `open_engine` does."""
+    """Put one rank's engine together, as `open_engine` does."""
     choice = plan_rank(manifest, options)
     with (
-        open_parts(manifest, transport, options, choice, tracer, on_wait, poison=poison) as parts,
+        open_components(
+            manifest, transport, options, choice, tracer, on_wait, poison=poison
+        ) as components,
         RingSender(transport, tracer, overlap=overlap) as courier,
     ):
         engine = GalaxyEngine(
-            parts, make_broadcast(parts), make_allreduce(parts, options),
+            components, make_broadcast(components), make_allreduce(components),
             plan=manifest.plan, courier=courier,
         )  # fmt: skip
-        parts.window.start()
-        yield engine, parts.window, choice
+        components.window.start()
+        yield engine, components.window, choice
 
 
 def setup(spec: NodeSpec) -> Setup:

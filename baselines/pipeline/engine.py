@@ -14,7 +14,7 @@ import torch
 from msgspec import Meta, Struct
 
 from baselines.pipeline.stages import fixed_bytes, holds, make_stages
-from tpi.build_engine import OnWait, open_parts
+from tpi.build_engine import OnWait, open_components
 from tpi.comm.allreduce import check_finite
 from tpi.comm.broadcast import Broadcast, StepBroadcast
 from tpi.comm.transport import Recv, Send, Transport
@@ -27,7 +27,7 @@ from tpi.program.node import OpenedEngine, Setup, read_shard
 from tpi.program.spec import NodeSpec, own_options
 from tpi.ranks import MASTER_RANK, Ranks
 from tpi.trace import Tracer
-from tpi.weights.manifest import Manifest
+from tpi.weights.blockfile import Manifest
 from tpi.weights.window import Window
 
 _SHOW_LIFE_NS = 200_000_000  # between two signs of progress; heartbeats carry one a second
@@ -72,7 +72,7 @@ class PipelineEngine(Engine):
 
     def _forward(self, hidden_BSD: torch.Tensor, info: Broadcast) -> torch.Tensor:
         hidden_BSD = self._llama.forward(hidden_BSD, info.start, self._window, self._reduce)
-        ranks = self._parts.transport.ranks
+        ranks = self._components.transport.ranks
         if ranks.rank < ranks.world_size - 1:
             self._broadcast.send(hidden_BSD, info)
         last_BD = hidden_BSD[:, -1].contiguous()
@@ -80,7 +80,7 @@ class PipelineEngine(Engine):
 
     def _bring_back(self, last_BD: torch.Tensor, step: int) -> torch.Tensor:
         """Bring the last position from the last rank to the master."""
-        transport = self._parts.transport
+        transport = self._components.transport
         ranks = transport.ranks
         header = FrameHeader(
             FrameType.TENSOR, step=step, op=Op.LAST, dtype=WireDtype.FLOAT32,
@@ -109,20 +109,20 @@ def open_pipeline(
     stage: range,
     poison: bool = False,
 ) -> Iterator[tuple[Engine, Window, WindowChoice]]:
-    """Put the parts of one rank together; `manifest` has the blocks of its stage."""
+    """Put one rank's engine together; `manifest` has the blocks of its stage."""
     ranks = transport.ranks
     choice = plan_stage(manifest, ranks.rank, stage, options)
-    with open_parts(
+    with open_components(
         manifest, transport, options, choice, tracer, on_wait, stage, poison=poison
-    ) as parts:
+    ) as components:
         link = StepBroadcast(
-            transport, parts.max_elements, parts.model.hidden_size,
+            transport, components.max_elements, components.model.hidden_size,
             source=ranks.rank - 1, targets=[ranks.rank + 1][: ranks.world_size - 1 - ranks.rank],
             tracer=tracer, span="allreduce",
         )  # fmt: skip
-        engine = PipelineEngine(parts, link, NoReduce(ranks, on_wait))
-        parts.window.start()
-        yield engine, parts.window, choice
+        engine = PipelineEngine(components, link, NoReduce(ranks, on_wait))
+        components.window.start()
+        yield engine, components.window, choice
 
 
 def plan_stage(

@@ -19,7 +19,7 @@ from testbed.sim.costs import Costs
 from testbed.sim.devices import Block, Devices
 from testbed.sim.network import Network
 from testbed.sim.rank_plans import MAPPED_BYTES
-from testbed.sim.timeline import Mark, Story, to_events
+from testbed.sim.timeline import Mark, Timeline, to_events
 from tpi.errors import ConfigError
 from tpi.options import ALL_BLOCKS
 from tpi.planner.memory import block_bytes, memory_parts
@@ -164,13 +164,15 @@ def pipeline(run: SimRun, calibration: Calibration) -> SimOutcome:
     first = engine.mark()
     tokens = tuple(engine.request(run.new_tokens))
     held = resident(run.devices, rss)
-    story = Story(
+    timeline = Timeline(
         ready, go, first, tokens, held, engine.devices.spans,
         prefill_passes=engine.prefill_passes,
-        said=[{"window": ALL_BLOCKS, "retained": 0, "predicted_peak_bytes": peak} for peak in rss],
+        ready_fields=[
+            {"window": ALL_BLOCKS, "retained": 0, "predicted_peak_bytes": peak} for peak in rss
+        ],
     )  # fmt: skip
     return SimOutcome(
-        to_events(story), held, resident(run.devices, anon), notes=notes_of(run, anon)
+        to_events(timeline), held, resident(run.devices, anon), notes=notes_of(run, anon)
     )
 
 

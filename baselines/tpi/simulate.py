@@ -11,7 +11,7 @@ from baselines.tpi.schedule import Engine
 from testbed.sim.base import SimDevice, SimOutcome, SimRun
 from testbed.sim.calibration import Calibration
 from testbed.sim.rank_plans import MAPPED_BYTES, RankPlan, plan_ranks
-from testbed.sim.timeline import Story, to_events
+from testbed.sim.timeline import Timeline, to_events
 from tpi.options import window_word
 from tpi.planner.memory import WindowChoice
 from tpi.units import format_bytes
@@ -51,12 +51,12 @@ def serve(
     first = engine.mark()
     tokens = tuple(engine.request(run.new_tokens))
     held = resident(run.devices, rss)
-    story = Story(
+    timeline = Timeline(
         ready, go, first, tokens, held, engine.devices.spans,
-        prefill_passes=engine.prefill_passes, said=[_said(rank.choice) for rank in ranks],
+        prefill_passes=engine.prefill_passes, ready_fields=[_said(rank.choice) for rank in ranks],
     )  # fmt: skip
     return SimOutcome(
-        to_events(story), held, resident(run.devices, anon), notes=notes_of(run, anon)
+        to_events(timeline), held, resident(run.devices, anon), notes=notes_of(run, anon)
     )
 
 

@@ -18,8 +18,8 @@ import psutil
 import torch
 from torch.distributed import distributed_c10d
 
-from tpi.comm.address import open_listener, parse_address, resolve
 from tpi.comm.deadlines import Deadlines
+from tpi.comm.join import open_listener, parse_address, resolve
 from tpi.errors import CommError, ConfigError, PeerLostError, PeerTimeoutError
 from tpi.program.spec import NodeSpec, Request
 from tpi.ranks import MASTER_RANK, Ranks

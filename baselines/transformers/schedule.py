@@ -18,7 +18,7 @@ from baselines.tpi.simulate import PAGED, out_of_memory, resident
 from testbed.sim.base import SimDevice, SimOutcome, SimRun
 from testbed.sim.calibration import Calibration
 from testbed.sim.devices import Span, Tally
-from testbed.sim.timeline import Mark, Story, to_events
+from testbed.sim.timeline import Mark, Timeline, to_events
 from tpi.errors import ConfigError
 from tpi.model_config import DTYPE_BYTES, ModelConfig
 from tpi.planner.memory import memory_parts
@@ -178,9 +178,12 @@ def _serve(run: SimRun, calibration: Calibration, plan: _Plan) -> SimOutcome:
     marks = [clock.step(run.prompt_tokens, 0)]
     marks += [clock.step(1, run.prompt_tokens + i) for i in range(run.new_tokens - 1)]
     ready = np.array([round(ready_s * 1e9)])
-    story = Story(ready, int(ready[0]), first, marks, held, clock.spans)
+    timeline = Timeline(ready, int(ready[0]), first, marks, held, clock.spans)
     return SimOutcome(
-        to_events(story), held, resident(run.devices, anon), notes=(PAGED,) if clock.reads else ()
+        to_events(timeline),
+        held,
+        resident(run.devices, anon),
+        notes=(PAGED,) if clock.reads else (),
     )
 
 

@@ -1,10 +1,11 @@
-"""What the disk gives a loader: blocks read past the page cache, as weights are.
+"""The costs of the disk: blocks read past the page cache, as weights are.
 
-Blocks of several sizes at random places of one file give the disk's rate and what a request takes
-beside its bytes; the loader's own processor time is read off its thread's clock. Small reads, of
-the size in which Linux swaps in, stand for swap, which not every host has. Read `measure_disk`.
+Blocks of several sizes at random places of one file give the disk's rate and the fixed cost of a
+request; the thread's clock gives the loader's own processor time. Small reads, of the size in which
+Linux swaps in, stand for swap, which not every host has.
 """
 
+import contextlib
 import os
 import random
 import tempfile
@@ -27,7 +28,7 @@ _MOST_READS = 8
 
 @dataclass(frozen=True, slots=True)
 class DiskCosts:
-    """Bytes/s and seconds, as `Calibration` calls them; `note` where O_DIRECT is refused."""
+    """Fields of `Calibration`; `note` says whether O_DIRECT is refused."""
 
     disk_read_bps: float
     disk_request_s: float
@@ -48,28 +49,23 @@ def measure_disk(folder: Path, sizes: Sizes) -> DiskCosts:
                 file.write(os.urandom(MIB))
             file.flush()
             os.fsync(file.fileno())
-        with DirectFile(Path(file.name)) as direct:
-            return _measure(direct, sizes)
+        with (
+            DirectFile(Path(file.name)) as direct,
+            contextlib.closing(Arena(max(sizes.reads))) as arena,
+        ):
+            return _measure(_Reader(direct, arena), sizes, direct.note or "")
 
 
-def _measure(file: DirectFile, sizes: Sizes) -> DiskCosts:
-    arena = Arena(max(sizes.reads))
-    try:
-        reader = _Reader(file, arena)
-        rounds = [
-            [(size, reader.read_s(size)) for size in sizes.reads] for _ in range(sizes.rounds)
-        ]
-        line = fit_line(medians(rounds))
-        cpu_bps = median(reader.cpu_bps(max(sizes.reads)) for _ in range(sizes.rounds))
-        swap_s = median(reader.read_s(_SWAP_READ_BYTES, _SWAP_READS) for _ in range(sizes.rounds))
-    finally:
-        arena.close()
+def _measure(reader: "_Reader", sizes: Sizes, note: str) -> DiskCosts:
+    times, most = range(sizes.rounds), max(sizes.reads)
+    line = fit_line(medians([[(s, reader.read_s(s)) for s in sizes.reads] for _ in times]))
     return DiskCosts(
-        disk_read_bps=1 / line.slope if line.slope else max(sizes.reads) / line.fixed,
+        disk_read_bps=1 / line.slope if line.slope else most / line.fixed,
         disk_request_s=line.fixed,
-        read_cpu_bps=cpu_bps,
-        swap_bps=_SWAP_READ_BYTES / swap_s,
-        note=file.note or "",
+        read_cpu_bps=median(reader.cpu_bps(most) for _ in times),
+        swap_bps=_SWAP_READ_BYTES
+        / median(reader.read_s(_SWAP_READ_BYTES, _SWAP_READS) for _ in times),
+        note=note,
     )
 
 
@@ -77,12 +73,11 @@ class _Reader:
     """Reads blocks at random places, the same ones in every run."""
 
     def __init__(self, file: DirectFile, arena: Arena) -> None:
-        self._file = file
-        self._arena = arena
+        self._file, self._arena = file, arena
         self._random = random.Random("calibrate")  # not for secrets
 
     def read_s(self, size: int, most: int = _MOST_READS) -> float:
-        """Seconds of one block, the mean of some, so that no luck of one place decides."""
+        """Mean seconds of a block over several places."""
         count = max(1, min(most, self._file.num_bytes // size))
         start_ns = time.monotonic_ns()
         for _ in range(count):

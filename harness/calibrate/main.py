@@ -1,37 +1,36 @@
 """Measure this machine for the simulator: `lab calibrate` (`make calibrate`).
 
-Four parts one after the other, about two minutes together: what computing costs
-(`calibration/kernels.py`), messages, the disk, and real programs. Every figure is the median of
-interleaved repeats. Nothing else should run meanwhile: another harness is not allowed to. Read
-`calibrate`, then `main`.
+Four parts, about two minutes together: kernels, messages, the disk, and real programs. Every figure
+is the median of interleaved repeats. Nothing else should run meanwhile.
 """
 
 import argparse
 import contextlib
-import sys
+import functools
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 
 from rich.console import Console
 
 from harness.calibrate.disk import measure_disk
-from harness.calibrate.kernels import measure_kernels, of_kind, tables
+from harness.calibrate.kernels import casts, measure_kernels, tables
 from harness.calibrate.messages import measure_messages
 from harness.calibrate.programs import measure_programs
 from harness.calibrate.sizes import Sizes
 from harness.calibrate.table import calibration_table
 from harness.progress.live import Live
+from harness.run.failure import run_command
 from harness.run.session import WIDTH
-from harness.run.signals import GracefulShutdown
 from testbed.base import DeviceError
 from testbed.host.environment import host_environment
 from testbed.host.hostlock import host_lock
-from testbed.host.hostprobe import core_read_gbps
+from testbed.host.rates import core_read_gbps
 from testbed.sim.calibration import Calibration, load_calibration, save_calibration
 from tpi.command_line import Parser
-from tpi.errors import EXIT_INTERRUPTED, EXIT_OK, ConfigError, ResourceError, TpiError, map_errors
+from tpi.errors import EXIT_OK, ConfigError, ResourceError, map_errors
 
 DEFAULT_DIR = Path("weights")
 FILE_NAME = "calibration.json"
@@ -53,51 +52,30 @@ def calibrate(folder: Path, sizes: Sizes, live: Live) -> Calibration:
     with live.waiting("messages over loopback"):
         messages = measure_messages(sizes)
     with live.waiting(f"the disk of {folder}"):
-        disk = measure_disk(folder, sizes)
+        costs = asdict(messages) | asdict(measure_disk(folder, sizes))
     with live.waiting("programs on small models"):
-        programs = measure_programs(folder, sizes)
+        costs |= asdict(measure_programs(folder, sizes))
+    host = f"{facts.cpu_model}, {cores} cores at once, {date.today().isoformat()}"
+    sum_s, notes = costs.pop("sum_s"), (host, busy_words(facts.load_1m, cores), costs.pop("note"))
     return Calibration(
-        host="; ".join(
-            words
-            for words in (
-                f"{facts.cpu_model}, {cores} cores at once, {date.today().isoformat()}",
-                busy_words(facts.load_1m, cores),
-                disk.note,
-            )
-            if words
-        ),
+        host="; ".join(filter(None, notes)),
         cpu_model=facts.cpu_model or "",
         cores=cores,
         core_read_bps=1e9 * core_gbps,
         products=tables(kernels, "products"),
         linear=tables(kernels, "linear"),
         attend=tables(kernels, "attend"),
-        cast_bps=of_kind(kernels, "cast"),
-        block_s=programs.block_s,
+        cast_bps=casts(kernels),
         element_s=kernels["element"],
-        step_s=programs.step_s,
-        sum_call_s=max(0.0, programs.sum_s - 2 * (messages.send_s + messages.recv_s)),
-        send_s=messages.send_s,
-        recv_s=messages.recv_s,
-        packet_s=messages.packet_s,
         sum_bps=kernels["sum"],
-        disk_read_bps=disk.disk_read_bps,
-        disk_request_s=disk.disk_request_s,
-        read_cpu_bps=disk.read_cpu_bps,
         page_in_bps=kernels["page_in"],
-        hook_s=programs.hook_s,
-        library_layer_s=programs.library_layer_s,
-        library_step_s=programs.library_step_s,
-        swap_bps=disk.swap_bps,
-        start_s=programs.start_s,
-        library_start_s=programs.library_start_s,
-        library_bytes=programs.library_bytes,
-        library_anon_bytes=programs.library_anon_bytes,
+        sum_call_s=max(0.0, sum_s - 2 * (messages.send_s + messages.recv_s)),
+        **costs,
     )
 
 
 def busy_words(load: object, cores: int) -> str:
-    """What to say of a machine that had other things to do before; empty where it had not."""
+    """A note that the machine was busy before; empty if it was not."""
     if not isinstance(load, float) or load <= _QUIET_LOAD * cores:
         return ""
     return f"busy with other work (load {load:.3g}), so it looks slower than it is"
@@ -107,19 +85,11 @@ def main(argv: Sequence[str] | None = None, sizes: Sizes | None = None) -> int:
     """Run the command line; returns the exit status."""
     arguments = _parser().parse_args(argv)
     out = Path(arguments.out or arguments.dir / FILE_NAME)
-    try:
-        with GracefulShutdown():
-            _run(arguments.dir, out, sizes or Sizes())
-    except TpiError as exc:
-        sys.stderr.write(f"calibrate: {' '.join(str(exc).split())}\n")
-        return exc.exit_status
-    except KeyboardInterrupt:
-        sys.stderr.write("calibrate: interrupted; nothing was written\n")
-        return EXIT_INTERRUPTED
-    return EXIT_OK
+    run = functools.partial(_run, arguments.dir, out, sizes or Sizes())
+    return run_command("calibrate", run, "interrupted; nothing was written")
 
 
-def _run(folder: Path, out: Path, sizes: Sizes) -> None:
+def _run(folder: Path, out: Path, sizes: Sizes) -> int:
     console = Console(highlight=False)
     with map_errors({OSError: ConfigError}, f"--dir {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -139,30 +109,27 @@ def _run(folder: Path, out: Path, sizes: Sizes) -> None:
         f"written: {out}; python run.py testbed=sim testbed.calibration={out}",
     ):
         console.print(line, markup=False, soft_wrap=True)
+    return EXIT_OK
 
 
 @contextlib.contextmanager
 def _alone() -> Iterator[None]:
-    """Be the only harness on this host.
-
-    Raises:
-        DeviceError: There is another.
-    """
+    """Be the only harness on this host; raises DeviceError if there is another."""
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(host_lock(allow_concurrent=False))
         except DeviceError as exc:
-            # What a run is then advised to do would spoil every figure here.
+            # The advice to run beside it would spoil every figure here.
             raise DeviceError(str(exc).partition(", or give ")[0]) from exc
         yield
 
 
 def _before(out: Path) -> tuple[Calibration | None, str]:
-    """What was known before, for comparison: of the file, else the reference."""
+    """The calibration to compare with, and its name: the file's, else the reference."""
     for path in (out if out.exists() else None, None):
         try:
             known = load_calibration(path)
-        except (ConfigError, OSError):  # one of an older program is no reason to stop
+        except (ConfigError, OSError):  # a file of an older program is no reason to stop
             continue
         return known, f"{path or 'the reference'} ({known.host})"
     return None, "nothing"

@@ -1,8 +1,8 @@
-"""What a message costs both ends: frames of our own wire between two processes over loopback.
+"""The costs of a message at both ends: frames of our wire between two processes over loopback.
 
-The sender's call is timed alone, and a message there and back; half of that, less the call, is what
-waking up and reading takes. Sizes from 64 bytes to 1 MiB give the fixed part and that of each
-packet. This module is also the program that sends everything back. Read `measure_messages`.
+The sender's call is timed alone, and a message there and back; half of that, less the call, is the
+time to wake up and read. Sizes from 64 bytes to 1 MiB give the fixed part and the part of each
+packet. This module is also the program that sends everything back.
 """
 
 import socket
@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from statistics import median
 
-from harness.calibrate.fits import fit_line, medians
+from harness.calibrate.fits import Points, fit_line, medians
 from harness.calibrate.sizes import Sizes
 from testbed.links.link import MSS_BYTES
 from tpi.comm.deadlines import Deadlines
@@ -25,12 +25,11 @@ from tpi.ranks import Ranks
 
 _EPOCH = bytes(range(EPOCH_BYTES))
 _WARM_UP = 5
-Points = Sequence[tuple[float, float]]
 
 
 @dataclass(frozen=True, slots=True)
 class MessageCosts:
-    """Seconds: of a message for who sends and who receives it, and of each of its packets."""
+    """Seconds per message for its sender and its receiver, and per packet; of `Calibration`."""
 
     send_s: float
     recv_s: float
@@ -56,14 +55,10 @@ def costs_from(calls: Points, one_ways: Points) -> MessageCosts:
 
     Packets cost both ends alike: they go through the same layers of the kernel.
     """
-    # Large payloads wait in the call for the receiver to take them, so small ones tell.
+    # Large payloads wait in the call until the receiver takes them; small ones do not.
     send_s = min(seconds for _, seconds in calls)
     line = fit_line(one_ways)
-    return MessageCosts(
-        send_s=send_s,
-        recv_s=max(line.fixed - send_s, 0.0),
-        packet_s=line.slope * MSS_BYTES / 2,
-    )
+    return MessageCosts(send_s, max(line.fixed - send_s, 0.0), line.slope * MSS_BYTES / 2)
 
 
 def _round(mesh: SocketMesh, sizes: Sizes) -> tuple[Points, Points]:
@@ -89,12 +84,9 @@ def _exchange(mesh: SocketMesh, send: Send, recv: Recv) -> tuple[float, float]:
 
 def _frame(peer: int, num_bytes: int) -> tuple[Send, Recv]:
     header = FrameHeader(
-        FrameType.TENSOR,
-        op=Op.FFN,
-        dtype=WireDtype.FLOAT32,
-        shape=(num_bytes // 4,),
+        FrameType.TENSOR, op=Op.FFN, dtype=WireDtype.FLOAT32, shape=(num_bytes // 4,),
         payload_bytes=num_bytes,
-    )
+    )  # fmt: skip
     place = memoryview(bytearray(num_bytes))
     return Send(peer, header, place), Recv(peer, Expect(header), place)
 

@@ -1,13 +1,13 @@
-"""What real programs cost beside products, messages and disk: served on models of a few kilobytes.
+"""The costs of real programs beside products, messages and disk, on models of a few kilobytes.
 
-Each system is started on two models that differ in their number of layers alone; what grows with
-it is the cost of a layer, the rest that of a step. Two devices beside one show what a sum costs.
-Read `measure_programs`, then `costs_from`.
+Each system is started on two models that differ only in their number of layers: what grows with
+it is the cost of a layer, the rest is the cost of a step. Two devices beside one show the cost of a
+sum.
 """
 
 import itertools
 import tempfile
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -40,7 +40,7 @@ Case = tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What was measured of one case; steps by number of layers."""
+    """The figures of one case; steps by number of layers."""
 
     ready_s: float
     step_s: dict[int, float]
@@ -50,7 +50,7 @@ class Served:
 
 @dataclass(frozen=True, slots=True)
 class ProgramCosts:
-    """Seconds and bytes, as `Calibration` calls them; `sum_s` is a sum with its two messages."""
+    """Fields of `Calibration`; `sum_s` is a sum with its two messages."""
 
     start_s: float
     step_s: float
@@ -65,11 +65,7 @@ class ProgramCosts:
 
 
 def measure_programs(folder: Path, sizes: Sizes) -> ProgramCosts:
-    """Serve every case on both models, in turns.
-
-    Raises:
-        ResourceError: A program did not answer.
-    """
+    """Serve every case on both models, in turns. Raises ResourceError: A program did not answer."""
     found: dict[tuple[Case, int], list[RepeatMetrics]] = {}
     with tempfile.TemporaryDirectory(dir=folder, prefix=".calibrate-") as name:
         work = Path(name).absolute()
@@ -79,11 +75,22 @@ def measure_programs(folder: Path, sizes: Sizes) -> ProgramCosts:
             for case, layers in itertools.product(CASES, sizes.layers):
                 served = _serve(work, case, layers, sizes.new_tokens)
                 found.setdefault((case, layers), []).append(served)
-    return costs_from({case: _joined(found, case, sizes.layers) for case in CASES})
+    few = min(sizes.layers)
+    return costs_from(
+        {
+            case: Served(
+                ready_s=median(metrics.load_s for metrics in found[case, few]),
+                step_s={n: median(map(_gap_s, found[case, n])) for n in sizes.layers},
+                rss_bytes=_largest(m.peak_memory.rss_hwm for m in found[case, few]),
+                anon_bytes=_largest(m.peak_memory.anon_peak for m in found[case, few]),
+            )
+            for case in CASES
+        }
+    )
 
 
 def costs_from(served: dict[Case, Served]) -> ProgramCosts:
-    """Costs from what the cases measured; one that would come out negative is 0."""
+    """Costs from the figures of the cases; a negative one becomes 0."""
     alone, pair, library, hooked = (served[case] for case in CASES)
     step_s, layer_s = _line(alone.step_s)
     library_step_s, library_layer_s = _line(library.step_s)
@@ -108,28 +115,14 @@ def _line(step_s: dict[int, float]) -> tuple[float, float]:
     return max(0.0, few_s - few * layer_s), layer_s
 
 
-def _joined(
-    found: dict[tuple[Case, int], list[RepeatMetrics]], case: Case, layers: tuple[int, ...]
-) -> Served:
-    few = found[case, min(layers)]
-    return Served(
-        ready_s=median(metrics.load_s for metrics in few),
-        step_s={n: median(_gap_s(metrics) for metrics in found[case, n]) for n in layers},
-        rss_bytes=_largest(few, lambda m: m.peak_memory.rss_hwm),
-        anon_bytes=_largest(few, lambda m: m.peak_memory.anon_peak),
-    )
-
-
 def _gap_s(metrics: RepeatMetrics) -> float:
-    """The lower quartile: on a machine with other work most gaps hold pauses of the host."""
+    """The lower quartile: on a busy machine most gaps contain pauses of the host."""
     gaps = sorted(metrics.gaps_s)
     return gaps[len(gaps) // 4]
 
 
-def _largest(
-    metrics: list[RepeatMetrics], of: Callable[[RepeatMetrics], tuple[int | None, ...]]
-) -> int:
-    return max((value for each in metrics for value in of(each) if value), default=0)
+def _largest(peaks: Iterable[tuple[int | None, ...]]) -> int:
+    return max(filter(None, itertools.chain.from_iterable(peaks)), default=0)
 
 
 def _model(layers: int) -> ModelConfig:

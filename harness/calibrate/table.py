@@ -1,4 +1,4 @@
-"""What was calibrated, beside what was known before: a table for a terminal. Pure."""
+"""A calibration beside the one before it, as a table for a terminal. Pure."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -11,15 +11,14 @@ from tpi.units import format_bytes, format_seconds
 
 _NONE = "-"
 _TITLES = ("cost", "measured", "before", "change")
-# A change that is worth a look: repeats on a quiet machine stay well below.
+# A change that is marked: repeats on a quiet machine stay well below.
 _NOTABLE = 0.2
 
 
 def calibration_table(new: Calibration, old: Calibration | None) -> Table:
-    """A row for every cost; `old` is what the file, or the reference, had.
+    """A row for every cost; `old` is the calibration of the file, or the reference.
 
-    Rates by rows stand in one row, as those of one dtype belong together; their change is that of
-    the first, a decoded token's.
+    The rates of one dtype stand in one row; their change is that of the first, a decoded token's.
     """
     table = Table(box=None, padding=(0, 1))
     table.pad_edge, table.collapse_padding = False, True
@@ -40,13 +39,12 @@ def calibration_table(new: Calibration, old: Calibration | None) -> Table:
 
 
 def rows_of(calibration: Calibration) -> dict[tuple[str, str], tuple[tuple[int, float], ...]]:
-    """(cost, what of it) -> (rows, figure) pairs, one pair where rows do not matter."""
+    """(cost, dtype) -> (rows, figure) pairs, one pair if rows do not matter."""
     found: dict[tuple[str, str], tuple[tuple[int, float], ...]] = {}
     for name, value in asdict(calibration).items():
         if name in ("host", "cpu_model", "cores", "schema"):
             continue
-        of = value.items() if isinstance(value, Mapping) else [("", value)]
-        for key, figures in of:
+        for key, figures in value.items() if isinstance(value, Mapping) else [("", value)]:
             is_table = isinstance(figures, Sequence)
             found[name, key] = tuple(figures) if is_table else ((1, figures),)
     return found
@@ -55,7 +53,7 @@ def rows_of(calibration: Calibration) -> dict[tuple[str, str], tuple[tuple[int, 
 def _at_rows_of(
     figures: Sequence[tuple[int, float]], known: Sequence[tuple[int, float]]
 ) -> list[tuple[int, float | None]]:
-    """Of what was known what can be compared, row by row."""
+    """The known figures that can be compared, row by row."""
     if len(figures) == 1:
         return [*known[:1]]
     return [(rows, dict(known).get(rows)) for rows, _ in figures]

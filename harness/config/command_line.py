@@ -1,7 +1,7 @@
 """The command line before Hydra sees it, and Hydra's refusals in one line.
 
-Hydra does not know which options exist in `+KEY=VALUE`, cannot read free text (commas, quotes and
-`${` mean something to it), and refuses in several lines. So every word is checked and quoted here.
+Hydra does not check which options exist in `+KEY=VALUE`, cannot read free text (commas, quotes and
+`${` have a meaning), and refuses in several lines. So every word is checked and quoted here.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ CONF_DIR = Path(__file__).parents[2] / "conf"
 _NO_AXIS = "paper"  # plans of many configurations: `harness/paper/plan.py` reads them
 _UNSAFE = "--experimental-rerun"
 _PATHS = ("path", "dir", "prompt_file", "results_dir", "sweep_dir", "calibration")
-# What OmegaConf says of a value, and what we say.
+# OmegaConf's refusals of a value, and ours.
 _REFUSALS = {
     r"Value (.*) of type .* converted to Integer": "got {}, expected a whole number",
     r"Value (.*) of type .* converted to Float": "got {}, expected a number",
@@ -36,7 +36,6 @@ _REFUSALS = {
     r".* has missing mandatory value": "must be given",
 }
 _OF_HYDRA = re.compile(r"[+~]*hydra[./=]")
-# Options of single ranks; not every testbed names them, so Hydra may have to add them.
 _OF_RANK = re.compile(r"testbed\.(roster|links)\.r\d+\.\w+")
 # Not every testbed's page names all of these, so Hydra may have to add them.
 _MAY_BE_NEW = re.compile(r"testbed\.")
@@ -44,7 +43,7 @@ _MAY_BE_NEW = re.compile(r"testbed\.")
 
 @dataclass(frozen=True, slots=True)
 class CommandLine:
-    """What was typed: Hydra's flags, and overrides that Hydra can read."""
+    """Hydra's flags, and overrides that Hydra can read."""
 
     flags: tuple[str, ...]
     overrides: tuple[str, ...]
@@ -52,7 +51,7 @@ class CommandLine:
 
 
 def read_command_line(args: Sequence[str]) -> CommandLine:
-    """Tell flags from overrides, and check and quote these.
+    """Separate flags from overrides; check and quote the overrides.
 
     Raises:
         ConfigError: A flag or an option that does not exist; one line.
@@ -83,11 +82,7 @@ def read_command_line(args: Sequence[str]) -> CommandLine:
 
 
 def readable(overrides: Sequence[str], *folders: Path) -> list[str]:
-    """Overrides as Hydra takes them: known, free text in quotes.
-
-    Raises:
-        ConfigError: No KEY=VALUE, or an option that does not exist; one line.
-    """
+    """Overrides as Hydra takes them: known, free text in quotes; raises ConfigError."""
     axes = groups(*folders)
     known = (*axes, *short_names(folders[0] / "config.yaml"), *option_names())
     return [_readable(override, axes, known) for override in overrides]
@@ -106,20 +101,20 @@ def groups(*folders: Path) -> dict[str, tuple[str, ...]]:
 
 @functools.cache
 def short_names(page: Path = CONF_DIR / "config.yaml") -> tuple[str, ...]:
-    """Names at the top of `config.yaml`: the short way to write an option."""
+    """The names at the top of `config.yaml`, which are short for options."""
     names = (str(key) for key in OmegaConf.load(page))
     return tuple(name for name in names if name not in ("defaults", "hydra"))
 
 
 def quoted(text: str) -> str:
-    """A text as Hydra's grammar takes it literally, whatever it holds."""
+    """Any text, quoted so that Hydra's grammar takes it literally."""
     text = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)  # for OmegaConf: no interpolation
     text = re.sub(r"(\\*)'", r"\1\1\\'", text)  # for Hydra
     return "'" + re.sub(r"(\\+)\Z", r"\1\1", text) + "'"
 
 
 def explain(exc: Exception, overrides: Sequence[str] = ()) -> str:
-    """What Hydra or OmegaConf refused, in one line that names the option."""
+    """A refusal of Hydra or OmegaConf, in one line that names the option."""
     message = str(exc).partition("\n")[0]
     if match := re.search(r"Could not (?:load|find) '(.+)/([^/]+)'", message):
         choices = getattr(exc, "options", None) or groups().get(match[1], ())
@@ -137,7 +132,7 @@ def explain(exc: Exception, overrides: Sequence[str] = ()) -> str:
 
 
 def refuse_duplicates(overrides: Sequence[str]) -> None:
-    """Refuse a system that is named twice, which Hydra would run once without a word."""
+    """Refuse a system that is named twice, which Hydra would silently run once."""
     value = last_value(overrides, "systems")
     names = re.split(r"[,\s]+", value.strip("[] "))
     if len(set(names)) < len(names):
@@ -148,7 +143,7 @@ def refuse_hidden(overrides: Sequence[str], config: Config) -> None:
     """Refuse an option of all devices where the testbed gives every rank its own."""
     testbed = config.testbed
     links = [testbed.links.get(f"r{rank}", {}) for rank in range(config.devices)]
-    # An axis as a whole is without effect where every rank has all that tells it apart.
+    # An axis as a whole has no effect if every rank has the options that define a link.
     is_link_hidden = all({"delay_ms", "rate_mbps"} <= set(link) for link in links)
     for override in overrides:
         axis, _, option = override.partition("=")[0].partition(".")
@@ -166,7 +161,7 @@ def refuse_hidden(overrides: Sequence[str], config: Config) -> None:
 
 
 def last_value(overrides: Sequence[str], key: str) -> str:
-    """The value that holds for a key; empty if it was not given."""
+    """The last value of a key; empty if it was not given."""
     values = [o.partition("=")[2].strip() for o in overrides if o.startswith(f"{key}=")]
     return values[-1] if values else ""
 
@@ -190,19 +185,18 @@ def _readable(override: str, axes: dict[str, tuple[str, ...]], known: Sequence[s
         raise ConfigError(f"unknown option {given!r}{_hint(key, known)}")
     if key == "workload.prompt" or key.rpartition(".")[2] in _PATHS:
         value = quoted(value)
-    # All that may be added is there, but for what the testbeds' pages leave out.
     return f"++{key}={value}" if _MAY_BE_NEW.match(key) else f"{key}={value}"
 
 
 def _hint(key: str, known: Sequence[str]) -> str:
-    # prompt -> workload.prompt: the last part alone is a likely slip.
+    # prompt -> workload.prompt: the last part alone is a likely mistake.
     full = [name for name in known if name.rpartition(".")[2] == key]
     close = f"; did you mean {full[0]}?" if full else nearest(key, known)
     return close or "; python run.py --help lists the options"
 
 
 def _of_type(exc: BaseException | None) -> str:
-    """A value of a wrong type, a key that its type has not, or one that must be given."""
+    """A wrong type, an unknown key, or a missing value; empty if it is another error."""
     if not isinstance(exc, OmegaConfBaseException):
         return ""
     name, message = str(exc.full_key or "config"), str(exc).partition("\n")[0]

@@ -1,8 +1,7 @@
 """From overrides to a checked configuration: Hydra composes `conf/` over the dataclasses.
 
 The dataclasses of `harness.config.config` are the schema at the top of `conf/config.yaml`, so
-OmegaConf refuses unknown keys and wrong types. Ranges and choices are checked as the objects are
-made.
+OmegaConf refuses unknown keys and wrong types. The objects check ranges and choices.
 """
 
 import re
@@ -37,14 +36,14 @@ from tpi.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Composed:
-    """One configuration; `all_systems` where systems came by `all` and not by name."""
+    """One configuration; `all_systems` if systems came by `all` and not by name."""
 
     config: Config
     all_systems: bool
 
 
 def _schema() -> type:
-    """`Config` as Hydra sees it: options of systems as they come, and the short names."""
+    """`Config` as Hydra sees it: with unchecked options of systems, and the short names."""
     known = {f.name for f in fields(Config)}
     short = [(n, Any, field(default=MISSING)) for n in short_names() if n not in {*known, *AXES}]
     systems: Any = field(default_factory=dict)
@@ -57,11 +56,7 @@ ConfigStore.instance().store(name="schema", node=SCHEMA)
 
 
 def compose(overrides: Sequence[str], conf_dir: Path = CONF_DIR) -> Composed:
-    """Compose and check one configuration, without a command line.
-
-    Raises:
-        ConfigError: Anything that is wrong with it; one line.
-    """
+    """Compose and check one configuration; raises ConfigError, one line."""
     words = readable(overrides, conf_dir)
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir.resolve())):
@@ -72,11 +67,7 @@ def compose(overrides: Sequence[str], conf_dir: Path = CONF_DIR) -> Composed:
 
 
 def checked(tree: DictConfig, overrides: Sequence[str]) -> Composed:
-    """What Hydra composed of these overrides, as a configuration.
-
-    Raises:
-        ConfigError: An impossible value, or an option that has no effect; one line.
-    """
+    """The configuration that Hydra composed; raises ConfigError, also for options of no effect."""
     given = [override.lstrip("+") for override in overrides]
     refuse_duplicates(given)
     config = config_from(tree)
@@ -87,11 +78,7 @@ def checked(tree: DictConfig, overrides: Sequence[str]) -> Composed:
 
 
 def config_from(raw: Mapping[str, Any] | DictConfig) -> Config:
-    """Make the configuration of what was composed, or of plain dictionaries.
-
-    Raises:
-        ConfigError: An unknown option or an impossible value; one line.
-    """
+    """The configuration from a composed tree or plain dictionaries; raises ConfigError."""
     try:
         if not isinstance(raw, DictConfig):
             raw = cast(DictConfig, OmegaConf.merge(OmegaConf.structured(SCHEMA), raw))

@@ -1,31 +1,33 @@
-"""What a user may ask for: one dataclass per axis, every value checked when it is made.
+"""The options of a run: one dataclass per axis, whose values are checked when it is made.
 
-They are also the schema that Hydra composes `conf/` over (`harness.config.compose`). An error names
-the option as it is written on the command line, what was given, and what is expected. Sizes are
-texts or bytes before `__post_init__`, and bytes after it.
+They are also the schema that Hydra composes `conf/` over (`harness.config.compose`); `--help`
+describes them. Checks of single values stand in annotations. Sizes are texts or bytes before
+`__post_init__`, and bytes after it.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from baselines.options import SystemOptions
 from baselines.registry import SYSTEMS
 from baselines.validators import (
-    check_choice,
     check_count,
+    check_fields,
     check_number,
     check_size,
-    check_text,
     nearest,
 )
 from harness.config.profiles import (
     DeviceProfile,
     LinkChoice,
+    Name,
     Size,
     TestbedChoice,
     links_of,
+    one_of,
     profiles_of,
 )
 from testbed.links.link import LinkSpec
@@ -35,17 +37,19 @@ from tpi.options import COMPUTE_DTYPES
 
 FOLDER = "folder"
 STORAGE_DTYPES = ("auto", *DTYPES)
+Count = Annotated[int, check_count]
+Seed = Annotated[int, partial(check_count, low=0, high=2**31)]
 
 
 @dataclass
 class ModelChoice:
     """Which model: a preset's shape, or `folder` with the path of a checkpoint."""
 
-    name: str = "tiny"
+    name: Name = "tiny"
     path: str | None = None
 
     def __post_init__(self) -> None:
-        check_text("model.name", self.name)
+        check_fields(self, "model.")
         if self.name == FOLDER and not self.path:
             raise ConfigError("model=folder needs model.path=DIR, a folder with config.json")
         if self.path is not None and self.name != FOLDER:
@@ -63,24 +67,18 @@ class WeightsChoice:
     Attributes:
         source: `auto` takes a folder's own weights and makes synthetic ones otherwise.
         dtype: Storage dtype; `auto` is the checkpoint's, or the preset's.
-        distinct_layers: Layers that are stored; `auto` is as many as `max_bytes` holds.
+        distinct_layers: `auto` is as many as `max_bytes` holds.
     """
 
-    source: str = "auto"
-    dir: str = "weights"
-    seed: int = 0
-    dtype: str = "auto"
-    distinct_layers: int | str = "auto"
-    max_bytes: Size = 16 << 30
+    source: Annotated[str, one_of("auto", "folder", "synthetic")] = "auto"
+    dir: Name = "weights"
+    seed: Seed = 0
+    dtype: Annotated[str, one_of(*STORAGE_DTYPES)] = "auto"
+    distinct_layers: Annotated[int | str, partial(check_count, or_="auto")] = "auto"
+    max_bytes: Annotated[Size, check_size] = 16 << 30
 
     def __post_init__(self) -> None:
-        check_choice("weights.source", self.source, ("auto", "folder", "synthetic"))
-        check_text("weights.dir", self.dir)
-        check_count("weights.seed", self.seed, low=0, high=2**31)
-        check_choice("weights.dtype", self.dtype, STORAGE_DTYPES)
-        if self.distinct_layers != "auto":
-            check_count("weights.distinct_layers", self.distinct_layers, or_="auto")
-        self.max_bytes = check_size("weights.max_bytes", self.max_bytes)
+        check_fields(self, "weights.")
 
 
 @dataclass
@@ -89,9 +87,9 @@ class Workload:
 
     prompt: str | None = None
     prompt_file: str | None = None
-    prompt_tokens: int = 32
-    seed: int = 0
-    new_tokens: int = 32
+    prompt_tokens: Count = 32
+    seed: Seed = 0
+    new_tokens: Count = 32
 
     def __post_init__(self) -> None:
         if self.prompt is not None and self.prompt_file is not None:
@@ -102,9 +100,7 @@ class Workload:
             raise ConfigError("workload.prompt: the text is empty")
         if self.prompt_file is not None and not Path(self.prompt_file).is_file():
             raise ConfigError(f"workload.prompt_file: no file {self.prompt_file!r}")
-        check_count("workload.prompt_tokens", self.prompt_tokens)
-        check_count("workload.seed", self.seed, low=0, high=2**31)
-        check_count("workload.new_tokens", self.new_tokens)
+        check_fields(self, "workload.")
 
     @property
     def has_text(self) -> bool:
@@ -123,11 +119,11 @@ class Config:
     link: LinkChoice = field(default_factory=LinkChoice)
     testbed: TestbedChoice = field(default_factory=TestbedChoice)
     systems: dict[str, SystemOptions] = field(default_factory=dict)
-    devices: int = 4
-    dtype: str = "float32"
-    repeats: int = 3
-    max_minutes: float = 30.0
-    results_dir: str = "results/runs"
+    devices: Annotated[int, partial(check_count, high=1024)] = 4
+    dtype: Annotated[str, one_of(*COMPUTE_DTYPES)] = "float32"
+    repeats: Annotated[int, partial(check_count, high=1000)] = 3
+    max_minutes: Annotated[float, partial(check_number, low=0.01, high=1e6)] = 30.0
+    results_dir: Name = "results/runs"
     force: bool = False
     trace: bool = False
     allow_concurrent: bool = False
@@ -135,11 +131,7 @@ class Config:
     def __post_init__(self) -> None:
         if not self.systems:
             raise ConfigError(f"systems: none given, expected some of {', '.join(SYSTEMS)}")
-        check_count("devices", self.devices, high=1024)
-        check_choice("dtype", self.dtype, COMPUTE_DTYPES)
-        check_count("repeats", self.repeats, high=1000)
-        self.max_minutes = check_number("max_minutes", self.max_minutes, low=0.01, high=1e6)
-        check_text("results_dir", self.results_dir)
+        check_fields(self)
         profiles, links = self.profiles, self.links
         if self.testbed.backend == "local":
             self._refuse_limits(profiles, links)
@@ -168,7 +160,7 @@ class Config:
         return links_of(self.testbed, self.link, self.devices)
 
     def _refuse_limits(self, profiles: list[DeviceProfile], links: list[LinkSpec]) -> None:
-        """Plain processes cannot be limited, nor their links emulated."""
+        """Refuse limits of plain processes and emulated links between them."""
         found = [f"device.{name}" for profile in profiles for name in profile.limited]
         if self.testbed.dilation not in ("auto", 1):
             found.append("testbed.dilation")

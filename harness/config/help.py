@@ -1,4 +1,4 @@
-"""The text of `python run.py --help`: what is asked for most, then every option and its default."""
+"""The text of `python run.py --help`: frequent commands, then every option and its default."""
 
 import json
 import re
@@ -103,12 +103,9 @@ def help_text(
     lines = [_HEAD, "Axes (AXIS=NAME, files in conf/):"]
     for axis, names in axes.items():
         lines += wrap(
-            " | ".join(names),
-            width=_WIDTH,
-            initial_indent=f"  {axis:12}",
-            subsequent_indent=" " * 14,
-            break_on_hyphens=False,
-        )
+            " | ".join(names), width=_WIDTH, initial_indent=f"  {axis:12}",
+            subsequent_indent=" " * 14, break_on_hyphens=False,
+        )  # fmt: skip
     lines += ["", "Options (defaults in brackets):"]
     values = {**_flat(asdict(config), ""), **shortcuts}
     for name, about in _ABOUT.items():

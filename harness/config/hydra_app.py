@@ -30,19 +30,19 @@ from harness.config.command_line import CONF_DIR, CommandLine, explain
 from harness.config.compose import checked
 from harness.run.failure import failure_of
 from harness.run.session import Outcome, console, prepare, run, show
-from harness.run.sweep import clear_parts, part_of, write_outcome, write_part
+from harness.run.sweep import clear_parts, write_outcome, write_part
 from tpi.errors import EXIT_OK, ConfigError, TpiError
 
 
 class Job:
-    """Measures what Hydra composed; what ended it is kept, since Hydra would print it."""
+    """Measures what Hydra composed, and keeps its error, which Hydra would print."""
 
     def __init__(self) -> None:
         self.called = False
         self.outcome = Outcome((), EXIT_OK)
 
     def __call__(self, tree: DictConfig) -> float:
-        """Run one configuration; returns what a sweeper that optimises makes small."""
+        """Run one configuration; returns the latency, which an optimising sweeper minimises."""
         if self.outcome.error is not None:  # it ended the whole sweep
             return math.inf
         self.called, self.outcome = True, Outcome((), EXIT_OK)
@@ -61,16 +61,16 @@ class Job:
             if self.outcome.error is None:  # the first is the one to tell
                 self.outcome = replace(self.outcome, status=failure_of(exc)[0], error=exc)
         if is_sweep:
-            part = part_of(int(job.job.num), overrides, folder, self.outcome)
-            write_part(Path(str(job.sweep.dir)), part)
+            sweep_dir = Path(str(job.sweep.dir))
+            write_part(sweep_dir, int(job.job.num), overrides, folder, self.outcome)
         return _token_latency_s(self.outcome)
 
 
 class SweepCallback(Callback):
-    """What happens before the first and after the last job of a sweep."""
+    """Runs before the first and after the last job of a sweep."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: ARG002
-        """Compose and plan all jobs: what is wrong with the last is said at once."""
+        """Compose and plan all jobs, so that a mistake in the last is reported at once."""
         with _through_hydra():
             clear_parts(Path(str(config.hydra.sweep.dir)))
             _plan_all(config)
@@ -82,7 +82,7 @@ class SweepCallback(Callback):
 
 
 class _InCallbackError(BaseException):
-    """Carries an error through Hydra, which makes a warning of an `Exception` in a callback."""
+    """Carries an error through Hydra, which turns an `Exception` in a callback into a warning."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(str(error))
@@ -98,11 +98,7 @@ def _through_hydra() -> Iterator[None]:
 
 
 def drive(line: CommandLine) -> int:
-    """Let Hydra do what the command line says; returns the exit status.
-
-    Raises:
-        TpiError, OSError, KeyboardInterrupt: What ended it; a `ConfigError` is one line.
-    """
+    """Let Hydra run the command line; returns the exit status or raises what ended it."""
     job = Job()
     main = hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")(job)
     error: BaseException | None

@@ -1,18 +1,20 @@
-"""What devices, links and testbeds a user may ask for: one dataclass per axis, values checked.
+"""The options of devices, links and testbeds: one dataclass per axis, as in `config.py`.
 
-A testbed names a backend and, where its devices differ, one profile per rank (`roster`) and one
-link per rank (`links`, each only what differs from the `link` axis). Values are those of the real
-thing: `dilation.py` makes of them what is enforced on this host.
+A testbed names a backend and, if its devices differ, one profile per rank (`roster`) and one link
+per rank (`links`, only what differs from the `link` axis). Values are those of real devices;
+`dilation.py` scales them to what is enforced on this host.
 """
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
 
 from baselines.validators import (
     check_choice,
     check_count,
+    check_fields,
     check_number,
     check_size,
     check_text,
@@ -21,21 +23,30 @@ from baselines.validators import (
 from testbed.links.link import LinkSpec
 from tpi.errors import ConfigError
 
-BACKENDS = ("local", "docker", "sim")
 REFERENCE_CALIBRATION = "reference"  # the one that comes with the project
 LINK_BACKENDS = ("auto", "netem", "switch", "switch-c", "switch-python")
 FAULTS = ("cut", "delay", "drop", "duplicate")
-FITS = ("decode", "prefill")
-# On the command line a size may be a text such as 4GiB, which OmegaConf must let through;
-# `__post_init__` makes it bytes, so that all other code sees a whole number.
+# On the command line a size may be a text such as 4GiB, which OmegaConf must let through; its check
+# makes it bytes, so that all other code sees a whole number.
 if TYPE_CHECKING:
     Size = int
 else:
     Size = int | str
-_MOST = 1e9
-# Not slower than one byte in ten seconds, nor longer than a minute: no link anybody has.
 _MOST_DELAY_MS = 60_000
 _LEAST_MEMORY = 6 << 20  # Docker takes no less
+
+
+def one_of(*choices: str) -> partial[object]:
+    """The check of a field that is one of some words."""
+    return partial(check_choice, choices=choices)
+
+
+def _between(low: float, high: float) -> partial[float]:
+    return partial(check_number, low=low, high=high)
+
+
+Name = Annotated[str, check_text]
+_Rate = Annotated[float | None, _between(0.01, 1e6)]
 
 
 @dataclass
@@ -48,28 +59,22 @@ class DeviceProfile:
         mem_gbps: Rate at which all its cores together read memory, in 10^9 bytes per second.
         memory: Bytes.
         swap: Bytes beside `memory`.
-        disk_read_mb_s: 10^6 bytes per second; likewise `disk_write_mb_s`.
+        disk_read_mb_s: 10^6 bytes per second, as `disk_write_mb_s`.
         threads: Compute threads; null takes as many as the device's share of this host has cores.
     """
 
-    name: str = "local"
-    cores: float | None = None
-    core_speed: float = 1.0
-    mem_gbps: float | None = None
-    memory: Size | None = None
+    name: Name = "local"
+    cores: _Rate = None
+    core_speed: Annotated[float, _between(0.001, 1000)] = 1.0
+    mem_gbps: _Rate = None
+    memory: Annotated[Size | None, partial(check_size, low=_LEAST_MEMORY)] = None
     swap: Size = 0
-    disk_read_mb_s: float | None = None
-    disk_write_mb_s: float | None = None
+    disk_read_mb_s: _Rate = None
+    disk_write_mb_s: _Rate = None
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        check_text("device.name", self.name)
-        self.core_speed = check_number("device.core_speed", self.core_speed, low=0.001, high=1000)
-        for name in ("cores", "mem_gbps", "disk_read_mb_s", "disk_write_mb_s"):
-            if (value := getattr(self, name)) is not None:
-                setattr(self, name, check_number(f"device.{name}", value, low=0.01, high=1e6))
-        if self.memory is not None:
-            self.memory = check_size("device.memory", self.memory, low=_LEAST_MEMORY)
+        check_fields(self, "device.")
         if self.swap != 0:
             self.swap = check_size("device.swap", self.swap)
         if self.swap and self.memory is None:
@@ -86,7 +91,7 @@ class DeviceProfile:
 
 @dataclass
 class LinkFault:
-    """Something that happens to one device's link while the measured request runs.
+    """A change of one device's link while the measured request runs.
 
     Attributes:
         device: Its rank.
@@ -96,44 +101,34 @@ class LinkFault:
         for_s: Until it is undone; null leaves it.
     """
 
-    device: int
-    kind: str
+    device: Annotated[int, partial(check_count, low=0, high=1023)]
+    kind: Annotated[str, one_of(*FAULTS)]
     value: float = 1.0
-    at_s: float = 0.0
-    for_s: float | None = None
+    at_s: Annotated[float, _between(0, 1e6)] = 0.0
+    for_s: Annotated[float | None, _between(0.001, 1e6)] = None
 
     def __post_init__(self) -> None:
-        check_count("link.faults: device", self.device, low=0, high=1023)
-        check_choice("link.faults: kind", self.kind, FAULTS)
+        check_fields(self, "link.faults: ")
         most = _MOST_DELAY_MS if self.kind == "delay" else 1
         self.value = check_number("link.faults: value", self.value, low=0, high=most)
-        self.at_s = check_number("link.faults: at_s", self.at_s, low=0, high=1e6)
         if self.kind == "cut" and self.value not in (0, 1):
             raise ConfigError(f"link.faults: value of a cut: got {self.value:g}, expected 1 or 0")
-        if self.for_s is not None:
-            self.for_s = check_number("link.faults: for_s", self.for_s, low=0.001, high=1e6)
 
 
 @dataclass
 class LinkChoice:
     """A device's link to the core; `delay_ms` is one way, `rate_mbps` null is no limit."""
 
-    name: str = "ideal"
-    delay_ms: float = 0.0
-    rate_mbps: float | None = None
-    loss_frac: float = 0.0
-    queue_kib: int = 16384
-    backend: str = "auto"
+    name: Name = "ideal"
+    delay_ms: Annotated[float, _between(0, _MOST_DELAY_MS)] = 0.0
+    rate_mbps: Annotated[float | None, _between(0.001, 1e9)] = None
+    loss_frac: Annotated[float, _between(0, 0.99)] = 0.0
+    queue_kib: Annotated[int, partial(check_count, low=4, high=1 << 20)] = 16384
+    backend: Annotated[str, one_of(*LINK_BACKENDS)] = "auto"
     faults: list[LinkFault] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        check_text("link.name", self.name)
-        self.delay_ms = check_number("link.delay_ms", self.delay_ms, low=0, high=_MOST_DELAY_MS)
-        if self.rate_mbps is not None:
-            self.rate_mbps = check_number("link.rate_mbps", self.rate_mbps, low=0.001, high=_MOST)
-        self.loss_frac = check_number("link.loss_frac", self.loss_frac, low=0, high=0.99)
-        check_count("link.queue_kib", self.queue_kib, low=4, high=1 << 20)
-        check_choice("link.backend", self.backend, LINK_BACKENDS)
+        check_fields(self, "link.")
 
     @property
     def spec(self) -> LinkSpec:
@@ -144,44 +139,36 @@ class LinkChoice:
 
 @dataclass
 class TestbedChoice:
-    """What makes the devices.
+    """The backend that makes the devices.
 
     Attributes:
-        time_scale: Multiplies every deadline, beside the dilation.
-        dilation: How many times slower everything runs than the devices would; `auto` is the
-            least whole number at which they fit this host.
-        oversubscribe: Run although the devices do not fit; the results say so.
+        dilation: `auto` is the least whole number at which the devices fit this host.
         fit: The phase that CPU quotas are right for: `decode` (bound by memory) or `prefill`.
-        make_swap: Make a swap file where devices need swap and the host has too little.
-        calibration: Of backend `sim`: what its costs come from, `reference` or a file that
-            `make calibrate` wrote.
-        roster: One profile per rank, `r0`, `r1`, ...; empty where all are the `device` axis.
-        links: What is different on a rank's link, likewise.
+        make_swap: Make a swap file if devices need swap and the host has too little.
+        roster: One profile per rank, `r0`, `r1`, ...; empty if all are the `device` axis.
+        links: The options that differ on a rank's link, likewise.
     """
 
     __test__ = False  # not a test, whatever its name looks like to pytest
 
     name: str = "local"
-    backend: str = "local"
-    time_scale: float = 1.0
+    backend: Annotated[str, one_of("local", "docker", "sim")] = "local"
+    time_scale: Annotated[float, _between(0.01, 1000)] = 1.0
     dilation: int | float | str = "auto"
     oversubscribe: bool = False
-    fit: str = "decode"
+    fit: Annotated[str, one_of("decode", "prefill")] = "decode"
     make_swap: bool = False
-    calibration: str = REFERENCE_CALIBRATION
+    calibration: Name = REFERENCE_CALIBRATION
     roster: dict[str, Any] = field(default_factory=dict)
     links: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_choice("testbed.backend", self.backend, BACKENDS)
-        self.time_scale = check_number("testbed.time_scale", self.time_scale, low=0.01, high=1000)
+        check_fields(self, "testbed.")
         if self.dilation != "auto":
             text = "testbed.dilation"
             if isinstance(self.dilation, str):
                 raise ConfigError(f"{text}: got {self.dilation!r}, expected auto or a number >= 1")
             self.dilation = check_number(text, self.dilation, low=1, high=1000)
-        check_choice("testbed.fit", self.fit, FITS)
-        check_text("testbed.calibration", self.calibration)
         if self.calibration != REFERENCE_CALIBRATION and self.backend != "sim":
             raise ConfigError(
                 f"testbed.calibration: only testbed.backend=sim has one, got it with"
@@ -193,11 +180,7 @@ class TestbedChoice:
 
 
 def profiles_of(testbed: TestbedChoice, device: DeviceProfile, count: int) -> list[DeviceProfile]:
-    """The profile of each of the first `count` devices.
-
-    Raises:
-        ConfigError: The testbed has fewer.
-    """
+    """The profile of each of the first `count` devices; raises ConfigError if there are fewer."""
     if not testbed.roster:
         return [device] * count
     if count > len(testbed.roster):

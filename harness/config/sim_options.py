@@ -1,7 +1,7 @@
-"""What a simulated testbed cannot heed: refused where it was asked for, never passed over. Pure.
+"""Options that have no effect on a simulated testbed are refused, not ignored. Pure.
 
-Options that only say where things lie or how long they may take are let through; what would change
-the numbers of a measured run, and cannot change those of a simulated one, is not.
+They are those that would change the numbers of a measured run. Options that only say where files
+lie or how long something may take are accepted.
 """
 
 import re
@@ -30,11 +30,7 @@ _IGNORED = {
 
 
 def refuse_ignored(overrides: Sequence[str]) -> None:
-    """Refuse what was said on the command line and has no effect on a simulated testbed.
-
-    Raises:
-        ConfigError: One line that names the option.
-    """
+    """Refuse overrides that have no effect on a simulated testbed; raises ConfigError."""
     for override in overrides:
         key, _, value = override.partition("=")
         option = _of_any_rank(key)
@@ -53,10 +49,8 @@ def refuse_ignored(overrides: Sequence[str]) -> None:
 
 
 def _of_any_rank(key: str) -> str:
-    """An option of one rank by the name of its axis: `testbed.links.r3.backend`, `link.backend`."""
-    for where, axis in _AXES.items():
-        key = re.sub(rf"^testbed\.{where}\.r\d+\.", f"{axis}.", key)
-    return key
+    """`testbed.links.r3.backend` as `link.backend`: an option of one rank by its axis."""
+    return re.sub(r"^testbed\.(roster|links)\.r\d+\.", lambda m: f"{_AXES[m[1]]}.", key)
 
 
 def _is_zero(value: str) -> bool:

@@ -1,4 +1,4 @@
-"""Ranks that only sum: every allreduce by itself, started on all devices at the same moment.
+"""A rank that only sums: every allreduce by itself, started on all devices at the same moment.
 
     python -m harness.paper.allreduce_rank SPEC
 
@@ -6,7 +6,7 @@ The spec is one JSON object: rank, world_size, session, bind, master, time_scale
 list of {"algorithm", "num_bytes"}. The program says `{"event": "up"}` once all have joined; then a
 line `ROUND AT_NS` on standard input has it start that round at that moment of CLOCK_MONOTONIC, and
 it answers `{"event": "sum", "round": ROUND, "end_ns": ..., "late_ns": ..., "ok": ...}`. At the end
-of standard input it leaves. Read `serve` first.
+of standard input it leaves.
 """
 
 import json
@@ -40,7 +40,7 @@ class Round(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SumSpec(Struct, frozen=True, forbid_unknown_fields=True):
-    """What a rank is told."""
+    """The task of a rank."""
 
     rank: CountOrZero
     world_size: Count
@@ -52,10 +52,10 @@ class SumSpec(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def serve(spec: SumSpec, commands: Iterable[str]) -> None:
-    """Join the others, and sum when told to."""
+    """Join the others, and sum on command."""
     torch.set_num_threads(1)
-    ranks = Ranks(spec.rank, spec.world_size)
-    rounds = spec.rounds
+    ranks, rounds = Ranks(spec.rank, spec.world_size), spec.rounds
+    most_elements = max(r.num_bytes for r in rounds) // _FLOAT_BYTES
     with join(
         ranks,
         bind=spec.bind,
@@ -67,10 +67,10 @@ def serve(spec: SumSpec, commands: Iterable[str]) -> None:
         trust_network=True,
     ) as mesh:
         sums = {
-            name: AllReduce(mesh, name, "float32", _most_elements(rounds), Tracer())
+            name: AllReduce(mesh, name, "float32", most_elements, Tracer())
             for name in sorted({r.algorithm for r in rounds})
         }
-        _say({"event": "up"})
+        _write({"event": "up"})
         for step, line in enumerate(commands, start=1):
             number, at_ns = map(int, line.split())
             algorithm, count = rounds[number].algorithm, rounds[number].num_bytes
@@ -80,23 +80,19 @@ def serve(spec: SumSpec, commands: Iterable[str]) -> None:
             end_ns = time.monotonic_ns()
             expected = ranks.world_size * (ranks.world_size + 1) / 2
             is_right = bool((values == expected).all())
-            said = {"round": number, "end_ns": end_ns, "late_ns": late_ns, "ok": is_right}
-            _say({"event": "sum", **said})
+            result = {"round": number, "end_ns": end_ns, "late_ns": late_ns, "ok": is_right}
+            _write({"event": "sum", **result})
         mesh.end()
 
 
-def _most_elements(rounds: Iterable[Round]) -> int:
-    return max(r.num_bytes for r in rounds) // _FLOAT_BYTES
-
-
 def _sleep_until(at_ns: int) -> int:
-    """Sleep; returns by how much that was too long."""
+    """Sleep; returns by how many nanoseconds it was too long."""
     while (left_ns := at_ns - time.monotonic_ns()) > 0:
         time.sleep(left_ns / 1e9)
     return -left_ns
 
 
-def _say(event: Mapping[str, object]) -> None:
+def _write(event: Mapping[str, object]) -> None:
     sys.stdout.write(json.dumps(event) + "\n")
     sys.stdout.flush()
 

@@ -5,9 +5,9 @@
 The paper's Figure 3 and Proposition 2: star, tree and ring on N containers joined by links of
 `--delays` (device to core, one way), for payloads of `--bytes`. All ranks start a round at the same
 moment of the host's clock; its latency ends when the last rank has the sum. Containers' CPU is not
-limited, and with `--dilation` k links are k times slower and times divided by k, so that what the
-ranks' own processing adds counts 1/k. With `--out` the file is written after every delay, and what
-it has of the same study is not measured again (`--fresh` does). Read `measure` first.
+limited. With `--dilation` k, links are k times slower and times divided by k, so that the ranks'
+own processing counts 1/k. With `--out` the file is written after every delay, and its points of the
+same study are not measured again (`--fresh` does).
 """
 
 import argparse
@@ -17,8 +17,9 @@ import secrets
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import product
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -26,22 +27,20 @@ from msgspec import Struct
 from rich.console import Console
 from rich.table import Table
 
-from baselines.validators import check_choice, check_count, check_number
-from harness.config.profiles import LINK_BACKENDS
 from harness.paper.allreduce_file import Asked, keep_aside
 from harness.run.emulation import open_testbed
+from harness.run.failure import run_command
 from harness.run.scratch import scratch_folder
-from harness.run.signals import GracefulShutdown
 from results.paper.cells.allreduce import Point
 from testbed.base import Device, DeviceError
-from testbed.docker.watchdog import janitor
+from testbed.docker.watchdog import watchdog
 from testbed.host.hostlock import host_lock
-from testbed.label import RunLabel
+from testbed.host.label import RunLabel
 from testbed.limits.limits import DeviceLimits
 from testbed.links.link import LinkSpec, wire_bytes
 from tpi.comm.allreduces.registry import PAPER_ALLREDUCES, find_allreduce
 from tpi.decode import decode
-from tpi.errors import EXIT_INTERRUPTED, ConfigError, TpiError
+from tpi.errors import EXIT_OK, ConfigError
 from tpi.program.process import Inbox, Process, make_inbox
 
 _HOPS_TO_CORE = 2  # of the paper's topology: device, gateway, core
@@ -51,7 +50,7 @@ _WARMUP_ROUNDS = 3  # the window of every connection grows to the payload
 
 
 class _Sum(Struct, frozen=True, forbid_unknown_fields=True):
-    """What a rank of `harness.paper.allreduce_rank` says: `up` alone, or `sum` with all of it."""
+    """An event of `allreduce_rank`: `up` alone, or `sum` with all fields."""
 
     event: str
     round: int = 0
@@ -66,74 +65,69 @@ def expected_s(
     """(least time with shared ports and headers, the paper's: link latency alone)."""
     allreduce = find_allreduce(algorithm)
     bound = allreduce.cost_s(
-        world_size=world_size,
-        num_bytes=wire_bytes(num_bytes),
-        delay_s=2 * link.delay_s,
+        world_size=world_size, num_bytes=wire_bytes(num_bytes), delay_s=2 * link.delay_s,
         rate_bps=link.rate_bps or 1e12,
-    )
+    )  # fmt: skip
     hop_s = link.delay_s / _HOPS_TO_CORE
     return bound, allreduce.published_link_s(hop_s=hop_s, world_size=world_size)
 
 
 def measure(
-    devices: Sequence[Device], cells: Sequence[tuple[str, int]], rounds: int, period_s: float,
-    dilation: float,
-) -> Iterator[tuple[tuple[str, int], list[float]]]:  # fmt: skip
-    """Yield the latencies of each (algorithm, payload), in seconds as they passed here.
+    devices: Sequence[Device], asked: Asked, period_s: float
+) -> Iterator[tuple[tuple[str, int], list[float]]]:
+    """Yield the latencies of each (algorithm, payload), in undilated seconds.
 
     Raises:
         DeviceError: A rank ended, did not answer, or its sum is wrong.
     """
     inbox = make_inbox()
-    processes = _start(devices, cells, inbox, dilation)
-    try:
-        _hear(inbox, len(devices), _START_S * dilation)
-        for number, cell in enumerate(cells):
+    with ExitStack() as stack:
+        processes = _start(devices, asked, inbox)
+        stack.callback(_release, processes)
+        _collect(inbox, len(devices), _START_S * asked.dilation)
+        for number, cell in enumerate(asked.cells):
             latencies = []
-            for _ in range(_WARMUP_ROUNDS + rounds):
+            for _ in range(_WARMUP_ROUNDS + asked.rounds):
                 at_ns = time.monotonic_ns() + int(_LEAD_S * 1e9)
                 for process in processes:
                     process.send(f"{number} {at_ns}")
-                said = _hear(inbox, len(devices), _ANSWER_S + period_s)
-                if not all(event.ok for event in said):
+                sums = _collect(inbox, len(devices), _ANSWER_S + period_s)
+                if not all(event.ok for event in sums):
                     raise DeviceError(f"allreduce {cell[0]} of {cell[1]} bytes: a wrong sum")
-                latencies.append((max(event.end_ns for event in said) - at_ns) / 1e9)
+                latency_s = (max(event.end_ns for event in sums) - at_ns) / 1e9
+                latencies.append(latency_s / asked.dilation)
             yield cell, latencies[_WARMUP_ROUNDS:]
-    finally:
-        for process in processes:
-            process.release()
-        for process in processes:
-            process.wait(5.0)
 
 
-def _start(
-    devices: Sequence[Device], cells: Sequence[tuple[str, int]], inbox: Inbox, dilation: float
-) -> list[Process]:
-    session = secrets.token_hex(16)
-    master = f"{devices[0].address}:{devices[0].free_port()}"
-    rounds = [{"algorithm": algorithm, "num_bytes": count} for algorithm, count in cells]
+def _start(devices: Sequence[Device], asked: Asked, inbox: Inbox) -> list[Process]:
+    common = {
+        "world_size": len(devices),
+        "session": secrets.token_hex(16),
+        "master": f"{devices[0].address}:{devices[0].free_port()}",
+        "time_scale": asked.dilation,
+        "rounds": [{"algorithm": name, "num_bytes": count} for name, count in asked.cells],
+    }
     return [
         device.run(
             [device.python, "-m", "harness.paper.allreduce_rank"],
             inbox,
-            {
-                "rank": rank,
-                "world_size": len(devices),
-                "session": session,
-                "bind": device.address,
-                "master": master,
-                "time_scale": dilation,
-                "rounds": rounds,
-            },
+            {"rank": rank, "bind": device.address, **common},
         )
         for rank, device in enumerate(devices)
     ]
 
 
-def _hear(inbox: Inbox, count: int, timeout_s: float) -> list[_Sum]:
-    """One line of every rank."""
-    said: list[_Sum] = []
-    while len(said) < count:
+def _release(processes: Sequence[Process]) -> None:
+    for process in processes:
+        process.release()
+    for process in processes:
+        process.wait(5.0)
+
+
+def _collect(inbox: Inbox, count: int, timeout_s: float) -> list[_Sum]:
+    """One event of every rank."""
+    events: list[_Sum] = []
+    while len(events) < count:
         try:
             output = inbox.get(timeout=timeout_s)
         except queue.Empty:
@@ -141,18 +135,18 @@ def _hear(inbox: Inbox, count: int, timeout_s: float) -> list[_Sum]:
         if output.exit is not None:
             last = output.exit.log_tail.strip().splitlines()[-1:] or ["it said nothing"]
             raise DeviceError(f"allreduce: rank {output.device} ended: {last[0]}")
-        said.append(decode(output.line, _Sum, f"allreduce: rank {output.device}", DeviceError))
-    return said
+        events.append(decode(output.line, _Sum, f"allreduce: rank {output.device}", DeviceError))
+    return events
 
 
-def study(arguments: argparse.Namespace, console: Console) -> list[Point]:
-    """Measure every delay that the file does not have yet, and keep it after each."""
-    asked, out = _asked(arguments), arguments.out
-    found = {} if out is None or arguments.fresh else asked.to_go_on_from(out)
+def study(asked: Asked, console: Console) -> list[Point]:
+    """Measure every delay that the file lacks, and write the file after each."""
+    out = asked.out
+    found = {} if out is None or asked.fresh else asked.to_go_on_from(out)
     for number, delay_ms in enumerate(asked.delays, start=1):
         if delay_ms in found:
             continue
-        measured = measure_delay(arguments, delay_ms)
+        measured = measure_delay(asked, delay_ms)
         if out is not None and (aside := keep_aside(out, _in_order(asked, found))):
             console.print(f"what {out} had of another study is in {aside}", soft_wrap=True)
         found[delay_ms] = measured
@@ -166,166 +160,121 @@ def _in_order(asked: Asked, found: Mapping[float, Sequence[Point]]) -> list[Poin
     return [point for delay_ms in asked.delays for point in found.get(delay_ms, ())]
 
 
-def measure_delay(arguments: argparse.Namespace, delay_ms: float) -> list[Point]:
+def measure_delay(asked: Asked, delay_ms: float) -> list[Point]:
     """Measure every algorithm and payload on links of one delay."""
-    cells = list(product(PAPER_ALLREDUCES, arguments.bytes))
-    link = LinkSpec(delay_ms / 1e3, arguments.rate_mbps * 1e6, 0.0, 16 << 20)
-    dilated = link.dilated(arguments.dilation)
+    dilated = asked.link(delay_ms).dilated(asked.dilation)
     with (
-        scratch_folder(Path(arguments.work_dir).absolute()) as folder,
+        scratch_folder(Path(asked.work_dir).absolute()) as folder,
         open_testbed(
             folder,
-            [DeviceLimits(threads=1)] * arguments.devices,
-            [dilated] * arguments.devices,
+            [DeviceLimits(threads=1)] * asked.devices,
+            [dilated] * asked.devices,
             mounts=(),
-            link_backend=arguments.backend,
-            dilation=arguments.dilation,
+            link_backend=asked.backend,
+            dilation=asked.dilation,
         ) as testbed,
     ):
-        devices = testbed.up(arguments.devices)
-        longest = max(
-            expected_s(name, arguments.devices, max(arguments.bytes), dilated)[0]
+        devices = testbed.up(asked.devices)
+        longest_s = max(
+            expected_s(name, asked.devices, max(asked.bytes), dilated)[0]
             for name in PAPER_ALLREDUCES
         )
-        seen = measure(devices, cells, arguments.rounds, 3 * longest, arguments.dilation)
-        return [_point(cell, delay_ms, link, latencies, arguments) for cell, latencies in seen]
+        measured = measure(devices, asked, 3 * longest_s)
+        return [_point(asked, delay_ms, *cell, seconds) for cell, seconds in measured]
 
 
 def _point(
-    cell: tuple[str, int],
-    delay_ms: float,
-    link: LinkSpec,
-    seen: Sequence[float],
-    arguments: argparse.Namespace,
+    asked: Asked, delay_ms: float, algorithm: str, num_bytes: int, seconds: Sequence[float]
 ) -> Point:
-    algorithm, num_bytes = cell
-    undilated = [value / arguments.dilation for value in seen]
-    quartiles = statistics.quantiles(undilated, n=4) if len(undilated) > 1 else undilated * 3
-    bound_s, published_s = expected_s(algorithm, arguments.devices, num_bytes, link)
+    quartiles = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else [*seconds] * 3
+    bound_s, published_s = expected_s(algorithm, asked.devices, num_bytes, asked.link(delay_ms))
     return Point(
-        algorithm, delay_ms, num_bytes, arguments.devices, statistics.median(undilated),
-        quartiles[0], quartiles[-1], len(seen), bound_s, published_s,
+        algorithm, delay_ms, num_bytes, asked.devices, statistics.median(seconds),
+        quartiles[0], quartiles[-1], len(seconds), bound_s, published_s,
     )  # fmt: skip
+
+
+_COLUMNS: Mapping[str, Callable[[Point], str]] = {
+    "delay": lambda point: f"{point.delay_ms:g} ms",
+    "payload": lambda point: f"{point.num_bytes} B",
+    "algorithm": lambda point: point.algorithm,
+    "measured": lambda point: f"{point.median_s * 1e3:.2f} ms",
+    "bound": lambda point: f"{point.bound_s * 1e3:.2f} ms",
+    "ratio": lambda point: f"{point.median_s / point.bound_s:.2f}" if point.bound_s else "-",
+    "the paper's": lambda point: f"{point.published_s * 1e3:.2f} ms",
+}
 
 
 def show(points: Sequence[Point], console: Console) -> None:
     """Print measured beside expected."""
     table = Table(box=None, padding=(0, 1))
-    for title in ("delay", "payload", "algorithm", "measured", "bound", "ratio", "the paper's"):
+    for title in _COLUMNS:
         table.add_column(title, justify="left" if title == "algorithm" else "right")
     for point in points:
-        table.add_row(
-            f"{point.delay_ms:g} ms",
-            f"{point.num_bytes} B",
-            point.algorithm,
-            f"{point.median_s * 1e3:.2f} ms",
-            f"{point.bound_s * 1e3:.2f} ms",
-            f"{point.median_s / point.bound_s:.2f}" if point.bound_s else "-",
-            f"{point.published_s * 1e3:.2f} ms",
-        )
+        table.add_row(*(cell(point) for cell in _COLUMNS.values()))
     console.print(table)
 
 
 def markdown(points: Sequence[Point]) -> str:
-    """The same as Markdown: a row a delay, in each cell the measured latency and the bound."""
-    columns = sorted({(point.num_bytes, point.algorithm) for point in points}, key=_column)
-    cells = {(point.delay_ms, point.num_bytes, point.algorithm): point for point in points}
+    """The same as Markdown: a row per delay, with the measured latency and the bound in cells."""
+    order = PAPER_ALLREDUCES.index
+    columns = sorted({(p.num_bytes, order(p.algorithm), p.algorithm) for p in points})
+    cells = {(p.delay_ms, p.num_bytes, p.algorithm): p for p in points}
     lines = [
-        "| delay to core | " + " | ".join(f"{name}, {count} B" for count, name in columns) + " |",
+        "| delay to core | "
+        + " | ".join(f"{name}, {count} B" for count, _, name in columns)
+        + " |",
         "|---:|" + "---:|" * len(columns),
     ]
     for delay_ms in dict.fromkeys(point.delay_ms for point in points):
-        row = [cells[delay_ms, *column] for column in columns]
+        row = [cells[delay_ms, count, name] for count, _, name in columns]
         words = [f"{point.median_s * 1e3:.2f} ({point.bound_s * 1e3:.2f})" for point in row]
         lines.append(f"| {delay_ms:g} ms | " + " | ".join(words) + " |")
     return "\n".join(lines)
 
 
-def _column(column: tuple[int, str]) -> tuple[int, int]:
-    return column[0], PAPER_ALLREDUCES.index(column[1])
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the study; returns the exit status."""
-    try:
-        with GracefulShutdown():
-            carry_out(sys.argv[1:] if argv is None else argv, Console(highlight=False))
-    except TpiError as exc:
-        sys.stderr.write(f"allreduce_study: {exc}\n")
-        return exc.exit_status
-    except OSError as exc:
-        sys.stderr.write(f"allreduce_study: {exc}\n")
-        return DeviceError.exit_status
-    except KeyboardInterrupt:
-        sys.stderr.write("allreduce_study: interrupted; with --out the same command goes on\n")
-        return EXIT_INTERRUPTED
-    return 0
+    given = sys.argv[1:] if argv is None else argv
+    run = partial(carry_out, given, Console(highlight=False))
+    words = "interrupted; with --out the same command goes on"
+    return run_command("allreduce_study", run, words)
 
 
-def carry_out(argv: Sequence[str], console: Console) -> None:
-    """Measure what the arguments ask for, show it, and keep it where they say.
-
-    Raises:
-        TpiError: They cannot be used, or a device failed.
-    """
-    arguments = _parsed(argv)
-    with host_lock(allow_concurrent=False), janitor(RunLabel.mine("all")):
-        points = study(arguments, console)
+def carry_out(argv: Sequence[str], console: Console) -> int:
+    """Run the study that the arguments ask for and show it; raises TpiError if it cannot be."""
+    asked = parse(argv)
+    with host_lock(allow_concurrent=False), watchdog(RunLabel.mine("all")):
+        points = study(asked, console)
     show(points, console)
+    return EXIT_OK
 
 
-def is_kept(argv: Sequence[str], path: Path) -> bool:
-    """Whether a file has everything that the arguments ask for.
-
-    Raises:
-        ConfigError: They cannot be used, or the file is there and is no study.
-    """
-    return _asked(_parsed(argv)).is_kept(path)
-
-
-def _asked(arguments: argparse.Namespace) -> Asked:
-    return Asked(
-        devices=arguments.devices,
-        delays=tuple(arguments.delays),
-        bytes=tuple(arguments.bytes),
-        rounds=arguments.rounds,
-        rate_mbps=arguments.rate_mbps,
-        dilation=arguments.dilation,
-    )
-
-
-def predicted_s(argv: Sequence[str]) -> float:
-    """About how long the study takes: devices that start, and rounds.
-
-    Raises:
-        ConfigError: The arguments cannot be used.
-    """
-    arguments = _parsed(argv)
-    seconds = 0.0
-    for delay_ms, num_bytes, name in product(arguments.delays, arguments.bytes, PAPER_ALLREDUCES):
-        link = LinkSpec(delay_ms / 1e3, arguments.rate_mbps * 1e6, 0.0, 16 << 20)
-        one_s = expected_s(name, arguments.devices, num_bytes, link)[0] * arguments.dilation
-        seconds += (_WARMUP_ROUNDS + arguments.rounds) * (_LEAD_S + one_s)
-    start_s = arguments.devices * _DEVICE_CPU_S / len(os.sched_getaffinity(0))
-    for _ in arguments.delays:
-        seconds += _DELAY_S + start_s
+def predicted_s(asked: Asked) -> float:
+    """About how long the study takes: devices that start, and rounds."""
+    start_s = asked.devices * _DEVICE_CPU_S / len(os.sched_getaffinity(0))
+    seconds = len(asked.delays) * (_DELAY_S + start_s)
+    for delay_ms in asked.delays:
+        for name, num_bytes in asked.cells:
+            one_s = expected_s(name, asked.devices, num_bytes, asked.link(delay_ms))[0]
+            seconds += (_WARMUP_ROUNDS + asked.rounds) * (_LEAD_S + one_s * asked.dilation)
     return seconds
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong as any other mistake: plans have such arguments in them."""
+    """Raises errors instead of ending the program: plans contain such arguments too."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise ConfigError instead of ending the program."""
         raise ConfigError(f"{message}; see --help")
 
 
-def _parsed(argv: Sequence[str]) -> argparse.Namespace:
+def parse(argv: Sequence[str]) -> Asked:
+    """The options in the arguments; raises ConfigError if they cannot be used."""
     parser = _Parser(prog="lab allreduce-study")
     parser.add_argument("--devices", type=int, default=8)
-    parser.add_argument("--delays", type=_numbers, default=[0, 1, 2, 4, 6, 8, 10],
+    parser.add_argument("--delays", type=_list_of(float, "0,1,2"), default=(0, 1, 2, 4, 6, 8, 10),
                         help="ms, device to core, one way")  # fmt: skip
-    parser.add_argument("--bytes", type=_counts, default=[4, 32768])
+    parser.add_argument("--bytes", type=_list_of(int, "4,32768"), default=(4, 32768))
     parser.add_argument("--rate-mbps", type=float, default=300)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--dilation", type=float, default=8)
@@ -333,42 +282,21 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--work-dir", default="weights")
     parser.add_argument("--out", type=Path, help="where the figures are kept, as JSON")
     parser.add_argument("--fresh", action="store_true", help="measure again what the file has")
-    arguments = parser.parse_args(argv)
-    _check(arguments)
-    return arguments
+    asked = Asked(**vars(parser.parse_args(argv)))
+    if asked.out is not None:
+        asked.out.parent.mkdir(parents=True, exist_ok=True)
+    return asked
 
 
-def _check(arguments: argparse.Namespace) -> None:
-    """Refuse what cannot be measured, before anything starts."""
-    check_count("--devices", arguments.devices, low=2, high=64)
-    check_count("--rounds", arguments.rounds, low=1, high=10_000)
-    check_number("--dilation", arguments.dilation, low=1, high=1000)
-    check_number("--rate-mbps", arguments.rate_mbps, low=0.001, high=1e6)
-    check_choice("--backend", arguments.backend, LINK_BACKENDS)
-    for name, values in (("--delays", arguments.delays), ("--bytes", arguments.bytes)):
-        if not values or len(set(values)) < len(values):
-            raise ConfigError(f"{name}: got {values}, expected at least one value, each once")
-    for delay_ms in arguments.delays:
-        check_number("--delays", delay_ms, low=0, high=60_000)
-    for num_bytes in arguments.bytes:
-        check_count("--bytes", num_bytes, low=4, high=64 << 20)
-        if num_bytes % 4:
-            raise ConfigError(f"--bytes: got {num_bytes}, expected a multiple of 4, whole floats")
-    if arguments.out is not None:
-        if arguments.out.is_dir():
-            raise ConfigError(f"--out: {arguments.out} is a folder, expected a file")
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+def _list_of(
+    number: type[float] | type[int], example: str
+) -> Callable[[str], tuple[float | int, ...]]:
+    def read(text: str) -> tuple[float | int, ...]:
+        try:
+            return tuple(number(word) for word in text.split(","))
+        except ValueError:
+            raise argparse.ArgumentTypeError(
+                f"got {text!r}, expected numbers as in {example}"
+            ) from None
 
-
-def _numbers(text: str) -> list[float]:
-    try:
-        return [float(word) for word in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected numbers as in 0,1,2") from None
-
-
-def _counts(text: str) -> list[int]:
-    try:
-        return [int(word) for word in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected numbers as in 4,32768") from None
+    return read

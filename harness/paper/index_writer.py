@@ -1,8 +1,8 @@
-"""The index of one scale while its runs come in: what each entry's run is, or why there is none.
+"""The index of one scale while its runs come in: each entry's run, or why there is none.
 
-It starts from what the last pass left, so that running one table keeps what stands behind the
-others, and is written whole after every change. Entries that `conf/paper` no longer has fall out.
-Only the holder of `folder_lock` may have one: two would write over each other's entries.
+It starts from the index of the last pass, so that running one table keeps the entries of the
+others, and is written whole after every change. Entries that `conf/paper` no longer has are
+dropped. Only the holder of `folder_lock` may write it.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ KEPT_FILE = f"{INDEX_FILE}.old"
 
 @dataclass(frozen=True, slots=True)
 class EntryStatus:
-    """What stands behind entries: a record, or why there is none; all empty before a run."""
+    """The record of entries, or why there is none; all empty before a run."""
 
     run_id: str = ""
     refusal: str = ""
@@ -43,7 +43,7 @@ class PaperIndex:
     """
 
     def __init__(self, folder: Path, scale: str, entries: Iterable[Entry]) -> None:
-        self._folder, self._scale = folder, scale
+        self._folder, self.scale = folder, scale
         self._entries = {_key(entry): entry for entry in entries}
         self._studies: dict[str, StudyEntry] = {}
         self.problem = ""
@@ -58,28 +58,23 @@ class PaperIndex:
             self.problem, self._is_ours = f"{exc}; keeping it as {KEPT_FILE}", False
 
     def _take(self, old: Index) -> None:
-        if old.scale != self._scale:
+        if old.scale != self.scale:
             raise ConfigError(
-                f"--dir: {self._folder} holds the scale {old.scale}, not {self._scale}; give"
+                f"--dir: {self._folder} holds the scale {old.scale}, not {self.scale}; give"
                 " another folder"
             )
         self._entries |= {_key(e): e for e in old.entries if _key(e) in self._entries}
         self._studies = {study.name: study for study in old.studies}
 
     @property
-    def scale(self) -> str:
-        """Of all entries."""
-        return self._scale
-
-    @property
     def index(self) -> Index:
-        """As it will be written."""
+        """The index as it will be written."""
         sources = {entry.program: _source(entry) for entry in self._entries.values()}
         entries, studies = tuple(self._entries.values()), tuple(self._studies.values())
-        return Index(self._scale, entries, studies, sources)
+        return Index(self.scale, entries, studies, sources)
 
     def note(self, entries: Iterable[Entry], standing: EntryStatus) -> None:
-        """Say what stands behind some entries."""
+        """Set the status of some entries."""
         for entry in entries:
             self._entries[_key(entry)] = replace(
                 entry,
@@ -90,7 +85,7 @@ class PaperIndex:
             )
 
     def note_study(self, study: Study, standing: EntryStatus) -> None:
-        """Say why a study has given nothing, if it has not."""
+        """Set why a study has no result; empty if it has one."""
         words = _one_line(standing.refusal), _one_line(standing.failure)
         self._studies[study.name] = StudyEntry(study.name, study.exhibit, *words)
 
@@ -106,30 +101,24 @@ class PaperIndex:
 
 @contextlib.contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
-    """Be the only one who runs what a folder needs; the kernel frees it however we end.
+    """Be the only driver of a folder; the kernel frees the lock however we end.
 
     Raises:
-        DeviceError: Somebody else does.
+        DeviceError: Another driver works there.
         ResourceError: The folder cannot be written.
     """
     path = folder / _LOCK
     with map_errors({OSError: ResourceError}, f"cannot write {path}"):
         folder.mkdir(parents=True, exist_ok=True)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
-    try:
-        _lock(fd, folder)
+    with os.fdopen(fd, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DeviceError(
+                f"{folder}: another `make paper` works there; wait for its end, or give --dir"
+            ) from None
         yield
-    finally:
-        os.close(fd)
-
-
-def _lock(fd: int, folder: Path) -> None:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise DeviceError(
-            f"{folder}: another `make paper` works there; wait for its end, or give --dir"
-        ) from None
 
 
 def _key(entry: Entry) -> Entry:

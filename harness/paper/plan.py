@@ -14,11 +14,12 @@ which gives rows and columns of exhibits; `common` goes before the overrides of 
           overrides: ["model={model}", "devices={devices}"] # as run.py takes them
       studies: {allreduce: [--rounds=15]} # no run: arguments of harness/paper/allreduce_study.py
 
-The same row and column may be there measured and simulated. Read `read_plan` first.
+The same row and column may be there measured and simulated.
 """
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +54,7 @@ class _Run(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _Section(Struct, frozen=True, forbid_unknown_fields=True):
-    """What some scales run."""
+    """The runs of some scales."""
 
     common: list[Text] = []
     runs: list[_Run] = []
@@ -62,7 +63,7 @@ class _Section(Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """What an exhibit needs that is no run of a system."""
+    """A measurement for an exhibit that is no run of a system."""
 
     name: str
     exhibit: str
@@ -71,7 +72,7 @@ class Study:
 
 @dataclass(frozen=True, slots=True)
 class PaperPlan:
-    """Everything that one scale runs, in the order in which it is written down."""
+    """Everything that one scale runs, in the order of the files."""
 
     scale: str
     entries: tuple[Entry, ...]
@@ -106,11 +107,7 @@ def read_plan(scale: str, folder: Path = PAPER_DIR) -> PaperPlan:
 
 
 def exhibits_of(name: str) -> tuple[str, ...]:
-    """The exhibits that a word of the command line asks for: `table1`; `figure1` is 1a to 1c.
-
-    Raises:
-        ConfigError: There is none of that name.
-    """
+    """The exhibits of a word such as `table1`, or `figure1` for 1a to 1c; raises ConfigError."""
     found = tuple(e for e in ALL_EXHIBITS if name in (e, e.rstrip("abc")))
     if not found:
         raise ConfigError(f"exhibit: unknown {name!r}{nearest(name, exhibit_words())}")
@@ -123,11 +120,9 @@ def exhibit_words() -> tuple[str, ...]:
 
 
 def _refuse_twice(found: Sequence[Entry | str], where: str) -> None:
-    seen = set()
-    for each in found:
-        if each in seen:
+    for each, count in Counter(found).items():
+        if count > 1:
             raise ConfigError(f"{where}: written down twice: {each}")
-        seen.add(each)
 
 
 def _in_order(path: Path) -> tuple[bool, str]:
@@ -145,7 +140,7 @@ def _load(path: Path) -> object:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that is there twice, of which YAML would keep the last without a word."""
+    """Refuses duplicate keys, of which YAML would silently keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """A mapping's keys and values, no key twice."""
@@ -172,20 +167,15 @@ def _entries(section: _Section, stem: str, where: str) -> Iterator[Entry]:
             values = dict(zip(run.axes, map(str, choices), strict=True))
             filled = tuple(_fill(text, values, here) for text in overrides)
             for exhibit, (column, system) in itertools.product(exhibits, run.columns.items()):
-                yield Entry(
-                    exhibit=exhibit,
-                    row=_fill(run.row, values, here),
-                    column=_fill(column, values, here),
-                    system=system,
-                    overrides=filled,
-                )
+                row, filled_column = (_fill(text, values, here) for text in (run.row, column))
+                yield Entry(exhibit, row, filled_column, system, filled)
 
 
 def _studies(section: _Section, where: str) -> Iterator[Study]:
     for name, arguments in section.studies.items():
         _check_names("studies: unknown", [name], STUDIES, where)
         with map_errors({ConfigError: ConfigError}, f"{where}: studies: {name}"):
-            allreduce_study.predicted_s(arguments)
+            allreduce_study.parse(arguments)
         yield Study(name, STUDIES[name], tuple(arguments))
 
 

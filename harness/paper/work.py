@@ -16,6 +16,7 @@ from rich.console import Console
 
 from harness.config.compose import Composed, compose
 from harness.paper import allreduce_study
+from harness.paper.allreduce_file import Asked
 from harness.paper.plan import Study
 from harness.run import session
 from harness.run.run_key import decisive
@@ -182,16 +183,20 @@ class StudyWork:
         """The file that is kept."""
         return self.folder / f"{self.study.name}.json"
 
+    @property
+    def _asked(self) -> Asked:
+        return allreduce_study.parse(self.study.arguments)
+
     def look(self) -> WorkStatus:
         """As `Work` says."""
         try:
-            if allreduce_study.is_kept(self.study.arguments, self.path):
+            if self._asked.is_kept(self.path):
                 return WorkStatus("done", str(self.path), kind="measured")
         except TpiError as exc:
             if not self.retry:
                 return WorkStatus("failed", str(exc))
         try:
-            predicted_s = allreduce_study.predicted_s(self.study.arguments)
+            predicted_s = allreduce_study.predicted_s(self._asked)
         except TpiError as exc:
             return WorkStatus("failed", str(exc))
         try:
@@ -209,7 +214,7 @@ class StudyWork:
 
     def _is_readable(self) -> bool:
         try:
-            allreduce_study.is_kept(self.study.arguments, self.path)
+            self._asked.is_kept(self.path)
         except ConfigError:
             return False
         return True

@@ -1,14 +1,13 @@
-"""What the user sees while it runs: one view that stays in place on a terminal, plain lines else.
+"""Progress for the user: a view that stays in place on a terminal, plain lines elsewhere.
 
-Everything goes to standard error, so that standard output holds the plan and the table only.
-Inside `run` the view is a table of all systems; lines written meanwhile stay above it. It is
-refreshed twice a second by a thread that sleeps in between, never by what is measured. A plain
-line is written when something starts or ends, and else at most every half minute.
+Everything goes to standard error; standard output holds the plan and the table only. Inside `run`
+the view is a table of all systems; lines written meanwhile stay above it. A thread refreshes it
+twice a second. A plain line is written when something starts or ends, and every half minute.
 """
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -17,8 +16,8 @@ from rich.live import Live as RichLive
 
 from harness.progress.live_table import bar_line, format_clock, format_memory, run_view
 from harness.progress.progress import Clock, RepeatProgress, RunProgress
-from harness.run.runner import Launch, Watch
 from results.records.schema import Repeat
+from tpi.program.spec import Request
 from tpi.units import format_bytes
 
 _LINE_EVERY_S = 30.0
@@ -27,7 +26,7 @@ _TICK_S = 0.5
 
 @dataclass
 class _Activity:
-    """What goes on beside the table; a repeat outside a run is one too."""
+    """What goes on beside the table, such as a repeat outside a run."""
 
     title: str
     start_s: float
@@ -101,10 +100,12 @@ class Live:
             self._run = None
 
     @contextmanager
-    def repeat(self, title: str, launch: Launch) -> Iterator[Watch]:
-        """Show one repeat of `launch.system`, in its row if there is one; yields the watch."""
-        progress = RepeatProgress(launch, self._clock)
-        row = self._run.rows.get(launch.system) if self._run is not None else None
+    def repeat(
+        self, title: str, system: str, requests: Sequence[Request], world_size: int
+    ) -> Iterator[RepeatProgress]:
+        """Show one repeat, in its system's row if there is one; yields the runner's watch."""
+        progress = RepeatProgress(requests, world_size, self._clock)
+        row = self._run.rows.get(system) if self._run is not None else None
         with self._activity(title, progress, is_row=row is not None):
             if row is not None:
                 row.running = progress
@@ -115,22 +116,19 @@ class Live:
                     row.stopped()
 
     def ended(self, system: str, repeat: Repeat) -> None:
-        """Tell how the repeat of a system was judged: it is done, or the system has failed."""
+        """Show how the repeat of a system was judged: it is done, or the system has failed."""
         if self._run is not None and system in self._run.rows:
             self._run.rows[system].judged(repeat)
 
     def tick(self) -> None:
         """Refresh the view, or write a plain line if it is time for one."""
-        activities = self._activities[-1:]
-        for activity in activities:
-            if activity.repeat is not None:
-                activity.repeat.look_at_memory()
+        activity = self._activities[-1] if self._activities else None
+        if activity is not None and activity.repeat is not None:
+            activity.repeat.read_memory()
         if self._view is not None:
             self._view.refresh()
-        elif activities and self._clock() - self._last_line_s >= _LINE_EVERY_S:
-            title, text = activities[0].title, activities[0].describe()[1]
-            elapsed = format_clock(self._clock() - activities[0].start_s)
-            self.line(f"{title}: {text}, {elapsed}" if text else f"{title}: {elapsed}")
+        elif activity is not None and self._clock() - self._last_line_s >= _LINE_EVERY_S:
+            self.line(f"{activity.title}: {self._words(activity)}")
 
     @contextmanager
     def _activity(
@@ -181,21 +179,23 @@ class Live:
         return lines[0] if lines else ""
 
     def _activity_line(self, activity: _Activity, width: int) -> RenderableType:
-        share, text = activity.describe()
-        elapsed = format_clock(self._clock() - activity.start_s)
-        return bar_line(activity.title, share, f"{text}, {elapsed}" if text else elapsed, width)
+        return bar_line(activity.title, activity.describe()[0], self._words(activity), width)
+
+    def _words(self, activity: _Activity) -> str:
+        text, elapsed = activity.describe()[1], format_clock(self._clock() - activity.start_s)
+        return f"{text}, {elapsed}" if text else elapsed
 
 
 @contextmanager
 def _ticking(tick: Callable[[], None], every_s: float) -> Iterator[None]:
-    """Call `tick` from a thread of its own, again and again until the body ends."""
+    """Call `tick` from a thread of its own until the body ends."""
     over = threading.Event()
 
-    def go_on() -> None:
+    def repeat() -> None:
         while not over.wait(every_s):
             tick()
 
-    thread = threading.Thread(target=go_on, name="live", daemon=True)
+    thread = threading.Thread(target=repeat, name="live", daemon=True)
     thread.start()
     try:
         yield

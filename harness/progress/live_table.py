@@ -1,7 +1,6 @@
-"""How progress looks on a terminal: a row per system, what else goes on, and the whole run's line.
+"""Progress as something that rich can print: a row per system, and a line of the whole run. Pure.
 
-Pure: from state to something that rich can print, at any width. A terminal of 80 columns has room
-for every column; a wider one shows the memory of each of a few devices.
+A terminal of 80 columns has room for every column; a wider one shows each device's memory.
 """
 
 from collections.abc import Sequence
@@ -39,8 +38,7 @@ def bar_line(title: str, share: float | None, text: str, width: int) -> Renderab
     """One line: a title, a bar if it is known how far it is, and a text."""
     grid = Table.grid(padding=(0, 1, 0, 0))
     bar = ProgressBar(total=1.0, completed=share or 0.0, width=24 if width >= _WIDE else 12)
-    cells: list[RenderableType] = [_cut(title), *([] if share is None else [bar]), _cut(text)]
-    grid.add_row(*cells)
+    grid.add_row(_cut(title), *([] if share is None else [bar]), _cut(text))
     return grid
 
 
@@ -62,8 +60,9 @@ def format_memory(peaks: Sequence[int | None], *, is_wide: bool = False) -> str:
     unit = largest.split()[1]
     if not is_wide or len(peaks) >= _MANY or unit not in _UNITS:
         return f"{len(peaks)}x ≤{largest}"
-    values = [None if not peak else peak / _UNITS[unit] for peak in peaks]
-    return f"{' '.join('?' if v is None else _three_digits(v) for v in values)} {unit}"
+    values = [peak / _UNITS[unit] if peak else None for peak in peaks]
+    words = ["?" if v is None else f"{v:.0f}" if v >= 100 else f"{v:.3g}" for v in values]
+    return f"{' '.join(words)} {unit}"
 
 
 def _table(rows: Sequence[SystemProgress], width: int) -> Table:
@@ -76,7 +75,7 @@ def _table(rows: Sequence[SystemProgress], width: int) -> Table:
         )  # fmt: skip
     for row in rows:
         memory = row.running.memory if row.running is not None else row.memory
-        cells = (
+        table.add_row(
             Text(row.name),
             Text(row.state, _style(row)),
             f"{row.number} of {row.repeats}",
@@ -85,7 +84,6 @@ def _table(rows: Sequence[SystemProgress], width: int) -> Table:
             "" if row.time_s is None else format_clock(row.time_s),
             format_memory(memory, is_wide=is_wide),
         )
-        table.add_row(*cells)
     return table
 
 
@@ -99,10 +97,6 @@ def _style(row: SystemProgress) -> str:
 
 def _seconds(seconds: float | None) -> str:
     return "" if seconds is None else format_seconds(seconds)
-
-
-def _three_digits(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _cut(text: str) -> Text:

@@ -1,19 +1,18 @@
-"""Where a run stands: its systems, the repeat that runs, how long it may still take. No output.
+"""The state of a run: its systems, the repeat that runs, and the time that is left. No output.
 
 `RepeatProgress` follows one repeat from its events; `SystemProgress` is one system's row and
-`RunProgress` all of them. Times come from the clock that they are given, memory from the devices'
-meters, and only when somebody looks (`look_at_memory`). `live.py` shows all this.
+`RunProgress` all of them. `live.py` shows them, and has memory read from the devices' meters.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, median
 
-from harness.run.runner import Launch
 from results.records.measure import measure
-from results.records.schema import Repeat
+from results.records.schema import Repeat, RepeatMetrics
 from testbed.base import Device
 from tpi.program.events import Event
+from tpi.program.spec import Request
 from tpi.ranks import MASTER_RANK
 from tpi.units import format_seconds
 
@@ -21,13 +20,12 @@ Clock = Callable[[], float]  # seconds, monotonic
 
 
 class RepeatProgress:
-    """One repeat, as its devices and events tell; the runner's watch."""
+    """One repeat, from its devices and events; a runner's watch."""
 
-    def __init__(self, launch: Launch, clock: Clock) -> None:
+    def __init__(self, requests: Sequence[Request], world_size: int, clock: Clock) -> None:
         self._clock = clock
-        self._world_size = launch.world_size
-        self._new_tokens = {r.id: r.new_tokens for r in launch.requests}
-        self._warmup = {r.id for r in launch.requests if r.warmup}
+        self._world_size = world_size
+        self._requests = {request.id: request for request in requests}
         self._devices: Sequence[Device] = ()
         self._num_ready = 0
         self._num_tokens = 0
@@ -47,11 +45,11 @@ class RepeatProgress:
     @property
     def share(self) -> float:
         """Share of all tokens that are there."""
-        return self._num_tokens / max(1, sum(self._new_tokens.values()))
+        return self._num_tokens / max(1, sum(r.new_tokens for r in self._requests.values()))
 
     @property
     def words(self) -> str:
-        """Where it stands, for a line of its own."""
+        """Its state, for a line of its own."""
         if not self.new_tokens:
             return f"{self.phase}, devices: {self._world_size}"
         if not self.token:
@@ -62,22 +60,23 @@ class RepeatProgress:
         return f"{self.phase}, token {self.token} of {self.new_tokens}, {speed}"
 
     def started(self, devices: Sequence[Device]) -> None:
-        """Take notice of its devices: all programs run."""
+        """Keep the devices, on which all programs run now."""
         self._devices, self.phase = devices, "loading"
 
     def event(self, event: Event) -> None:
-        """Take notice of one event."""
+        """Follow one event."""
         if event.name == "ready":
             self._num_ready += 1
             self.phase = f"ready {self._num_ready} of {self._world_size}"
         elif event.name == "request" and event.rank == MASTER_RANK:
-            self.phase = "warm-up" if event.request_id in self._warmup else "measured"
-            self.token, self.new_tokens = 0, self._new_tokens.get(event.request_id, 0)
+            request = self._requests.get(event.request_id)
+            self.phase = "warm-up" if request and request.warmup else "measured"
+            self.token, self.new_tokens = 0, request.new_tokens if request else 0
             self._request_ns, self.ttft_s, self.latency_s = event.t_ns, None, None
         elif event.name == "token" and event.rank == MASTER_RANK:
             self._take_token(event.t_ns)
 
-    def look_at_memory(self) -> None:
+    def read_memory(self) -> None:
         """Read the peak of every device."""
         self.memory = tuple(device.meter().rss_hwm for device in self._devices)
 
@@ -92,15 +91,13 @@ class RepeatProgress:
 
 @dataclass
 class SystemProgress:
-    """One system on its way through its repeats.
+    """One system and its repeats.
 
     Attributes:
-        repeats: How many are wanted in all.
-        todo: How many are still to be done.
-        running: The repeat that runs.
-        is_checking: Whether one has ended whose tokens are not yet judged.
+        repeats: How many are wanted in all; `todo` of them are still to be done.
+        is_checking: Whether a repeat has ended whose tokens are not yet judged.
         failed: The status it failed with; no more repeats follow.
-        spent_s: How long each of its repeats took.
+        spent_s: Seconds that each of its repeats took.
     """
 
     name: str
@@ -111,8 +108,7 @@ class SystemProgress:
     failed: str = ""
     memory: tuple[int | None, ...] = ()
     spent_s: list[float] = field(default_factory=list)
-    ttfts_s: list[float] = field(default_factory=list)
-    latencies_s: list[float] = field(default_factory=list)
+    measured: list[RepeatMetrics] = field(default_factory=list)
 
     @property
     def state(self) -> str:
@@ -137,14 +133,14 @@ class SystemProgress:
         """Of the measured request that runs, else the median of the repeats."""
         if self.running is not None and self.running.phase == "measured":
             return self.running.ttft_s
-        return median(self.ttfts_s) if self.ttfts_s and not self.failed else None
+        return self._median(each.ttft_s for each in self.measured)
 
     @property
     def latency_s(self) -> float | None:
         """Likewise, the mean time between tokens."""
         if self.running is not None and self.running.phase == "measured":
             return self.running.latency_s
-        return median(self.latencies_s) if self.latencies_s and not self.failed else None
+        return self._median(each.token_latency_s for each in self.measured)
 
     @property
     def time_s(self) -> float | None:
@@ -153,25 +149,26 @@ class SystemProgress:
             return self.running.elapsed_s
         return self.spent_s[-1] if self.spent_s else None
 
+    def _median(self, values: Iterable[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return median(known) if known and not self.failed else None
+
     def stopped(self) -> None:
-        """The repeat that ran has stopped, one way or another."""
+        """The repeat that ran has ended, well or not."""
         if self.running is not None:
             self.spent_s.append(self.running.elapsed_s)
             self.memory = self.running.memory or self.memory
             self.running, self.is_checking = None, True
 
     def judged(self, repeat: Repeat) -> None:
-        """It was decided how the repeat ended."""
+        """Take the verdict on the repeat."""
         self.is_checking = False
         self.memory = repeat.peak_memory.rss_hwm
         if repeat.status != "ok":
             self.failed, self.todo = repeat.status, 0
             return
         self.todo = max(0, self.todo - 1)
-        metrics = measure(repeat)
-        self.ttfts_s.append(metrics.ttft_s)
-        if metrics.token_latency_s is not None:
-            self.latencies_s.append(metrics.token_latency_s)
+        self.measured.append(measure(repeat))
 
 
 class RunProgress:

@@ -1,1 +1,1 @@
-"""Whether this tree got worse than its base commit, both measured in one job. Read `main`."""
+"""Whether this tree got worse than its base commit, both measured in one job."""

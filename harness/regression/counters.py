@@ -1,27 +1,25 @@
-"""What a tree's runs count: bytes, messages, allreduces, memory, imports. The same on any machine.
+"""Counters of a tree: bytes, messages, allreduces, memory, imports. The same on any machine.
 
-Real runs of the model `tiny` by the tree's own `run.py`, whose records are read; a worker's spans;
-and the modules that a worker has imported before its weights. Read `compare_counters` first.
+They come from records of the tree's own `run.py` with the model `tiny`, from a worker's spans, and
+from the modules that a worker imports before its weights.
 """
 
-import json
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from harness.regression import probe
-from harness.regression.tree import LacksError, ProgramError, Tree
+from harness.regression.tree import Answer, LacksError, ProgramError, Tree
 from harness.regression.verdict import Finding, judge_counter, judge_names
 from results.records.schema import RecordError, RunRecord
 from results.records.store import RunStore
 
 DEVICES = (2, 4)
 SYSTEMS = ("tpi", "tpi-resident")
-# By how much a count may grow. Sampled memory of the largest device lay within 0.22 % in 4 runs of
-# 4 devices and within 0.1 % in 3 of 2, on a busy machine; all else was the same to the byte.
+# By how much a count may grow. On a busy machine, the largest device's sampled memory varied by
+# 0.22 % in 4 runs of 4 devices and by 0.1 % in 3 of 2; all else was the same to the byte.
 TOLERANCES: Mapping[str, float] = {
     "disk bytes per token": 0.01,
     "wire bytes per token": 0.01,
@@ -42,9 +40,17 @@ _LIST_MODULES = (
 )
 
 
+class _Spans(Answer, frozen=True):
+    allreduces: float
+
+
+class _Modules(Answer, frozen=True):
+    names: list[str]
+
+
 @dataclass
 class Counts:
-    """Counters of one tree by name, packages, and why what is missing is."""
+    """Counters of one tree by name, its packages, and why a source of them is missing."""
 
     values: dict[str, float] = field(default_factory=dict)
     packages: frozenset[str] | None = None
@@ -59,11 +65,11 @@ def compare_counters(
     Raises:
         ProgramError: The head cannot run, or the base fails though it has all that is needed.
     """
-    counts = {}
+    counts = []
     for tree in (head, base):
         note(f"counters of the {tree.name}")
-        counts[tree.name] = _count(tree, scratch / f"counters-{tree.name}", options)
-    after, before = counts["head"], counts["base"]
+        counts.append(_count(tree, scratch / f"counters-{tree.name}", options))
+    after, before = counts
     for what, why in after.missing.items():
         raise ProgramError(f"{what}: {why}")
     return judge_counts(before, after)
@@ -71,21 +77,20 @@ def compare_counters(
 
 def judge_counts(before: Counts, after: Counts) -> list[Finding]:
     """Compare all that either tree counts."""
-    findings = [
-        judge_counter(
-            what, before.values.get(what), after.values.get(what), _tolerance(what),
-            before.missing.get(_source(what), "the base does not count it")
-            if what not in before.values
-            else "the head does not count it",
-        )
-        for what in sorted({*before.values, *after.values})
-    ]  # fmt: skip
+    findings = []
+    for what in sorted({*before.values, *after.values}):
+        why = "the head does not count it"
+        if what not in before.values:
+            why = before.missing.get(_source(what), "the base does not count it")
+        base, head = before.values.get(what), after.values.get(what)
+        tolerance = TOLERANCES[what.rpartition(": ")[2]]
+        findings.append(judge_counter(what, base, head, tolerance, why))
     why = before.missing.get(_source(PACKAGES), "")
     return [*findings, judge_names(PACKAGES, before.packages, after.packages or (), why)]
 
 
 def _count(tree: Tree, scratch: Path, options: list[str]) -> Counts:
-    """Everything; what a tree cannot run is noted as missing."""
+    """Count everything; a source that the tree cannot run is noted as missing."""
     scratch.mkdir(parents=True)
     counts = Counts()
     sources: dict[str, Callable[[], None]] = {
@@ -136,16 +141,14 @@ def run_counts(record: RunRecord, devices: int) -> dict[str, float]:
 
 
 def _count_spans(tree: Tree, scratch: Path, counts: Counts) -> None:
-    said = _parse(tree.run("-P", probe.__file__, "spans", str(scratch)))
-    tree.check(said["tpi"])
-    counts.values[_ALLREDUCES] = said["allreduces"]
+    spans = tree.ask(_Spans, "-P", probe.__file__, "spans", str(scratch))
+    counts.values[_ALLREDUCES] = spans.allreduces
 
 
 def _count_imports(tree: Tree, counts: Counts) -> None:
-    said = _parse(tree.run("-c", _LIST_MODULES))
-    tree.check(said["tpi"])
-    counts.values[_MODULES] = len(said["names"])
-    counts.packages = packages_of(said["names"])
+    names = tree.ask(_Modules, "-c", _LIST_MODULES).names
+    counts.values[_MODULES] = len(names)
+    counts.packages = packages_of(names)
 
 
 def packages_of(modules: list[str]) -> frozenset[str]:
@@ -154,17 +157,8 @@ def packages_of(modules: list[str]) -> frozenset[str]:
     return frozenset(tops - set(sys.stdlib_module_names) - {"__main__", "__mp_main__"})
 
 
-def _parse(text: str) -> dict[str, Any]:
-    value: dict[str, Any] = json.loads(text)
-    return value
-
-
 def _source(what: str) -> str:
     """Which of the three sources of `_count` a counter comes from."""
     if what == _ALLREDUCES:
         return "spans"
     return "worker" if what in (_MODULES, PACKAGES) else "run"
-
-
-def _tolerance(what: str) -> float:
-    return TOLERANCES[what.rpartition(": ")[2]]

@@ -1,9 +1,8 @@
 """Compare this tree with its base commit: `lab regression`.
 
-Counters first (`counters.py`), which are the same on any machine, then timings in turns
-(`timings.py`); `verdict.py` says what a regression is, `base.py` what it is compared with. Exit
-status 0 also where there is nothing to compare with yet, and 1 for a regression. Read `compare`
-first.
+Counters come first (`counters.py`), which are the same on any machine, then timings
+(`timings.py`). `verdict.py` decides what a regression is. The exit status is 1 for a regression,
+and 0 also if there is nothing to compare with.
 """
 
 import argparse
@@ -17,14 +16,20 @@ from rich.console import Console
 
 from harness.regression.base import Base, NoBaselineError, checked_out, describe_head, find_base
 from harness.regression.counters import compare_counters
-from harness.regression.table import markdown, rich_table
 from harness.regression.timings import ROUNDS, STARTS, Amount, measure_timings
 from harness.regression.tree import Tree
-from harness.regression.verdict import NO_BASELINE, UNCLEAR, Finding, regressions
-from harness.run.signals import GracefulShutdown
+from harness.regression.verdict import (
+    NO_BASELINE,
+    UNCLEAR,
+    Finding,
+    markdown,
+    regressions,
+    rich_table,
+)
+from harness.run.failure import run_command
 from testbed.host.hostlock import host_lock
 from tpi.command_line import Parser
-from tpi.errors import EXIT_INTERRUPTED, EXIT_OK, ConfigError, ResourceError, TpiError
+from tpi.errors import EXIT_OK, ConfigError
 from tpi.files import write_atomic
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,26 +80,20 @@ def main(argv: Sequence[str] | None = None, repo: Path = ROOT) -> int:
     """Run from the command line; returns the exit status."""
     args = _parser().parse_args(argv)
     console = Console(width=None if sys.stdout.isatty() else _WIDTH)
-    with GracefulShutdown():
+
+    def run() -> int:
         try:
             return _run(repo, args, console)
         except NoBaselineError as exc:
             console.print(f"bench: no baseline yet: {exc}", highlight=False, markup=False)
             return exc.exit_status
-        except TpiError as exc:
-            sys.stderr.write(f"bench: {' '.join(str(exc).split())}\n")
-            return exc.exit_status
-        except OSError as exc:
-            sys.stderr.write(f"bench: {exc}\n")
-            return ResourceError.exit_status
-        except KeyboardInterrupt:
-            sys.stderr.write("bench: interrupted\n")
-            return EXIT_INTERRUPTED
+
+    return run_command("bench", run, "interrupted")
 
 
 def _run(repo: Path, args: argparse.Namespace, console: Console) -> int:
     amount = Amount(args.starts, args.rounds)
-    if args.out is not None:  # what cannot be written is said before minutes have passed
+    if args.out is not None:  # refused before minutes have passed
         args.out.parent.mkdir(parents=True, exist_ok=True)
         if args.out.is_dir():
             raise ConfigError(f"--out {args.out}: is a folder, expected a file")

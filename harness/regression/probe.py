@@ -4,14 +4,13 @@
     python -P probe.py spans FOLDER     say how many allreduces a worker took part in per step
     python -P probe.py rank RANK PORT   one of the ranks that `allreduce` sums with
 
-Which `tpi` it is that PYTHONPATH decides, so this file imports nothing else of the project, and
-what a tree does not have yet is told as missing. Every probe is a context that makes what it needs
-in FOLDER and yields a function: time it once, in seconds. Read `serve` first.
+PYTHONPATH decides which `tpi` is imported, so this file imports nothing else of the project. What a
+tree does not have is reported as missing. Every probe is a context that makes what it needs in
+FOLDER and yields a function that times it once, in seconds.
 """
 
 import json
 import math
-import os
 import statistics
 import subprocess
 import sys
@@ -44,7 +43,7 @@ _IMPORT = (
 
 
 def best_of(times: int, action: Callable[[], object]) -> float:
-    """Seconds of an action at its best: what else runs on the machine only ever adds to it."""
+    """The least seconds of an action: other programs on the machine only add to it."""
     best_s = math.inf
     for _ in range(times):
         start_s = time.perf_counter()
@@ -66,7 +65,7 @@ def matvec(_folder: Path) -> Iterator[Once]:
 @contextmanager
 def wire(_folder: Path) -> Iterator[Once]:
     """Encode 100 small tensor frames, and take their stream apart again."""
-    from tpi.comm.parser import FrameParser
+    from tpi.comm.messages import FrameParser
     from tpi.comm.wire import FrameHeader, FrameType, Op, WireDtype
 
     payload = bytes(256)
@@ -88,7 +87,8 @@ def wire(_folder: Path) -> Iterator[Once]:
 @contextmanager
 def window(folder: Path) -> Iterator[Once]:
     """One cycle over 6 blocks of 2 MiB through a window of 2, in the steady state."""
-    from tpi.weights.blockfile import BlockEntry, make_layout
+    from tpi.weights.blockfile import BlockEntry
+    from tpi.weights.layout import make_layout
     from tpi.weights.shard import BlockId
     from tpi.weights.window import Window
 
@@ -118,9 +118,7 @@ def allreduce(_folder: Path) -> Iterator[Once]:
     with ExitStack() as stack:
         for rank in range(1, RANKS):
             argv = [sys.executable, "-P", __file__, "rank", str(rank), str(port)]
-            process = stack.enter_context(
-                subprocess.Popen(argv, env=_same_tree(), stderr=subprocess.DEVNULL)
-            )
+            process = stack.enter_context(subprocess.Popen(argv, stderr=subprocess.DEVNULL))
             stack.callback(process.kill)
         sums = stack.enter_context(_sums(0, port))
         yield partial(best_of, 25, partial(next, sums))
@@ -132,7 +130,7 @@ def import_cli(_folder: Path) -> Iterator[Once]:
 
     def once() -> float:
         argv = [sys.executable, "-c", _IMPORT]
-        done = subprocess.run(argv, env=_same_tree(), capture_output=True, text=True, check=False)
+        done = subprocess.run(argv, capture_output=True, text=True, check=False)
         if done.returncode:
             raise ImportError(done.stderr.strip().rpartition("\n")[2])
         return float(done.stdout)
@@ -153,19 +151,6 @@ def token(folder: Path) -> Iterator[Once]:
             return statistics.mean(b - a for a, b in pairwise(stamps_ns)) / 1e9
 
         yield once
-
-
-PROBES: dict[str, Callable[[Path], AbstractContextManager[Once]]] = {
-    "matvec": matvec,
-    "wire": wire,
-    "window": window,
-    "allreduce": allreduce,
-    "import": import_cli,
-    "token": token,
-}
-# What is short is asked for more often in a round: more pairs, each less likely to be disturbed.
-TURNS = {"token": 1}
-USUAL_TURNS = 2
 
 
 @contextmanager
@@ -229,22 +214,21 @@ def _sums(rank: int, port: int) -> Iterator[Iterator[None]]:
         yield sums()
 
 
-def _same_tree() -> dict[str, str]:
-    """The environment of a program that must import the `tpi` that this one did."""
-    return {**os.environ, "PYTHONPATH": str(Path(str(tpi.__file__)).parent.parent)}
-
-
-def _forget_installed() -> None:
-    """What this tree lacks is missing, though an editable install would find it in another."""
-    installed = [
-        f for f in sys.meta_path if getattr(f, "__module__", "").startswith("__editable__")
-    ]
-    for finder in installed:
-        sys.meta_path.remove(finder)
+PROBES: dict[str, Callable[[Path], AbstractContextManager[Once]]] = {
+    "matvec": matvec,
+    "wire": wire,
+    "window": window,
+    "allreduce": allreduce,
+    "import": import_cli,
+    "token": token,
+}
+# Short probes are timed more often in a round: more pairs, each less likely to be disturbed.
+TURNS = {"token": 1}
+USUAL_TURNS = 2
 
 
 def serve(folder: Path) -> None:
-    """Make every probe and use it once; then time what each line of standard input names."""
+    """Make every probe and use it once; then time the one that each line of input names."""
     torch.set_num_threads(1)
     ready: dict[str, Once] = {}
     missing: dict[str, str] = {}
@@ -257,13 +241,13 @@ def serve(folder: Path) -> None:
                 missing[name] = f"{type(exc).__name__}: {exc}"
             else:
                 ready[name] = once
-        _say({"tpi": tpi.__file__, "missing": missing})
+        _write({"tpi": tpi.__file__, "missing": missing})
         for line in sys.stdin:
-            _say({"seconds": ready[line.strip()]()})
+            _write(ready[line.strip()]())
 
 
 def spans(folder: Path) -> None:
-    """Run a worker that keeps its spans, and count."""
+    """Run a worker that keeps its spans, and count its allreduces."""
     with _nodes(folder, 1, keep_spans=True) as session:
         session.serve(session.requests[0])
     own = [event for event in session.events if event.rank == DEVICES - 1]
@@ -274,7 +258,7 @@ def spans(folder: Path) -> None:
         if event.name == "spans"
         for row in event.fields["spans"]  # type: ignore[attr-defined]
     )
-    _say({"tpi": tpi.__file__, "allreduces": found / counters.number("steps")})
+    _write({"tpi": tpi.__file__, "allreduces": found / counters.number("steps")})
 
 
 def take_part(rank: int, port: int) -> None:
@@ -285,13 +269,16 @@ def take_part(rank: int, port: int) -> None:
             pass
 
 
-def _say(value: dict[str, object]) -> None:
+def _write(value: object) -> None:
     sys.stdout.write(json.dumps(value) + "\n")
     sys.stdout.flush()
 
 
 if __name__ == "__main__":
-    _forget_installed()
+    # An editable install would find in another tree what this one lacks.
+    sys.meta_path[:] = [
+        f for f in sys.meta_path if not getattr(f, "__module__", "").startswith("__editable__")
+    ]
     if sys.argv[1] == "rank":
         take_part(int(sys.argv[2]), int(sys.argv[3]))
     else:

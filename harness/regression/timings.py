@@ -1,13 +1,11 @@
 """Seconds of the probes in both trees, in turns.
 
-Three programs are up at a time: of the base, of the head, and of the base once more. Each round
-asks all three for every probe, in another order each time, so that none always comes after the
-same one. All three are started anew several times, for one start's luck (where memory lies, which
-core) is in all its rounds. Read `measure_timings` first.
+Three programs run at a time: the base, the head, and the base again. Each round asks all three for
+every probe, in another order each time. All three are started anew several times, because the luck
+of a start (where memory lies, which core) is in all its rounds.
 """
 
 import itertools
-import json
 import select
 import subprocess
 import sys
@@ -16,11 +14,12 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from harness.regression import probe
-from harness.regression.tree import LacksError, ProgramError, Tree, failure
+from harness.regression.tree import Answer, LacksError, ProgramError, Tree, failure
 from harness.regression.verdict import NO_BASELINE, Finding, Timing, judge_timing
+from tpi.decode import decode
 from tpi.errors import ConfigError
 
 STARTS, ROUNDS = 5, 6
@@ -29,12 +28,16 @@ _READY_S, _ANSWER_S, _END_S, _HURRY_S = 240.0, 120.0, 10.0, 1.0
 _MOST_ROUNDS = probe.MOST_REQUESTS - 1  # one request warms up
 
 
+class _Ready(Answer, frozen=True):
+    missing: dict[str, str]
+
+
 @dataclass(frozen=True, slots=True)
 class Amount:
     """How often everything is timed: starts of the programs, and rounds in each.
 
     Raises:
-        ConfigError: One start knows no noise of starts; the requests of a start are limited.
+        ConfigError: One start shows no noise of starts; the requests of a start are limited.
     """
 
     starts: int = STARTS
@@ -48,15 +51,10 @@ class Amount:
 
 
 class Server:
-    """`probe.py serve` in one tree; leaves with its context.
-
-    Attributes:
-        missing: Why which probes cannot run there.
-    """
+    """`probe.py serve` in one tree, which ends with the context; `missing` has lacking probes."""
 
     def __init__(self, tree: Tree, folder: Path) -> None:
-        self._tree = tree
-        self._folder = folder
+        self._tree, self._folder = tree, folder
         self.missing: Mapping[str, str] = {}
 
     def __enter__(self) -> Self:
@@ -77,9 +75,7 @@ class Server:
             ProgramError: It ended instead.
             ConfigError: It imports another tree's modules.
         """
-        said = self._answer(_READY_S)
-        self._tree.check(said["tpi"])
-        self.missing = said["missing"]
+        self.missing = self._tree.read(self._answer(_READY_S), _Ready).missing
 
     def time(self, name: str) -> float:
         """Seconds of one probe."""
@@ -88,31 +84,30 @@ class Server:
         with suppress(BrokenPipeError):  # it is gone: its log says why
             self._process.stdin.write(f"{name}\n".encode())
             self._process.stdin.flush()
-        return float(self._answer(_ANSWER_S)["seconds"])
+        return decode(self._answer(_ANSWER_S), float, "probe.py", ProgramError)
 
-    def _answer(self, timeout_s: float) -> dict[str, Any]:
+    def _answer(self, timeout_s: float) -> bytes:
         if self._process.stdout is None:
             raise RuntimeError("a pipe was asked for")
-        # One line is asked for at a time, so that nothing waits in the buffer that select misses.
+        # One answer at a time: nothing waits in a buffer, which select would not see.
         if not select.select([self._process.stdout], [], [], timeout_s)[0]:
             raise ProgramError(f"{self._tree.name}: probe.py said nothing for {timeout_s:g} s")
         line = self._process.stdout.readline()
         if not line:
             log = (self._folder / "serve.log").read_text(errors="replace")
             raise failure(f"{self._tree.name}: probe.py", self._process.wait(_END_S), log)
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+        return line
 
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         try:
-            # Closes its input; who is interrupted or has failed does not wait for its last answer.
+            # Closes its input. After an error nobody needs its last answer.
             self._process.communicate(timeout=_END_S if exc is None else _HURRY_S)
         except subprocess.TimeoutExpired:
             pass
         finally:
-            self._process.kill()  # what it started ends when its pipes do
+            self._process.kill()  # its children end when their pipes do
             self._process.communicate()
 
 
@@ -135,7 +130,7 @@ def measure_timings(
                 for side, tree in trees.items()
             }
             lacks = _without_baseline(servers)
-            if start and (lost := lacks.keys() - missing.keys()):  # what was there does not go away
+            if start and (lost := lacks.keys() - missing.keys()):
                 name = min(lost)
                 raise ProgramError(
                     f"base: probe {name} ran before start {start + 1}: {lacks[name]}"
@@ -145,13 +140,18 @@ def measure_timings(
             _time_start(servers, {name: timings[name] for name in names}, amount.rounds, start)
         if not names:
             break
-    return [_finding(name, timings[name], missing.get(name)) for name in probe.PROBES]
+    return [
+        Finding(f"time: {name}", "-", "-", missing[name], NO_BASELINE)
+        if missing.get(name)
+        else judge_timing(f"time: {name}", timings[name])
+        for name in probe.PROBES
+    ]
 
 
 def _time_start(
     servers: Mapping[str, Server], timings: Mapping[str, Timing], rounds: int, start: int
 ) -> None:
-    """Add to each timing what the rounds of one start took."""
+    """Add the rounds of one start to each timing."""
     for timing in timings.values():
         timing.add_start()
     for number, (name, timing) in itertools.product(range(rounds), timings.items()):
@@ -162,7 +162,7 @@ def _time_start(
 
 
 def _without_baseline(servers: Mapping[str, Server]) -> dict[str, str]:
-    """Wait for all; what the base cannot run, and why. What the head cannot run is an error."""
+    """Wait for all; returns what the base cannot run and why. The head must run everything."""
     servers["head"].wait_until_ready()
     for name, why in servers["head"].missing.items():
         raise ProgramError(f"head: probe {name} cannot run: {why}")
@@ -172,8 +172,3 @@ def _without_baseline(servers: Mapping[str, Server]) -> dict[str, str]:
     except LacksError as exc:
         return dict.fromkeys(probe.PROBES, str(exc))
     return {**servers["base"].missing, **servers["again"].missing}
-
-
-def _finding(name: str, timing: Timing, why: str | None) -> Finding:
-    what = f"time: {name}"
-    return Finding(what, "-", "-", why, NO_BASELINE) if why else judge_timing(what, timing)

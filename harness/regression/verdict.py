@@ -1,20 +1,24 @@
-"""When a change is a regression; pure, from numbers to findings.
+"""From numbers to findings: what is a regression, and the table of it. Pure.
 
-A counter is what a run counts and must not grow beyond its tolerance. A timing is judged from
-pairs: each round times the base, the head and the base once more (`again`) close together, so that
-a machine that gets slower slows all three. The ratio head to base of every round has a bootstrap
-interval, and so has again to base, which is noise alone (A/A). The head is slower only where its
-whole interval lies above 1 and above whatever the noise reaches. Read `judge_timing` first.
+A counter must not grow beyond its tolerance. A timing is judged from pairs: each round times the
+base, the head and the base again close together, so that a machine that gets slower slows all
+three. The ratio of head to base has a bootstrap interval, and so has again to base, which is noise
+alone. The head is slower only if its whole interval lies above 1 and above the noise.
 """
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+
+from rich.table import Table
+from rich.text import Text
 
 from results.records.schema import Spread
 from results.records.stats import median, spread
 
 Groups = Sequence[Sequence[float]]
+_HEADINGS = ("what", "base", "head", "difference", "verdict")
+_WELCOME = ("less", "faster")
 FAILING = ("more", "slower", "new", "gone")
 NO_BASELINE = "no baseline"
 UNCLEAR = "unclear"
@@ -23,13 +27,13 @@ _HIDEABLE = math.log(1.1)  # a change that noise must not be able to hide
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One row of the comparison; what cannot be compared has no number on one side.
+    """One row of the comparison.
 
     Attributes:
         what: Its name, under which it can be accepted.
-        verdict: "same"; "less" or "faster", which are welcome; "unclear", where noise could hide a
-            change of a tenth; "no baseline"; or one of `FAILING`.
         change: The difference, and how sure it is, for people.
+        verdict: "same"; one of `_WELCOME` or `FAILING`; "unclear", if noise could hide a change of
+            a tenth; or "no baseline".
     """
 
     what: str
@@ -46,31 +50,27 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Seconds of one probe by start of its programs, and by round within each start.
-
-    The three lists have the same form; what stands at the same place was timed in one round.
-    """
+    """Seconds of one probe by start and round; the same place in all three lists is one round."""
 
     base: list[list[float]]
     head: list[list[float]]
     again: list[list[float]]
 
     def add_start(self) -> None:
-        """What is added from here on is of another start."""
+        """Open a list of rounds for another start."""
         for side in (self.base, self.head, self.again):
             side.append([])
 
     def add(self, seconds: Mapping[str, float]) -> None:
-        """One pair: what each side took."""
-        self.base[-1].append(seconds["base"])
-        self.head[-1].append(seconds["head"])
-        self.again[-1].append(seconds["again"])
+        """Add a round: the seconds of each side."""
+        for side, value in seconds.items():
+            getattr(self, side)[-1].append(value)
 
 
 def judge_counter(
     what: str, base: float | None, head: float | None, tolerance: float, why: str = ""
 ) -> Finding:
-    """Compare a count: the head's may exceed the base's by this fraction; `why` says why none."""
+    """Compare a count: the head's may exceed the base's by this fraction; `why` one is missing."""
     before, after = _number(base), _number(head)
     if base is None:
         return Finding(what, before, after, why, NO_BASELINE)
@@ -120,9 +120,8 @@ def judge_timing(what: str, timing: Timing) -> Finding:
 def log_ratio(above: Groups, below: Groups) -> Spread:
     """Logarithm of the ratio of two lists of pairs, with its interval.
 
-    The ratio is taken within each pair, for what slows both at once is not what is looked for. A
-    start's number is the median of its pairs, which a few disturbed ones do not move; starts are
-    resampled. Logarithms make twice and half as far from 1.
+    The ratio is taken within each pair, so that whatever slows both at once cancels. A start counts
+    by the median of its pairs, which a few disturbed ones do not move; starts are resampled.
     """
     return spread(
         [
@@ -133,7 +132,7 @@ def log_ratio(above: Groups, below: Groups) -> Spread:
 
 
 def regressions(findings: Iterable[Finding], accepted: Collection[str]) -> list[Finding]:
-    """What fails and was not accepted by its name."""
+    """The findings that fail and were not accepted by name."""
     return [f for f in findings if f.fails and f.what not in accepted]
 
 
@@ -154,3 +153,21 @@ def _number(value: float | None) -> str:
 def _seconds(groups: Groups) -> str:
     values = sorted(value for group in groups for value in group)
     return f"{1e3 * values[len(values) // 2]:.3g} ms"
+
+
+def rich_table(findings: Sequence[Finding]) -> Table:
+    """A row per finding."""
+    table = Table(*_HEADINGS, box=None, pad_edge=False)
+    for column in table.columns[1:3]:
+        column.justify = "right"
+    for finding in findings:
+        style = "red" if finding.fails else "green" if finding.verdict in _WELCOME else ""
+        table.add_row(*astuple(finding)[:-1], Text(finding.verdict, style))
+    return table
+
+
+def markdown(title: str, findings: Sequence[Finding], verdict: str) -> str:
+    """The same as Markdown, with a heading above and the verdict below."""
+    rows = [_HEADINGS, ("---", "---:", "---:", "---", "---"), *map(astuple, findings)]
+    lines = ["| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in rows]
+    return "\n".join([f"# {title}", "", *lines, "", verdict, ""])

@@ -59,7 +59,7 @@ def disk_share(record: RunRecord) -> DiskShare | None:
     return DiskShare(rate_bps / factor, max(rates))
 
 
-def _disk_caps(record: RunRecord) -> list[float]:
+def _disk_caps(record: RunRecord) -> list[int]:
     """Read rates that the devices of this system are held to; none unless all are."""
     used = len(record.config.predicted_peak_bytes)  # one a device
     limits = record.calibration.limits[:used]

@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING
 
 from harness.plan.types import Plan, SystemPlan
 from testbed.base import Testbed
+from testbed.host.label import RunLabel, is_alive
 from testbed.image import image_tag
-from testbed.label import RunLabel, is_alive
 from testbed.limits.limits import DeviceLimits, limit_notes
 from testbed.links.link import LinkSpec
 from testbed.local.local import NOTES as LOCAL_NOTES
 
 if TYPE_CHECKING:  # Docker's client takes a while to import, and plain processes do without
     from testbed.docker.device import DockerDevice
-    from testbed.docker.testbed import ProverFactory
+    from testbed.docker.testbed import VerifierFactory
     from testbed.links.network import Network
     from testbed.verify.verifier import LimitVerifier
 
@@ -55,14 +55,14 @@ def emulated_testbed(
         mounts=tuple(dict.fromkeys(model_dirs)),
         link_backend=plan.config.link.backend,
         dilation=plan.dilation.factor,
-        prover=partial(_make_prover, plan, limits, tuple(model_dirs)),
+        verifier=partial(_make_verifier, plan, limits, tuple(model_dirs)),
         swap=swap,
         may_make_swap=plan.config.testbed.make_swap,
     ) as testbed:
         yield testbed
 
 
-def _make_prover(
+def _make_verifier(
     plan: Plan,
     limits: Sequence[DeviceLimits],
     model_dirs: Sequence[Path],
@@ -96,7 +96,7 @@ def open_testbed(
     mounts: Sequence[Path],
     link_backend: str,
     dilation: float,
-    prover: "ProverFactory | None" = None,
+    verifier: "VerifierFactory | None" = None,
     swap: int = 0,
     may_make_swap: bool = False,
 ) -> Iterator[Testbed]:
@@ -125,7 +125,7 @@ def open_testbed(
                 label=label,
                 link_backend=link_backend,
                 dilation=dilation,
-                prover_factory=prover,
+                verifier_factory=verifier,
                 warm_up=_WARM_UP,
             )
         )

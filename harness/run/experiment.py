@@ -157,7 +157,9 @@ class Experiment:
             )
             factor = plan.dilation.factor
             with (
-                self._live.repeat(title, launch) as shown,
+                self._live.repeat(
+                    title, launch.system, launch.requests, launch.world_size
+                ) as shown,
                 FaultyRun(shown, testbed, plan.config.link.faults, MEASURED_ID, factor) as watch,
             ):
                 outcome = run_repeat(launch, testbed, watch)

@@ -5,7 +5,7 @@ again. Every change of a record is written at once. Read `Jobs.__init__` and `_o
 """
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,11 +23,9 @@ from results.records.notes import DistinctLayers, Note, OwnForm, OwnSetting
 from results.records.run_config import RunConfig
 from results.records.schema import Check, RecordError, Repeat, RunEnvironment, RunRecord
 from results.records.store import RunStore
-from results.records.testbed_facts import DeviceLimits, Dilation, DiskRates, Link, RunCalibration
+from results.records.testbed_facts import Dilation, DiskRates, RunCalibration
 from testbed.host.environment import HostFacts
 from testbed.host.rates import Host
-from testbed.limits.limits import DeviceLimits as Limits
-from testbed.links.link import LinkSpec
 from tpi.decode import convert
 from tpi.errors import ConfigError, map_errors
 
@@ -165,16 +163,6 @@ def recorded_config(config: Config, system: str, **planned: object) -> RunConfig
     return convert({**axes, "options": options, **planned}, RunConfig, "run record", RecordError)
 
 
-def recorded_limits(limits: Sequence[Limits]) -> tuple[DeviceLimits, ...]:
-    """What is enforced on devices, as a record keeps it."""
-    return tuple(DeviceLimits(**asdict(each)) for each in limits)
-
-
-def recorded_links(links: Sequence[LinkSpec]) -> tuple[Link, ...]:
-    """Likewise their links."""
-    return tuple(Link(**asdict(each)) for each in links)
-
-
 def _calibration(plan: Plan, system: SystemPlan, disk: DiskRates) -> RunCalibration:
     """What is enforced on the devices, and how it was computed."""
     if not plan.is_emulated:
@@ -182,8 +170,8 @@ def _calibration(plan: Plan, system: SystemPlan, disk: DiskRates) -> RunCalibrat
     return RunCalibration(
         disk_probe=disk,
         dilation=Dilation(**asdict(plan.dilation)),
-        limits=recorded_limits(plan.limits[: system.world_size]),
-        links=recorded_links(plan.links[: system.world_size]),
+        limits=tuple(plan.limits[: system.world_size]),
+        links=tuple(plan.links[: system.world_size]),
     )
 
 

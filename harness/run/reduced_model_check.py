@@ -111,7 +111,10 @@ class ReducedModelCheck:
             launch = make_launch(
                 plan, system, weights, self._prompt_ids, self._programs, model_dirs
             )
-            with self._live.repeat(f"check of {system.name}: two layers", launch) as watch:
+            with self._live.repeat(
+                f"check of {system.name}: two layers",
+                launch.system, launch.requests, launch.world_size,
+            ) as watch:  # fmt: skip
                 outcome = run_repeat(launch, testbed, watch)
         factor = self._plan.dilation.factor
         repeat = judge(outcome, 0, MEASURED_ID, self._plan.new_tokens, factor)

@@ -74,7 +74,7 @@ def run_repeat(launch: Launch, testbed: Testbed, watch: Watch | None = None) -> 
     """
     try:
         devices = testbed.up(launch.world_size)
-        before = testbed.prove("before")
+        before = testbed.verify("before")
         if before.problems:  # nothing that is measured now would count
             return _unproved(devices, before)
         deadlines = launch.deadlines.scaled(launch.time_scale)
@@ -89,7 +89,7 @@ def run_repeat(launch: Launch, testbed: Testbed, watch: Watch | None = None) -> 
         meters = tuple(device.meter() for device in devices)
         facts = tuple(device.facts() for device in devices)
         # Of what failed anyway nothing has to be proved, and its devices may be gone.
-        after = testbed.prove("after") if failure is None else VerificationReport()
+        after = testbed.verify("after") if failure is None else VerificationReport()
         return Outcome(
             start_ns=session.start_ns,
             events=tuple(session.events),

@@ -1,7 +1,7 @@
-"""The folder that a run fills with specs, logs and what systems offload, gone when it ends.
+"""The temporary folder of a run, for specs, logs and offloaded weights.
 
-It is locked while it is used, so a folder that nobody has locked was left by a run that was killed,
-and the next run removes it.
+It is locked while it is used. An unlocked one was left by a run that was killed, and the next run
+removes it.
 """
 
 import contextlib

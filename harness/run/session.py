@@ -30,10 +30,10 @@ from harness.run.simulation import Simulation
 from results.records.comparison_table import note_lines, rich_table
 from results.records.schema import RunRecord
 from testbed.base import DeviceError
-from testbed.docker.watchdog import janitor
+from testbed.docker.watchdog import watchdog
 from testbed.host.hostlock import Contention, host_lock
+from testbed.host.label import RunLabel
 from testbed.host.rates import Host, probe_host
-from testbed.label import RunLabel
 from tpi.errors import TpiError
 from tpi.model_config import load_config, load_preset
 
@@ -120,7 +120,7 @@ def run(prepared: Prepared | PreparedSim, console: Console) -> Outcome:
         lock = host_lock(allow_concurrent=plan.config.allow_concurrent)
         contention = stack.enter_context(lock)
         if plan.is_emulated:
-            stack.enter_context(janitor(RunLabel.mine("all")))
+            stack.enter_context(watchdog(RunLabel.mine("all")))
         return _run(prepared, contention, console)
 
 

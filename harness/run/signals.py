@@ -1,10 +1,9 @@
-"""Ctrl-C, SIGTERM and SIGHUP: the first one ends a run politely, another one ends it at once.
+"""Ctrl-C, SIGTERM and SIGHUP: the first one ends a run in order, another one ends it at once.
 
-The first raises `KeyboardInterrupt` in the main thread, once, and what was started is taken down in
-order. At another one all our child processes are killed, so that nothing is left to wait for, and
-half a second later this process ends whatever it does: containers and other things that are no
-children hang on a lease of ours. A thread hears of signals by a pipe, for the main thread may be
-deep in a call that does not return. Read `GracefulShutdown._on_signal` and `_watch` first.
+The first raises `KeyboardInterrupt` in the main thread, once, and everything is taken down in
+order. Another one kills all our child processes, so that nothing is left to wait for, and half a
+second later this process ends in any case; containers end with our lease. A thread reads signals
+from a pipe, because the main thread may be in a call that does not return.
 """
 
 import contextlib
@@ -24,18 +23,18 @@ from testbed.host.procfs import PROC
 from tpi.errors import EXIT_INTERRUPTED
 
 POLITE = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# Closing a terminal, or a launcher that passes a signal on, gives two for one wish.
-_SAME_WISH_S = 0.25
+# Closing a terminal, or a launcher that forwards a signal, sends two signals for one request.
+_SAME_REQUEST_S = 0.25
 # From another signal to the end of the process; a user should not wait for a second.
-_LAST_MOMENT_S = 0.6
+_GRACE_S = 0.6
 _STDERR = 2
-# What later signals find, for one of them must not interrupt the handler of another: a flood would
-# nest them until the stack is full. Of C, so that it ends before the next signal is looked at.
+# The handler of later signals, which must not interrupt the handler of another: a flood would nest
+# them until the stack is full. It is a C function, so it ends before the next signal is handled.
 _NOTHING = operator.is_
 
 
 class GracefulShutdown:
-    """While its `with` block lasts, signals end the block as the module says."""
+    """While its `with` block lasts, signals end the block; see the module."""
 
     def __init__(self) -> None:
         self.seen = False
@@ -58,8 +57,8 @@ class GracefulShutdown:
     ) -> None:
         self._over.set()
         if self.seen:
-            ignore_signals()  # this process ends now; more wishes would only garble its last words
-            end_children()  # a clean-up that was interrupted may have left some
+            ignore_signals()  # this process ends now; more signals would only garble its output
+            end_children()  # an interrupted clean-up may have left some
         else:
             for number, handler in self._old.items():
                 signal.signal(number, handler)  # type: ignore[arg-type]  # what getsignal gave
@@ -73,7 +72,7 @@ class GracefulShutdown:
         for each in self._old:
             signal.signal(each, _NOTHING)
         if number == signal.SIGHUP:
-            leave_dead_terminal()  # before the words of farewell
+            leave_dead_terminal()  # before the last lines are written
         if not self._over.is_set():
             raise KeyboardInterrupt
 
@@ -86,11 +85,11 @@ class GracefulShutdown:
                 if byte[0] == signal.SIGHUP:
                     leave_dead_terminal()
                 first_s = time.monotonic() if first_s is None else first_s
-                if time.monotonic() - first_s > _SAME_WISH_S:
+                if time.monotonic() - first_s > _SAME_REQUEST_S:
                     self._end_now()
 
     def _end_now(self) -> None:
-        deadline = time.monotonic() + _LAST_MOMENT_S
+        deadline = time.monotonic() + _GRACE_S
         while time.monotonic() < deadline:
             end_children()
             if self._over.wait(0.05):
@@ -101,21 +100,21 @@ class GracefulShutdown:
 
 
 def ignore_signals() -> None:
-    """Nothing is left to interrupt: only the interpreter's own end is still to come."""
-    sys.unraisablehook = _but_late_signals
+    """Ignore signals from now on: only the interpreter's own end is left."""
+    sys.unraisablehook = _report_unraisable
     for number in POLITE:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _but_late_signals(unraisable: "sys.UnraisableHookArgs") -> None:
-    """Tell all but what CPython says of a signal that comes while it is being ignored."""
+def _report_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Report everything but CPython's error for a signal that comes while we ignore it."""
     exc = unraisable.exc_value
     if not (isinstance(exc, OSError) and "ignored due to race condition" in str(exc)):
         sys.__unraisablehook__(unraisable)
 
 
 def end_children(proc: Path = PROC) -> None:
-    """Kill every child process of ours, each with its group where it leads one."""
+    """Kill every child process of ours, and its group if it leads one."""
     for task in (proc / "self" / "task").iterdir():
         with contextlib.suppress(OSError):
             for word in (task / "children").read_text().split():
@@ -123,7 +122,7 @@ def end_children(proc: Path = PROC) -> None:
 
 
 def leave_dead_terminal() -> None:
-    """Let output go nowhere if its terminal is gone: to write there would fail."""
+    """Discard output if its terminal is gone: writing there would fail."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             fd = stream.fileno()
@@ -135,7 +134,7 @@ def leave_dead_terminal() -> None:
 
 
 def write_nowhere(fd: int) -> None:
-    """Put /dev/null in the place of a descriptor whose reader is gone."""
+    """Replace a descriptor whose reader is gone by /dev/null."""
     nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
     os.dup2(nowhere, fd)
     os.close(nowhere)
@@ -143,7 +142,7 @@ def write_nowhere(fd: int) -> None:
 
 def _kill(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        # A child that we have not reaped keeps its number, so nobody else is hit.
+        # A child that we have not reaped keeps its number, so no other process is hit.
         if os.getpgid(pid) == pid:
             os.killpg(pid, signal.SIGKILL)
         else:

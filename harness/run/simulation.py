@@ -13,7 +13,7 @@ from pathlib import Path
 from baselines.simulate import simulate
 from harness.plan.sim_plan import SimPlan, limits_of
 from harness.progress.live import Live
-from harness.run.jobs import recorded_config, recorded_limits, recorded_links, writable_folder
+from harness.run.jobs import recorded_config, writable_folder
 from harness.run.launch import MEASURED_ID
 from harness.run.run_key import simulated_decisive
 from results.records.hashing import digest_of, make_run_id
@@ -164,8 +164,8 @@ def _calibration(plan: SimPlan, run: SimRun) -> RunCalibration:
     )
     return RunCalibration(
         simulator=simulator,
-        limits=recorded_limits([limits_of(device) for device in run.devices]),
-        links=recorded_links(run.links),
+        limits=tuple(limits_of(device) for device in run.devices),
+        links=tuple(run.links),
     )
 
 

@@ -1,12 +1,12 @@
-"""The plot of a sweep: token latency, time to first token and peak memory over what was swept.
+"""The plot of a sweep: token latency, time to first token and peak memory.
 
-Over a numeric option it is a line per system (and per value of the other swept options); else
+Over a numeric option there is a line per system (and per value of the other swept options); else
 groups of bars, one group per job and one bar per system.
 """
 
 import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -14,10 +14,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from harness.run.sweep import Line, peak_memory_bytes
-from results.records.schema import RunRecord
+from harness.run.sweep_table import Line, peak_memory_bytes
+from results.records.schema import RunRecord, Spread
 
-_GIB = 1 << 30
 # Units by the end of an option's name; a size is a text with a unit of its own.
 _UNITS = {
     "_ms": "ms",
@@ -32,8 +31,8 @@ _UNITS = {
     "window": "blocks",
 }
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([KMG])iB")
-_MARKERS = "os^Dvx+*"  # lines that cover each other are told apart by them
-_LARGE_RANGE = 20  # of the values on an axis, from which on it is logarithmic
+_MARKERS = "os^Dvx+*"  # they tell lines apart that cover each other
+_LARGE_RANGE = 20  # an axis with a larger range of values is logarithmic
 Series = dict[str, list[tuple[float, RunRecord]]]
 Metric = Callable[[RunRecord], float | None]
 
@@ -44,9 +43,7 @@ def draw(names: Sequence[str], lines: Sequence[Line], path: Path) -> None:
     with mpl.rc_context({"font.size": 8, "axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=(11, 3.6), layout="constrained")
         panels = figure.subplots(1, 3)
-        metrics = (_token_latency_s, _ttft_s, _peak_gib)
-        labels = ("token latency (s)", "time to first token (s)", "peak memory of a device (GiB)")
-        for axes, metric, label in zip(panels, metrics, labels, strict=True):
+        for axes, (label, metric) in zip(panels, _PANELS.items(), strict=True):
             axes.set_ylabel(label)
             if x is None:
                 _draw_bars(axes, names, lines, metric)
@@ -60,7 +57,7 @@ def draw(names: Sequence[str], lines: Sequence[Line], path: Path) -> None:
 
 
 def x_axis(names: Sequence[str], lines: Sequence[Line]) -> int | None:
-    """Which swept option is drawn to the right: the numeric one with most values, if any."""
+    """The swept option on the x axis: the numeric one with most values, if any."""
     values = {
         i: {line.swept[i] for line in lines}
         for i in range(len(names))
@@ -95,8 +92,7 @@ def _draw_lines(axes: Axes, series: Series, metric: Metric) -> None:
     for (label, points), marker in zip(series.items(), itertools.cycle(_MARKERS)):
         known = sorted((x, y) for x, record in points if (y := metric(record)) is not None)
         if known:
-            xs, ys = zip(*known, strict=True)
-            axes.plot(xs, ys, marker=marker, markerfacecolor="none", label=label)
+            axes.plot(*zip(*known, strict=True), marker=marker, markerfacecolor="none", label=label)
     axes.set_xticks(sorted({x for points in series.values() for x, _ in points}))
 
 
@@ -129,15 +125,17 @@ def _with_unit(name: str, value: str) -> str:
     return f"{name} ({unit})" if unit else name
 
 
-def _token_latency_s(record: RunRecord) -> float | None:
-    latency = record.metrics.token_latency_s if record.metrics else None
-    return latency.median if latency else None
-
-
-def _ttft_s(record: RunRecord) -> float | None:
-    return record.metrics.ttft_s.median if record.metrics else None
+def _median(spread: Spread | None) -> float | None:
+    return spread.median if spread else None
 
 
 def _peak_gib(record: RunRecord) -> float | None:
     peak = peak_memory_bytes(record)
-    return None if peak is None else peak / _GIB
+    return None if peak is None else peak / (1 << 30)
+
+
+_PANELS: Mapping[str, Metric] = {
+    "token latency (s)": lambda r: _median(r.metrics.token_latency_s) if r.metrics else None,
+    "time to first token (s)": lambda r: _median(r.metrics.ttft_s) if r.metrics else None,
+    "peak memory of a device (GiB)": _peak_gib,
+}

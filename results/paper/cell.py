@@ -1,10 +1,8 @@
-"""One number of a table or figure of the paper, where it stands, and what it rests on.
+"""One number of a table or figure of the paper: its place, its value, its evidence.
 
-A `Place` is where a number stands, the same for the paper's own value and for ours. A `Cell` is one
-value for it with its evidence; a place may have several cells (what the paper reports, what was
-measured, what was simulated), which are shown side by side and never averaged.
-`results/paper/cells/result_set.py` collects them from run records. All values are SI: seconds,
-bytes, shares of one.
+A `Place` is the same for the paper's own value and for ours. It may have several cells (reported,
+measured, simulated), which are shown side by side and never averaged. All values are SI: seconds,
+bytes, shares of one. `results/paper/cells/result_set.py` collects cells from run records.
 """
 
 from dataclasses import dataclass
@@ -16,15 +14,16 @@ EVIDENCE = (
     "simulated",  # from a run record of the simulator
     "computed",  # by a formula or a replay alone: nothing was run
     "reported",  # what the paper says
-    "infeasible",  # cannot be had on the machine at hand; `detail` has the numbers
+    "infeasible",  # impossible on the machine at hand; `detail` has the numbers
 )
+# How a cell is drawn: its evidence, dilated measurements set apart, or that there is no result.
+KINDS = ("measured", "dilated", "simulated", "computed", "reported", "absent")
 SCALES = ("smoke", "small", "full")
-# What a cell without a number says instead of one.
-WORDS = (
+MISSING_REASONS = (
     "oom",  # a device's memory ran out: a result
     "infeasible",
     "failed",  # it ran and gave no timing (crashed, timeout, invalid, wrong output)
-    "unusable",  # there is a record, and it cannot be read: changed, older, half written
+    "unusable",  # the record cannot be read: changed, older, half written
     "not run",
     "not found",  # the paper does not say
 )
@@ -33,8 +32,8 @@ EXHIBITS = (
     *("figure1a", "figure1b", "figure1c", "figure3", "figure4"),
     *("figure5a", "figure5b", "figure5c", "figure6"),
 )
-VALIDATION = "validation"  # no exhibit of the paper: runs that the simulator is checked on
-ALL_EXHIBITS = (*EXHIBITS, VALIDATION)  # whatever runs are made for
+VALIDATION = "validation"  # not of the paper: runs that check the simulator
+ALL_EXHIBITS = (*EXHIBITS, VALIDATION)
 # Metric -> unit. A run record gives the first ones.
 METRICS = {
     "ttft_s": "s",  # request to first token, without loading
@@ -53,27 +52,23 @@ METRICS = {
 }
 
 
+def _check(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{name}: got {value!r}, expected one of {choices}")
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Place:
-    """Where a number stands.
+    """Where a number stands."""
 
-    Attributes:
-        exhibit: One of `ALL_EXHIBITS`.
-        row: A preset's name (`llama2-3b`), or what the row or the x axis of a figure is (`8`).
-        column: A column or a series: `on`, `off/4`, `accelerate`, `star` ...
-        metric: One of `METRICS`.
-    """
-
-    exhibit: str
-    row: str
-    column: str
-    metric: str
+    exhibit: str  # one of `ALL_EXHIBITS`
+    row: str  # a preset's name (`llama2-3b`), or a row or x value of a figure (`8`)
+    column: str  # a column or a series: `on`, `off/4`, `accelerate`, `star`
+    metric: str  # one of `METRICS`
 
     def __post_init__(self) -> None:
-        if self.exhibit not in ALL_EXHIBITS:
-            raise ConfigError(f"exhibit: got {self.exhibit!r}, expected one of {ALL_EXHIBITS}")
-        if self.metric not in METRICS:
-            raise ConfigError(f"metric: got {self.metric!r}, expected one of {tuple(METRICS)}")
+        _check("exhibit", self.exhibit, ALL_EXHIBITS)
+        _check("metric", self.metric, tuple(METRICS))
 
     def __str__(self) -> str:
         return f"{self.exhibit} {self.row} {self.column} {self.metric}"
@@ -81,7 +76,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class StudiedNetwork:
-    """What the study of allreduce latency ran on; `rate_mbps` None where it does not say."""
+    """What the study of allreduce latency ran on; `rate_mbps` is None where it does not say."""
 
     devices: int
     rate_mbps: float | None = None
@@ -93,44 +88,47 @@ class StudiedNetwork:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One value for a place, and what it rests on.
-
-    Attributes:
-        evidence: One of `EVIDENCE`.
-        value: None where there is no number; `word` then says why.
-        low: With `high` the 95 % interval, None where there is none.
-        n: Repeats that it rests on; 0 where it was not measured.
-        word: One of `WORDS`; empty where there is a number.
-        text: Of a fact that is no number (`Apple M1`).
-        scale: One of `SCALES`, of what was measured or simulated.
-        backend: Of the testbed: `local`, `docker`, `sim`.
-        dilation: By which measured times were divided.
-        run_id: The record that it comes from.
-        source: Of what was reported: table, page or section.
-        detail: For people: a doubt, a reason with its numbers.
-        network: Of the study of allreduce latency.
-    """
+    """One value for a place, and what it rests on."""
 
     place: Place
-    evidence: str
-    value: float | None = None
-    low: float | None = None
+    evidence: str  # one of `EVIDENCE`
+    value: float | None = None  # None where there is no number; `missing_reason` then says why
+    low: float | None = None  # with `high` the 95 % interval, None where there is none
     high: float | None = None
-    n: int = 0
-    word: str = ""
-    text: str = ""
-    scale: str = ""
-    backend: str = ""
-    dilation: float = 1.0
-    run_id: str = ""
-    source: str = ""
-    detail: str = ""
-    network: StudiedNetwork | None = None
+    n: int = 0  # repeats that it rests on; 0 where it was not measured
+    missing_reason: str = ""  # one of `MISSING_REASONS`; empty where there is a number
+    text: str = ""  # a fact that is not a number (`Apple M1`)
+    scale: str = ""  # one of `SCALES`, of what was measured or simulated
+    backend: str = ""  # of the testbed: `local`, `docker`, `sim`
+    dilation: float = 1.0  # by which measured times were divided
+    run_id: str = ""  # the record that it comes from
+    source: str = ""  # of a reported value: table, page or section
+    detail: str = ""  # for people: a doubt, a reason with its numbers
+    network: StudiedNetwork | None = None  # of the study of allreduce latency
 
     def __post_init__(self) -> None:
-        if self.evidence not in EVIDENCE:
-            raise ConfigError(f"evidence: got {self.evidence!r}, expected one of {EVIDENCE}")
-        if self.word and self.word not in WORDS:
-            raise ConfigError(f"word: got {self.word!r}, expected one of {WORDS}")
-        if self.value is None and not self.word and not self.text:
-            raise ConfigError(f"{self.place}: neither a value nor a word")
+        _check("evidence", self.evidence, EVIDENCE)
+        if self.missing_reason:
+            _check("missing_reason", self.missing_reason, MISSING_REASONS)
+        elif self.value is None and not self.text:
+            raise ConfigError(f"{self.place}: neither a value nor a reason why there is none")
+
+    @property
+    def is_simulated(self) -> bool:
+        """Whether the simulator is behind it, with a number or without."""
+        return self.evidence == "simulated" or self.backend == "sim"
+
+    @property
+    def kind(self) -> str:
+        """One of `KINDS`; `oom` is a result like any number."""
+        is_absent = self.missing_reason in ("not run", "unusable", "infeasible")
+        if self.missing_reason == "not found" and self.evidence != "reported":
+            is_absent = True
+        if is_absent or self.evidence == "infeasible":
+            return "absent"
+        return "dilated" if self.evidence == "measured" and self.dilation != 1 else self.evidence
+
+    @property
+    def ran(self) -> bool:
+        """Whether something really ran: everything else is of the paper's size."""
+        return self.kind in ("measured", "dilated")

@@ -1,7 +1,6 @@
 """Which run stands behind which cell: `index.json` beside the run records of one scale.
 
-The driver of the paper's tables writes it, whatever renders them reads it, so that nothing has to
-be composed or planned again to draw a table from records:
+The driver of the paper's tables writes it. Tables are drawn from it without composing or planning:
 
 {"schema_version": 1, "scale": "small", "entries": [
   {"exhibit": "table1", "row": "llama2-3b", "column": "on", "system": "tpi",
@@ -11,8 +10,8 @@ be composed or planned again to draw a table from records:
  "sources": {"tpi": "0123456789ab"}}
 
 An entry without a `run_id` says in `refusal` why this machine cannot run it, or in `failure` what
-went wrong; one that was not run yet has neither. `source` is the version of the program text that
-its run id stands for, and `sources` those of the last pass.
+went wrong; an entry that was not run yet has neither. `source` is the version of its program's
+text.
 """
 
 import json
@@ -53,7 +52,7 @@ class Entry(Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def is_simulated(self) -> bool:
-        """Whether its run is one of the simulator's, whatever became of it."""
+        """Whether the simulator runs it."""
         chosen = dict(each.partition("=")[::2] for each in self.overrides)
         backend = chosen.get("testbed.backend")
         return backend == "sim" or (backend is None and chosen.get("testbed") == "sim")
@@ -65,7 +64,7 @@ class Entry(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class StudyEntry(Struct, frozen=True, forbid_unknown_fields=True):
-    """Why a study, which is no run of a system, has given nothing; empty where nothing is wrong."""
+    """Why a study has no result; a study is not a run of a system."""
 
     name: Text
     exhibit: Holder
@@ -74,11 +73,7 @@ class StudyEntry(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Index(Struct, frozen=True, forbid_unknown_fields=True):
-    """All entries of one scale.
-
-    Attributes:
-        sources: By program, the version of its text when runs were last looked at.
-    """
+    """All entries of one scale; `sources` has each program's version in the last pass."""
 
     scale: Annotated[str, one_of(SCALES)]
     entries: tuple[Entry, ...] = ()

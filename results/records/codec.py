@@ -1,7 +1,6 @@
 """Run records and repeats as JSON, checked when written and when read.
 
-run.json             one object: the fields of `schema.RunRecord`, and `record_sha256`, the
-                     SHA-256 of the object without it, so that a changed byte is noticed
+run.json             the fields of `schema.RunRecord`, and `record_sha256` of all the rest
 samples-000.jsonl    line 1: the fields of `schema.Repeat` but `events`, with `num_events`;
                      then one event a line: {"rank": 0, "event": "token", "t_ns": 1,
                          "fields": {"id": "r0", "token": 7}}

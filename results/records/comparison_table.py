@@ -1,8 +1,6 @@
 """The table of a comparison, from run records alone: one row per system, notes below.
 
-`make_rows` turns records into words, `rich_table` and `markdown` lay them out. Nothing is measured
-or looked up here, so the same records always give the same table. A row without a timing shows
-why in a note, never a number.
+The same records always give the same table. A row without a timing says why in a note.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,6 +9,7 @@ from dataclasses import dataclass
 from rich.table import Table
 from rich.text import Text
 
+from results.records.notes import plain
 from results.records.schema import Check, Metrics, RunRecord, Spread
 from results.records.testbed_facts import SimulatorFacts
 from results.records.testbed_words import device_words, link_words
@@ -75,15 +74,27 @@ def rich_table(records: Sequence[RunRecord], title: str = "") -> Table:
 def markdown(records: Sequence[RunRecord]) -> str:
     """The same table as Markdown that is aligned when read as plain text."""
     rows = make_rows(records)
-    grid = [tuple(name for name, _ in COLUMNS), *(row.cells for row in rows)]
-    widths = [max(len(line[i]) for line in grid) for i in range(len(COLUMNS))]
-    lines = [_markdown_line(line, widths) for line in grid]
-    rule = "|".join(
-        "-" * (width + 1) + (":" if is_number else "-")
-        for width, (_, is_number) in zip(widths, COLUMNS, strict=True)
-    )
+    names, are_numbers = zip(*COLUMNS, strict=True)
+    lines = aligned([names, *(row.cells for row in rows)], are_numbers)
     notes = [f"- {line}" for line in (*where_lines(records), *_all_notes(rows))]
-    return "\n".join([lines[0], f"|{rule}|", *lines[1:], "", " ".join(LEGEND), "", *notes]).rstrip()
+    return "\n".join([*lines, "", " ".join(LEGEND), "", *notes]).rstrip()
+
+
+def aligned(grid: Sequence[Sequence[str]], are_numbers: Sequence[bool] = ()) -> list[str]:
+    """A header and rows as a Markdown table, every column as wide as its widest cell."""
+    are_numbers = are_numbers or [False] * len(grid[0])
+    columns = [
+        [cell.rjust(width) if is_number else cell.ljust(width) for cell in column]
+        for column, is_number in zip(zip(*grid, strict=True), are_numbers, strict=True)
+        for width in [max(map(len, column))]
+    ]
+    rule = "|".join(
+        "-" * (len(column[0]) + 1) + (":" if is_number else "-")
+        for column, is_number in zip(columns, are_numbers, strict=True)
+    )
+    cells = [[cell.replace("|", "/") for cell in line] for line in zip(*columns, strict=True)]
+    head, *rows = [f"| {' | '.join(line)} |" for line in cells]
+    return [head, f"|{rule}|", *rows]
 
 
 def note_lines(records: Sequence[RunRecord]) -> list[str]:
@@ -96,7 +107,7 @@ def where_lines(records: Sequence[RunRecord]) -> list[str]:
     lines = [
         line for record in records if record.config.testbed.backend for line in _testbed(record)
     ]
-    return list(dict.fromkeys(_plain(line) for line in lines))
+    return list(dict.fromkeys(plain(line) for line in lines))
 
 
 def _testbed(record: RunRecord) -> list[str]:
@@ -125,14 +136,6 @@ def is_simulated(record: RunRecord) -> bool:
 
 def _in_brackets(text: str) -> str:
     return f" ({text})" if text else ""
-
-
-def _shares(record: RunRecord) -> str | None:
-    """Shares that were asked for, as parts of the whole; None where they are even."""
-    shares = record.config.shares
-    if shares is None:
-        return None
-    return "shares of the devices " + ", ".join(f"{x / sum(shares):.0%}" for x in shares)
 
 
 def format_spread(spread: Spread | None) -> str:
@@ -166,43 +169,25 @@ def format_time_share(time_share: Mapping[str, float]) -> str:
 
 
 def _cells(record: RunRecord) -> tuple[str, ...]:
-    metrics = record.metrics
-    if metrics is None:
-        blank = (_NONE,) * (len(COLUMNS) - 4)
-        check = _token_words(record)
-        return (_plain(record.system), record.status, _devices(record), *blank, check)
+    devices = len(record.config.predicted_peak_bytes)
+    values = (_NONE,) * (len(COLUMNS) - 4)
+    if record.metrics is not None:
+        values = _values(record.metrics, has_interval=not is_simulated(record))
+    check = "not computed" if is_simulated(record) else format_check(record.check)
+    return (plain(record.system), record.status, str(devices or _NONE), *values, check)
+
+
+def _values(metrics: Metrics, *, has_interval: bool) -> tuple[str, ...]:
+    latency = format_spread(metrics.token_latency_s)
     return (
-        _plain(record.system),
-        record.status,
-        _devices(record),
         format_spread(metrics.ttft_s).split(" (")[0],
-        _token_latency(record, metrics),
+        # Nothing varies from one simulation to the next, so an interval would mean nothing.
+        latency if has_interval else latency.split(" (")[0],
         str(metrics.ttft_s.n),
-        _peak(metrics),
+        _bytes(max((v for v in metrics.peak_memory.rss_hwm if v is not None), default=None)),
         _bytes(metrics.disk_bytes_per_token),
         _bytes(metrics.wire_bytes_per_token),
-        _token_words(record),
     )
-
-
-def _token_latency(record: RunRecord, metrics: Metrics) -> str:
-    spread = format_spread(metrics.token_latency_s)
-    # Nothing varies from one simulation to the next, so an interval would mean nothing.
-    return spread.split(" (")[0] if is_simulated(record) else spread
-
-
-def _token_words(record: RunRecord) -> str:
-    return "not computed" if is_simulated(record) else format_check(record.check)
-
-
-def _devices(record: RunRecord) -> str:
-    peaks = record.config.predicted_peak_bytes  # one a device
-    return str(len(peaks)) if peaks else _NONE
-
-
-def _peak(metrics: Metrics) -> str:
-    known = [v for v in metrics.peak_memory.rss_hwm if v is not None]
-    return format_bytes(max(known)) if known else _NONE
 
 
 def _bytes(value: float | None) -> str:
@@ -212,27 +197,15 @@ def _bytes(value: float | None) -> str:
 def _notes(record: RunRecord) -> list[str]:
     notes = [record.reason] if record.status != "ok" else []
     notes += map(str, record.notes)
-    if shares := _shares(record):
-        notes.append(shares)
+    if shares := record.config.shares:
+        parts = ", ".join(f"{share / sum(shares):.0%}" for share in shares)
+        notes.append(f"shares of the devices {parts}")
     if record.check.passed is not True and record.check.detail and not is_simulated(record):
         notes.append(record.check.detail)
     if record.metrics is not None and (share := format_time_share(record.metrics.time_share)):
         notes.append(f"time: {share}")
-    return [f"{_plain(record.system)}: {_plain(note)}" for note in notes]
+    return [f"{plain(record.system)}: {plain(note)}" for note in notes]
 
 
 def _all_notes(rows: Iterable[Row]) -> list[str]:
     return list(dict.fromkeys(note for row in rows for note in row.notes))
-
-
-def _markdown_line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    padded = [
-        cell.rjust(width) if is_number else cell.ljust(width)
-        for cell, width, (_, is_number) in zip(cells, widths, COLUMNS, strict=True)
-    ]
-    return "| " + " | ".join(cell.replace("|", "/") for cell in padded) + " |"
-
-
-def _plain(text: str) -> str:
-    """One line without control characters: a log's words must not move the cursor."""
-    return "".join(c if c.isprintable() else " " for c in text)

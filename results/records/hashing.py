@@ -1,8 +1,7 @@
 """What makes two runs the same run: a hash of everything that decides the numbers.
 
-The caller collects it (system and options, model, weights, workload, dtype, devices, links,
-dilation, backend, host fingerprint, dependency versions) and adds a digest of the source that runs.
-What only decides how often or where to is left out.
+The caller collects that: system and options, model, weights, workload, dtype, devices, links,
+dilation, backend, host fingerprint, dependency versions, a digest of the source that runs.
 """
 
 import hashlib
@@ -19,7 +18,7 @@ def make_run_id(system: str, decisive: Mapping[str, object]) -> str:
 
 
 def digest_of(values: Mapping[str, object]) -> str:
-    """SHA-256 over plain values, whatever the order of their names."""
+    """SHA-256 over plain values; the order of their names does not matter."""
     canonical = json.dumps(values, sort_keys=True, allow_nan=False, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 

@@ -1,8 +1,7 @@
-"""From events to metrics, and from repeats to a run's metrics; both pure.
+"""From events to metrics, and from repeats to a run's metrics.
 
-What each number means stands in `schema.RepeatMetrics`. Differences are taken between integer
-nanoseconds, so that a time is right to the microsecond whatever the clock shows. Times of dilated
-devices are divided by the dilation.
+`schema.RepeatMetrics` says what each number means. Differences are taken between integer
+nanoseconds, so that no digit is lost, and divided by the dilation.
 """
 
 from collections.abc import Sequence

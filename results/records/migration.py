@@ -1,7 +1,6 @@
-"""Records of schema version 1 as records of today's: the only place that knows what they were.
+"""Records of schema version 1 as records of today's; files stay as they are.
 
-They kept the configuration, the environment and the calibration as they came, and notes as lines of
-text. What was said in text becomes facts here, once. A record stays as it is on disk.
+Version 1 kept configuration and environment as they came, and notes as lines of text.
 """
 
 import re
@@ -39,10 +38,7 @@ _NOTES: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], Note]], ...] = (
         re.compile(r"distinct_layers: (\d+) of (\d+)"),
         lambda m: DistinctLayers(int(m[1]), int(m[2])),
     ),
-    (
-        re.compile(r"dtype: (\w+), of the run: (\w+)"),
-        lambda m: OwnSetting("dtype", m[1], m[2]),
-    ),
+    (re.compile(r"dtype: (\w+), of the run: (\w+)"), lambda m: OwnSetting("dtype", m[1], m[2])),
     (
         re.compile(r"threads: (\d+), of the run: (\d+)"),
         lambda m: OwnSetting("threads", int(m[1]), int(m[2])),
@@ -51,10 +47,7 @@ _NOTES: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], Note]], ...] = (
         re.compile(r"(.+); its tokens are checked against the file's own numbers"),
         lambda m: OwnForm(m[1]),
     ),
-    (
-        re.compile(r"contended: another harness ran on this host at the same time"),
-        lambda _: Contended(),
-    ),
+    (re.compile(re.escape(str(Contended()))), lambda _: Contended()),
     (
         re.compile(r"link faults were made during the measured request: (\d+) changes"),
         lambda m: LinkFaults(int(m[1])),
@@ -98,7 +91,7 @@ def upgraded_record(raw: Json, where: str) -> Json:
 
 
 def note_of(text: str) -> Note:
-    """A line as the fact that it was made from; what a program said in its own words otherwise."""
+    """The fact that a line was made from, or a program's own words."""
     for pattern, make in _NOTES:
         if match := pattern.fullmatch(text):
             return make(match)

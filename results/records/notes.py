@@ -1,100 +1,95 @@
-"""What a reader must know of a run beside its numbers: facts, put in words here and nowhere else.
+"""What a reader must know of a run beside its numbers: facts, and the only words for them.
 
-A `Note` is one fact; `str(note)` is what stands below a table. What a program says of itself is
-`Said`, in its own words.
+A `Note` is one fact; `str(note)` is what stands below a table.
 """
 
-from msgspec import Struct
+from typing import ClassVar
+
+from msgspec import Struct, structs
 
 
-class Cut(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+def plain(text: str) -> str:
+    """One line without control characters: a log's words must not move the cursor."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+class _Fact(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """One fact; `words` is its text, with its fields in braces."""
+
+    words: ClassVar[str]
+
+    def __str__(self) -> str:
+        return self.words.format(**structs.asdict(self))
+
+
+class Cut(_Fact, frozen=True):
     """Something was cut so that the plan fits the time."""
 
+    words = "{what} {asked} -> {ran}, to fit max_minutes={max_minutes:g}"
     what: str
     asked: int
     ran: int
     max_minutes: float
 
-    def __str__(self) -> str:
-        limit = f"max_minutes={self.max_minutes:g}"
-        return f"{self.what} {self.asked} -> {self.ran}, to fit {limit}"
 
-
-class DistinctLayers(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+class DistinctLayers(_Fact, frozen=True):
     """Only so many layers are stored; the others are links to them."""
 
+    words = "distinct_layers: {stored} of {total}"
     stored: int
     total: int
 
-    def __str__(self) -> str:
-        return f"distinct_layers: {self.stored} of {self.total}"
 
-
-class OwnSetting(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+class OwnSetting(_Fact, frozen=True):
     """A system was asked to compute in another way than the others of its run."""
 
+    words = "{name}: {own}, of the run: {of_run}"
     name: str
     own: int | str
     of_run: int | str
 
-    def __str__(self) -> str:
-        return f"{self.name}: {self.own}, of the run: {self.of_run}"
 
-
-class OwnForm(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+class OwnForm(_Fact, frozen=True):
     """A system read weights in a form of its own, and its tokens were checked against that."""
 
+    words = "{form}; its tokens are checked against the file's own numbers"
     form: str
 
-    def __str__(self) -> str:
-        return f"{self.form}; its tokens are checked against the file's own numbers"
 
-
-class Said(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+class Said(_Fact, frozen=True):
     """What a program or the simulator said."""
 
+    words = "{text}"
     text: str
 
-    def __str__(self) -> str:
-        return self.text
 
-
-class Contended(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+class Contended(_Fact, frozen=True):
     """Another harness was busy on this host."""
 
-    def __str__(self) -> str:
-        return "contended: another harness ran on this host at the same time"
+    words = "contended: another harness ran on this host at the same time"
 
 
-class LinkFaults(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+class LinkFaults(_Fact, frozen=True):
     """Links were changed during the measured request."""
 
+    words = "link faults were made during the measured request: {changes} changes"
     changes: int
 
-    def __str__(self) -> str:
-        return f"link faults were made during the measured request: {self.changes} changes"
 
-
-class LinkFaultsFailed(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+class LinkFaultsFailed(_Fact, frozen=True):
     """Changes of links that were asked for and could not be made."""
 
+    words = "link faults that could not be made: {count}, {first_error}"
     count: int
     first_error: str
 
-    def __str__(self) -> str:
-        return f"link faults that could not be made: {self.count}, {self.first_error}"
 
-
-class DiskShare(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
-    """At which rate a run streamed, and what its disks could have given.
-
-    Attributes:
-        devices: Those whose disks are held to a rate; 0 where all share this host's disk.
-    """
+class DiskShare(_Fact, frozen=True):
+    """At which rate a run streamed, and what its disks could have given."""
 
     rate_bps: float
     most_bps: float
-    devices: int = 0
+    devices: int = 0  # those whose disks are held to a rate; 0 where all share this host's disk
 
     def __str__(self) -> str:
         what = "what the disk gives one reader of the same files"

@@ -1,7 +1,7 @@
 """The resolved configuration of a run, as its record keeps it: one type per axis.
 
-The harness's own dataclasses (`harness/config/config.py`) are what a user may ask for; these say
-what was run. None, or an empty name, is what a record does not say.
+`harness/config/config.py` has what a user may ask for; these types say what was run. None, or an
+empty name, is what a record does not say.
 """
 
 from collections.abc import Mapping
@@ -112,14 +112,7 @@ class RunTestbed(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class RunConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """Everything that a run was configured with, and what the plan made of it.
-
-    Attributes:
-        options: Of the system that ran.
-        devices: As many as there are; a system may use fewer.
-        prompt_ids: Of a measured run; a simulated one has `prompt_tokens` alone.
-        predicted_peak_bytes: One a device that the system uses.
-    """
+    """Everything that a run was configured with, and what the plan made of it."""
 
     model: RunModel = RunModel()
     weights: RunWeights = RunWeights()
@@ -127,8 +120,8 @@ class RunConfig(Struct, frozen=True, forbid_unknown_fields=True):
     device: RunDevice = RunDevice()
     link: RunLink = RunLink()
     testbed: RunTestbed = RunTestbed()
-    options: Mapping[str, Option] = msgspec.field(default_factory=dict)
-    devices: Count | None = None
+    options: Mapping[str, Option] = msgspec.field(default_factory=dict)  # of the system that ran
+    devices: Count | None = None  # a system may use fewer
     dtype: str | None = None
     repeats: Count | None = None
     max_minutes: Amount | None = None
@@ -136,10 +129,10 @@ class RunConfig(Struct, frozen=True, forbid_unknown_fields=True):
     force: bool = False
     trace: bool = False
     allow_concurrent: bool = False
-    prompt_ids: tuple[Count, ...] = ()
+    prompt_ids: tuple[Count, ...] = ()  # of a measured run; a simulated one has `prompt_tokens`
     prompt_tokens: Count | None = None
     warmup_tokens: Count | None = None
-    predicted_peak_bytes: tuple[Count, ...] = ()
+    predicted_peak_bytes: tuple[Count, ...] = ()  # of each device that the system uses
     predicted_step_s: Amount | None = None
 
     @property

@@ -1,9 +1,7 @@
-"""What a run leaves behind: the metrics, defined here and nowhere else, and the run record.
+"""What a run leaves behind: the metrics, defined here alone, and the run record.
 
-A *repeat* is one start of a system on fresh devices; it keeps every event of every rank. A *run
-record* joins the repeats of one system in one configuration. `measure.py` computes the metrics
-from a repeat's events, `codec.py` turns records into JSON and checks them, `store.py` keeps them.
-Read `RepeatMetrics` first. All times are in seconds, all sizes in bytes.
+A *repeat* is one start of a system on fresh devices, with every event of every rank. A *run record*
+joins the repeats of one system in one configuration. Times are in seconds, sizes in bytes.
 """
 
 from collections.abc import Mapping
@@ -61,17 +59,11 @@ class Spread(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class PeakMemory(Struct, frozen=True, forbid_unknown_fields=True):
-    """Peak memory by rank, three ways; None where a testbed cannot tell.
+    """Peak memory by rank, three ways; None where a testbed cannot tell."""
 
-    Attributes:
-        rss_hwm: VmHWM of the program, what the paper's monitor reads: the headline.
-        anon_peak: Largest sampled anonymous memory.
-        cgroup_peak: What the device's cgroup charged at most, page cache included.
-    """
-
-    rss_hwm: tuple[Count | None, ...] = ()
-    anon_peak: tuple[Count | None, ...] = ()
-    cgroup_peak: tuple[Count | None, ...] = ()
+    rss_hwm: tuple[Count | None, ...] = ()  # VmHWM, what the paper's monitor reads: the headline
+    anon_peak: tuple[Count | None, ...] = ()  # the largest sample of anonymous memory
+    cgroup_peak: tuple[Count | None, ...] = ()  # charged to the cgroup, page cache included
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,17 +73,14 @@ class RepeatMetrics:
     Attributes:
         load_s: Start of the first program to the last `ready`, less `verify_s`.
         verify_s: Longest time a device spent hashing a folder it opened for the first time.
-        ttft_s: `go` read to first token; weights streamed during the pass count. The paper's
-            figure without its scheduler includes loading: compare that with load_s + ttft_s.
+        ttft_s: `go` read to first token, weights streamed in that pass included. The paper's TTFT
+            without its scheduler includes loading: compare that with load_s + ttft_s.
         token_latency_s: (t_last - t_first) / (n - 1); None for n < 2.
         gaps_s: The n - 1 times between tokens, whose mean is `token_latency_s`.
         disk_bytes_per_token: Read by all devices after the first token, over n - 1; None for
-            n < 2 or where a device does not count.
-        wire_bytes_per_token: Sent by all devices after the first token, over n - 1; as above.
-        messages_per_token: Messages sent, likewise.
+            n < 2 or where a device does not count. So with bytes and messages on the wire.
         time_share: Mean over devices of the shares of the request's time (`go` to last token)
-            spent in compute, allreduce and waiting for weights; the rest is `other`. Empty where
-            a device does not count.
+            by `TIME_SHARES`; empty where a device does not count.
     """
 
     load_s: float
@@ -107,10 +96,9 @@ class RepeatMetrics:
 
 
 class Metrics(Struct, frozen=True, forbid_unknown_fields=True):
-    """The metrics of a run: over its `ok` repeats.
+    """The metrics of a run over its `ok` repeats.
 
-    Times are a `Spread`; `peak_memory` is the largest of any repeat by rank; bytes, messages and
-    `verify_s` are medians; `time_share` is a mean.
+    `peak_memory` is the largest of any repeat by rank, `time_share` a mean; the rest are medians.
     """
 
     load_s: Spread
@@ -125,7 +113,7 @@ class Metrics(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Check(Struct, frozen=True, forbid_unknown_fields=True):
-    """How the tokens were checked, and what came out.
+    """How the tokens were checked, and the result.
 
     Attributes:
         kind: One of `CHECKS`; `none` only where the plan has no check.
@@ -143,7 +131,7 @@ class Check(Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def is_broken(self) -> bool:
-        """Whether a planned check gave no verdict: what it should have checked proves nothing."""
+        """Whether a planned check gave no verdict."""
         return self.kind != "none" and self.passed is None
 
 
@@ -165,46 +153,27 @@ class LinkFaultDone(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class RepeatFacts(Struct, frozen=True, forbid_unknown_fields=True):
-    """What else is known of a repeat.
+    """What else is known of a repeat."""
 
-    Attributes:
-        exits: By rank; None where a program's end was not seen.
-        devices: What each said of itself.
-        log_tails: The last lines of each program's log, where something failed.
-        meter_words: By rank, why a peak is missing.
-        proof: Of limits and links; None where there are none.
-        contended: Whether another harness ran on this host at the same time.
-        simulated: Whether the simulator answered in the place of programs.
-    """
-
-    exits: tuple[ProgramEnd | None, ...] = ()
+    exits: tuple[ProgramEnd | None, ...] = ()  # None where a program's end was not seen
     devices: tuple[DeviceFacts, ...] = ()
-    log_tails: tuple[str, ...] = ()
-    meter_words: tuple[Mapping[str, str], ...] = ()
+    log_tails: tuple[str, ...] = ()  # the last lines of each program's log, after a failure
+    meter_words: tuple[Mapping[str, str], ...] = ()  # by rank, why a peak is missing
     proof: VerificationReport | None = None
     link_faults: tuple[LinkFaultDone, ...] = ()
-    contended: bool = False
+    contended: bool = False  # another harness ran on this host at the same time
     simulated: bool = False
 
 
 class Repeat(Struct, frozen=True, forbid_unknown_fields=True):
-    """One start of a system, with everything it said.
-
-    Attributes:
-        request_id: The measured request; events of warm-up requests are kept too.
-        start_ns: By rank, CLOCK_MONOTONIC just before the program was started.
-        peak_memory: As the testbed's meters saw it.
-        facts: What else is known of this repeat.
-        dilation: How many times slower than the devices everything ran; times of events are as
-            they were, metrics are divided by it.
-    """
+    """One start of a system, with all its events, whose times are not divided by the dilation."""
 
     index: Count
-    request_id: str
+    request_id: str  # the measured request; events of warm-up requests are kept too
     status: Status
     reason: str
-    start_ns: tuple[Count, ...]
-    peak_memory: PeakMemory
+    start_ns: tuple[Count, ...]  # by rank, CLOCK_MONOTONIC just before the program was started
+    peak_memory: PeakMemory  # as the testbed's meters saw it
     events: tuple[Event, ...]
     facts: RepeatFacts = RepeatFacts()
     dilation: Factor = 1.0
@@ -234,48 +203,29 @@ class CalibratedHost(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class RunEnvironment(Struct, frozen=True, forbid_unknown_fields=True):
-    """Where a run was made.
-
-    Attributes:
-        host: Its `versions` are those of what the system's numbers come from; None in a simulation.
-        calibrated_host: Of a simulation.
-        devices: What each said of itself in the last repeat.
-        testbed_notes: What the testbed does not limit, and how it was set up.
-    """
+    """Where a run was made; a simulation has a `calibrated_host` instead of a `host`."""
 
     host: HostFacts | None = None
     calibrated_host: CalibratedHost | None = None
-    devices: tuple[DeviceFacts, ...] = ()
-    testbed_notes: tuple[str, ...] = ()
+    devices: tuple[DeviceFacts, ...] = ()  # of the last repeat
+    testbed_notes: tuple[str, ...] = ()  # what the testbed does not limit, and how it was set up
 
 
 class RunRecord(Struct, frozen=True, forbid_unknown_fields=True):
-    """`run.json`: one system in one configuration on one testbed.
+    """`run.json`: one system in one configuration on one testbed."""
 
-    Attributes:
-        run_id: Name of the folder: the hash of what decides the numbers, `-2`, `-3` ... after it
-            where it was measured again.
-        reason: Why `status` is not `ok`, in one line.
-        config: The resolved configuration.
-        environment: Facts of the host and of each device.
-        calibration: What was enforced on the devices, and what was measured of it.
-        tokens: Of the first repeat.
-        metrics: Over the `ok` repeats; None unless `status` is `ok` or `interrupted`.
-        notes: Fewer repeats than asked, k of L distinct layers, no O_DIRECT ...
-    """
-
-    run_id: Text
+    run_id: Text  # the folder: a hash of what decides the numbers, `-2` ... where measured again
     system: Text
     status: Status
-    reason: str = ""
+    reason: str = ""  # why `status` is not `ok`, in one line
     check: Check = Check()
     config: RunConfig = RunConfig()
     environment: RunEnvironment = RunEnvironment()
     calibration: RunCalibration = RunCalibration()
-    tokens: tuple[Count, ...] = ()
-    metrics: Metrics | None = None
+    tokens: tuple[Count, ...] = ()  # of the first repeat
+    metrics: Metrics | None = None  # None unless `status` is `ok` or `interrupted`
     samples: tuple[SampleFile, ...] = ()
-    notes: tuple[Note, ...] = ()
+    notes: tuple[Note, ...] = ()  # fewer repeats than asked, k of L distinct layers, no O_DIRECT
     schema_version: Literal[2] = SCHEMA_VERSION
 
     @property
@@ -284,12 +234,7 @@ class RunRecord(Struct, frozen=True, forbid_unknown_fields=True):
         return sum(s.status == "ok" for s in self.samples)
 
     def is_finished(self, repeats: int) -> bool:
-        """Whether nothing is left to do for so many repeats.
-
-        A failure is a result too; what is invalid says nothing of the system.
-        """
-        if self.status == "invalid":
-            return False
+        """Whether nothing is left to do; a failure is a result, an invalid run is not."""
         if self.status in ("ok", "interrupted"):
             return self.num_ok >= repeats
-        return True
+        return self.status != "invalid"

@@ -1,8 +1,6 @@
-"""The single spans of a traced repeat: what every rank did when, in the request's own seconds.
+"""The single spans of a traced repeat: what every rank did when, in seconds since the request.
 
-They come from `spans` events (`tpi/spans.py`), which a run writes with `trace=true`.
-`trace_file.py` makes a file for a timeline viewer of them, `window_history.py` the window over
-time.
+They come from `spans` events (`tpi/trace.py`), which a run writes with `trace=true`.
 """
 
 from dataclasses import dataclass
@@ -16,18 +14,11 @@ _EVENT = "spans"
 
 @dataclass(frozen=True, slots=True)
 class RankSpan:
-    """One span of one rank.
-
-    Attributes:
-        name: One of `tpi.spans.SPAN_NAMES`.
-        label: The block, as `attn.3`; empty if it is of none.
-        start_s: Since the request began, undilated; likewise `end_s`. A load that was under way
-            then has a start below 0.
-    """
+    """One span of one rank, in undilated seconds since the request began."""
 
     rank: int
-    name: str
-    label: str
+    name: str  # one of `tpi.trace.SPAN_NAMES`
+    label: str  # the block, as `attn.3`; empty if it is of none
     start_s: float
     end_s: float
 
@@ -40,7 +31,7 @@ def spans_of(repeat: Repeat) -> list[RankSpan]:
     Raises:
         RecordError: There are spans, and no request that they belong to.
     """
-    events = _events(repeat)
+    events = _events(repeat, _EVENT)
     if not events:
         return []
     go_ns, second = _go_ns(repeat), 1e9 * repeat.dilation
@@ -55,16 +46,15 @@ def spans_of(repeat: Repeat) -> list[RankSpan]:
 
 def is_cut(repeat: Repeat) -> bool:
     """Whether a rank had more spans than it kept: the last part of its request is then missing."""
-    return any(event.fields.get("cut") is True for event in _events(repeat))
+    return any(event.fields.get("cut") is True for event in _events(repeat, _EVENT))
 
 
-def _events(repeat: Repeat) -> list[Event]:
-    return [e for e in repeat.events if e.name == _EVENT and e.request_id == repeat.request_id]
+def _events(repeat: Repeat, name: str) -> list[Event]:
+    return [e for e in repeat.events if e.name == name and e.request_id == repeat.request_id]
 
 
 def _go_ns(repeat: Repeat) -> int:
-    for event in repeat.events:
-        is_begin = event.name == "request" and event.rank == MASTER_RANK
-        if is_begin and event.request_id == repeat.request_id:
+    for event in _events(repeat, "request"):
+        if event.rank == MASTER_RANK:
             return event.t_ns
     raise RecordError(f"repeat {repeat.index}: spans without a request {repeat.request_id!r}")

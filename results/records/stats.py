@@ -1,7 +1,7 @@
 """Medians with bootstrap 95 % intervals: repeats are resampled, then tokens within each.
 
-Seeded, so that a table computed twice from the same records is the same table. The method is the
-two-level (cluster) bootstrap: tokens of one repeat share its luck, so repeats are the outer unit.
+This is the two-level (cluster) bootstrap, since tokens of one repeat are not independent. It is
+seeded: the same records give the same table.
 """
 
 from collections.abc import Sequence
@@ -53,7 +53,7 @@ def _spread(point: float, drawn: NDArray[np.float64], n: int) -> Spread:
 def _resample_means(
     groups: Sequence[Sequence[float]], rng: np.random.Generator
 ) -> NDArray[np.float64]:
-    """(draws,) medians over repeats drawn with replacement, of means of tokens drawn likewise."""
+    """(draws,) medians over repeats of means of tokens, both drawn with replacement."""
     picked = rng.integers(0, len(groups), size=(len(groups), _RESAMPLES))
     means = np.empty(picked.shape)
     for index, group in enumerate(groups):

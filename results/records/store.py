@@ -1,9 +1,8 @@
 """Keeps run records: `<results_dir>/<run_id>/run.json` and one samples file per repeat.
 
-Every file is written under another name, synced and renamed, and then its folder is synced: after
-a crash or a full disk there is the old file or the new one. A samples file counts once `run.json`
-lists it with its hash; one that is not listed was being written, and its repeat is done again.
-Nothing that is listed is ever overwritten.
+Files are written atomically: after a crash or a full disk there is the old file or the new one. A
+samples file counts once `run.json` lists it with its hash; the repeat of one that is not listed is
+done again. Nothing that is listed is ever overwritten.
 """
 
 import hashlib
@@ -15,7 +14,7 @@ from msgspec.structs import replace
 from results.records.codec import decode_record, decode_repeat, encode_record, encode_repeat
 from results.records.hashing import split_run_id
 from results.records.measure import measure, summarize
-from results.records.schema import RecordError, Repeat, RunRecord, SampleFile
+from results.records.schema import RecordError, Repeat, RepeatMetrics, RunRecord, SampleFile
 from tpi.errors import ResourceError, map_errors
 from tpi.files import sync_folder, write_atomic
 
@@ -75,11 +74,14 @@ class RunStore:
         """
         return [self._read_repeat(record.run_id, sample) for sample in record.samples]
 
+    def measured(self, record: RunRecord) -> list[RepeatMetrics]:
+        """The metrics of every repeat that ended well; raises as `repeats`."""
+        return [measure(repeat) for repeat in self.repeats(record) if repeat.status == "ok"]
+
     def append(self, record: RunRecord, repeat: Repeat) -> RunRecord:
         """Keep one more repeat; status, tokens and metrics of the record follow from all of them.
 
-        Status and reason of a repeat that is not `ok` become the record's, and it then has no
-        metrics: a failure is not averaged away.
+        A repeat that is not `ok` makes a record without metrics: a failure is not averaged away.
 
         Raises:
             ResourceError: The disk is full or cannot be written; what was there is intact.

@@ -1,7 +1,6 @@
-"""What a testbed tells of its devices: limits, links, proofs that they held, and what happened.
+"""What a record keeps of its testbed: limits, links, the checks that they held, device facts.
 
-`RunCalibration` is what a record keeps of it over all repeats, `DeviceFacts` what each device says
-of itself. All values are those in force on this host: dilated, where `Dilation` is not 1.
+Values are those in force on this host: dilated, where `Dilation` is not 1.
 """
 
 from collections.abc import Mapping
@@ -10,31 +9,14 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from results.records.numbers import Amount, Count, Factor, Fraction
-
-
-class DeviceLimits(Struct, frozen=True, forbid_unknown_fields=True):
-    """What a device is held to; None is "not limited"."""
-
-    cpus: Amount | None = None
-    threads: Count = 1
-    memory: Count | None = None
-    swap: Count = 0
-    read_bps: Amount | None = None
-    write_bps: Amount | None = None
-
-
-class Link(Struct, frozen=True, forbid_unknown_fields=True):
-    """A device's link to the core, as it is emulated."""
-
-    delay_s: Amount
-    rate_bps: Amount | None
-    loss_frac: Fraction
-    queue_bytes: Count = 0
+from results.records.numbers import Amount, Count, Factor
+from testbed.limits.limits import DeviceLimits
+from testbed.links.link import LinkSpec
+from testbed.verify.conditions import RunConditions
 
 
 class Dilation(Struct, frozen=True, forbid_unknown_fields=True):
-    """How many times slower everything ran, why, and what did not fit all the same."""
+    """How many times slower everything ran, why, and what did not fit even so."""
 
     factor: Factor = 1.0
     reason: str = ""
@@ -49,7 +31,7 @@ class DiskRates(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Figure(Struct, frozen=True, forbid_unknown_fields=True):
-    """One thing that was probed on one device; see `testbed.verify.tolerances.Figure`."""
+    """One thing that was probed on one device; see `testbed.verify.tolerances`."""
 
     device: Count
     what: str
@@ -71,30 +53,6 @@ class ProbeReport(Struct, frozen=True, forbid_unknown_fields=True):
     wall_s: Amount = 0.0
 
 
-class DeviceConditions(Struct, frozen=True, forbid_unknown_fields=True):
-    """What one device went through; see `testbed.verify.conditions`."""
-
-    cpu_s: float
-    throttled_share: float
-    throttled_s: float
-    retransmissions: int | None = None
-
-
-class Conditions(Struct, frozen=True, forbid_unknown_fields=True):
-    """What else happened during a repeat; see `testbed.verify.conditions.RunConditions`."""
-
-    wall_s: float = 0.0
-    foreign_cores: float = 0.0
-    steal_cores: float = 0.0
-    own_cores: float = 0.0
-    swapped_in: int = 0
-    swapped_out: int = 0
-    devices: tuple[DeviceConditions, ...] = ()
-    unexplained_retransmissions: int | None = None
-    late_us: Mapping[str, float] | None = None
-    problems: tuple[str, ...] = ()
-
-
 class LinksAsSet(Struct, frozen=True, forbid_unknown_fields=True):
     """What emulated the links, and each device's settings as the kernel gave them back."""
 
@@ -107,7 +65,7 @@ class VerificationReport(Struct, frozen=True, forbid_unknown_fields=True):
 
     before: ProbeReport | None = None
     after: ProbeReport | None = None
-    conditions: Conditions | None = None
+    conditions: RunConditions | None = None
     links: LinksAsSet | None = None
     problems: tuple[str, ...] = ()
 
@@ -119,11 +77,7 @@ class VerificationReport(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SimulatorFacts(Struct, frozen=True, forbid_unknown_fields=True):
-    """The costs that a simulated run was computed from.
-
-    Attributes:
-        content: The whole calibration, to be shown; nothing is computed from it.
-    """
+    """The costs that a simulated run was computed from; `content` is for people alone."""
 
     name: str
     host: str = "unknown"
@@ -132,22 +86,14 @@ class SimulatorFacts(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class RunCalibration(Struct, frozen=True, forbid_unknown_fields=True):
-    """What is enforced on the devices of a run, and what was measured of it.
+    """What is enforced on the devices that a system used, and what was measured of it."""
 
-    Attributes:
-        disk_probe: Of this host's disk, as it was measured before the run.
-        limits: Of each device that the system used; none where nothing is emulated.
-        links: Likewise.
-        disk_read_bps: The disk's own rate beside each repeat that streamed much from it.
-        proofs: One a repeat.
-    """
-
-    disk_probe: DiskRates | None = None
+    disk_probe: DiskRates | None = None  # of this host's disk, before the run
     dilation: Dilation = Dilation()
     limits: tuple[DeviceLimits, ...] = ()
-    links: tuple[Link, ...] = ()
-    disk_read_bps: tuple[Amount, ...] = ()
-    proofs: tuple[VerificationReport, ...] = ()
+    links: tuple[LinkSpec, ...] = ()
+    disk_read_bps: tuple[Amount, ...] = ()  # beside each repeat that streamed much from the disk
+    proofs: tuple[VerificationReport, ...] = ()  # of each repeat
     simulator: SimulatorFacts | None = None
 
 
@@ -192,7 +138,7 @@ class DeviceFacts(Struct, frozen=True, forbid_unknown_fields=True):
     threads: Count | None = None
     limits: LimitsInForce | Literal["none"] | None = None
     asked: DeviceLimits | None = None
-    link: Link | None = None
+    link: LinkSpec | None = None
     link_backend: str | None = None
     address: str | None = None
     container: str | None = None

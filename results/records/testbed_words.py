@@ -1,61 +1,34 @@
-"""What devices and links were, in words: the undilated figures behind a testbed's names.
+"""What devices and links were, in words: the undilated values behind a testbed's names.
 
 Names alone would mislead where an option or an experiment changed a page of `conf/`.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
+from testbed.limits.limits import DeviceLimits
+from testbed.links.link import LinkSpec
 from tpi.units import format_bytes
 
 
-class Limited(Protocol):
-    """What a device is held to; None is "not limited"."""
-
-    @property
-    def memory(self) -> int | None:
-        """Bytes."""
-
-    @property
-    def read_bps(self) -> float | None:
-        """Bytes a second from disk."""
-
-
-class Linked(Protocol):
-    """A device's link; a rate of None or 0 is no limit."""
-
-    @property
-    def delay_s(self) -> float:
-        """To the core."""
-
-    @property
-    def rate_bps(self) -> float | None:
-        """Bits a second."""
-
-    @property
-    def loss_frac(self) -> float:
-        """Share of packets lost."""
-
-
-def device_words(limits: Sequence[Limited], dilation: float) -> str:
+def device_words(limits: Sequence[DeviceLimits], dilation: float) -> str:
     """Memory and disk rate of devices; empty where neither is limited.
 
     Args:
         limits: Of each device as enforced.
         dilation: By which the rates were divided.
     """
-    words = [
+
+    def disk(rate_bps: float) -> str:
+        return f"{rate_bps * dilation / 1e6:.4g} MB/s"
+
+    words = (
         _range([each.memory for each in limits], format_bytes),
-        _range(
-            [each.read_bps for each in limits],
-            lambda rate_bps: f"{rate_bps * dilation / 1e6:.4g} MB/s",
-            "disk ",
-        ),
-    ]
-    return ", ".join(word for word in words if word)
+        _range([each.read_bps for each in limits], disk, "disk "),
+    )
+    return ", ".join(filter(None, words))
 
 
-def link_words(links: Sequence[Linked], dilation: float) -> str:
+def link_words(links: Sequence[LinkSpec], dilation: float) -> str:
     """Delay to the core, rate and loss of links.
 
     Args:
@@ -69,7 +42,7 @@ def link_words(links: Sequence[Linked], dilation: float) -> str:
     ]
     if any(each.loss_frac for each in links):
         words.append(_range([each.loss_frac for each in links], "{:.2%}".format, "loss "))
-    return ", ".join(word for word in words if word)
+    return ", ".join(filter(None, words))
 
 
 def _range(values: Sequence[float | None], in_words: Callable[[float], str], what: str = "") -> str:

@@ -15,10 +15,9 @@ from results.records.spans import RankSpan, is_cut, spans_of
 from results.records.store import RunStore
 from tpi.command_line import Parser
 from tpi.errors import ConfigError, ResourceError, TpiError, map_errors
-from tpi.files import write_atomic
-from tpi.outfile import check_out
+from tpi.files import check_out, write_atomic
 from tpi.ranks import MASTER_RANK
-from tpi.spans import SPAN_NAMES
+from tpi.trace import SPAN_NAMES
 
 
 def trace_events(repeat: Repeat, system: str = "") -> list[dict[str, object]]:

@@ -1,10 +1,8 @@
-"""One device's container: how it is made, what holds it, and how it goes away.
+"""One device's container: how it is made, what keeps it alive, and how it goes away.
 
-Its first process does nothing but read an input that the harness holds open. When the harness
-ends, however it ends, the daemon closes that input, the process ends, the kernel kills whatever
-else runs in the container, and the daemon removes it. Programs are execs beside it.
-
-What it is made of is in `container_spec.py`. Read `Container.start` first.
+Its first process only reads an input that the harness holds open. When the harness ends, however it
+ends, the daemon closes that input, the process ends, the kernel kills everything else in the
+container, and the daemon removes it. Programs are execs beside that process.
 """
 
 import contextlib
@@ -31,10 +29,9 @@ _REMOVE_S = 10
 class Container:
     """A container that lives as long as this process holds its lease; made by `start`."""
 
-    def __init__(self, daemon: Daemon, spec: ContainerSpec, disks: Sequence[str] = ()) -> None:
+    def __init__(self, daemon: Daemon, spec: ContainerSpec) -> None:
         self._daemon = daemon
         self._spec = spec
-        self._disks = disks
         self._where = f"device {spec.index}"
         self._lease: Stream | None = None
         self._handle: int | None = None
@@ -44,17 +41,13 @@ class Container:
         self.cgroup: Cgroup
 
     def start(self) -> None:
-        """Make it, take its lease, start it, and see that its limits hold.
-
-        Raises:
-            DeviceError: Any of this failed; `remove` is then still to be called.
-        """
+        """Make it, take its lease, start it, check its limits; an error leaves it to `remove`."""
         arguments = container_arguments(self._spec)
         with daemon_errors(f"{self._where}: cannot be made"):
             client = self._daemon.client
             host_config = client.create_host_config(**arguments.pop("host_config"))
             self.id = client.create_container(**arguments, host_config=host_config)["Id"]
-            # Before it runs, so that there is no moment in which nobody holds it.
+            # Before it runs, so that it is held at every moment.
             self._lease = self._daemon.open_stream(
                 f"/containers/{self.id}/attach?stream=1&stdin=1", {}
             )
@@ -65,7 +58,7 @@ class Container:
             raise DeviceError(f"{self._where}: its container ended at once: {state['State']}")
         self._handle = os.pidfd_open(self.pid)
         self.cgroup = open_cgroup(self.pid)
-        if wrong := limit_differences(self._spec, self.cgroup, self._disks):
+        if wrong := limit_differences(self._spec, self.cgroup):
             raise DeviceError(f"{self._where}: limits do not hold: {'; '.join(wrong)}")
 
     def open_exec(self, argv: Sequence[str], work_dir: str) -> tuple[str, Stream]:
@@ -79,8 +72,8 @@ class Container:
         )
         return str(made["Id"]), stream
 
-    def exec_state(self, exec_id: str) -> tuple[bool, int, int | None] | None:
-        """(whether it runs, host process number or 0, exit status); None if Docker forgot it."""
+    def exec_state(self, exec_id: str) -> tuple[int, int | None] | None:
+        """(host process number or 0, exit status once it ended); None if Docker forgot it."""
         try:
             with daemon_errors(f"{self._where}: inspect"):
                 state: Mapping[str, Any] = self._daemon.client.exec_inspect(exec_id)
@@ -88,7 +81,8 @@ class Container:
             if isinstance(exc.__cause__, docker.errors.NotFound):
                 return None
             raise
-        return bool(state["Running"]), int(state["Pid"]), state["ExitCode"]
+        # At first it neither runs nor has a status: the daemon answers before it starts it.
+        return int(state["Pid"]), None if state["Running"] else state["ExitCode"]
 
     def signal(self, leader: int, number: int) -> None:
         """Send a signal to all of a program's session that runs in here; gone is fine."""
@@ -98,10 +92,7 @@ class Container:
                     _signal(pid, leader, number)
 
     def open_handle(self, pid: int) -> int | None:
-        """A handle of a process in here, to wait for its end; None if it has ended.
-
-        Its number may have been given to somebody else by now, but not in here.
-        """
+        """A handle of a process in here, to wait for its end; None if it has ended."""
         with contextlib.suppress(DeviceError, OSError):
             handle = os.pidfd_open(pid)
             if pid in self.cgroup.pids():
@@ -161,7 +152,7 @@ class Container:
 
 
 def _signal(pid: int, leader: int, number: int) -> None:
-    """Send a signal, to nobody else should the number have been given away meanwhile."""
+    """Send a signal, but not if the number has been given to another process meanwhile."""
     try:
         handle = os.pidfd_open(pid)
     except OSError:

@@ -1,10 +1,12 @@
-"""What a device's container is made of, what Docker is asked for, and what is in force: pure.
+"""What a device's container is made of, what Docker is asked for, and what is in force. Pure.
 
 Docker leaves out what the kernel cannot do and only warns, so what is in force is read back from
-the control group and compared. Read `container_arguments` first.
+the control group and compared. Programs run without root's rights, so mounts must be readable.
 """
 
-from collections.abc import Mapping, Sequence
+import os
+import stat
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,12 @@ from docker.types import Mount, Ulimit
 
 from testbed.base import DeviceError
 from testbed.host.procfs import host_swap_bytes
+from testbed.limits.blockdev import Disk
 from testbed.limits.cgroup import Cgroup
 from testbed.limits.limits import LEAST_CPUS, DeviceLimits
+from tpi.errors import ConfigError
 
-# Reads until its input ends and needs half a MiB: it counts as the device's memory.
+# Reads until its input ends. Its half a MiB counts as the device's memory.
 _HOLDER = ("cat",)
 _MAX_PROCESSES = 1024
 # Docker's 64 MiB are too few for what gloo and torch share.
@@ -34,16 +38,12 @@ class ContainerSpec:
     """Everything that decides a container.
 
     Attributes:
-        index: The device's.
         name: The container's own, unique on this host.
         image: Tag or id.
-        user: Numbers of user and group that everything in it runs as.
-        limits: What it is held to.
-        labels: Whose it is.
+        user: Numbers of user and group of everything in it.
         mounts: (host path, path in the container, whether it may write there).
         env: Variables of every program.
-        disks: Device files whose rates are limited.
-        cgroup_version: The host's.
+        disks: Those whose rates are limited.
     """
 
     index: int
@@ -54,16 +54,12 @@ class ContainerSpec:
     labels: Mapping[str, str] = field(default_factory=dict)
     mounts: Sequence[tuple[Path, str, bool]] = ()
     env: Mapping[str, str] = field(default_factory=dict)
-    disks: Sequence[str] = ()
+    disks: Sequence[Disk] = ()
     cgroup_version: int = 2
 
 
 def cpu_quota(cpus: float) -> tuple[int, int]:
-    """(quota, period) in microseconds: 10 ms periods, longer only where the quota is else < 1 ms.
-
-    Raises:
-        DeviceError: The share is smaller than the kernel can enforce.
-    """
+    """(quota, period) in microseconds: 10 ms periods, longer where a quota would be below 1 ms."""
     period = max(_PERIOD_US, round(_MIN_QUOTA_US / cpus))
     if period > _MAX_PERIOD_US:
         raise DeviceError(
@@ -73,7 +69,7 @@ def cpu_quota(cpus: float) -> tuple[int, int]:
 
 
 def container_arguments(spec: ContainerSpec) -> dict[str, Any]:
-    """What `create_container` is asked for; `host_config` holds the SDK's words for it."""
+    """The arguments of `create_container`; `host_config` has those of `create_host_config`."""
     return {
         "image": spec.image,
         "name": spec.name,
@@ -94,7 +90,7 @@ def container_arguments(spec: ContainerSpec) -> dict[str, Any]:
             "shm_size": _SHM_BYTES,
             "oom_score_adj": _OOM_SCORE_ADJ,
             "log_config": {"Type": "none"},
-            # A crash is told by its signal; its memory is not to be written at the disk's rate.
+            # The signal tells of a crash; its memory must not be written at the disk's rate.
             "ulimits": [Ulimit(name="core", soft=0, hard=0)],
             "mounts": [
                 Mount(inside, str(host), type="bind", read_only=not writable)
@@ -117,18 +113,12 @@ def _limit_arguments(spec: ContainerSpec) -> dict[str, Any]:
         found["cpu_quota"], found["cpu_period"] = cpu_quota(limits.cpus)
     for word, rate in (("read", limits.read_bps), ("write", limits.write_bps)):
         if rate is not None:
-            found[f"device_{word}_bps"] = [{"Path": disk, "Rate": rate} for disk in spec.disks]
+            found[f"device_{word}_bps"] = [{"Path": disk.path, "Rate": rate} for disk in spec.disks]
     return found
 
 
-def limit_differences(spec: ContainerSpec, cgroup: Cgroup, disks: Sequence[str]) -> list[str]:
-    """What is in force and was not asked for, or the other way round.
-
-    Args:
-        spec: What was asked for.
-        cgroup: Of the container.
-        disks: "major:minor" of those whose rates are limited.
-    """
+def limit_differences(spec: ContainerSpec, cgroup: Cgroup) -> list[str]:
+    """Limits that differ from what is in force."""
     limits = spec.limits
     rates = cgroup.io_limits() if limits.read_bps or limits.write_bps else {}
     pairs: list[tuple[str, object, object]] = [
@@ -139,8 +129,39 @@ def limit_differences(spec: ContainerSpec, cgroup: Cgroup, disks: Sequence[str])
     swap = cgroup.swap_limit
     if limits.memory is not None and (swap is not None or limits.swap or host_swap_bytes()):
         pairs.append(("swap", limits.swap & ~4095, swap))
-    for disk in disks:
-        read_bps, write_bps = rates.get(disk, (None, None))
-        pairs.append((f"read rate of disk {disk}", limits.read_bps, read_bps))
-        pairs.append((f"write rate of disk {disk}", limits.write_bps, write_bps))
+    for number in (disk.number for disk in spec.disks):
+        read_bps, write_bps = rates.get(number, (None, None))
+        pairs.append((f"read rate of disk {number}", limits.read_bps, read_bps))
+        pairs.append((f"write rate of disk {number}", limits.write_bps, write_bps))
     return [f"{what}: asked for {want}, in force {got}" for what, want, got in pairs if want != got]
+
+
+def check_readable(folder: Path, owner: tuple[int, int]) -> None:
+    """Raise a ConfigError unless a user and its only group can read everything in a folder."""
+    for path in _walk(folder):
+        try:
+            info = path.stat()
+        except OSError as exc:
+            raise ConfigError(f"{path}: {exc.strerror}, and is to be seen by devices") from exc
+        if not is_readable(info, owner):
+            raise ConfigError(
+                f"{path}: mode {stat.filemode(info.st_mode)} of user {info.st_uid}, so user"
+                f" {owner[0]} of the containers cannot read it; `chmod -R a+rX {folder}`"
+            )
+
+
+def is_readable(info: os.stat_result, owner: tuple[int, int]) -> bool:
+    """Whether its mode lets a user read a file, or list and enter a folder."""
+    need = 0b101 if stat.S_ISDIR(info.st_mode) else 0b100
+    shift = 6 if info.st_uid == owner[0] else 3 if info.st_gid == owner[1] else 0
+    return (info.st_mode >> shift) & need == need
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    yield folder
+    for parent, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            path = Path(parent, name)
+            # A link is followed in the container, where it may lead nowhere: its program says so.
+            if not path.is_symlink():
+                yield path

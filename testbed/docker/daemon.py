@@ -1,10 +1,10 @@
 """The Docker daemon of this host: the SDK's client with its errors mapped, and raw streams.
 
 Limits, host process numbers and TAPs are reached beside the daemon, so it must be this host's: only
-a Unix socket is taken. An exec's stream is opened here and not by the SDK, which reads the answer's
-header through a buffer and loses what the program had already written. Read `Daemon` first.
+a Unix socket is accepted. An exec's stream is opened here and not by the SDK, which reads the
+answer's header through a buffer and loses what the program had already written.
 
-A stream without a terminal, from the daemon: frames of
+From the daemon, a stream without a terminal consists of frames:
     0   stream: 0 input, 1 output, 2 error
     1-3 zero
     4-7 length of the payload, big-endian
@@ -26,7 +26,7 @@ import requests
 from testbed.base import DeviceError
 
 STDOUT, STDERR = 1, 2
-# H15: no daemon is waited for longer than 30 s.
+# Less than the 30 s after which a run gives a daemon up.
 _TIMEOUT_S = 20
 _DEFAULT_HOST = "unix:///var/run/docker.sock"
 _MEND = "start it (`systemctl start docker`, or `dockerd` as root); `make doctor` says more"
@@ -36,11 +36,7 @@ _MOST_HEADER_BYTES = 16 << 10
 
 @contextmanager
 def daemon_errors(where: str) -> Iterator[None]:
-    """Turn what the SDK raises into one line.
-
-    Raises:
-        DeviceError: In place of any of its errors.
-    """
+    """Turn any error of the SDK into a DeviceError of one line."""
     try:
         yield
     except docker.errors.ImageNotFound as exc:
@@ -58,15 +54,8 @@ def daemon_errors(where: str) -> Iterator[None]:
 class Daemon:
     """This host's Docker daemon; may be used from any thread."""
 
-    def __init__(self, host: str | None = None) -> None:
-        """Connect.
-
-        Args:
-            host: Where it listens; `DOCKER_HOST` or Docker's usual socket unless given.
-
-        Raises:
-            DeviceError: It does not answer, or is not this host's.
-        """
+    def __init__(self, host: str | None = None, timeout_s: int = _TIMEOUT_S) -> None:
+        """Connect to this host's daemon: `host`, or `DOCKER_HOST`, or Docker's usual socket."""
         host = host or os.environ.get("DOCKER_HOST") or _DEFAULT_HOST
         if not host.startswith("unix://"):
             raise DeviceError(
@@ -74,18 +63,16 @@ class Daemon:
                 " unset DOCKER_HOST or let it name a Unix socket (unix:///var/run/docker.sock)"
             )
         self.socket_path = host.removeprefix("unix://")
+        self._timeout_s = timeout_s
         with daemon_errors(f"docker: {host}"):
             self._connect().close()
-            self._client = docker.APIClient(base_url=host, version="auto", timeout=_TIMEOUT_S)
+            self._client = docker.APIClient(base_url=host, version="auto", timeout=timeout_s)
         self._prefix = f"/v{self._client.api_version}"
 
     @property
     def client(self) -> docker.APIClient:
-        """The SDK's; to be used below `daemon_errors`.
-
-        Raises:
-            OSError: Nobody listens. The SDK would leave the socket open that it cannot connect.
-        """
+        """The SDK's client; to be used below `daemon_errors`."""
+        # The SDK would leave a socket open that it cannot connect; this raises an OSError instead.
         self._connect().close()
         return self._client
 
@@ -100,11 +87,7 @@ class Daemon:
         return int(info.get("CgroupVersion") or 1)
 
     def open_stream(self, path: str, body: Mapping[str, Any]) -> "Stream":
-        """Ask for something whose answer is a stream in both directions.
-
-        Raises:
-            DeviceError: The daemon refuses, or does not answer.
-        """
+        """Make a request whose answer is a stream in both directions."""
         with daemon_errors(f"docker: {path}"):
             connection = self._connect()
         try:
@@ -121,7 +104,7 @@ class Daemon:
     def _connect(self) -> socket.socket:
         connection = socket.socket(socket.AF_UNIX)
         try:
-            connection.settimeout(_TIMEOUT_S)
+            connection.settimeout(self._timeout_s)
             connection.connect(self.socket_path)
         except BaseException:
             connection.close()
@@ -161,7 +144,7 @@ class Stream:
 
 
 class FrameParser:
-    """Takes a stream's bytes, cut anywhere, and gives (stream, payload) pieces in order. Pure."""
+    """Turns a stream's bytes, cut anywhere, into (stream, payload) pieces in order. Pure."""
 
     def __init__(self) -> None:
         self._header = b""
@@ -169,11 +152,7 @@ class FrameParser:
         self._left = 0
 
     def feed(self, data: bytes) -> Iterator[tuple[int, bytes]]:
-        """Give what can be given of the next bytes; a payload may come in several pieces.
-
-        Raises:
-            DeviceError: It is no such stream.
-        """
+        """The pieces in the next bytes; a payload may come in several, a bad header is an error."""
         at = 0
         while at < len(data):
             if self._left:

@@ -1,7 +1,7 @@
 """One container as a device: programs, meter and facts; see `testbed.base.Device`.
 
-On the host a device has a folder: `work`, which alone it may write to, `specs`, which it may read,
-and `logs`, which it does not see, so that no program can make the harness write elsewhere.
+On the host a device has a folder with three parts: it may write only to `work`, it may read
+`specs`, and it does not see `logs`, so that no program can make the harness write elsewhere.
 """
 
 import contextlib
@@ -31,11 +31,7 @@ class DeviceFolder:
     """A device's folder on the host."""
 
     def __init__(self, path: Path, owner: tuple[int, int]) -> None:
-        """Make it.
-
-        Raises:
-            DeviceError: It cannot be made, or is there.
-        """
+        """Make it; a DeviceError if it exists or cannot be made."""
         self.path = path
         self._owner = owner
         with map_errors({OSError: DeviceError}, f"work folder {path}"):
@@ -85,14 +81,7 @@ class DockerDevice:
         folder: DeviceFolder,
         about: Mapping[str, object],
     ) -> None:
-        """Take a container that is yet to be started.
-
-        Args:
-            spec: What it is made of.
-            container: The container.
-            folder: The device's folder on the host.
-            about: What else is to stand in its facts.
-        """
+        """Take a container that is yet to be started; `about` is added to the device's facts."""
         self.index = spec.index
         self.address = ""
         self._spec = spec
@@ -196,7 +185,7 @@ class DockerDevice:
                 process.ask_to_end()
 
     def close(self) -> None:
-        """End everything on the device, look for the last time, have the container removed."""
+        """End everything on the device, take the last readings, have the container removed."""
         try:
             for process in self._processes:
                 process.stop()

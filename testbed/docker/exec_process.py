@@ -1,10 +1,9 @@
-"""One program in a container: started as an exec, heard through the daemon, ended from the host.
+"""One program in a container: started as an exec, read through the daemon, ended from the host.
 
-Its output and log come in one stream, which a thread takes apart; another thread waits for its
-end on the host's own handle of the process, ends what is left of its session and asks Docker for
-the status. Whether memory ran out is decided by the control group's counters alone: an exit status
-of 137 says only that somebody killed it, and a parent of what was killed may end with 0.
-Read `_await_end` first.
+Its output and log come in one stream, which a thread takes apart. Another thread waits for its end
+on the host's own handle of the process, ends what is left of its session and asks Docker for the
+status. Only the control group's counters decide whether memory ran out: an exit status of 137 says
+only that it was killed, and the parent of a killed process may end with 0.
 """
 
 import contextlib
@@ -29,10 +28,10 @@ _POLL_S, _OVER_S = 0.003, 0.1
 # Between the daemon's answer and the program lies runc: 0.05 s here, more on a loaded host.
 _START_S = 30.0
 _KILL_S = 30.0
-# After the end, what a descendant keeps open is waited for no longer; Docker waits 2 s too.
+# The longest wait, after the end, for what a descendant keeps open; Docker waits 2 s too.
 _DRAIN_S = 3.0
 _STATUS_S = 10.0
-# Where runc could not start the program; what it says then stands in the output.
+# The statuses of a program that runc could not start; the output says why.
 _NOT_STARTED = (126, 127)
 
 
@@ -57,19 +56,7 @@ class ExecProcess:
         work_dir: str,
         log: Path,
     ) -> None:
-        """Start it.
-
-        Args:
-            device: Number of the device.
-            argv: The program.
-            inbox: Gets its lines and its exit.
-            container: Where it runs.
-            work_dir: Its folder, as the container sees it.
-            log: Gets its standard error; on the host, where no program can reach it.
-
-        Raises:
-            DeviceError: It could not be started.
-        """
+        """Start it in `work_dir` (inside); its standard error goes to `log`, out of its reach."""
         self._device = device
         self._container = container
         self._lines = LineFeeder(device, inbox)
@@ -82,12 +69,12 @@ class ExecProcess:
             raise self._not_started(argv[0], f"its container has ended ({exc})") from exc
         self._log = BoundedLog(log)
         self.start_ns = time.monotonic_ns()
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._log.close)
             self._exec_id, self._stream = container.open_exec(argv, work_dir)
+            undo.callback(self._stream.close)
             self.pid = self._await_pid(argv[0])
-        except BaseException:
-            self._log.close()
-            raise
+            undo.pop_all()
         self._handle = container.open_handle(self.pid) if self.pid else None
         self._reader = threading.Thread(target=self._read, name=f"stdout-{device}", daemon=True)
         self._waiter = threading.Thread(target=self._await_end, name=f"exit-{device}", daemon=True)
@@ -123,11 +110,7 @@ class ExecProcess:
         self.signal(signal.SIGCONT)
 
     def stop(self, grace_s: float = 2.0) -> Exit:
-        """End it: close its input, terminate, after `grace_s` kill, and reap. Twice is fine.
-
-        Raises:
-            DeviceError: The kernel does not let it go (it hangs in a device's driver).
-        """
+        """End it: close its input, terminate, after `grace_s` kill, and reap. Twice is fine."""
         self._lines.stopping = True
         if not self._ended.is_set():
             self.ask_to_end()
@@ -146,24 +129,15 @@ class ExecProcess:
 
     def _await_pid(self, program: str) -> int:
         """Its number on the host; 0 if it has ended already."""
-        try:
-            return self._poll_pid(program)
-        except BaseException:
-            self._stream.close()
-            raise
-
-    def _poll_pid(self, program: str) -> int:
         deadline = time.monotonic() + _START_S
         while time.monotonic() < deadline:
             state = self._container.exec_state(self._exec_id)
             if state is None:
                 raise self._not_started(program, "its container has ended")
-            is_running, pid, code = state
-            # At first it neither runs nor has a status: the daemon answers before it starts it.
-            is_over = not is_running and code is not None
-            if not pid and is_over and code in _NOT_STARTED:
+            pid, code = state
+            if not pid and code in _NOT_STARTED:
                 raise self._not_started(program, self._complaint())
-            if pid or is_over:
+            if pid or code is not None:
                 return pid
             time.sleep(_POLL_S)
         raise self._not_started(program, f"nothing happened for {_START_S:g} s")
@@ -222,7 +196,7 @@ class ExecProcess:
             state = self._container.exec_state(self._exec_id)
         except DeviceError:
             return True
-        return state is None or (not state[0] and state[2] is not None)
+        return state is None or state[1] is not None
 
     def _drain(self) -> None:
         """Read what the program wrote last; not what a descendant that left it may still write."""
@@ -239,8 +213,8 @@ class ExecProcess:
         deadline = time.monotonic() + _STATUS_S
         try:
             while (state := self._container.exec_state(self._exec_id)) is not None:
-                if not state[0] and state[2] is not None:
-                    return exit_code(state[2])
+                if state[1] is not None:
+                    return exit_code(state[1])
                 if time.monotonic() > deadline:
                     break
                 time.sleep(_POLL_S)

@@ -1,8 +1,8 @@
 """Devices that are containers of this host's Docker daemon, with limits and an emulated link.
 
 A device sees this source tree and the model folders read-only, and a work folder of its own on the
-host's disk; it has no network but its link. `DockerTestbed.up` makes all devices or none: read it
-first. `device.py` has the device, `container.py` its container, `exec_process.py` a program.
+host's disk; its link is its only network. `device.py` has the device, `container.py` its container,
+`exec_process.py` a program.
 """
 
 import logging
@@ -13,17 +13,17 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Self
 
 from testbed.base import DeviceError, VerificationReport
 from testbed.docker.container import Container
-from testbed.docker.container_spec import ContainerSpec
+from testbed.docker.container_spec import ContainerSpec, check_readable
 from testbed.docker.daemon import Daemon
 from testbed.docker.device import TMP, WORK, DeviceFolder, DockerDevice
-from testbed.docker.permissions import check_readable
+from testbed.host.label import RunLabel
 from testbed.host.procfs import host_swap_bytes
-from testbed.label import RunLabel
 from testbed.limits.blockdev import Disk, disk_of
 from testbed.limits.limits import DeviceLimits, limit_notes
 from testbed.links.link import LinkSpec
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 _ROOT = Path(__file__).resolve().parents[2]
 _SOURCES = ("tpi", "baselines", "testbed")
 _LAB, _MODELS = "/lab", "/models"
-# Who runs programs where the harness is root: a number that belongs to nobody.
+# The user of programs where the harness is root: a number that no user has.
 _UNPRIVILEGED = (65532, 65532)
 _MAX_STARTING = 4
 _WARM_UP_S = 120.0
@@ -46,7 +46,7 @@ _WARM_UP_S = 120.0
 
 NetworkFactory = Callable[[Sequence[LinkSpec]], Network]
 # Gets the devices that are up and their links.
-ProverFactory = Callable[[Sequence[DockerDevice], Network], LimitVerifier]
+VerifierFactory = Callable[[Sequence[DockerDevice], Network], LimitVerifier]
 
 
 class DockerTestbed:
@@ -67,25 +67,16 @@ class DockerTestbed:
         dilation: float = 1.0,
         env: Mapping[str, str] | None = None,
         network_factory: NetworkFactory | None = None,
-        prover_factory: ProverFactory | None = None,
+        verifier_factory: VerifierFactory | None = None,
         warm_up: Sequence[str] = (),
     ) -> None:
-        """Prepare; nothing is made before `up`.
+        """Prepare; nothing is made before `up`. `limits` and `links` are those of all devices.
 
-        Args:
-            work_dir: Gets one folder per device with specs, logs and what programs write.
-            limits: Of every device.
-            links: Of every device.
-            image: Tag or id of the device image.
-            mounts: Host folders that every device sees read-only.
-            label: Whose the containers are.
-            link_backend: What emulates links: auto, netem, switch, switch-c or switch-python.
-            dilation: How much slower than the emulated clock this host's is; for TCP's timers.
-            env: Variables that every program gets beside those it needs.
-            network_factory: Opens the links; `testbed.links.network` unless given.
-            prover_factory: Makes what measures on fresh devices whether limits and links hold.
-            warm_up: A program that runs once before the first devices, without limits: what it
-                reads of the image is then cached, and charged to none of them.
+        `work_dir` gets a folder per device; `mounts` are host folders that every device sees
+        read-only; `env` is added to every program's variables. `dilation` is for TCP's timers.
+        `verifier_factory` makes what measures on fresh devices whether limits and links hold.
+        `warm_up` is a program that runs once before the first devices, without limits: what it
+        reads of the image is then cached, and charged to none of them.
         """
         self._work_dir = work_dir.resolve()
         self._limits, self._links = tuple(limits), tuple(links)
@@ -93,10 +84,10 @@ class DockerTestbed:
         self.label = label
         self._mounts = tuple(path.resolve() for path in mounts)
         self._env = dict(env or {})
-        self._make_prover = prover_factory
-        self._prover: LimitVerifier | None = None
+        self._make_verifier = verifier_factory
+        self._verifier: LimitVerifier | None = None
         self._warm_up = tuple(warm_up)
-        self._open_links = network_factory or _default_factory(link_backend, dilation)
+        self._open_links = network_factory or partial(_open_links, link_backend, dilation)
         self._owner = (os.getuid(), os.getgid()) if os.getuid() else _UNPRIVILEGED
         self._num_ups = 0
         self._daemon: Daemon | None = None
@@ -126,16 +117,16 @@ class DockerTestbed:
             for device in self._devices:
                 address = self.network.attach(device.index, device.pid)
                 device.connect(address, self.network.backend)
-            if self._make_prover is not None:
-                self._prover = self._make_prover(self._devices, self.network)
+            if self._make_verifier is not None:
+                self._verifier = self._make_verifier(self._devices, self.network)
         except BaseException:
             self._down_quietly()
             raise
         return list(self._devices)
 
-    def prove(self, moment: str) -> VerificationReport:
+    def verify(self, moment: str) -> VerificationReport:
         """Measure whether limits and links hold; memory that this takes at first is not counted."""
-        return VerificationReport() if self._prover is None else self._prover.prove(moment)
+        return VerificationReport() if self._verifier is None else self._verifier.verify(moment)
 
     def fault(self, index: int, kind: str, value: float) -> None:
         """Change a device's link while it is up."""
@@ -144,17 +135,13 @@ class DockerTestbed:
         self.network.fault(index, kind, value)
 
     def down(self) -> None:
-        """Stop every program and take all devices away. Twice is fine.
-
-        Raises:
-            DeviceError: Something could not be taken away; everything else was.
-        """
+        """Stop every program and take all devices away, also after an error. Twice is fine."""
         with ExitStack() as stack:  # the later ones also where one fails
             if self._daemon is not None:
                 stack.callback(self._daemon.close)
             if self.network is not None:
                 stack.callback(self.network.close)
-            self.network = self._daemon = self._prover = None
+            self.network = self._daemon = self._verifier = None
             failures = self._remove_devices()
         if failures:
             raise failures[0]
@@ -214,7 +201,6 @@ class DockerTestbed:
 
     def _make_device(self, index: int, limits: DeviceLimits, cgroup_version: int) -> DockerDevice:
         folder = DeviceFolder(self._folder(index), self._owner)
-        disks = self._disks(limits)
         spec = ContainerSpec(
             index=index,
             name=f"tpi-lab-{index}-{secrets.token_hex(6)}",
@@ -228,7 +214,7 @@ class DockerTestbed:
                 *((_ROOT / name, f"{_LAB}/{name}", False) for name in _SOURCES),
             ],
             env={**self._env, **container_environment(limits.threads)},
-            disks=[disk.path for disk in disks],
+            disks=self._disks(limits),
             cgroup_version=cgroup_version,
         )
         about: dict[str, object] = {
@@ -240,8 +226,7 @@ class DockerTestbed:
         }
         if self._daemon is None:
             raise DeviceError("docker: not connected")
-        container = Container(self._daemon, spec, [disk.number for disk in disks])
-        return DockerDevice(spec, container, folder, about)
+        return DockerDevice(spec, Container(self._daemon, spec), folder, about)
 
     def _disks(self, limits: DeviceLimits) -> list[Disk]:
         """The disks under what a device reads and writes, if their rates are limited."""
@@ -273,13 +258,10 @@ def container_environment(threads: int) -> dict[str, str]:
     }
 
 
-def _default_factory(backend: str, dilation: float) -> NetworkFactory:
-    def open_links(links: Sequence[LinkSpec]) -> Network:
-        # Not the run's id: its repeats, and two harnesses at once, need names of their own.
-        label = secrets.token_hex(6)
-        return open_network(links, backend=backend, dilation=dilation, label=label)
-
-    return open_links
+def _open_links(backend: str, dilation: float, links: Sequence[LinkSpec]) -> Network:
+    # Not the run's id: its repeats, and two harnesses at once, need names of their own.
+    label = secrets.token_hex(6)
+    return open_network(links, backend=backend, dilation=dilation, label=label)
 
 
 def _close(device: DockerDevice) -> DeviceError | None:

@@ -1,9 +1,8 @@
-"""Outlives the harness by a few seconds, and removes containers that no lease could.
+"""Outlives the harness by a few seconds, and removes containers that no lease could end.
 
-A container ends with its harness because the harness holds its input open; one that was made and
-not yet started has no process that could see the input end. So a process of its own, no child of
-the harness, waits on a pipe: closed without a word, the harness is gone, and what is left of it
-goes. Read `janitor` first; the rest runs as `python -m testbed.docker.watchdog LABEL`.
+A container ends with its harness because the harness holds its input open. One that was made and
+not yet started has no process to see that input end. So a process that is no child of the harness
+waits on a pipe: if it closes without a word, the harness is gone, and its containers go.
 """
 
 import contextlib
@@ -18,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from testbed.base import DeviceError
-from testbed.label import RunLabel, is_alive
+from testbed.host.label import RunLabel, is_alive
 
 _ROOT = Path(__file__).resolve().parents[2]
 _DONE = b"done\n"
@@ -28,15 +27,8 @@ _FAREWELL_S = 3.0
 
 
 @contextlib.contextmanager
-def janitor(label: RunLabel) -> Iterator[None]:
-    """While the body runs, somebody stands ready to clear up after this process.
-
-    Args:
-        label: Of this process; whatever of its containers is left goes, of whatever run.
-
-    Raises:
-        DeviceError: It cannot be started.
-    """
+def watchdog(label: RunLabel) -> Iterator[None]:
+    """While the body runs, a process stands by to remove what containers this one leaves."""
     argv = [sys.executable, "-m", "testbed.docker.watchdog", json.dumps(asdict(label))]
     pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL  # who reads our errors waits for no one
     try:
@@ -44,7 +36,7 @@ def janitor(label: RunLabel) -> Iterator[None]:
             argv, cwd=_ROOT, stdin=pipe, stdout=pipe, stderr=nowhere, bufsize=0
         )
     except OSError as exc:
-        raise DeviceError(f"janitor: cannot be started: {exc}") from exc
+        raise DeviceError(f"watchdog: cannot be started: {exc}") from exc
     with process:
         try:
             yield

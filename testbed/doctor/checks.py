@@ -1,12 +1,11 @@
-"""What `make doctor` looks at on this machine; judging and showing it is `doctor.py`'s.
+"""What `make doctor` looks at on this machine; `doctor.py` judges and shows it.
 
-Every method looks at one thing, quickly, and may raise an error of ours or of the system; nothing
-that it makes stays.
+Every method looks at one thing, quickly, and leaves nothing behind. It raises an error of ours or
+of the system where it cannot look.
 """
 
 import os
 import shutil
-import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,12 @@ from typing import Any
 import docker
 
 from testbed.base import DeviceError
-from testbed.docker.daemon import daemon_errors
+from testbed.docker.cleanup import dead_containers
+from testbed.docker.daemon import Daemon, daemon_errors
+from testbed.host.environment import available_memory
+from testbed.host.label import is_alive
 from testbed.image import image_tag
 from testbed.image.build import image_problem, old_tags
-from testbed.label import PREFIX, RunLabel, is_alive
 from testbed.limits.blockdev import disk_of
 from testbed.limits.cgroup import open_cgroup
 from testbed.limits.swap import accounting_problem, leftover_swap, swap_areas
@@ -27,60 +28,44 @@ from tpi.errors import ConfigError
 
 # A daemon that hangs must not make the doctor hang.
 _TIMEOUT_S = 3
-_DEFAULT_HOST = "unix:///var/run/docker.sock"
-_MEMINFO = "MemAvailable:"
 
 
 class Machine:
     """This machine."""
 
     def __init__(self, folder: Path, root: Path = Path("/")) -> None:
-        """Prepare; nothing is looked at yet.
-
-        Args:
-            folder: Of the weights; need not exist.
-            root: Where `proc` and `sys` lie, for tests.
-        """
+        """Prepare for the folder of weights, which need not exist; `root` is for tests."""
         self.folder = folder.absolute()
         self._root = root
-        self._client: docker.APIClient | None = None
+        self._daemon: Daemon | None = None
         self._failure: DeviceError | None = None
 
     def close(self) -> None:
         """Close the connection to the daemon. Twice is fine."""
-        if self._client is not None:
-            self._client.close()
+        if self._daemon is not None:
+            self._daemon.close()
 
     def is_docker_installed(self) -> bool:
         """Whether the daemon's program is here."""
         return shutil.which("dockerd", path=f"{os.environ.get('PATH', '')}:/usr/sbin") is not None
 
     def daemon(self) -> Mapping[str, Any]:
-        """What the daemon says of its version and of itself.
-
-        Raises:
-            DeviceError: It does not answer.
-        """
-        client = self._connected()
+        """The daemon's version and what it says of itself; a DeviceError if it does not answer."""
+        client = self._client()
         with daemon_errors("docker"):
             return {**client.info(), **client.version()}
 
     def image(self) -> tuple[str, str | None]:
         """The device image's tag, and what is wrong with it."""
-        return image_tag(), image_problem(self._connected())
+        return image_tag(), image_problem(self._client())
 
     def dead_containers(self) -> list[str]:
         """Names of containers whose runs are gone."""
-        client = self._connected()
-        with daemon_errors("docker"):
-            found = client.containers(all=True, filters={"label": f"{PREFIX}run"})
-        labels = [(each, RunLabel.parse(each.get("Labels") or {})) for each in found]
-        dead = [each for each, label in labels if label is not None and not is_alive(label)]
-        return [(each.get("Names") or [each["Id"][:12]])[0].lstrip("/") for each in dead]
+        return [name for name, _, _ in dead_containers(self._client(), is_alive)]
 
     def old_images(self) -> list[str]:
         """Tags of device images that nothing uses any more."""
-        client = self._connected()
+        client = self._client()
         with daemon_errors("docker"):
             return old_tags(client)
 
@@ -89,11 +74,7 @@ class Machine:
         return leftover_swap(self.folder, root=self._root)
 
     def cgroup(self) -> str:
-        """The control groups that hold a process here, in words.
-
-        Raises:
-            DeviceError: A controller is missing.
-        """
+        """The control groups of a process here; a missing controller is an error."""
         version = open_cgroup(os.getpid(), self._root).version
         if version == 1:
             return "version 1: memory, cpu, cpuacct, blkio"
@@ -122,11 +103,7 @@ class Machine:
         return total, used, accounting_problem(self._root)
 
     def disk(self) -> str:
-        """The disk under the weights.
-
-        Raises:
-            ConfigError: There is none whose rate could be limited.
-        """
+        """The disk under the weights; a ConfigError if there is none whose rate can be limited."""
         folder = next(path for path in (self.folder, *self.folder.parents) if path.exists())
         disk = disk_of(folder, self._root)
         return f"{disk.path} ({disk.number})"
@@ -137,35 +114,26 @@ class Machine:
 
     def memory(self) -> int:
         """Bytes that are free or can be freed at once."""
-        text = (self._root / "proc/meminfo").read_text(encoding="ascii")
-        line = next(line for line in text.splitlines() if line.startswith(_MEMINFO))
-        return int(line.split()[1]) * 1024
+        found = available_memory(self._root)
+        if found is None:
+            raise ConfigError("/proc/meminfo does not say what is available")
+        return found
 
     def congestion_controls(self) -> list[str]:
         """What TCP can be told to use in a container."""
         path = self._root / "proc/sys/net/ipv4/tcp_available_congestion_control"
         return path.read_text(encoding="ascii").split()
 
-    def _connected(self) -> docker.APIClient:
-        # One that does not answer is not waited for again.
-        if self._failure is not None:
+    def _client(self) -> docker.APIClient:
+        host = os.environ.get("DOCKER_HOST") or "unix://"
+        if not host.startswith("unix://"):
+            raise ConfigError(f"docker: the daemon at {host} is not this machine's")
+        if self._failure is not None:  # a daemon that does not answer is not waited for again
             raise self._failure
-        if self._client is None:
-            try:
-                self._client = _connect()
-            except DeviceError as exc:
-                self._failure = exc
-                raise
-        return self._client
-
-
-def _connect() -> docker.APIClient:
-    host = os.environ.get("DOCKER_HOST") or _DEFAULT_HOST
-    if not host.startswith("unix://"):
-        raise ConfigError(f"docker: the daemon at {host} is not this machine's")
-    # The SDK would leave the socket open that it cannot connect.
-    with daemon_errors("docker"), socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(_TIMEOUT_S)
-        probe.connect(host.removeprefix("unix://"))
-    with daemon_errors("docker"):
-        return docker.APIClient(host, version="auto", timeout=_TIMEOUT_S)
+        try:
+            self._daemon = self._daemon or Daemon(timeout_s=_TIMEOUT_S)
+        except DeviceError as exc:
+            self._failure = exc
+            raise
+        with daemon_errors("docker"):
+            return self._daemon.client

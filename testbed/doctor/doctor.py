@@ -1,8 +1,8 @@
 """What this machine can enforce on devices and links: `lab doctor [WEIGHTS_FOLDER]`.
 
 Prints a table, and for what is missing the command that mends it. Exit status 0 if testbeds with
-`backend: docker` can run here, else 1; plain processes (`testbed=local`) need nothing of it.
-`testbed/doctor/checks.py` looks; read `checks` first.
+`backend: docker` can run here, else 1; plain processes (`testbed=local`) need none of it.
+`checks.py` looks; this module judges and prints.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,13 +31,10 @@ _NO_QDISC = "qdisc kind is unknown"
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was looked at.
+    """One thing that was looked at: what was found, and the command that would mend it.
 
     Attributes:
-        name: What.
         state: `missing` if docker testbeds cannot run without it, `note` if they can do less.
-        found: What is there, or what follows.
-        mend: The command that would mend it.
     """
 
     name: str
@@ -48,24 +45,11 @@ class Check:
 
 def checks(machine: Machine) -> list[Check]:
     """Look at everything; what cannot even be looked at is missing."""
-    looks: list[tuple[str, Callable[[Machine], list[Check]]]] = [
-        ("Docker", _docker),
-        ("device image", _image),
-        ("control groups", _cgroup),
-        ("root", _root),
-        ("links", _links),
-        ("C compiler", _compiler),
-        ("TCP", _tcp),
-        ("swap", _swap),
-        ("disk of weights", _disk),
-        ("cores", _cores),
-        ("memory", _memory),
-        ("leftovers", _leftovers),
-    ]
     found = []
-    for name, look in looks:
+    for name, check in _CHECKS.items():
         try:
-            found += look(machine)
+            result = check(machine)
+            found += result if isinstance(result, list) else [Check(name, *result)]
         except (TpiError, OSError, ValueError, LookupError, StopIteration) as exc:
             found.append(Check(name, "missing", f"cannot be looked at: {_one_line(exc)}"))
     return found
@@ -113,62 +97,60 @@ def conclusion(found: Sequence[Check]) -> str:
     )
 
 
-def _docker(machine: Machine) -> list[Check]:
+# What is known of one thing: its state, what was found, and the command that would mend it.
+_Finding = tuple[State, str] | tuple[State, str, str]
+
+
+def _docker(machine: Machine) -> _Finding:
     try:
         about = machine.daemon()
     except TpiError as exc:
-        return [_no_docker(machine, exc)]
-    name, version = "Docker", f"{about.get('Version')}, API {about.get('ApiVersion')}"
+        return _no_docker(machine, exc)
+    version = f"{about.get('Version')}, API {about.get('ApiVersion')}"
     if "name=rootless" in (about.get("SecurityOptions") or ()):
         mend = "install Docker Engine as root: apt-get install docker.io"
         found = f"{version}, rootless: its control groups and namespaces are out of reach"
-        return [Check(name, "missing", found, mend)]
+        return "missing", found, mend
     wanted = {"MemoryLimit": "memory limit", "CpuCfsQuota": "CPU quota", "PidsLimit": "pids limit"}
     lacks = [words for key, words in wanted.items() if about.get(key) is False]
     if lacks:
-        return [Check(name, "missing", f"{version}, but this kernel has no {', '.join(lacks)}")]
-    return [Check(name, "ok", version)]
+        return "missing", f"{version}, but this kernel has no {', '.join(lacks)}"
+    return "ok", version
 
 
-def _no_docker(machine: Machine, exc: TpiError) -> Check:
+def _no_docker(machine: Machine, exc: TpiError) -> _Finding:
     if not machine.is_docker_installed():
-        return Check("Docker", "missing", "not installed", "apt-get install docker.io")
+        return "missing", "not installed", "apt-get install docker.io"
     if isinstance(exc.__cause__, PermissionError):
         mend = "usermod -aG docker $USER, then log in again; or run as root"
-        return Check("Docker", "missing", "its socket may not be opened by this user", mend)
+        return "missing", "its socket may not be opened by this user", mend
     if not isinstance(exc, DeviceError):
-        return Check("Docker", "missing", _one_line(exc), "unset DOCKER_HOST")
+        return "missing", _one_line(exc), "unset DOCKER_HOST"
     mend = "systemctl start docker, or as root: dockerd"
-    return Check("Docker", "missing", "installed, but the daemon does not answer", mend)
+    return "missing", "installed, but the daemon does not answer", mend
 
 
-def _image(machine: Machine) -> list[Check]:
+def _image(machine: Machine) -> _Finding:
     try:
         tag, problem = machine.image()
     except TpiError:
-        return [Check("device image", "missing", "not known without the daemon")]
-    if problem is None:
-        return [Check("device image", "ok", tag)]
-    return [Check("device image", "missing", f"{tag} is not there", "make image")]
+        return "missing", "not known without the daemon"
+    return ("ok", tag) if problem is None else ("missing", f"{tag} is not there", "make image")
 
 
-def _cgroup(machine: Machine) -> list[Check]:
-    return [Check("control groups", "ok", machine.cgroup())]
-
-
-def _root(machine: Machine) -> list[Check]:
+def _root(machine: Machine) -> _Finding:
     if machine.is_root():
-        return [Check("root", "ok", "interfaces and swap can be made")]
+        return "ok", "interfaces and swap can be made"
     found = "not root: a run of one device needs none, links and swap do"
-    return [Check("root", "note", found, "sudo -E make doctor")]
+    return "note", found, "sudo -E make doctor"
 
 
-def _links(machine: Machine) -> list[Check]:
+def _links(machine: Machine) -> list[Check] | _Finding:
     problems = machine.links()
     works = [name for name, problem in problems.items() if problem is None]
-    told = {_one_line(problem) for problem in problems.values()}
-    if not works and len(told) == 1:
-        return [Check("links", "missing", told.pop())]
+    reasons = {_one_line(problem) for problem in problems.values()}
+    if not works and len(reasons) == 1:
+        return "missing", reasons.pop()
     state: State = "note" if works else "missing"
     instead = f"; link.backend=auto takes {works[0]}" if works else ""
     return [
@@ -186,68 +168,78 @@ def _bad_link(name: str, state: State, problem: str, instead: str) -> Check:
     return Check(f"link {name}", state, f"{problem}{instead}")
 
 
-def _compiler(machine: Machine) -> list[Check]:
+def _compiler(machine: Machine) -> _Finding:
     path = machine.compiler()
     if path is not None:
-        return [Check("C compiler", "ok", str(path))]
+        return "ok", str(path)
     found = "none: the switch of links runs in Python, with longer tails"
-    return [Check("C compiler", "note", found, "apt-get install gcc libc6-dev")]
+    return "note", found, "apt-get install gcc libc6-dev"
 
 
-def _tcp(machine: Machine) -> list[Check]:
+def _tcp(machine: Machine) -> _Finding:
     known = machine.congestion_controls()
     if _RENO in known:
-        return [Check("TCP", "ok", f"congestion control {_RENO} of {', '.join(known)}")]
-    return [Check("TCP", "missing", f"no congestion control {_RENO}, only {', '.join(known)}")]
+        return "ok", f"congestion control {_RENO} of {', '.join(known)}"
+    return "missing", f"no congestion control {_RENO}, only {', '.join(known)}"
 
 
-def _swap(machine: Machine) -> list[Check]:
+def _swap(machine: Machine) -> _Finding:
     total, used, problem = machine.swap()
     if problem is not None:
-        return [Check("swap", "note", f"devices can have none: {problem}")]
+        return "note", f"devices can have none: {problem}"
     if total:
-        return [Check("swap", "ok", f"{_gib(total)}, {_gib(total - used)} of it free")]
+        return "ok", f"{_gib(total)}, {_gib(total - used)} of it free"
     if machine.is_root():
-        return [Check("swap", "ok", "none on; testbed.make_swap=true makes a file for a run")]
-    mend = (
-        f"fallocate -l 8G {machine.folder}/swapfile && chmod 600 {machine.folder}/swapfile"
-        f" && mkswap {machine.folder}/swapfile && swapon {machine.folder}/swapfile"
-    )
-    return [Check("swap", "note", "none on: devices with swap are refused", mend)]
+        return "ok", "none on; testbed.make_swap=true makes a file for a run"
+    file = f"{machine.folder}/swapfile"
+    mend = f"fallocate -l 8G {file} && chmod 600 {file} && mkswap {file} && swapon {file}"
+    return "note", "none on: devices with swap are refused", mend
 
 
-def _disk(machine: Machine) -> list[Check]:
+def _disk(machine: Machine) -> _Finding:
     try:
-        return [Check("disk of weights", "ok", f"{machine.disk()}, under {machine.folder}")]
+        return "ok", f"{machine.disk()}, under {machine.folder}"
     except TpiError as exc:
-        return [Check("disk of weights", "note", _one_line(exc))]
+        return "note", _one_line(exc)
 
 
-def _cores(machine: Machine) -> list[Check]:
+def _cores(machine: Machine) -> _Finding:
     there, ours = machine.cores()
     if ours < there:
-        return [Check("cores", "note", f"{ours} of {there}: this process may use no others")]
-    return [Check("cores", "ok", str(there))]
+        return "note", f"{ours} of {there}: this process may use no others"
+    return "ok", str(there)
 
 
-def _memory(machine: Machine) -> list[Check]:
-    return [Check("memory", "ok", f"{_gib(machine.memory())} available")]
-
-
-def _leftovers(machine: Machine) -> list[Check]:
+def _leftovers(machine: Machine) -> list[Check] | _Finding:
     dead = [f"swap file {path}" for path in machine.dead_swap()]
     try:
         dead += [f"container {name}" for name in machine.dead_containers()]
         images = machine.old_images()
     except TpiError:
-        return [Check("leftovers", "note", "containers are not known without the daemon")]
+        return "note", "containers are not known without the daemon"
     rows = []
     if dead:
         rows.append(Check("leftovers", "note", f"{', '.join(dead)}; the next run removes them"))
     if images:
         mend = f"docker rmi {' '.join(images)}"
         rows.append(Check("old images", "note", ", ".join(images), mend))
-    return rows or [Check("leftovers", "ok", "none")]
+    return rows or ("ok", "none")
+
+
+_CHECKS: dict[str, Callable[[Machine], list[Check] | _Finding]] = {
+    "Docker": _docker,
+    "device image": _image,
+    "control groups": lambda machine: ("ok", machine.cgroup()),
+    "root": _root,
+    "links": _links,
+    "C compiler": _compiler,
+    "TCP": _tcp,
+    "swap": _swap,
+    "disk of weights": _disk,
+    "cores": _cores,
+    "memory": lambda machine: ("ok", f"{_gib(machine.memory())} available"),
+    "leftovers": _leftovers,
+}
 
 
 def _gib(num_bytes: int) -> str:

@@ -1,7 +1,7 @@
-"""What is known of the machine a run was measured on, and the part of it that makes a series.
+"""Facts of the machine that a run was measured on, read from `/proc`, `/sys` and package metadata.
 
-Everything is read from `/proc`, `/sys` and the package metadata; what cannot be read is None and
-never guessed. `host_fingerprint` is what two runs must share to be compared.
+What cannot be read is None and never guessed. Two runs can be compared only if they share the
+`host_fingerprint`.
 """
 
 import hashlib
@@ -14,6 +14,8 @@ from pathlib import Path
 
 import msgspec
 from msgspec import Struct
+
+from testbed.host.procfs import meminfo
 
 DEPENDENCIES = ("torch", "numpy", "transformers", "accelerate", "safetensors", "tokenizers")
 _FINGERPRINT = ("cpu_model", "cores", "memory_gib", "kernel", "architecture", "cgroup")
@@ -58,13 +60,8 @@ class HostFacts(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def host_environment(weights_dir: Path | None = None, root: Path = Path("/")) -> HostFacts:
-    """Facts of this host.
-
-    Args:
-        weights_dir: Folder (or one to be made) whose disk is described.
-        root: Where `proc` and `sys` hang, for tests.
-    """
-    memory = _meminfo(root)
+    """Facts of this host and of the disk under `weights_dir`; `root` holds `proc` and `sys`."""
+    memory = meminfo(root / "proc")
     total_bytes = memory.get("MemTotal")
     return HostFacts(
         cpu_model=_cpu_model(root),
@@ -113,7 +110,7 @@ def load_average(root: Path = Path("/")) -> float | None:
 
 def available_memory(root: Path = Path("/")) -> int | None:
     """Bytes that programs can still take without swapping, as the kernel estimates."""
-    return _meminfo(root).get("MemAvailable")
+    return meminfo(root / "proc").get("MemAvailable")
 
 
 def cgroup_version(root: Path = Path("/")) -> int | None:
@@ -146,15 +143,6 @@ def _mount_of(path: Path, root: Path) -> tuple[str | None, str | None, str | Non
         if path.is_relative_to(mount) and len(mount) >= len(best[1] or ""):
             best = (device, mount, kind)
     return best
-
-
-def _meminfo(root: Path) -> dict[str, int]:
-    values = {}
-    for line in (_word(root / "proc/meminfo") or "").splitlines():
-        name, _, rest = line.partition(":")
-        if rest.split():
-            values[name] = int(rest.split()[0]) * 1024
-    return values
 
 
 def _cpu_model(root: Path) -> str | None:

@@ -1,10 +1,9 @@
-"""One harness at a time on a host, for two would disturb each other's timings.
+"""One harness at a time on a host, because two would disturb each other's timings.
 
 Two files in a folder that all users share. On `tpi-lab.lock` a harness holds a lock, exclusive
-unless it may run beside others; on `tpi-lab.present` every harness holds a shared one, and leaves a
-byte there when it comes. So each sees who is there (`/proc/locks`) and that somebody has come. The
-kernel frees both locks however their holder ends. Nothing is believed that stands in the files.
-Read `host_lock` first.
+unless it may run beside others; on `tpi-lab.present` every harness holds a shared one and leaves a
+byte when it comes. So each sees who is there (`/proc/locks`) and that one has come. The kernel
+frees both locks however their holder ends. The contents of the files are never trusted.
 """
 
 import contextlib
@@ -42,7 +41,7 @@ class Contention:
         holders = _holders(self._fd)
         if os.getpid() in holders:
             return len(holders) > 1
-        # Some file systems show other numbers there: then whoever came counts as staying.
+        # Some file systems show other numbers there: then one that came counts as staying.
         return self._others or has_come
 
 
@@ -50,12 +49,8 @@ class Contention:
 def host_lock(*, allow_concurrent: bool, folder: Path | None = None) -> Iterator[Contention]:
     """Be the only harness on this host while the body runs, or one of several and know of it.
 
-    Args:
-        allow_concurrent: Run beside others. They see it, whether or not they allow it themselves.
-        folder: Where the lock files are; the same for all users unless given.
-
-    Raises:
-        DeviceError: Another harness runs, or the lock cannot be had.
+    With `allow_concurrent` it runs beside others, which see it even if they do not allow it
+    themselves. Without it, another harness is a DeviceError.
     """
     folder = folder or _shared_folder()
     with contextlib.ExitStack() as stack:
@@ -82,7 +77,7 @@ def _shared_folder() -> Path:
 
 
 def _opened(stack: contextlib.ExitStack, path: Path, flags: int, mode: int) -> int:
-    """A descriptor of a plain file that somebody, perhaps another user, has made or we make.
+    """A descriptor of a plain file that perhaps another user has made.
 
     In a folder of all users a name may be a trap: a link to a file of the victim, a FIFO.
     """

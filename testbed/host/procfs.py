@@ -1,8 +1,8 @@
 """Memory of a process tree as the kernel counts it, read from the host.
 
 `VmHWM` is the resident set's high-water mark; for anonymous memory there is none, so it is
-sampled. `/proc/PID/status` costs some 30 µs, `smaps_rollup` walks all page tables and costs
-milliseconds for a large process: only the first is read.
+sampled. `/proc/PID/status` costs some 30 µs; `smaps_rollup` walks all page tables and costs
+milliseconds for a large process, so it is not read.
 """
 
 import os
@@ -28,7 +28,7 @@ def read_memory(pid: int, proc: Path = PROC) -> tuple[int, int] | None:
 
 
 def read_small(path: str) -> bytes:
-    """A kernel's file of at most 16 KiB; a third of `Path.read_text`'s time: it is sampled."""
+    """A kernel's file of at most 16 KiB, in a third of the time of `Path.read_text`."""
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return os.read(handle, 16 << 10)
@@ -72,30 +72,27 @@ def session_of(pid: int, proc: Path = PROC) -> int | None:
     return None if fields is None else int(fields[3])
 
 
+def meminfo(proc: Path = PROC) -> dict[str, int]:
+    """The host's memory in bytes, by the kernel's names; empty if it does not say."""
+    values = {}
+    for line in _text(proc / "meminfo").splitlines():
+        name, _, rest = line.partition(":")
+        if rest.split():
+            values[name] = int(rest.split()[0]) * 1024
+    return values
+
+
 def host_swap_bytes(proc: Path = PROC) -> int:
     """Swap of this host, used or not."""
-    lines = (proc / "meminfo").read_text().splitlines()
-    return sum(_kib(line.split(":")[1]) for line in lines if line.startswith("SwapTotal:"))
+    return meminfo(proc).get("SwapTotal", 0)
 
 
 class PeakSampler:
     """Samples the trees of some processes from one thread, without spinning, until closed."""
 
-    def __init__(
-        self,
-        pids: Callable[[], list[int]],
-        proc: Path = PROC,
-        also: Callable[[], None] | None = None,
-    ) -> None:
-        """Prepare.
-
-        Args:
-            pids: Gives the roots of the trees.
-            proc: Where they are looked for, for tests.
-            also: Called at every look: for what else is to be sampled.
-        """
+    def __init__(self, pids: Callable[[], list[int]], proc: Path = PROC) -> None:
+        """Prepare; `pids` gives the roots of the trees."""
         self._pids = pids
-        self._also = also
         self._proc = proc
         self._tree: list[int] = []
         self._hwm: dict[int, int] = {}
@@ -116,7 +113,7 @@ class PeakSampler:
         self._thread.start()
 
     def sample(self) -> None:
-        """Look once; safe from any thread."""
+        """Sample once; safe from any thread."""
         with self._lock:
             self._sample()
 
@@ -139,12 +136,10 @@ class PeakSampler:
         for pid in self._tree:
             memory = read_memory(pid, self._proc)
             if memory is not None:
-                # The newest, not the largest: before its exec a child shows its parent's mark.
+                # The newest, not the largest: before its exec a child shows its parent's peak.
                 self._hwm[pid] = memory[0]
                 anon += memory[1]
         self.anon_peak = max(self.anon_peak, anon)
-        if self._also is not None:
-            self._also()
         self.num_samples += 1
 
     def _sample_on(self) -> None:
@@ -152,8 +147,11 @@ class PeakSampler:
             self.sample()
 
 
-def _kib(text: str) -> int:
-    return int(text.split()[0]) * 1024
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
 
 
 def _entries(folder: Path) -> list[Path]:

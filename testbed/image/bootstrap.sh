@@ -11,7 +11,7 @@ mirror() {
 }
 found=$(mirror || true)
 if [ -z "$found" ] && command -v apt-get > /dev/null; then
-  apt-get update -qq > /dev/null || true # the lists say whose archive is whose
+  apt-get update -qq > /dev/null || true # the lists name the origin of every archive
   found=$(mirror || true)
 fi
 found=${found%%$'\n'*}

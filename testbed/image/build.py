@@ -1,12 +1,15 @@
 """Builds the device image if its inputs changed: base, packages, image.
 
-The base is the official slim Python image where it can be pulled, and else bootstrapped from
-Debian's packages; `packages.py` gathers the rest, so that no step of the build needs a network. An
-image gets its name last, after everything in it was loaded. Read `build` first.
+The base is the official slim Python image where it can be pulled, else bootstrapped from Debian's
+packages. `packages.py` gathers the rest, so that no step of the build needs a network. An image
+gets its name last, after everything in it was loaded.
 """
 
+import fcntl
 import os
 import shutil
+import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,7 +34,6 @@ from testbed.image.recipe import (
     python_version,
     requirements,
 )
-from testbed.image.workspace import workspace
 
 NO_DAEMON = (
     "the Docker daemon does not answer; start it (systemctl start docker, or dockerd as root)"
@@ -39,13 +41,13 @@ NO_DAEMON = (
 _LABEL = "org.tpi-lab.image=device"
 # Between two signs of life of the daemon: a large layer is written without one.
 _TIMEOUT_S = 1200
+_PREFIX = "tpi-lab-image-"
+# A folder is younger than this between being made and being locked.
+_YOUNG_S = 60
 
 
 def image_problem(client: Any) -> str | None:
-    """Why devices cannot be made of the image, in one line; None if they can.
-
-    `client` is Docker's low-level or high-level client.
-    """
+    """Why devices cannot be made of the image, in one line; None if they can."""
     tag = image_tag()
     api = getattr(client, "api", client)
     try:
@@ -58,14 +60,7 @@ def image_problem(client: Any) -> str | None:
 
 
 def build(say: Say) -> str:
-    """Build the image unless it is there; returns its tag.
-
-    Args:
-        say: Told what is done, a line at a time.
-
-    Raises:
-        DeviceError: No daemon, no base, or a package cannot be had; one line.
-    """
+    """Build the image unless it is there, telling `say` what is done; returns its tag."""
     tag = image_tag()
     with _connected() as client:
         if image_problem(client) is None:
@@ -85,18 +80,14 @@ def build(say: Say) -> str:
 
 
 def old_tags(client: Any) -> list[str]:
-    """Tags of images that other inputs led to, which nothing uses any more."""
+    """Tags of images from other inputs, which nothing uses any more."""
     kept = {image_tag(), base_tag()}
     found = [client.images(name=name) for name in (REPOSITORY, BASE_REPOSITORY)]
     return sorted({tag for images in found for i in images for tag in i["RepoTags"] or ()} - kept)
 
 
 def prune(say: Say) -> None:
-    """Remove the images of other inputs, and what interrupted builds left.
-
-    Raises:
-        DeviceError: No daemon.
-    """
+    """Remove the images from other inputs, and what interrupted builds left."""
     with _connected() as client:
         for tag in old_tags(client):
             try:
@@ -211,3 +202,52 @@ def build_problem(entries: Iterator[dict[str, Any]]) -> str | None:
             return f"{error}: {last}" if last else error
         last = str(entry.get("stream", "")).strip() or last
     return None
+
+
+@contextmanager
+def workspace(parent: Path | None = None) -> Iterator[Path]:
+    """An empty folder of this build's own, in `parent` or on a disk with room for some GB.
+
+    It is removed after the build. One that a killed build left is removed by the next: a build
+    holds a lock on its folder, which the kernel frees however the build ends.
+    """
+    parent = parent or _roomy()
+    sweep(parent)
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield folder
+    finally:
+        _remove_folder(folder)
+        os.close(lock)
+
+
+def sweep(parent: Path, young_s: float = _YOUNG_S) -> None:
+    """Remove folders of this user whose builds are gone."""
+    for folder in parent.glob(f"{_PREFIX}*"):
+        try:
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except OSError:  # another user's, or gone meanwhile
+            continue
+        try:
+            status = os.fstat(lock)
+            if status.st_uid == os.geteuid() and time.time() - status.st_mtime > young_s:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _remove_folder(folder)
+        except BlockingIOError:  # its build runs
+            continue
+        finally:
+            os.close(lock)
+
+
+def _remove_folder(folder: Path) -> None:
+    # Not shutil.rmtree: a bootstrap that was killed may have left the host's /dev mounted in it.
+    subprocess.run(["rm", "-rf", "--one-file-system", str(folder)], check=False)
+
+
+def _roomy() -> Path:
+    """Where TMPDIR says, or /var/tmp: /tmp is often memory."""
+    varying = Path("/var/tmp")
+    named = "TMPDIR" in os.environ or not os.access(varying, os.W_OK)
+    return Path(tempfile.gettempdir()) if named else varying

@@ -1,7 +1,7 @@
 """Gathers what the image holds: the host's packages, in its versions, and libraries they load.
 
-The host's own pip fills a wheelhouse, with whatever index it is set up for. What pip cannot give
-quickly is copied from where it is installed, by its RECORD. Read `collect` first.
+The host's own pip fills a wheelhouse, with the index it is set up for. What pip cannot give quickly
+is copied from where it is installed, by its RECORD.
 """
 
 import compileall
@@ -33,13 +33,8 @@ _TIMEOUT_S = 1200
 def collect(folder: Path, listed: Sequence[str], say: Say) -> None:
     """Fill `folder/packages` with distributions and `folder/libraries` with what they load.
 
-    Args:
-        folder: Empty; may need room for the packages three times.
-        listed: `name==version`, all of them installed here.
-        say: Told what is done, a line at a time.
-
-    Raises:
-        DeviceError: A package cannot be had in this version.
+    The folder is empty and may need room for the packages three times; `listed` has `name==version`
+    of what is installed here. A package that cannot be had in its version is a DeviceError.
     """
     packages = folder / "packages"
     packages.mkdir()
@@ -67,11 +62,7 @@ def collect(folder: Path, listed: Sequence[str], say: Say) -> None:
 
 
 def copy_installed(found: metadata.Distribution, target: Path) -> None:
-    """Copy an installed distribution's files, without scripts and caches.
-
-    Raises:
-        DeviceError: It is installed in place, or its installer left no list of files.
-    """
+    """Copy an installed distribution's files, without scripts and caches."""
     name = found.metadata["Name"]
     if json.loads(found.read_text("direct_url.json") or "{}").get("dir_info", {}).get("editable"):
         raise DeviceError(f"image: {name} is installed editable and cannot be copied; install it")
@@ -86,7 +77,7 @@ def copy_installed(found: metadata.Distribution, target: Path) -> None:
 
 
 def copy_libraries(names: Sequence[str], target: Path) -> None:
-    """Copy system libraries; one that this host lacks, its packages do not need."""
+    """Copy system libraries; packages do not need one that this host lacks."""
     for name in names:
         try:
             ctypes.CDLL(name)
@@ -99,11 +90,7 @@ def copy_libraries(names: Sequence[str], target: Path) -> None:
 
 
 def check_versions(packages: Path, listed: Sequence[str]) -> None:
-    """Compare what lies in a folder with what was asked for.
-
-    Raises:
-        DeviceError: They differ.
-    """
+    """Raise a DeviceError if the packages in a folder are not those that are `listed`."""
     there = {
         f"{normal(found.metadata['Name'])}=={found.version}"
         for found in metadata.distributions(path=[str(packages)])
@@ -120,16 +107,7 @@ def archive(folder: Path, target: Path) -> None:
 
 
 def run(argv: Sequence[str], what: str, temporary: Path) -> None:
-    """Run a command quietly.
-
-    Args:
-        argv: The command.
-        what: What it does, for the error.
-        temporary: Where its temporary files go.
-
-    Raises:
-        DeviceError: It could not be started, failed or took too long; its last line.
-    """
+    """Run a command quietly; a DeviceError says what failed and its last line."""
     try:
         done = subprocess.run(
             argv,
@@ -163,7 +141,7 @@ def _from_wheelhouse(folder: Path, wanted: Sequence[str], packages: Path) -> Non
 
 
 def _for_anyone(info: tarfile.TarInfo) -> tarfile.TarInfo:
-    """A device's user is whoever owns the run, and the host's umask may be strict."""
+    """A device's user is the owner of the run, and the host's umask may be strict."""
     info.uid = info.gid = 0
     info.uname = info.gname = ""
     runs = info.isdir() or info.mode & 0o100

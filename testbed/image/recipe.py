@@ -1,7 +1,7 @@
-"""What the device image is made of, and the tag that follows from it: pure, no daemon needed.
+"""What the device image is made of, and the tag that follows from it. Pure, no daemon needed.
 
 The image holds exactly the versions that are installed beside the running harness, found by their
-metadata, so that host and devices compute with the same code. Read `image_tag` first.
+metadata, so that host and devices compute with the same code.
 """
 
 import functools
@@ -46,13 +46,7 @@ def requirements() -> tuple[str, ...]:
 def closure(roots: Sequence[str], look_up: LookUp, optional: Sequence[str] = ()) -> tuple[str, ...]:
     """Distributions that some need, themselves included, as `name==version` in order.
 
-    Args:
-        roots: Where to begin.
-        look_up: Gives (version, what it needs here) of an installed distribution with extras.
-        optional: Roots that may be missing.
-
-    Raises:
-        DeviceError: One that is needed is not installed.
+    `look_up` gives version and needs of an installed one; only `optional` roots may be missing.
     """
     found: dict[str, str] = {}
     seen: set[Need] = set()
@@ -102,11 +96,7 @@ def modules(packages: Sequence[str]) -> list[str]:
 
 
 def image_tag() -> str:
-    """The device image's tag: another for every change of what goes into it.
-
-    Raises:
-        DeviceError: A package that devices need is not installed here.
-    """
+    """The device image's tag, which changes with everything that goes into it."""
     return f"{REPOSITORY}:{recipe_digest(requirements())}"
 
 

@@ -1,7 +1,7 @@
-"""The whole disk under a folder, to which Docker can hold a container's reads and writes.
+"""The whole disk under a folder, to which Docker can limit a container's reads and writes.
 
 A limit on a partition, or on a file system that spreads over several disks, is silently not
-enforced, so a folder whose one disk cannot be named is refused. Read `disk_of` first.
+enforced, so a folder without one nameable disk is refused.
 """
 
 import os
@@ -27,11 +27,7 @@ class Disk:
 
 
 def disk_of(path: Path, root: Path = Path("/")) -> Disk:
-    """The whole disk that holds an existing file or folder.
-
-    Args:
-        path: What it holds.
-        root: Where `sys` and `proc` lie, for tests.
+    """The whole disk that holds an existing file or folder; `root` has `sys` and `proc`, for tests.
 
     Raises:
         ConfigError: There is none, as below tmpfs, overlay, btrfs or zfs.
@@ -40,7 +36,7 @@ def disk_of(path: Path, root: Path = Path("/")) -> Disk:
 
 
 def disk_of_number(device: int, path: Path, root: Path = Path("/")) -> Disk:
-    """Likewise for the device number of a file system; `path` is only spoken of."""
+    """The same for the device number of a file system; `path` is only for messages."""
     number = f"{os.major(device)}:{os.minor(device)}"
     entry = root / "sys/dev/block" / number
     # Nameless devices (major 0) are not disks: tmpfs, overlay, btrfs, zfs, network file systems.

@@ -1,8 +1,7 @@
-"""What a device is held to: CPU, memory, swap and disk, as they are enforced on this host.
+"""The limits of a device, CPU, memory, swap and disk, as they are enforced on this host.
 
 Values are those of the emulated device already divided by the dilation
-(`harness/plan/dilation.py`); nothing here knows of it. None is "not limited", and is said so in the
-record.
+(`harness/plan/dilation.py`). None is "not limited", and the record says so.
 """
 
 from collections.abc import Sequence
@@ -19,15 +18,14 @@ LEAST_CPUS = 0.001  # the kernel's shortest quota, 1 ms, in its longest period
 
 @dataclass(frozen=True, slots=True)
 class DeviceLimits:
-    """The limits of one device.
+    """The limits of one device; None for no limit.
 
     Attributes:
-        cpus: CPU seconds per second; None for no limit.
+        cpus: CPU seconds per second.
         threads: Compute threads that its programs are told to use.
-        memory: Bytes of memory; None for no limit.
-        swap: Bytes of swap beside `memory`; needs swap on the host.
-        read_bps: Bytes per second from the disk that holds the weights; None for no limit.
-        write_bps: Likewise, to it.
+        memory: Bytes.
+        swap: Bytes beside `memory`; needs swap on the host.
+        read_bps: Bytes per second from the disk that holds the weights; `write_bps` to it.
     """
 
     cpus: float | None = None
@@ -39,7 +37,7 @@ class DeviceLimits:
 
 
 def limit_notes(limits: Sequence[DeviceLimits]) -> tuple[str, ...]:
-    """What containers with these limits are not held to, in words for the user and the record."""
+    """What containers with these limits are not limited in, for the user and the record."""
     free = {
         "CPU": any(limit.cpus is None for limit in limits),
         "memory": any(limit.memory is None for limit in limits),

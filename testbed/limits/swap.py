@@ -1,7 +1,7 @@
 """Swap for devices that have some: the host's own, or a file that is made for a run and removed.
 
-A swap file stays when its maker is killed, so its name tells whose it is: who comes later removes
-it if that process is gone, and never anything else. Read `ensure_swap` first, then `reap_swap`.
+A swap file stays when its maker is killed, so its name tells whose it is: a later run removes it if
+that process is gone, and never anything else.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from testbed.base import DeviceError
-from testbed.label import RunLabel, is_alive
+from testbed.host.label import RunLabel, is_alive
 from testbed.links.nettools import run_quietly, tool_environment
 from tpi.errors import ConfigError, map_errors
 
@@ -57,20 +57,14 @@ def ensure_swap(
     root: Path = Path("/"),
     run: Run | None = None,
 ) -> Iterator[Path | None]:
-    """Have this much swap free while the body runs; gives the file that was made for it, if any.
+    """Have swap free for all devices together while the body runs; gives the file made for it.
 
-    Args:
-        need_bytes: For all devices together.
-        folder: On the disk that is to hold the file.
-        label: Whose it is.
-        may_make: Whether a file may be made where the host's own swap does not suffice.
-        uid: Who we are; for tests.
-        root: Where `proc` and `sys` lie, for tests.
-        run: Runs a program, for tests.
+    Where the host's own does not suffice, a file is made in `folder` if `may_make`; its name has
+    the `label`. `uid`, `root` (where `proc` and `sys` are) and `run` are for tests.
 
     Raises:
         ConfigError: There is too little swap, and none was to be or could be made; or this kernel
-            cannot hold a device to its swap.
+            cannot limit a device's swap.
         DeviceError: The file could not be made, or not be removed.
     """
     if need_bytes <= 0:
@@ -85,7 +79,7 @@ def ensure_swap(
     size = -(-(need_bytes - free + _SPARE_BYTES) // _PAGE_BYTES) * _PAGE_BYTES
     path = folder.resolve() / swap_name(label)
     run = run or run_tool
-    # Outside of the `try`: a file that somebody else has made is not ours to remove.
+    # Outside of the `try`: a file that another program made is not ours to remove.
     fd = _create(path, size)
     try:
         _swap_on(fd, path, size, run)
@@ -141,11 +135,7 @@ def _remove(path: Path, root: Path, run: Run) -> None:
 
 
 def run_tool(argv: Sequence[str], timeout_s: float) -> None:
-    """Run a program to its end.
-
-    Raises:
-        DeviceError: It is not there, fails, or does not end.
-    """
+    """Run a program to its end; a DeviceError if it is not there, fails, or does not end."""
     if shutil.which(argv[0], path=tool_environment()["PATH"]) is None:
         raise DeviceError(f"swap: {argv[0]}: not found; apt-get install util-linux mount")
     done = run_quietly(argv, "swap", timeout_s)
@@ -161,11 +151,7 @@ def reap_swap(
     alive: Callable[[RunLabel], bool] = is_alive,
     run: Run | None = None,
 ) -> list[str]:
-    """Remove swap files in a folder, and active ones anywhere, whose makers are gone.
-
-    Returns:
-        A line for each that was found.
-    """
+    """Remove `leftover_swap`; gives a line for each."""
     lines = []
     for path in leftover_swap(folder, root=root, alive=alive):
         what = f"swap file {path}, left by an earlier run"
@@ -225,7 +211,7 @@ def free_swap_bytes(root: Path = Path("/")) -> int:
 
 
 def accounting_problem(root: Path = Path("/")) -> str | None:
-    """Why a container cannot be held to an amount of swap; None if it can."""
+    """Why a container's swap cannot be limited; None if it can."""
     base = root / "sys/fs/cgroup"
     if (base / "memory").is_dir():
         # A kernel that does not account swap has no such file, in the root group either.
@@ -246,7 +232,7 @@ def accounting_problem(root: Path = Path("/")) -> str | None:
 
 
 def _has_v2_swap(base: Path) -> bool:
-    """Any group below the root with the memory controller has the file; the root has not."""
+    """Only groups below the root have the file, and only those with the memory controller."""
     groups = list(base.glob("*/memory.max"))
     return not groups or any((path.parent / "memory.swap.max").exists() for path in groups)
 
@@ -254,12 +240,7 @@ def _has_v2_swap(base: Path) -> bool:
 def require_swap(
     need: int, folder: Path, *, may_make: bool, uid: int | None = None, root: Path = Path("/")
 ) -> None:
-    """Refuse early what `ensure_swap` would refuse; arguments as there.
-
-    Raises:
-        ConfigError: There is too little swap, and none was to be or could be made; or this kernel
-            cannot hold a device to its swap.
-    """
+    """Refuse early what `ensure_swap` would refuse, with the same ConfigError."""
     if need <= 0:
         return
     if problem := accounting_problem(root):

@@ -1,17 +1,16 @@
-"""A device's link to the core of the emulated network, and what it should take: pure.
+"""A device's link to the core of the emulated network, and how long transfers should take. Pure.
 
 The core joins all links: a packet from device i to device j waits in i's up-link queue, is
 serialised at i's rate, travels i's one-way delay to the core, travels j's one-way delay, waits in
 j's down-link queue and is serialised at j's rate (store and forward). Up-link and down-link of a
 device are serialised separately. Rates count IP bytes (MTU 1500).
 
-The times below are for TCP connections with timestamps that are warm: the window has room for the
-whole payload (a fresh one has 10 segments, 14,480 bytes, and waits a round trip for more), nothing
-is lost, and acknowledgements, which are small and run the other way, cost nothing. They count
-packets and links only: what the devices' own processors add comes on top.
+The times below are for warm TCP connections with timestamps: the window has room for the whole
+payload (a fresh one has 10 segments, 14,480 bytes, and waits a round trip for more), nothing is
+lost, and acknowledgements, which are small and run the other way, cost nothing. Only packets and
+links count; the time of the devices' own processors comes on top.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 MTU_BYTES = 1500
@@ -84,37 +83,3 @@ def one_way_s(payload_bytes: int, src: LinkSpec, dst: LinkSpec) -> float:
         splits += [(total - last, MTU_BYTES + last), (MTU_BYTES, total)]
     slowest_s = max(serialise_s(up, src) + serialise_s(down, dst) for up, down in splits)
     return src.delay_s + dst.delay_s + slowest_s
-
-
-def ping_pong_s(payload_bytes: int, a: LinkSpec, b: LinkSpec) -> float:
-    """A payload there and then, once it is there whole, as much back."""
-    return one_way_s(payload_bytes, a, b) + one_way_s(payload_bytes, b, a)
-
-
-def gather_s(payload_bytes: int, workers: Sequence[LinkSpec], master: LinkSpec) -> float:
-    """All workers send a payload at once: until the master's down-link is through with the last.
-
-    The packets come to the down-link at times a_1 <= ... <= a_m; a queue that never idles while
-    something waits ends at the max over k of a_k + (s_k + ... + s_m) / r_master. For N - 1 equal
-    workers that together are no slower than the master: d_worker + d_master + s_1 / r_worker +
-    (N - 1) S / r_master. Time runs from the send; what tells the workers to is `one_way_s`.
-    """
-    arrivals = sorted(p for worker in workers for p in _arrivals(payload_bytes, worker, master))
-    return _through_s(arrivals, master)
-
-
-def _arrivals(payload_bytes: int, src: LinkSpec, dst: LinkSpec) -> Iterator[tuple[float, int]]:
-    """When each packet of a payload comes to the destination's down-link, and its IP bytes."""
-    delay_s, sent = src.delay_s + dst.delay_s, 0
-    for first in range(0, payload_bytes, MSS_BYTES):
-        ip_bytes = min(MSS_BYTES, payload_bytes - first) + HEADER_BYTES
-        sent += ip_bytes
-        yield delay_s + serialise_s(sent, src), ip_bytes
-
-
-def _through_s(arrivals: Iterable[tuple[float, int]], link: LinkSpec) -> float:
-    """When a link is through with packets that come in this order."""
-    free_s = 0.0
-    for at_s, ip_bytes in arrivals:
-        free_s = max(free_s, at_s) + serialise_s(ip_bytes, link)
-    return free_s

@@ -1,26 +1,25 @@
 """Links through the kernel's netem, shaped in the middle, never at the sender.
 
-Every device has a veth pair. The core's ends stand in a namespace of our own, joined by a bridge;
-what comes from a device is redirected through an ifb interface, the up-link, and what goes to it
-leaves through the core's end, the down-link. Both have one netem: the delay on both ends of a path
-adds up, and each direction has its rate. Commands are made by pure functions: read `core_batch`
-and `shape_batch`; `NetemNetwork` runs them and reads back that the kernel has them.
+Every device has a veth pair. The core's ends are in a namespace of our own, joined by a bridge.
+What comes from a device is redirected through an ifb interface, the up-link; what goes to it leaves
+through the core's end, the down-link. Both have one netem: the delays on both ends of a path add
+up, and each direction has its rate. Pure functions make the commands; `NetemNetwork` runs them and
+reads back that the kernel has them.
 """
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from testbed.base import DeviceError
-from testbed.links.endpoints import AttachedDevices
-from testbed.links.link import LinkSpec
+from testbed.links.endpoints import AttachedDevices, known_sysctls, mac_of, sysctl_command
+from testbed.links.link import MTU_BYTES, LinkSpec
 from testbed.links.linkfault import check_fault
-from testbed.links.namespace import MTU_BYTES, known_sysctls, mac_of, sysctl_command
 from testbed.links.nettools import HeldNamespace, namespace_of
 
 _ETHERNET_BYTES = 14
-# Of a link without a rate: what 100 Gbit/s have under way in some 10 ms.
+# A link without a rate may hold what 100 Gbit/s have under way in some 10 ms.
 _UNLIMITED_PACKETS = 100_000
 CORE_SYSCTLS = {
     # Interfaces of the core have no addresses and must not look for any.
@@ -31,7 +30,7 @@ CORE_SYSCTLS = {
 
 @dataclass(frozen=True, slots=True)
 class LinkFaults:
-    """What is wrong with a link at the moment; `drop_frac` None is its own loss."""
+    """The faults of a link at the moment; with `drop_frac` None it has its own loss."""
 
     is_cut: bool = False
     extra_delay_s: float = 0.0
@@ -39,18 +38,17 @@ class LinkFaults:
     duplicate_frac: float = 0.0
 
     def with_fault(self, kind: str, value: float) -> "LinkFaults":
-        """The same but for one fault.
-
-        Raises:
-            ConfigError: There is no such fault.
-        """
+        """The same but for one fault; one that does not exist is a ConfigError."""
         check_fault(kind, value)
-        return LinkFaults(
-            bool(value) if kind == "cut" else self.is_cut,
-            value if kind == "delay" else self.extra_delay_s,
-            (None if value < 0 else value) if kind == "drop" else self.drop_frac,
-            value if kind == "duplicate" else self.duplicate_frac,
-        )
+        match kind:
+            case "cut":
+                return replace(self, is_cut=bool(value))
+            case "delay":
+                return replace(self, extra_delay_s=value)
+            case "drop":
+                return replace(self, drop_frac=None if value < 0 else value)
+            case _:
+                return replace(self, duplicate_frac=value)
 
 
 def core_end(index: int) -> str:
@@ -84,33 +82,32 @@ def core_batch(num_devices: int) -> str:
 
 
 def fdb_batch(num_devices: int) -> str:
-    """Lines for `bridge -batch`: who is where, so that nothing is sent to all to find out."""
-    lines = []
-    for index in range(num_devices):
-        core = core_end(index)
-        lines.append(f"link set dev {core} learning off flood off")
-        lines.append(f"fdb add {mac_of(index)} dev {core} master static")
-    return _joined(lines)
+    """Lines for `bridge -batch`: every device's place, so that nothing is flooded to find it."""
+    return _joined(
+        line
+        for index in range(num_devices)
+        for line in (
+            f"link set dev {core_end(index)} learning off flood off",
+            f"fdb add {mac_of(index)} dev {core_end(index)} master static",
+        )
+    )
 
 
 def redirect_batch(num_devices: int) -> str:
     """Lines for `tc -batch`: what comes from a device takes its up-link first."""
-    lines = []
-    for index in range(num_devices):
-        core, up = core_end(index), up_link(index)
-        lines.append(f"qdisc add dev {core} handle ffff: ingress")
-        lines.append(
-            f"filter add dev {core} parent ffff: protocol all u32 match u32 0 0"
-            f" action mirred egress redirect dev {up}"
+    return _joined(
+        line
+        for index in range(num_devices)
+        for line in (
+            f"qdisc add dev {core_end(index)} handle ffff: ingress",
+            f"filter add dev {core_end(index)} parent ffff: protocol all u32 match u32 0 0"
+            f" action mirred egress redirect dev {up_link(index)}",
         )
-    return _joined(lines)
+    )
 
 
 def queue_packets(link: LinkSpec, extra_delay_s: float = 0.0) -> int:
-    """What netem may hold: packets under way, of any size, and those in the queue.
-
-    netem counts packets, and those on their way among them: fewer would drop at full rate.
-    """
+    """What netem may hold: it counts packets of any size, those under way as well as queued."""
     waiting = math.ceil(link.queue_bytes / MTU_BYTES)
     if link.rate_bps is None:
         return _UNLIMITED_PACKETS + waiting
@@ -119,7 +116,7 @@ def queue_packets(link: LinkSpec, extra_delay_s: float = 0.0) -> int:
 
 
 def netem_arguments(link: LinkSpec, faults: LinkFaults) -> str:
-    """One direction of a link: what `change` leaves out would be reset, so always all of it."""
+    """One direction of a link, always whole: `change` would reset what is left out."""
     loss_frac = link.loss_frac if faults.drop_frac is None else faults.drop_frac
     loss_frac = 1.0 if faults.is_cut else loss_frac
     delay_us = (link.delay_s + faults.extra_delay_s) * 1e6
@@ -138,12 +135,12 @@ def shape_batch(
     links: Mapping[int, LinkSpec], faults: Mapping[int, LinkFaults], verb: str = "add"
 ) -> str:
     """Lines for `tc -batch`: both directions of these links."""
-    lines = []
-    for index, link in links.items():
-        arguments = netem_arguments(link, faults.get(index, LinkFaults()))
-        for interface in (up_link(index), core_end(index)):
-            lines.append(f"qdisc {verb} dev {interface} root handle 1: netem {arguments}")
-    return _joined(lines)
+    return _joined(
+        f"qdisc {verb} dev {interface} root handle 1: netem"
+        f" {netem_arguments(link, faults.get(index, LinkFaults()))}"
+        for index, link in links.items()
+        for interface in (up_link(index), core_end(index))
+    )
 
 
 def is_shaped(qdiscs: str, num_devices: int) -> bool:
@@ -175,11 +172,7 @@ class NetemNetwork:
     backend = "netem"
 
     def __init__(self, links: Sequence[LinkSpec], *, dilation: float) -> None:
-        """Make the core and shape all links.
-
-        Raises:
-            DeviceError: The kernel cannot.
-        """
+        """Make the core and shape all links; a DeviceError if the kernel cannot."""
         self._links = tuple(links)
         self._faults: dict[int, LinkFaults] = {}
         self._devices = AttachedDevices(links, dilation)
@@ -192,7 +185,7 @@ class NetemNetwork:
 
     def attach(self, index: int, pid: int) -> str:
         """Give the namespace of a process its link; gives the device's address."""
-        # To our own namespace for a moment would show it to the host: from one to the other.
+        # Moved straight from one to the other: in our own namespace the host would see it.
         with namespace_of(self._core.pid) as core:
             return self._devices.attach(device_end(index), index, pid, source=core)
 
@@ -205,8 +198,7 @@ class NetemNetwork:
 
     def verify(self) -> None:
         """Read back whether every link is shaped and every device's settings hold."""
-        if not is_shaped(self._core.run(["tc", "-j", "qdisc", "show"]), len(self._links)):
-            raise DeviceError("links: netem is not in force on every link")
+        self._check_shapes()
         self._devices.verify()
 
     def counters(self) -> dict[str, object]:
@@ -226,7 +218,10 @@ class NetemNetwork:
         self._core.run(["bridge", "-batch", "-"], fdb_batch(num_devices))
         shapes = shape_batch(dict(enumerate(self._links)), self._faults)
         self._core.run(["tc", "-batch", "-"], redirect_batch(num_devices) + shapes)
-        if not is_shaped(self._core.run(["tc", "-j", "qdisc", "show"]), num_devices):
+        self._check_shapes()
+
+    def _check_shapes(self) -> None:
+        if not is_shaped(self._core.run(["tc", "-j", "qdisc", "show"]), len(self._links)):
             raise DeviceError("links: netem is not in force on every link")
 
 
@@ -240,5 +235,5 @@ def netem_problem() -> str | None:
     return None
 
 
-def _joined(lines: Sequence[str]) -> str:
+def _joined(lines: Iterable[str]) -> str:
     return "".join(f"{line}\n" for line in lines)

@@ -1,8 +1,8 @@
-"""How the network tools are run: `ip` and others, in a namespace, without a shell, with a deadline.
+"""Runs the network tools: `ip` and others, in a namespace, without a shell, with a deadline.
 
-`namespace_of` keeps hold of a process's namespace, so that a process id that was given to somebody
-else in between cannot lead into another one, least of all into the host's. `HeldNamespace` is a
-namespace of our own that ends with us, however we end.
+`namespace_of` keeps hold of a process's namespace: if its process id is given to another process
+meanwhile, the path still cannot lead into another namespace, least of all into the host's.
+`HeldNamespace` is a namespace of our own that ends with us, however we end.
 """
 
 import contextlib
@@ -18,12 +18,9 @@ _TIMEOUT_S, _END_S = 30.0, 5.0
 # Where the tools are, also for a root whose PATH is a user's.
 _ADMIN_FOLDERS = ("/usr/sbin", "/sbin")
 _PACKAGES = {
-    "ip": "iproute2",
-    "tc": "iproute2",
-    "bridge": "iproute2",
+    **dict.fromkeys(("ip", "tc", "bridge"), "iproute2"),
+    **dict.fromkeys(("nsenter", "unshare"), "util-linux"),
     "sysctl": "procps",
-    "nsenter": "util-linux",
-    "unshare": "util-linux",
 }
 _READY = b"ready\n"
 
@@ -35,11 +32,7 @@ def tool_environment() -> Mapping[str, str]:
 
 
 def check_tools(argv: Sequence[str]) -> None:
-    """Refuse a command whose program is missing, or the one that it enters a namespace for.
-
-    Raises:
-        DeviceError: Says which package has it.
-    """
+    """Raise a DeviceError if a command's program, or the one it runs in a namespace, is missing."""
     for name in (argv[0], _inner(argv)[0]):
         if shutil.which(name, path=tool_environment()["PATH"]) is None:
             package = _PACKAGES.get(name)
@@ -48,11 +41,7 @@ def check_tools(argv: Sequence[str]) -> None:
 
 
 def run_tool(argv: Sequence[str], text: str = "") -> str:
-    """Run one command to its end with `text` as its input, and give its output.
-
-    Raises:
-        DeviceError: It is not there, fails, or does not end.
-    """
+    """Run a command with `text` as its input, and give its output; failure is a DeviceError."""
     check_tools(argv)
     done = run_quietly(argv, "links", _TIMEOUT_S, text, shown=_inner(argv))
     if done.returncode != 0:
@@ -61,17 +50,9 @@ def run_tool(argv: Sequence[str], text: str = "") -> str:
 
 
 def run_quietly(
-    argv: Sequence[str],
-    what: str,
-    timeout_s: float,
-    text: str = "",
-    shown: Sequence[str] = (),
+    argv: Sequence[str], what: str, timeout_s: float, text: str = "", shown: Sequence[str] = ()
 ) -> "subprocess.CompletedProcess[str]":
-    """Run one command to its end, whatever its status; errors open with `what`.
-
-    Raises:
-        DeviceError: It is not there, or does not end.
-    """
+    """Run one command to its end, whatever its status; errors open with `what`."""
     try:
         return subprocess.run(
             list(argv),
@@ -90,16 +71,29 @@ def run_quietly(
         raise DeviceError(f"{what}: {argv[0]}: {exc.strerror}") from exc
 
 
+def end_by_pipe(process: "subprocess.Popen[bytes]", timeout_s: float = _END_S) -> None:
+    """End a process that ends with its input; kill it if it does not. Twice is fine."""
+    if process.stdin is not None:
+        with contextlib.suppress(OSError):
+            process.stdin.close()
+    try:
+        process.wait(timeout_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
 def _inner(argv: Sequence[str]) -> Sequence[str]:
-    """The command without how its namespace is entered."""
+    """The command without what enters its namespace."""
     return argv[argv.index("--") + 1 :] if argv[0] in ("nsenter", "unshare") else argv
 
 
 def _complaint(done: subprocess.CompletedProcess[str], text: str) -> str:
-    """The tool's own words, and the line of a batch that it did not like ("Command failed -:3")."""
-    said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-    words = said[0] if said else f"exit status {done.returncode}"
-    number = said[-1].rpartition(":")[2] if said and said[-1].startswith("Command failed") else ""
+    """The tool's own words, and the line of a batch that it refused ("Command failed -:3")."""
+    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+    words = lines[0] if lines else f"exit status {done.returncode}"
+    refused = bool(lines) and lines[-1].startswith("Command failed")
+    number = lines[-1].rpartition(":")[2] if refused else ""
     where = f" in {text.splitlines()[int(number) - 1]!r}" if number.isdecimal() else ""
     return words + where
 
@@ -129,7 +123,7 @@ def namespace_of(pid: int) -> Iterator[str]:
 
 
 def namespace_inode(pid: int) -> int | None:
-    """What tells a process's network namespace from others; None if the process is gone."""
+    """Identifies a process's network namespace; None if the process is gone."""
     try:
         return Path(f"/proc/{pid}/ns/net").stat().st_ino
     except OSError:
@@ -139,7 +133,7 @@ def namespace_inode(pid: int) -> int | None:
 class HeldNamespace:
     """A fresh network namespace; it ends when closed or when this process ends, by SIGKILL too.
 
-    Its holder is `cat` on a pipe from us: it says that it is there by an echo, and ends with us.
+    Its holder is `cat` on a pipe from us: an echo shows that it is there, and it ends with us.
     """
 
     def __init__(self) -> None:
@@ -174,15 +168,10 @@ class HeldNamespace:
 
     def close(self) -> None:
         """End it, with every interface in it. Twice is fine."""
-        for stream in (self._holder.stdin, self._holder.stdout, self._holder.stderr):
+        end_by_pipe(self._holder)
+        for stream in (self._holder.stdout, self._holder.stderr):
             if stream is not None:
-                with contextlib.suppress(OSError):
-                    stream.close()
-        try:
-            self._holder.wait(_END_S)
-        except subprocess.TimeoutExpired:
-            self._holder.kill()
-            self._holder.wait()
+                stream.close()
 
     def __enter__(self) -> "HeldNamespace":
         return self

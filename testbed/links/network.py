@@ -1,8 +1,7 @@
-"""The network that joins devices: emulated links by whichever means this host has.
+"""The network that joins devices: emulated links by the means that this host has.
 
-`open_network` gives a `Network` of one of three kinds behind one interface: netem in the kernel
-(`netem.py`), or the user-space switch in C or Python (`switch_network.py`). `capabilities` says
-what works here. Nothing is chosen silently: the network says in `backend` what it is.
+`open_network` gives a `Network`: netem in the kernel (`netem.py`), or the user-space switch in C or
+Python (`switch_network.py`). Its `backend` says which it is. `capabilities` says what works here.
 """
 
 from collections.abc import Sequence
@@ -32,73 +31,48 @@ class Network(Protocol):
         """What emulates them: netem, switch-c, switch-python or none."""
 
     def attach(self, index: int, pid: int) -> str:
-        """Give the network namespace of a process its link; gives the device's address.
-
-        Raises:
-            DeviceError: It cannot, or not everything that was set is in force.
-        """
+        """Give a process's namespace its link, and read it back; gives the device's address."""
 
     def fault(self, index: int, kind: str, value: float) -> None:
-        """Make or end a fault of one link; see `testbed.links.linkfault`.
-
-        Raises:
-            ConfigError: There is no such fault.
-            DeviceError: It is not in force.
-        """
+        """Make or end a fault of one link; see `testbed.links.linkfault`."""
 
     def verify(self) -> None:
-        """Read back whether links and settings of all attached devices are still in force.
-
-        Raises:
-            DeviceError: They are not.
-        """
+        """Raise a DeviceError unless links and settings of all devices are still in force."""
 
     def counters(self) -> dict[str, object]:
-        """For the record, while the devices are up: `ports` and, by device, `settings`, `tcp`.
-
-        Raises:
-            DeviceError: The links are gone.
-        """
+        """For the record, while the devices are up: `ports` and, by device, `settings`, `tcp`."""
 
     def close(self) -> None:
         """Take all links away. Twice is fine."""
 
 
-class NoNetwork:
-    """One device alone needs none."""
+class _NoNetwork(Network):
+    """One device alone needs no links: its address is its loopback's."""
 
     backend = "none"
 
     def attach(self, index: int, pid: int) -> str:  # noqa: ARG002 - the protocol's
-        """Its own loopback."""
         return "127.0.0.1"
 
     def fault(self, index: int, kind: str, value: float) -> None:
-        """Refuse."""
         raise DeviceError(f"links: no fault {kind} {value:g} on device {index}: backend is none")
 
-    def verify(self) -> None:
-        """Nothing was set."""
+    def verify(self) -> None: ...
 
     def counters(self) -> dict[str, object]:
-        """Nothing is counted."""
         return {"backend": self.backend}
 
-    def close(self) -> None:
-        """Nothing to take away."""
+    def close(self) -> None: ...
 
 
 def open_network(
     links: Sequence[LinkSpec], *, backend: str = "auto", dilation: float = 1.0, label: str
 ) -> Network:
-    """Make the links of all devices.
+    """Make the links of all devices, as emulated on this host (already dilated).
 
-    Args:
-        links: One per device, as emulated on this host (already dilated).
-        backend: `auto` takes netem where the kernel has it and the switch elsewhere; `switch` is C
-            where a compiler is and Python elsewhere.
-        dilation: How much slower than the emulated clock this host's is; for TCP's timers.
-        label: Six hex digits or more of the run's id; they name what is visible on the host.
+    `backend` `auto` takes netem where the kernel has it and the switch elsewhere; `switch` is C
+    where a compiler is and Python elsewhere. `dilation` is for TCP's timers. The first six hex
+    digits of `label` name what is visible on the host.
 
     Raises:
         ConfigError: No such backend.
@@ -109,7 +83,9 @@ def open_network(
     if not links:
         raise DeviceError("links: none described")
     if backend == "none":
-        return _no_network(len(links))
+        if len(links) > 1:
+            raise DeviceError(f"links: {len(links)} devices need links, link.backend is 'none'")
+        return _NoNetwork()
     _require(_rights_problem())
     if backend in ("auto", "netem"):
         problem = netem_problem()
@@ -122,18 +98,14 @@ def open_network(
 
 
 def require_links(backend: str) -> None:
-    """Refuse early what `open_network` would refuse: rights, and what was named.
-
-    Raises:
-        DeviceError: It cannot work here; says what would mend it.
-    """
+    """Refuse early what `open_network` would refuse: missing rights, or a named backend."""
     _require(_rights_problem())
     if backend == "netem":
         _require(netem_problem())
 
 
 def capabilities() -> dict[str, str | None]:
-    """What works on this host by measuring: None, or why it does not and what would mend it."""
+    """By backend, whether it was tried and works (None), or why not and what would mend it."""
     rights = _rights_problem()
     if rights is not None:
         return dict.fromkeys(("netem", "switch-c", "switch-python"), rights)
@@ -143,12 +115,6 @@ def capabilities() -> dict[str, str | None]:
         "switch-c": tap or _switch_problem("c"),
         "switch-python": tap or _switch_problem("python"),
     }
-
-
-def _no_network(num_devices: int) -> NoNetwork:
-    if num_devices > 1:
-        raise DeviceError(f"links: {num_devices} devices need links, link.backend is 'none'")
-    return NoNetwork()
 
 
 def _require(problem: str | None) -> None:
@@ -167,23 +133,25 @@ def _rights_problem(status: Path = _STATUS) -> str | None:
 
 
 def _tap_problem(tun: Path = _TUN) -> str | None:
-    """Why no TAP interface can be made; None if one was made, in a namespace of our own."""
+    """Why no TAP interface can be made; None if one was made."""
     if not tun.exists():
         return f"{tun} is missing: modprobe tun, or mknod -m 666 {tun} c 10 200"
-    try:
-        with HeldNamespace() as room:
-            room.run(["ip", "tuntap", "add", "dev", "probe", "mode", "tap"])
-    except DeviceError as exc:
-        return str(exc).removeprefix("links: ")
-    return None
+    return _problem(["ip", "tuntap", "add", "dev", "probe", "mode", "tap"])
 
 
 def _switch_problem(language: str) -> str | None:
-    """Why this switch does not run; None if it did, for a moment and in a namespace of our own."""
+    """Why this switch does not run; None if it did. Without input it ends once it is ready."""
     try:
-        with HeldNamespace() as room:
-            # Its input is empty, so it ends as soon as it is ready.
-            room.run([*switch_command(language), port_argument("probe", LinkSpec())])
+        return _problem([*switch_command(language), port_argument("probe", LinkSpec())])
+    except DeviceError as exc:
+        return str(exc)
+
+
+def _problem(command: Sequence[str]) -> str | None:
+    """Why a command fails in a namespace of our own."""
+    try:
+        with HeldNamespace() as namespace:
+            namespace.run(command)
     except DeviceError as exc:
         return str(exc).removeprefix("links: ")
     return None

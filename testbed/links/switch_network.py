@@ -1,24 +1,26 @@
 """Links through the user-space switch: a TAP interface per device, joined by one process of ours.
 
-The switch (`testbed/switch/`) reads commands from a pipe and ends with it, and its interfaces end
-with it: whatever becomes of us, nothing stays. `SwitchProcess` talks to it; `SwitchNetwork` gives
-each device its interface. Read `SwitchNetwork.attach` first.
+The switch (`testbed/switch/`) reads commands from a pipe and ends with it; its interfaces end with
+the switch. So nothing stays, however we end. `SwitchProcess` talks to it; `SwitchNetwork` gives
+each device its interface.
 """
 
 import contextlib
-import json
 import queue
 import subprocess
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import IO
+
+from msgspec import Struct
 
 from testbed.base import DeviceError
 from testbed.links.endpoints import AttachedDevices
 from testbed.links.link import LinkSpec
 from testbed.links.linkfault import check_fault
-from testbed.links.nettools import tool_environment
+from testbed.links.nettools import end_by_pipe, tool_environment
+from tpi.decode import decode
 
 # Making an interface waits for the kernel's network lock, which many containers may hold.
 _READY_S = 20.0
@@ -29,12 +31,26 @@ _LABEL_DIGITS = 6
 _LOG_TAIL_BYTES = 2000
 
 
-def interface_names(label: str, num_devices: int) -> list[str]:
-    """Names of the host's ends: `tpi`, six hex digits of the label, the device's number.
+class SwitchEvent(Struct, frozen=True, forbid_unknown_fields=True):
+    """A line of the switch: `ready`, `stats`, `fault`, or `error` with a message."""
 
-    Raises:
-        DeviceError: The label does not begin with six hex digits.
-    """
+    event: str
+    message: str = ""
+    backend: str = ""
+    fifo: bool = False
+    ports: tuple[Mapping[str, int], ...] = ()
+    late_us: Mapping[str, int] = {}
+    packets: int = 0
+    port: int | None = None
+    kind: str = ""
+
+
+# Tells that the switch has ended.
+_END = SwitchEvent("")
+
+
+def interface_names(label: str, num_devices: int) -> list[str]:
+    """Names of the host's ends: `tpi`, six hex digits of the label, the device's number."""
     digits = label[:_LABEL_DIGITS]
     if len(digits) < _LABEL_DIGITS or not set(digits) <= set("0123456789abcdef"):
         raise DeviceError(f"links: label {label!r}: expected {_LABEL_DIGITS} hex digits or more")
@@ -49,11 +65,7 @@ def port_argument(name: str, link: LinkSpec) -> str:
 
 
 def fault_command(index: int, kind: str, value: float) -> str:
-    """One fault in the switch's units.
-
-    Raises:
-        ConfigError: There is no such fault.
-    """
+    """One fault in the switch's units; one that does not exist is a ConfigError."""
     check_fault(kind, value)
     factor = {"cut": 1.0, "delay": 1e9, "drop": _PPM, "duplicate": _PPM}[kind]
     return f"fault {index} {kind} {-1 if value < 0 else round(value * factor)}"
@@ -65,22 +77,12 @@ class SwitchNetwork:
     def __init__(
         self, command: Sequence[str], links: Sequence[LinkSpec], *, dilation: float, label: str
     ) -> None:
-        """Start the switch.
-
-        Args:
-            command: What starts it; its ports follow.
-            links: Of every device.
-            dilation: For TCP's timers.
-            label: Its first six hex digits name the interfaces.
-
-        Raises:
-            DeviceError: It cannot be started.
-        """
+        """Start the switch by `command` and its ports; interfaces are named after `label`."""
         self._names = interface_names(label, len(links))
         self._devices = AttachedDevices(links, dilation)
         ports = [port_argument(*port) for port in zip(self._names, links, strict=True)]
         self._switch = SwitchProcess([*command, *ports])
-        self.backend = f"switch-{self._switch.ready['backend']}"
+        self.backend = f"switch-{self._switch.ready.backend}"
 
     @property
     def pid(self) -> int:
@@ -104,11 +106,16 @@ class SwitchNetwork:
     def counters(self) -> dict[str, object]:
         """What the switch and every device's TCP counted."""
         counted = self._switch.ask("stats", "stats")
-        ports = counted["ports"]
-        if not isinstance(ports, list) or len(ports) != len(self._names):
+        ports = [dict(port) for port in counted.ports]
+        if len(ports) != len(self._names):
             raise DeviceError(f"switch: stats: expected {len(self._names)} ports, got {ports!r}")
-        del counted["event"]
-        return {"backend": self.backend, **counted, **self._devices.facts(ports)}
+        return {
+            "backend": self.backend,
+            "ports": ports,
+            "late_us": dict(counted.late_us),
+            "packets": counted.packets,
+            **self._devices.facts(ports),
+        }
 
     def close(self) -> None:
         """End the switch and with it all links. Twice is fine."""
@@ -121,14 +128,10 @@ class SwitchProcess:
     def __init__(
         self, argv: Sequence[str], ready_s: float = _READY_S, answer_s: float = _ANSWER_S
     ) -> None:
-        """Start it and wait until it is ready.
-
-        Raises:
-            DeviceError: It cannot be started, or is not ready in time.
-        """
+        """Start it and wait until it is ready, or raise a DeviceError."""
         self._lock = threading.Lock()
         self._answer_s = answer_s
-        self._events: queue.Queue[dict[str, object]] = queue.Queue()
+        self._events: queue.Queue[SwitchEvent] = queue.Queue()
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process; see close
         try:
             self._popen = subprocess.Popen(
@@ -155,12 +158,8 @@ class SwitchProcess:
         """Its process id, for tests and the record."""
         return self._popen.pid
 
-    def ask(self, command: str, event: str) -> dict[str, object]:
-        """Send one command and give its answer.
-
-        Raises:
-            DeviceError: It has ended, does not answer in time, or refuses.
-        """
+    def ask(self, command: str, event: str) -> SwitchEvent:
+        """Send one command and give its answer; a refusal or none in time is a DeviceError."""
         with self._lock:
             stdin = self._pipe(self._popen.stdin)
             try:
@@ -171,52 +170,39 @@ class SwitchProcess:
             return self._answer(event, self._answer_s)
 
     def check(self) -> None:
-        """Notice its end.
-
-        Raises:
-            DeviceError: It has ended.
-        """
+        """Raise a DeviceError if it has ended."""
         if self._popen.poll() is not None:
             raise self._gone()
 
     def close(self) -> None:
         """End it and with it its interfaces. Twice is fine."""
-        if self._popen.stdin is not None:
-            with contextlib.suppress(OSError):
-                self._popen.stdin.close()
-        try:
-            self._popen.wait(_END_S)
-        except subprocess.TimeoutExpired:
-            self._popen.kill()
-            self._popen.wait()
+        end_by_pipe(self._popen)
         if self._reader.ident is not None:
             self._reader.join(_END_S)
         self._log.close()
 
     def _read(self) -> None:
-        """Hand on its events; an empty one says that it has ended."""
+        """Hand on its events."""
         with self._pipe(self._popen.stdout) as stdout:
             for line in stdout:
                 try:
-                    event = json.loads(line)
-                except ValueError:
-                    event = None
-                if not isinstance(event, dict):
-                    event = {"event": "error", "message": f"not an event: {line[:80]!r}"}
+                    event = decode(line, SwitchEvent, "switch", DeviceError)
+                except DeviceError:
+                    event = SwitchEvent("error", f"not an event: {line[:80]!r}")
                 self._events.put(event)
-        self._events.put({})
+        self._events.put(_END)
 
-    def _answer(self, event: str, timeout_s: float) -> dict[str, object]:
+    def _answer(self, event: str, timeout_s: float) -> SwitchEvent:
         try:
             answer = self._events.get(timeout=timeout_s)
         except queue.Empty:
             self._popen.kill()  # a late answer must not be taken for the next one's
             raise DeviceError(f"switch: no {event!r} after {timeout_s:g} s") from None
-        if not answer:
-            self._events.put({})  # for whoever asks next
+        if answer is _END:
+            self._events.put(_END)  # for the next question
             raise self._gone()
-        if answer.get("event") != event:
-            what = answer.get("message", answer)
+        if answer.event != event:
+            what = answer.message or answer
             raise DeviceError(f"switch: expected {event!r}, got: {what}")
         return answer
 

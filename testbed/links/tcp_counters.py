@@ -1,41 +1,25 @@
-"""What TCP counted in a device's network namespace: retransmissions above all."""
+"""TCP's counters in a device's network namespace: retransmissions above all."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from testbed.base import DeviceError
-from testbed.links.namespace import INTERFACE
 
-# Of `/proc/PID/net/snmp` and `netstat`: what was sent again or given up, and why.
+# A device's name for its end of the link.
+INTERFACE = "eth1"
+# From `/proc/PID/net/snmp` and `netstat`: what was sent again or given up, and why.
 _TCP_COUNTERS = (
-    "InSegs",
-    "OutSegs",
-    "RetransSegs",
-    "InErrs",
-    "TCPTimeouts",
-    "TCPSynRetrans",
-    "TCPFastRetrans",
-    "TCPSlowStartRetrans",
-    "TCPLossProbes",
-    "TCPSpuriousRTOs",
-    "TCPLostRetransmit",
-    "TCPRcvQDrop",
-    "TCPBacklogDrop",
-    "DelayedACKs",
-)
+    "InSegs", "OutSegs", "RetransSegs", "InErrs", "TCPTimeouts", "TCPSynRetrans", "TCPFastRetrans",
+    "TCPSlowStartRetrans", "TCPLossProbes", "TCPSpuriousRTOs", "TCPLostRetransmit", "TCPRcvQDrop",
+    "TCPBacklogDrop", "DelayedACKs",
+)  # fmt: skip
 _HARMLESS = ("TCPSynRetrans", "TCPLossProbes")
 # Of a port's counters: for want of room, and by chance.
 _DROPPED = ("up_dropped", "up_lost", "down_dropped", "down_lost")
 
 
 def tcp_counters(pid: int, proc: Path = Path("/proc")) -> dict[str, int]:
-    """TCP's counters of a process's namespace since it was made, and what its interface dropped.
-
-    A retransmission on a link that loses nothing means that the emulation got in the way.
-
-    Raises:
-        DeviceError: The process is gone.
-    """
+    """TCP's counters of a process's namespace since it was made, and its interface's drops."""
     net = proc / str(pid) / "net"
     try:
         table = {**_table(net / "snmp", "Tcp:"), **_table(net / "netstat", "TcpExt:")}
@@ -49,12 +33,12 @@ def tcp_counters(pid: int, proc: Path = Path("/proc")) -> dict[str, int]:
 def unexplained_retransmissions(
     ports: Sequence[Mapping[str, int]], tcp: Sequence[Mapping[str, int] | None]
 ) -> int | None:
-    """Segments sent again though no link dropped one: the emulation got in TCP's way.
+    """Segments sent again though no link dropped one: the emulation was in TCP's way.
 
     Three kinds are explained. A full queue drops, as the emulated link would. TCP probes for a lost
     tail after two round trips, which a burst into an empty queue may well take; the emulated device
-    would do the same, and one packet more changes no timing. Who connects tries again after 1 s
-    whatever the dilation. None if a device's counters are missing.
+    would do the same, and one packet more changes no timing. A connection attempt is repeated after
+    1 s whatever the dilation. None if a device's counters are missing.
     """
     known = [counted for counted in tcp if counted is not None]
     if len(known) < len(tcp):
@@ -73,7 +57,7 @@ def _table(path: Path, prefix: str) -> dict[str, int]:
 
 
 def _interface_drops(text: str) -> dict[str, int]:
-    """Of `/proc/PID/net/dev`: 16 numbers a line, the 4th and 12th are packets dropped."""
+    """From `/proc/PID/net/dev`: 16 numbers a line, the 4th and 12th are packets dropped."""
     for line in text.splitlines():
         name, _, numbers = line.partition(":")
         if name.strip() == INTERFACE:

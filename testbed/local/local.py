@@ -138,7 +138,7 @@ class LocalTestbed:
         """Refuse: plain processes talk over loopback."""
         raise DeviceError(f"link of device {index}: plain processes have none to {kind}")
 
-    def prove(self, moment: str) -> VerificationReport:  # noqa: ARG002 - the protocol's
+    def verify(self, moment: str) -> VerificationReport:  # noqa: ARG002 - the protocol's
         """Nothing is limited, so there is nothing to prove."""
         return VerificationReport()
 

@@ -1,8 +1,8 @@
-"""What the simulator is asked, and what it answers: plain values, no torch, nothing measured.
+"""The simulator's questions and answers: plain values, no torch, nothing measured.
 
-`simulate` (in `simulate.py`) takes a `SimRun` and gives a `SimOutcome`, whose events are those that
-the real programs would have written: `ready`, `request`, `token`, `counters`, `end` and, where they
-are kept, `spans`. Times are the devices' own seconds, undilated; the simulator has no dilation.
+`simulate` (in `baselines/simulate.py`) takes a `SimRun` and gives a `SimOutcome`, whose events are
+those that the real programs would have written: `ready`, `request`, `token`, `counters`, `end` and,
+where they are kept, `spans`. Times are the devices' own seconds; the simulator has no dilation.
 """
 
 from collections.abc import Mapping
@@ -19,11 +19,10 @@ class SimDevice:
     """One device.
 
     Attributes:
-        cores: What it is worth in cores of the calibrated host; all costs of computing are
-            divided by it.
-        memory: Bytes; None is no limit. Likewise `disk_read_bps`, bytes per second, and
-            `disk_write_bps`, which is that of reading then.
+        cores: Its worth in cores of the calibrated host; costs of computing are divided by it.
+        memory: Bytes; None is no limit.
         swap: Bytes beside `memory`.
+        disk_read_bps: Bytes per second; None is no limit. Likewise `disk_write_bps`.
     """
 
     cores: float
@@ -39,12 +38,11 @@ class SimRun:
 
     Attributes:
         system: Its name in `baselines/registry.py`.
-        compute: How each rank computes.
         storage: Dtype of the stored weights.
         devices: By rank; a system that takes one device gets one.
         links: By rank, undilated.
         shares: How unequal the ranks' parts of the model are; None for all alike.
-        options: What else the system's program is told (`overlap`, `max_memory` ...).
+        options: Other options of the system's program (`overlap`, `max_memory` ...).
         keep_spans: Whether the single spans are wanted, and not their sums alone.
     """
 
@@ -68,12 +66,12 @@ class SimRun:
 
 @dataclass(frozen=True, slots=True)
 class SimOutcome:
-    """What a run would have said and taken.
+    """Events and memory that a run would have.
 
     Attributes:
-        events: (rank, event), in the order of their stamps; the clock starts at 0.
+        events: (rank, event), in the order of their times; the clock starts at 0.
         rss_hwm: Predicted peak memory of each rank, in bytes; likewise `anon_peak`.
-        status: `ok`, or `oom` where a device's memory and swap would not do.
+        status: `ok`, or `oom` where a device's memory and swap do not suffice.
         reason: Why `status` is not `ok`: rank, need and limit.
         notes: For people: what the model leaves out.
     """

@@ -1,16 +1,14 @@
-"""What computing, messages, disks and libraries cost on the calibrated host.
+"""Costs of computing, messages, disks and libraries on the calibrated host.
 
-`make calibrate` measures a `Calibration` on this machine; `reference.json`, beside this module, is
-the one that is used where nobody has. All rates and seconds are of one core with one thread: a
-device that is worth c cores takes 1/c of every second and c times every rate, but for those of
-its disk. Read `Calibration`, then `product_s`.
+`make calibrate` measures a `Calibration` on this machine; without one, `reference.json` beside this
+module is used. All rates and seconds are of one core with one thread: a device that is worth c
+cores takes 1/c of every second and c times every rate, but for those of its disk.
 """
 
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -20,6 +18,7 @@ from tpi.decode import Count, CountOrZero, NumBytes, convert
 from tpi.errors import ConfigError
 from tpi.files import parse_json, read_small_file, write_atomic
 
+_REFERENCE = Path(__file__).with_name("reference.json")
 _MAX_BYTES = 1 << 20
 _BY_ROWS = ("products", "linear")
 _ADVICE = "measure anew with `make calibrate`"
@@ -38,26 +37,25 @@ class Calibration:
 
     Attributes:
         host: Processor and how it was measured, for people.
-        core_read_bps: What a core reads of memory while all do (`testbed/host/hostprobe.py`): a
-        device
-            with so much memory rate is worth one core, here as where it is emulated.
+        core_read_bps: What a core reads of memory while all do (`testbed/host/rates.py`): a
+            device with so much memory rate is worth one core, here as where it is emulated.
         products: "STORED->COMPUTED" (`bfloat16->float32`) to a table of (rows, bytes/s): bytes of
-            stored weights that our kernels (`tpi.model.kernels`) multiply with a step of so many
-            rows. Rows 1, 8, 32, 128 and 512 are a good choice; 1 must be there.
+            stored weights that our kernels (`tpi.kernels`) multiply with a step of so many rows.
+            Rows 1, 8, 32, 128 and 512 are a good choice; 1 must be there.
         linear: The same for `torch.nn.functional.linear` by dtype (`float32`): the libraries.
         attend: By dtype, (queries, FLOP/s) of attention, 4 S T h E of them a layer; queries 1 must
             be there, 8, 32, 128 and 256 are a good choice.
         block_s: One attn or ffn block beside its products, a step of one row: taking it from the
             window, norm, rotation, cache.
-        element_s: What every more element (rows beyond the first times hidden size) adds to that.
+        element_s: Added to that by every element more (rows beyond the first times hidden size).
         step_s: A step beside its blocks and sums: embedding, sampling, bookkeeping.
         sum_call_s: One allreduce of two ranks or more beside its messages: checks, copies, calls.
         send_s: Handing one message to the kernel; likewise `recv_s`, waking up and reading one.
-        packet_s: Each IP packet of a message, to who sends and to who receives it.
+        packet_s: Each IP packet of a message, to sender and receiver.
         sum_bps: Bytes/s of float32 that are added to a sum as they arrive.
         disk_read_bps: Bytes/s of the host's disk, past the page cache.
-        disk_request_s: What one block's read takes beside its bytes.
-        read_cpu_bps: Bytes per second of processor time that reading them takes the loader.
+        disk_request_s: One block's read beside its bytes.
+        read_cpu_bps: Bytes per second of processor time that the loader reads.
         page_in_bps: Bytes/s of mapped files that come in from the page cache, page by page.
         cast_bps: "STORED->COMPUTED" to stored bytes/s of mapped, cached weights that become new
             tensors (Accelerate's hooks); of one dtype it is a copy.
@@ -113,11 +111,7 @@ class Calibration:
                     )
 
     def product_s(self, num_bytes: float, rows: int, stored: str, computed: str) -> float:
-        """Seconds that one core multiplies stored weights with a step of so many rows.
-
-        Raises:
-            ConfigError: Nobody has measured these dtypes.
-        """
+        """Seconds that one core multiplies stored weights with a step of so many rows."""
         key = f"{stored}->{computed}"
         return num_bytes * _second_per_unit(_named(self.products, key, "products"), rows)
 
@@ -158,8 +152,8 @@ def _second_per_unit(table: Rates, rows: int) -> float:
 def _rising_rate(table: Rates, rows: int) -> float:
     """Rate of what gets faster with the rows: a straight line of logarithms between those measured.
 
-    Time per operation is not linear there: it would hardly fall before the last rows measured, so
-    that half of them took several times as long as all.
+    Time per operation is not linear there: interpolated, it would hardly fall before the last rows
+    measured, and half of them would take several times as long as all.
     """
     above = next((i for i, (at, _) in enumerate(table) if at >= rows), None)
     if above is None:
@@ -172,16 +166,10 @@ def _rising_rate(table: Rates, rows: int) -> float:
 
 
 def load_calibration(path: Path | None = None) -> Calibration:
-    """Read a calibration; the reference that comes with the project if none is named.
-
-    Raises:
-        ConfigError: The file cannot be read, or a field is missing, unknown or out of bounds.
-    """
-    if path is None:
-        text = resources.files("testbed.sim").joinpath("reference.json").read_bytes()
-        return decode(parse_json(text, "reference.json", ConfigError), "testbed/sim/reference.json")
-    data = read_small_file(path, _MAX_BYTES, ConfigError)
-    return decode(parse_json(data, str(path), ConfigError), str(path))
+    """Read a calibration; the reference that comes with the project if none is named."""
+    where = "testbed/sim/reference.json" if path is None else str(path)
+    data = read_small_file(path or _REFERENCE, _MAX_BYTES, ConfigError)
+    return decode(parse_json(data, where, ConfigError), where)
 
 
 def save_calibration(calibration: Calibration, path: Path) -> None:
@@ -191,11 +179,7 @@ def save_calibration(calibration: Calibration, path: Path) -> None:
 
 
 def decode(raw: object, where: str) -> Calibration:
-    """Check what a JSON file holds.
-
-    Raises:
-        ConfigError: As `load_calibration`.
-    """
+    """Check what a JSON file holds; a ConfigError as for `load_calibration`."""
     where = f"calibration {where}"
     known = {entry.name for entry in fields(Calibration)}
     for name in sorted(convert(raw, dict[str, object], where, ConfigError).keys() - known):

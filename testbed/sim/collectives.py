@@ -1,9 +1,8 @@
 """Sums and broadcasts on a `Network`; an allreduce's own class says which messages it sends.
 
-A sum takes every rank's clock and moves it on to when that rank goes on with something else. In a
-steady state ranks come to a sum in the same order and at the same distances again and again;
-`Collectives` then takes the answer that it has. That is exact: nothing but distances counts, and
-they are whole nanoseconds.
+A sum takes every rank's clock and moves it on to when that rank continues. In a steady state ranks
+come to a sum in the same order and at the same distances again and again; then `Collectives` uses
+the answer that it has. That is exact, because only distances count and they are whole nanoseconds.
 """
 
 from collections import OrderedDict
@@ -13,22 +12,19 @@ import numpy as np
 
 from testbed.sim.network import Ints, Message, Network
 from testbed.sim.ring_turns import Turn, make_turn, run_turn, swap
+from tpi.comm.allreduces.base import chunks
 from tpi.comm.allreduces.registry import find_allreduce
-from tpi.comm.topology import chunks
 from tpi.ranks import MASTER_RANK
 
 _KEPT = 512  # answers, each of a few KiB
 
 
 class Collectives:
-    """Sums and broadcasts over all ranks.
+    """Sums and broadcasts over all ranks, by an allreduce's name.
 
-    Args:
-        network: Links and processors.
-        algorithm: Name of an allreduce.
-        itemsize: Bytes of an element on the wire.
-        call: What a sum takes each rank beside its messages, nanoseconds by rank; one rank alone
-            takes none of it, as it is what two are measured to take beyond one.
+    An element on the wire has `itemsize` bytes. `call` is a sum's cost to each rank beside its
+    messages, in nanoseconds. One rank alone pays none of it, because it was measured as the excess
+    of two ranks over one.
     """
 
     def __init__(self, network: Network, algorithm: str, itemsize: int, call: Ints) -> None:
@@ -96,11 +92,7 @@ class Collectives:
 
 
 class _Clocks:
-    """The `MessageNetwork` of one sum: every message moves the clocks of those that it takes.
-
-    Attributes:
-        now: Every rank's clock; whoever starts a sum puts it there.
-    """
+    """The `MessageNetwork` of one sum: every message moves the clocks of its ranks, `now`."""
 
     def __init__(self, network: Network, itemsize: int) -> None:
         self.world_size = network.size

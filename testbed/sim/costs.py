@@ -1,7 +1,7 @@
-"""What computing and reading take each rank of a run, as whole nanoseconds by rank.
+"""Costs of computing and reading for each rank of a run, as whole nanoseconds by rank.
 
 A rank's processor is worth so many cores of the calibrated host; its disk is its own, or the
-calibrated host's where it has no limit. Read `Costs`.
+calibrated host's where it has no limit.
 """
 
 from collections.abc import Sequence
@@ -28,11 +28,9 @@ class Costs:
         self._second_per_paged = np.zeros(run.world_size)
 
     def swap(self, anon: Sequence[int], weights: Sequence[int]) -> None:
-        """Charge ranks whose anonymous memory does not fit: a pass pages all of it in again.
+        """Charge ranks whose anonymous memory (peaks in `anon`) does not fit.
 
-        Args:
-            anon: Bytes of each rank at its peak.
-            weights: Bytes of the blocks that a pass goes through; each is charged its part.
+        A pass pages all of it in again; each block is charged its part of all `weights` bytes.
         """
         rate_bps = np.minimum(self._calibration.swap_bps, self.disk_bps)
         swaps = [
@@ -43,22 +41,22 @@ class Costs:
         self._second_per_paged = np.where(swaps, each_s, 0.0)
 
     def paging(self, num_bytes: Sequence[int] | NDArray[np.float64]) -> Ints:
-        """What blocks of so many bytes take each rank that swaps, before it can compute them."""
+        """Time that blocks of so many bytes take each rank that swaps, before it computes them."""
         return as_ns(self._second_per_paged * np.array(num_bytes))
 
     def on_cores(self, seconds: float | NDArray[np.float64]) -> Ints:
-        """What so many seconds of one core take each rank."""
+        """Time that so many seconds of one core take each rank."""
         return as_ns(seconds / self.cores)
 
     def read(self, num_bytes: NDArray[np.int64]) -> Ints:
-        """What reading a block of so many bytes takes each rank's loader."""
+        """Time that reading a block of so many bytes takes each rank's loader."""
         calibration = self._calibration
         by_disk = num_bytes / self.disk_bps
         by_cpu = num_bytes / calibration.read_cpu_bps / self.cores
         return as_ns(np.maximum(by_disk, by_cpu) + calibration.disk_request_s)
 
     def read_work(self, num_bytes: Ints) -> Ints:
-        """What reading so many bytes takes each rank's processor."""
+        """Time that reading so many bytes takes each rank's processor."""
         return self.on_cores(num_bytes / self._calibration.read_cpu_bps)
 
     def products(self, num_bytes: Sequence[float], rows: int) -> NDArray[np.float64]:

@@ -2,7 +2,7 @@
 
 The window's rule (`tpi/weights/window.py`): the loader reads block i once i - 1 is read and
 i - window was given back; a block is taken when it is read and both ranks' threads are there, and
-given back when its computing ends. Times are whole nanoseconds. Read `Devices.run`.
+given back when its computing ends. Times are whole nanoseconds.
 """
 
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Something that took some ranks a while each; nanoseconds."""
+    """Something that took some ranks time; nanoseconds."""
 
     name: str
     label: str
@@ -47,7 +47,7 @@ class Span:
 
 @dataclass(slots=True)
 class Tally:
-    """What each rank has spent and read so far; nanoseconds and bytes by rank."""
+    """Times spent and bytes read by each rank so far; nanoseconds."""
 
     compute: Ints
     allreduce: Ints
@@ -70,8 +70,8 @@ class Devices:
 
     Attributes:
         windows: Blocks that each may hold of those that it streams.
-        now: Where each rank's computing thread is.
         keep: Whether to keep spans.
+        now: Where each rank's computing thread is.
     """
 
     windows: Sequence[int]
@@ -141,15 +141,11 @@ class Devices:
         self._taken[ranks] += 1
 
     def share(self, began: Ints, tally: Tally, read: Ints) -> None:
-        """Make a step take no less than its work: loader and computing share a processor.
+        """Make a step take no less than its work, because loader and computing share a processor.
 
         Each is simulated as if it were alone, and never takes longer than that where a step waits
-        for long; what both together need beyond the step is a wait for weights.
-
-        Args:
-            began: When the step did.
-            tally: What was spent by then.
-            read: Nanoseconds that the loader's own work of the step takes the processor.
+        for long; what both together need beyond the step is a wait for weights. The step began at
+        `began` with `tally` spent; the loader's own work of it takes the processor `read` ns.
         """
         before = self.now.copy()
         least = began + self.tally.compute - tally.compute + read
@@ -174,7 +170,7 @@ class Devices:
         return int(ends.max(initial=0))
 
     def summed(self, before: Ints, label: str) -> None:
-        """Say that since `before` all ranks took part in a sum."""
+        """Note that since `before` all ranks took part in a sum."""
         self.tally.allreduce += self.now - before
         if self.keep:
             self.spans.append(Span("allreduce", label, self._all, before, self.now.copy()))

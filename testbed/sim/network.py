@@ -1,10 +1,9 @@
-"""Messages on links: who has one to send when, and who has one whole when. Vectors over ranks.
+"""Messages on links: when a rank has one to send, and when its receiver has it. Vectors over ranks.
 
 All times are whole nanoseconds, so that a situation that comes again is the same to the last bit.
 A message is cut into packets that wait, first come first served, at the sender's up-link and the
-receiver's down-link; both stay busy from one message to the next. What a processor does for a
-message (`send_s`, `recv_s`, `packet_s` of the calibration) it does one after another. Read
-`Network.gather`; `drain` and `merge` are what it rests on.
+receiver's down-link; both stay busy from one message to the next. A processor's work for messages
+(`send_s`, `recv_s`, `packet_s` of the calibration) is done one after another.
 """
 
 from collections.abc import Sequence
@@ -36,17 +35,9 @@ def drain(at: Ints, service: Ints | int, free: Ints | int) -> Ints:
 def merge(first: Ints, last: Ints, whole: Ints, final: Ints, free: Ints) -> tuple[Ints, Ints]:
     """When a down-link is through with messages whose packets come to it mixed.
 
-    The packets of a message come evenly between the first and the last. Along the last axis.
-
-    Args:
-        first: When its first packet is there.
-        last: When its last packet is there.
-        whole: What all its packets take the link.
-        final: What the last of them takes.
-        free: From when on the link is free.
-
-    Returns:
-        When each is through, in that order, and which message that is.
+    Along the last axis, the packets of a message come evenly from `first` to `last`; all of them
+    take the link `whole`, the last one takes `final`; the link is free from `free` on. Gives when
+    each is through, in that order, and which message that is.
     """
     count = first.shape[-1]
     # Rounding must not depend on how late it is.
@@ -74,10 +65,10 @@ def merge(first: Ints, last: Ints, whole: Ints, final: Ints, free: Ints) -> tupl
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What one size of message takes, by rank; nanoseconds.
+    """Costs of one size of message, by rank; nanoseconds.
 
     Attributes:
-        whole: On its link; `first` and `last` are those packets alone.
+        whole: Of its link; `first` and `last` are those packets alone.
         send: Of its processor to send it; `recv` to receive it, `add` to add it to a sum.
     """
 
@@ -153,11 +144,11 @@ class Network:
         )
 
     def link_ns(self, ip_bytes: Ints, ranks: Ints) -> Ints:
-        """What these ranks' links take for so many bytes each."""
+        """Time of these ranks' links for so many bytes each."""
         return as_ns(ip_bytes * self._byte_s[ranks])
 
     def send_ns(self, frames: "Frames", ranks: Ints) -> Ints:
-        """What these ranks' processors take to send a frame each; likewise `recv_ns`, `add_ns`."""
+        """Time of these ranks' processors to send a frame each; likewise `recv_ns`, `add_ns`."""
         costs = self._calibration
         return as_ns((costs.send_s + frames.packets * costs.packet_s) / self._cores[ranks])
 

@@ -1,7 +1,7 @@
 """What each rank of a tensor-parallel system holds, streams and needs in memory.
 
-Sizes are those of the real shard folders and windows those that the real engine chooses
-(`tpi.planner.memory`); all layers are alike, so one of them is laid out. Read `plan_ranks`.
+Sizes are those of the real shard folders, and windows those that the real engine chooses
+(`tpi.planner.memory`). All layers are alike, so one of them is laid out.
 """
 
 from collections.abc import Mapping, Sequence
@@ -45,11 +45,7 @@ class RankPlan:
 
 
 def plan_ranks(run: SimRun) -> tuple[ShardPlan, tuple[RankPlan, ...]]:
-    """Divide the model among the ranks.
-
-    Raises:
-        ConfigError, ResourceError: As the real program: shares or a budget that do not work.
-    """
+    """Divide the model among the ranks; bad shares or budgets fail as in the real program."""
     plan = make_shard_plan(run.model, run.world_size, run.shares)
     one_layer = replace(run.model, num_layers=1)
     return plan, tuple(_plan_rank(run, plan, rank, one_layer) for rank in range(run.world_size))

@@ -1,10 +1,10 @@
 """Collectives in which every rank sends at once: the turns of a ring, and all pairs.
 
 One call moves all ranks a turn on, so that a ring of 256 ranks takes 510 steps of a few vector
-operations each. Read `run_turn`.
+operations each.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from tpi.comm.wire import HEADER_BYTES as FRAME_BYTES
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """Every rank sends to its right neighbour and gets from its left; nanoseconds by rank.
+    """Every rank sends to its right neighbour and receives from its left; nanoseconds by rank.
 
     Attributes:
         left: The rank on the left of each.
@@ -89,20 +89,13 @@ def start_turn(network: Network, now: Ints, turn: Turn) -> Ints:
 def _start_some(network: Network, now: Ints, turn: Turn, sends: NDArray[np.bool_]) -> Ints:
     """The same where some ranks have nothing to send."""
     up, down, before = network.up.copy(), network.down.copy(), now.copy()
-    at = start_turn(network, now, _all_send(turn))
+    at = start_turn(network, now, replace(turn, sends=None, receives=None))
     now[~sends] = before[~sends]
     network.up[~sends] = up[~sends]
     silent = ~sends[turn.left]
     network.down[silent] = down[silent]
     at[silent] = before[silent]
     return at
-
-
-def _all_send(turn: Turn) -> Turn:
-    return Turn(
-        turn.left, None, None, turn.send, turn.up, turn.first, turn.rest, turn.down, turn.work,
-        turn.messages, turn.num_bytes,
-    )  # fmt: skip
 
 
 def end_turn(now: Ints, turn: Turn, arrived: Ints) -> None:
@@ -129,7 +122,7 @@ def swap(network: Network, now: Ints, payload: NDArray[np.int64], *, adds: bool)
     path = network.delay[rows] + network.delay[peers]
     down, final = network.link_ns(sent.whole, peers), network.link_ns(sent.last, peers)
     work = network.recv_ns(sent, peers) + adds * network.add_ns(sent, peers)
-    # What nobody sends is there from the beginning, and takes nothing.
+    # A message that is not sent is there from the beginning, and takes no time.
     early = network.down.min()
     first, last = (np.where(goes, at + path, early) for at in (first, end))
     values = (first, last, down * goes, final * goes, work * goes)

@@ -1,8 +1,8 @@
 """The command that starts the switch: compiled from `switch.c` where a compiler is, else Python.
 
-The compiled program lies in a cache under the name of what decides it (source, compiler, flags),
-so it is built once; it comes into place by a rename, so two harnesses may build it at once. A
-compiler that fails is an error, never a reason to take the other one. Read `switch_command` first.
+The compiled program is cached under a digest of source, compiler and flags, so it is built once. A
+rename puts it in place, so two harnesses may build it at once. A compiler that fails is an error,
+never a reason to take the Python program.
 """
 
 import hashlib
@@ -34,11 +34,7 @@ def find_compiler() -> Path | None:
 
 
 def switch_command(backend: str = "auto") -> list[str]:
-    """What starts the switch; its ports are to be appended.
-
-    Args:
-        backend: `c`, `python`, or `auto`: C where the host has a compiler. The switch itself says
-            in `ready` which of them it is.
+    """The command of the switch, to which its ports are appended; `auto` is C with a compiler.
 
     Raises:
         ConfigError: There is no such backend, or no compiler for it.
@@ -57,11 +53,7 @@ def switch_command(backend: str = "auto") -> list[str]:
 
 
 def compile_switch(compiler: Path, source: Path = SOURCE, cache_dir: Path = CACHE_DIR) -> Path:
-    """The program, from the cache or compiled now.
-
-    Raises:
-        DeviceError: The compiler failed, or the cache cannot be written.
-    """
+    """The program, from the cache or compiled now; a DeviceError if that fails."""
     try:
         program = cache_dir / f"switch-{_digest(compiler, source)}"
         if program.exists():
@@ -77,7 +69,7 @@ def compile_switch(compiler: Path, source: Path = SOURCE, cache_dir: Path = CACH
 
 
 def _digest(compiler: Path, source: Path) -> str:
-    """Of what decides the program; the compiler by its file, as upgrades keep its name."""
+    """Of what decides the program; the compiler by its file, because upgrades keep its name."""
     stat = compiler.stat()
     parts = (str(compiler), str(stat.st_size), str(stat.st_mtime_ns), *FLAGS)
     return hashlib.sha256("\0".join(parts).encode() + source.read_bytes()).hexdigest()[:16]

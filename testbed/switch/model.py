@@ -1,15 +1,15 @@
 """What the switch emulates, without any I/O: frames in at a time, frames out at due times.
 
 A frame from port i to port j is serialised at i's rate behind what i sent before, travels i's and
-j's delay, and is serialised once more at j's rate behind what came to j before it, from whichever
-port. A link that has `queue_bytes` waiting (the packet being sent among them) drops what comes; an
-idle one takes any packet. Loss and duplication strike on each link; a lost packet took its time on
-the link. Two frames of one port to one other never overtake each other. Bytes are those of the IP
-packet: the frame without its 14 bytes of Ethernet header.
+j's delay, and is serialised once more at j's rate behind all that came to j before it. A link that
+has `queue_bytes` waiting (the packet being sent among them) drops what comes; an idle one takes any
+packet. Loss and duplication happen on each link; a lost packet took its time on the link. Two
+frames of one port to one other never overtake each other. Bytes are those of the IP packet: the
+frame without its 14 bytes of Ethernet header.
 
-All due times are computed from arrival times in ns, never from when somebody looked, so that a late
-process delivers late but not ever later. `switch.c` does the same with the same numbers drawn, so
-one test can hold both to it. Read `Switch.receive`, then `Switch.deliver`.
+All due times are computed from arrival times in ns, never from the time of the computation, so that
+the lateness of a slow process does not add up. `switch.c` does the same with the same random
+numbers, so that one test can check both.
 """
 
 import heapq
@@ -60,7 +60,7 @@ class Faults:
 
 
 class Random:
-    """splitmix64: few lines in any language, and good enough to toss coins."""
+    """splitmix64: a few lines in any language, and good enough to toss coins."""
 
     def __init__(self, seed: int) -> None:
         self._state = seed
@@ -168,11 +168,7 @@ class Lateness:
 
 
 def destination(frame: bytes, num_ports: int) -> int | None:
-    """The port of a frame's address 02:00:00:00:HH:LL, HHLL = port + 1; -1 for all, None for none.
-
-    Raises:
-        IndexError: The frame is empty.
-    """
+    """The port in a frame's address 02:00:00:00:HH:LL, HHLL = port + 1; -1 is all, None is none."""
     if frame[0] & 1:
         return -1
     number = int.from_bytes(frame[4:6], "big")

@@ -51,11 +51,7 @@ def parse_port(text: str) -> PortSpec:
 
 
 def parse_arguments(argv: list[str]) -> tuple[list[PortSpec], int]:
-    """The ports and the seed.
-
-    Raises:
-        ConfigError: Something is missing, malformed or out of range.
-    """
+    """The ports and the seed; a ConfigError if something is missing, malformed or out of range."""
     seed = 0
     if len(argv) > 1 and argv[0] == "--seed":
         seed, argv = _number(argv[1], 0, 2**63 - 1), argv[2:]

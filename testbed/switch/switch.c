@@ -1,7 +1,6 @@
 /* The emulated core network: a switch in user space that joins TAP devices by links with delay,
- * rate, bounded queues and loss. `switch.py` is the same in Python; `model.py` has the model in
- * words and is what to read first. One thread, one loop: wait for a frame, a command or the next
- * due time; nothing is polled.
+ * rate, bounded queues and loss. `switch.py` is the same in Python; `model.py` describes the model.
+ * One thread, one loop: it waits for a frame, a command or the next due time, and polls nothing.
  *
  *     switch [--seed N] PORT [PORT ...]     PORT = NAME,DELAY_NS,RATE_BPS,QUEUE_BYTES,LOSS_PPM
  *
@@ -10,7 +9,7 @@
  * devices, which exist only as long as it has them open, are gone.
  *
  * Times are CLOCK_MONOTONIC in ns. A frame's due times follow from when it was read and from the
- * frames before it, never from when the loop came round, so lateness does not add up.
+ * frames before it, never from the time of the loop, so lateness does not add up.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -198,7 +197,7 @@ static void send_to(int src, int dst, const uint8_t *data, int len, int64_t core
     heap_push(&ports[dst], f);
 }
 
-/* Port i has the address 02:00:00:00:HH:LL with HHLL = i + 1; -1 is everybody, -2 nobody. */
+/* Port i has the address 02:00:00:00:HH:LL with HHLL = i + 1; -1 is all, -2 none. */
 static int destination(const uint8_t *mac) {
     static const uint8_t prefix[4] = {2, 0, 0, 0};
     if (mac[0] & 1) return -1;

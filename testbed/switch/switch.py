@@ -1,7 +1,6 @@
 """The switch in Python: TAP devices, standard input and a timer in one loop around the model.
 
-For hosts without a C compiler; slower and later than `switch.c`, and the same otherwise: command
-line, lines, end at the end of standard input. Read `model.py` first, then `forward`.
+For hosts without a C compiler: slower and later than `switch.c`, and the same otherwise.
 """
 
 import ctypes
@@ -45,11 +44,7 @@ def say(line: str) -> None:
 
 
 def open_tap(spec: PortSpec, index: int) -> int:
-    """Make the TAP device of a port; it exists as long as the descriptor is open.
-
-    Raises:
-        OSError: The kernel does not make it.
-    """
+    """Make the TAP device of a port; it exists as long as the descriptor is open."""
     fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     name = spec.name.encode()
     flags = _IFF_TAP | _IFF_NO_PI | _IFF_TUN_EXCL

@@ -1,8 +1,8 @@
 """What else happened to host, devices and links while a repeat ran. Pure.
 
-Throttling, foreign load, swapping, segments sent again, packets that came late: the difference of
-two looks (`testbed/verify/host_counters.py`), at the repeat's beginning and its end. What is wrong
-rather than worth knowing is a problem: then the repeat does not count. Read `conditions_between`.
+Throttling, foreign load, swapping, segments sent again and late packets: the difference of two
+snapshots (`host_counters.py`), at the repeat's beginning and its end. Where something went wrong,
+it is a problem, and the repeat does not count.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from testbed.links.tcp_counters import unexplained_retransmissions
-from testbed.verify.host_counters import CounterSnapshot, DeviceLook
+from testbed.verify.host_counters import CounterSnapshot, DeviceCounters
 
 _LEAST_S = 1e-3
 
@@ -34,17 +34,15 @@ class DeviceConditions:
 
 @dataclass(frozen=True, slots=True)
 class RunConditions:
-    """The conditions of one repeat.
+    """The conditions of one repeat; cores are averages.
 
     Attributes:
         wall_s: How long it took, preparation of the programs included.
-        foreign_cores: Cores that were busy with neither devices nor harness, on average; the
-            Docker daemon's work for us counts among them.
-        steal_cores: Cores that another machine on the same hardware took, on average.
-        own_cores: Cores that harness and switch used, on average.
-        swapped_in: Bytes that the host read from swap.
-        swapped_out: Bytes that it wrote there.
-        devices: By device.
+        foreign_cores: Busy with neither devices nor harness; the Docker daemon's work for us
+            counts among them.
+        steal_cores: Taken by another machine on the same hardware.
+        own_cores: Used by harness and switch.
+        swapped_in: Bytes that the host read from swap; it wrote `swapped_out`.
         unexplained_retransmissions: Segments sent again though no link dropped one.
         late_us: How late packets left the switch, since it was started.
         problems: Why the repeat does not count, a line each.
@@ -74,14 +72,10 @@ def conditions_between(
     may_resend: bool = False,
     may_swap: bool = False,
 ) -> RunConditions:
-    """What happened between two looks.
+    """What happened between two snapshots on a host that is `dilation` times slower than emulated.
 
-    Args:
-        begin: The earlier one.
-        end: The later one.
-        dilation: How much slower than the emulated clock this host's is.
-        may_resend: Whether links lose packets or have faults, so that TCP sends again rightly.
-        may_swap: Whether devices have swap; its rate is not dilated, so that none may be used then.
+    `may_resend` says that links lose packets or have faults, so that TCP rightly sends again;
+    `may_swap` that devices have swap, whose rate is not dilated.
     """
     wall_s = max(end.t_s - begin.t_s, _LEAST_S)
     tcp = _tcp(begin.network, end.network)
@@ -102,38 +96,35 @@ def conditions_between(
         unexplained_retransmissions=_unexplained(begin.network, end.network, tcp),
         late_us=end.network.get("late_us"),
     )
-    problems = _resend_problems(found, may_resend=may_resend)
-    problems += _swap_problems(found, dilation, may_swap=may_swap)
-    return replace(found, problems=tuple(problems))
+    return replace(found, problems=_problems(found, dilation, may_resend, may_swap))
 
 
-def _resend_problems(found: RunConditions, *, may_resend: bool) -> list[str]:
+def _problems(
+    found: RunConditions, dilation: float, may_resend: bool, may_swap: bool
+) -> tuple[str, ...]:
+    problems = []
     count = found.unexplained_retransmissions
-    if may_resend or not count:
-        return []
-    return [
-        f"links: TCP sent {count} segments again although no link dropped one: this host was too"
-        " slow for the emulation"
-    ]
-
-
-def _swap_problems(found: RunConditions, dilation: float, *, may_swap: bool) -> list[str]:
+    if count and not may_resend:
+        problems.append(
+            f"links: TCP sent {count} segments again although no link dropped one: this host was"
+            " too slow for the emulation"
+        )
     swapped = found.swapped_in + found.swapped_out
-    if dilation <= 1 or not may_swap or not swapped:
-        return []
-    return [
-        f"swap_undilated: {swapped} bytes went to and from swap, whose rate is not slowed by the"
-        f" dilation of {dilation:g}"
-    ]
+    if swapped and dilation > 1 and may_swap:
+        problems.append(
+            f"swap_undilated: {swapped} bytes went to and from swap, whose rate is not slowed by"
+            f" the dilation of {dilation:g}"
+        )
+    return tuple(problems)
 
 
 def _device(
-    before: DeviceLook, after: DeviceLook, tcp: Mapping[str, int] | None
+    before: DeviceCounters, after: DeviceCounters, tcp: Mapping[str, int] | None
 ) -> DeviceConditions:
+    periods = max(1, after.periods - before.periods)
     return DeviceConditions(
         cpu_s=after.cpu_s - before.cpu_s,
-        throttled_share=(after.throttled_periods - before.throttled_periods)
-        / max(1, after.periods - before.periods),
+        throttled_share=(after.throttled_periods - before.throttled_periods) / periods,
         throttled_s=after.throttled_s - before.throttled_s,
         retransmissions=None if tcp is None else tcp.get("RetransSegs"),
     )

@@ -1,6 +1,6 @@
-"""Counters of the host, the devices and the links at one moment; two looks make a difference.
+"""Counters of the host, the devices and the links at one moment.
 
-`look` reads them; what a difference means is said by `conditions.py`.
+`take_snapshot` reads them; `conditions.py` says what the difference of two snapshots means.
 """
 
 import os
@@ -19,12 +19,12 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 # Fields of the first line of /proc/stat. Interrupts are left out: those of our packets and reads
 # cannot be told from others'.
 _USER, _NICE, _SYSTEM, _STEAL = 0, 1, 2, 7
-# Of /proc/PID/stat, counted from the state: own and reaped children's time.
+# Fields of /proc/PID/stat, counted from the state: own and reaped children's time.
 _TIMES = slice(11, 15)
 
 
 @dataclass(frozen=True, slots=True)
-class DeviceLook:
+class DeviceCounters:
     """Counters of one device's control group."""
 
     cpu_s: float
@@ -42,9 +42,7 @@ class CounterSnapshot:
         busy_s: CPU time that all tasks of the host used.
         steal_s: CPU time that another machine on the same hardware took.
         own_s: CPU time of this process and its descendants, the switch among them.
-        swapped_in: Bytes that the host read from swap.
-        swapped_out: Bytes that it wrote there.
-        devices: By device.
+        swapped_in: Bytes that the host read from swap; it wrote `swapped_out`.
         network: What the links counted.
     """
 
@@ -54,28 +52,18 @@ class CounterSnapshot:
     own_s: float
     swapped_in: int
     swapped_out: int
-    devices: tuple[DeviceLook, ...] = ()
+    devices: tuple[DeviceCounters, ...] = ()
     network: Mapping[str, Any] = field(default_factory=dict)
 
 
-def look(
+def take_snapshot(
     cgroups: Sequence[Cgroup],
-    counters: Callable[[], Mapping[str, Any]],
+    network_counters: Callable[[], Mapping[str, Any]],
     *,
     proc: Path = PROC,
     clock: Callable[[], float] = time.monotonic,
 ) -> CounterSnapshot:
-    """Read all counters.
-
-    Args:
-        cgroups: Of all devices.
-        counters: What the links counted (`Network.counters`).
-        proc: Where the host's files are, for tests.
-        clock: For tests.
-
-    Raises:
-        DeviceError: A device or the network is gone.
-    """
+    """Read all counters; `proc` and `clock` are for tests."""
     busy_s, steal_s = _cpu_times(proc)
     swapped_in, swapped_out = _swapped(proc)
     return CounterSnapshot(
@@ -85,8 +73,8 @@ def look(
         own_s=own_cpu_s(os.getpid(), proc),
         swapped_in=swapped_in,
         swapped_out=swapped_out,
-        devices=tuple(_look_at(cgroup) for cgroup in cgroups),
-        network=counters(),
+        devices=tuple(_device_counters(cgroup) for cgroup in cgroups),
+        network=network_counters(),
     )
 
 
@@ -96,14 +84,9 @@ def own_cpu_s(pid: int, proc: Path = PROC) -> float:
     return _TICK_S * sum(int(tick) for stat in stats if stat for tick in stat[_TIMES])
 
 
-def _look_at(cgroup: Cgroup) -> DeviceLook:
+def _device_counters(cgroup: Cgroup) -> DeviceCounters:
     periods, throttled, throttled_ns = cgroup.throttling
-    return DeviceLook(
-        cpu_s=cgroup.cpu_usage_ns / 1e9,
-        periods=periods,
-        throttled_periods=throttled,
-        throttled_s=throttled_ns / 1e9,
-    )
+    return DeviceCounters(cgroup.cpu_usage_ns / 1e9, periods, throttled, throttled_ns / 1e9)
 
 
 def _cpu_times(proc: Path) -> tuple[float, float]:

@@ -1,8 +1,8 @@
 """The agents of a probe as the host sees them: started, asked, answered, ended.
 
-One `probe_agent.py` runs on each device. A command goes to some of them at once, and every one
-answers by one line or is known to have none; a device that did not answer in time is not asked
-again, since its late answer would be taken for the next one's. Read `Agents.ask` first.
+A command goes to some agents at once. Each gives one line in answer, or is known to give none. A
+device that did not answer in time is not asked again, because its late answer would be taken for
+the next one's.
 """
 
 import contextlib
@@ -19,13 +19,13 @@ from testbed.base import Device, DeviceError
 from tpi.decode import decode
 from tpi.program.process import Inbox, Process, make_inbox
 
-# No site packages: the interpreter starts in a third of the time.
+# Without site packages the interpreter starts in a third of the time.
 _PROGRAM = ("-S", "-m", "testbed.verify.probe_agent")
 _MAX_STARTING = 4
 # At 1 % of a core the interpreter's start takes some seconds.
 _START_S = 60.0
 _GRACE_S = 5.0
-# Beyond what a task takes by itself.
+# Comes on top of what a task takes by itself.
 ANSWER_S = 20.0
 
 
@@ -51,12 +51,12 @@ class Answer(Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def error(self) -> str:
-        """What an error says; nothing of an answer that is none."""
+        """What went wrong; empty if nothing did."""
         return self.message if self.event == "error" else ""
 
 
 class Agents:
-    """The agents of all devices; an answer comes to each command, or says why there is none."""
+    """The agents of all devices; every command gets an answer or the reason why there is none."""
 
     def __init__(self, processes: Sequence[Process], inbox: Inbox) -> None:
         self._processes = processes
@@ -67,14 +67,9 @@ class Agents:
         return len(self._processes)
 
     def ask(self, commands: Mapping[int, Mapping[str, object]], timeout_s: float) -> list[Answer]:
-        """Send each device its command, and wait for all answers.
+        """Send devices their commands and wait for all answers, which come in the same order.
 
-        Args:
-            commands: By device.
-            timeout_s: After it a device that has not answered is not asked again.
-
-        Returns:
-            An answer per device in the order of `commands`; an error is one with `event: error`.
+        A device that does not answer within `timeout_s` is not asked again.
         """
         for device, command in commands.items():
             self._processes[device].send(json.dumps(command))
@@ -92,10 +87,10 @@ class Agents:
                 self._why_dead.update(dict.fromkeys(missing, f"no answer within {timeout_s:g} s"))
                 break
             if output.exit is not None:
-                self._why_dead[output.device] = _end_words(output.exit.oom, output.exit.log_tail)
+                self._why_dead[output.device] = _end_reason(output.exit.oom, output.exit.log_tail)
             elif output.device in missing:
                 found[output.device] = _parse(output.line)
-        return [found.get(d) or _error(self._why_dead[d]) for d in wanted]
+        return [found.get(d) or Answer("error", self._why_dead[d]) for d in wanted]
 
     def stop(self) -> None:
         """End all of them."""
@@ -133,14 +128,10 @@ def _parse(line: bytes) -> Answer:
     try:
         return decode(line, Answer, "probe", DeviceError)
     except DeviceError:
-        return _error(f"not an answer: {line[:80]!r}")
+        return Answer("error", f"not an answer: {line[:80]!r}")
 
 
-def _error(message: str) -> Answer:
-    return Answer("error", message)
-
-
-def _end_words(oom: bool, log_tail: str) -> str:
+def _end_reason(oom: bool, log_tail: str) -> str:
     if oom:
         return "the probe itself did not fit in the memory limit"
     last = log_tail.strip().splitlines()[-1:]

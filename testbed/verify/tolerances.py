@@ -1,8 +1,7 @@
-"""What limits and links should measure, how far off it may be, and the report: pure.
+"""What limits and links should measure, how far off a figure may be, and the report. Pure.
 
-A figure is out of its band when it differs from what is expected by more than a tenth, a round trip
-also by more than 0.3 ms of the emulated clock; a memory limit must be exact. Read `judge`, then
-`ProbeReport`. The measuring is `probe.py`'s.
+A figure may differ by a tenth from what is expected; a round trip always by 0.3 ms of the emulated
+clock; a memory limit not at all. `probe.py` does the measuring.
 """
 
 from collections.abc import Callable
@@ -19,8 +18,8 @@ RTT_BAND_S = 0.3e-3
 Verdict = Literal["ok", "out", "recorded", "unmeasured"]
 What = Literal["cpus", "memory", "swap", "read_bps", "rtt_s", "rate_bps"]
 
-# Word, factor to the unit it is told in, unit, digits.
-_TOLD: dict[str, tuple[str, float, str, int]] = {
+# How a figure is shown: name, factor to its unit, unit, digits.
+_FORMATS: dict[str, tuple[str, float, str, int]] = {
     "cpus": ("CPU", 1.0, "cores", 3),
     "memory": ("memory limit", 1.0, "bytes", 0),
     "swap": ("swap limit", 1.0, "bytes", 0),
@@ -32,7 +31,7 @@ _TOLD: dict[str, tuple[str, float, str, int]] = {
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What holds on one device, and files of the host by which its disk rate is measured."""
+    """What must hold on one device, and the host's files by which its disk rate is measured."""
 
     limits: DeviceLimits
     link: LinkSpec
@@ -44,13 +43,11 @@ class Figure:
     """One thing measured on one device.
 
     Attributes:
-        device: Its number.
-        what: Which limit or property of the link; the name tells the unit.
-        expected: What it should be; None if it is not limited.
-        measured: What it is; None if it could not be measured.
+        what: Which limit or property of the link; the unit is in the name.
+        expected: None if it is not limited.
+        measured: None if it could not be measured; `why` has the reason.
         band: How far apart the two may be.
         verdict: `recorded` where nothing is expected.
-        why: Why it could not be measured.
         is_upper: Whether only more than expected is wrong.
         tries: How often it was measured; the last time counts.
     """
@@ -74,19 +71,17 @@ class Figure:
 
     @property
     def problem(self) -> str | None:
-        """What is wrong in one line; None if nothing is."""
-        if self.verdict in ("ok", "recorded"):
-            return None
-        word, factor, unit, digits = _TOLD[self.what]
+        """What is wrong, in one line; None if nothing is."""
+        name, factor, unit, digits = _FORMATS[self.what]
         if self.verdict == "unmeasured":
-            return f"device {self.device}: {word} could not be measured: {self.why}"
-        got = "none" if self.measured is None else f"{self.measured * factor:.{digits}f} {unit}"
-        if self.expected is None:
-            return f"device {self.device}: {word} {got}, expected none"
+            return f"device {self.device}: {name} could not be measured: {self.why}"
+        if self.verdict != "out" or self.expected is None or self.measured is None:
+            return None
         most = "at most " if self.is_upper else ""
         band = f" +- {self.band * factor:.{digits}f}" if self.band else ""
         wanted = f"{most}{self.expected * factor:.{digits}f}{band} {unit}"
-        return f"device {self.device}: {word} {got}, expected {wanted}"
+        got = f"{self.measured * factor:.{digits}f} {unit}"
+        return f"device {self.device}: {name} {got}, expected {wanted}"
 
     def to_json(self) -> dict[str, object]:
         """As it stands in the run record."""
@@ -102,7 +97,7 @@ class ProbeReport:
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """What is out of its band or could not be measured, a line each."""
+        """What is out of tolerance or could not be measured, a line each."""
         return tuple(f.problem for f in self.figures if f.problem is not None)
 
     def to_json(self) -> dict[str, object]:
@@ -124,17 +119,7 @@ def judge(
     why: str = "",
     is_upper: bool = False,
 ) -> Figure:
-    """Compare one measurement with what it should be.
-
-    Args:
-        device: Its number.
-        what: What was measured.
-        expected: What it should be; None where there is no limit.
-        measured: What it is; None if it could not be measured.
-        band: How far apart they may be; a tenth of what is expected unless given.
-        why: Why it could not be measured.
-        is_upper: Whether only more than expected is wrong.
-    """
+    """Compare a measurement with what it should be; `band` is a tenth of that unless given."""
     if band is None:
         band = REL_BAND * (expected or 0.0)
     verdict: Verdict = "ok"
@@ -151,7 +136,7 @@ def judge(
 
 
 def judge_limit(device: int, what: What, asked: int | None, in_force: object) -> Figure:
-    """Compare a limit in bytes with what the kernel says; the kernel counts whole pages."""
+    """Compare a limit in bytes with the kernel's, which counts whole pages."""
     expected = None if asked is None else asked & ~4095
     measured = float(in_force) if isinstance(in_force, int | float) else None
     if expected is not None and measured is None:
@@ -160,7 +145,7 @@ def judge_limit(device: int, what: What, asked: int | None, in_force: object) ->
 
 
 def measured_twice(measure: Callable[[], list[Figure]]) -> list[Figure]:
-    """Measure, and once more if something is wrong: a hiccup of the host is not a wrong limit."""
+    """Measure, and once more if something is wrong, since the host may have been busy for once."""
     first = measure()
     if all(figure.problem is None for figure in first):
         return first
@@ -168,7 +153,7 @@ def measured_twice(measure: Callable[[], list[Figure]]) -> list[Figure]:
 
 
 def expected_rtt_s(link: LinkSpec, master: LinkSpec, payload_bytes: int = 1) -> float:
-    """A small request and its equally small answer between a device and the master."""
+    """Round trip of a small request and an equally small answer between a device and the master."""
     return ping_s(HEADER_BYTES + payload_bytes, link, master)
 
 

@@ -1,16 +1,16 @@
-"""The proof that limits and links of a repeat's devices held: before, meanwhile and after.
+"""Verifies that limits and links of a repeat's devices held: before, during and after it.
 
-`LimitVerifier.prove` is what a testbed's `prove` does. `probe.py` measures; `conditions.py` tells
-what happened meanwhile.
+`probe.py` measures before and after; `conditions.py` says what happened in between.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from testbed.base import Device, DeviceError, VerificationReport
 from testbed.limits.cgroup import Cgroup
+from testbed.links.network import Network
 from testbed.verify.conditions import conditions_between
-from testbed.verify.host_counters import CounterSnapshot, look
+from testbed.verify.host_counters import CounterSnapshot, take_snapshot
 from testbed.verify.probe import probe_devices
 from testbed.verify.tolerances import Expected, ProbeReport
 from tpi.errors import ConfigError
@@ -18,7 +18,7 @@ from tpi.errors import ConfigError
 BEFORE, AFTER = "before", "after"
 
 
-class ProvableDevice(Device, Protocol):
+class LimitedDevice(Device, Protocol):
     """A device with limits."""
 
     @property
@@ -29,24 +29,14 @@ class ProvableDevice(Device, Protocol):
         """Forget all peaks so far."""
 
 
-class Links(Protocol):
-    """What is asked of a network here; see `testbed.links.network.Network`."""
-
-    def verify(self) -> None:
-        """Read back whether everything that was set is still in force."""
-
-    def counters(self) -> Mapping[str, Any]:
-        """What was counted."""
-
-
 class LimitVerifier:
-    """The proof of one repeat: `prove("before")`, then the repeat, then `prove("after")`."""
+    """Verifies one repeat: `verify("before")`, then the repeat, then `verify("after")`."""
 
     def __init__(
         self,
-        devices: Sequence[ProvableDevice],
+        devices: Sequence[LimitedDevice],
         expected: Sequence[Expected],
-        network: Links,
+        network: Network,
         *,
         dilation: float = 1.0,
         host_read_bps: float | None = None,
@@ -54,18 +44,7 @@ class LimitVerifier:
         has_faults: bool = False,
         probe: Callable[..., ProbeReport] = probe_devices,
     ) -> None:
-        """Prepare.
-
-        Args:
-            devices: Rank 0 first.
-            expected: What holds on each.
-            network: Their links.
-            dilation: How much slower than the emulated clock this host's is.
-            host_read_bps: What this host's disk gives.
-            oversubscribed: Whether devices are known not to fit the host.
-            has_faults: Whether links are to fail meanwhile.
-            probe: Measures; for tests.
-        """
+        """Prepare; `has_faults` says that links are to fail, the rest is as in `probe_devices`."""
         self._devices = tuple(devices)
         self._expected = tuple(expected)
         self._network = network
@@ -75,14 +54,10 @@ class LimitVerifier:
         self._probe = probe
         self._begin: CounterSnapshot | None = None
 
-    def prove(self, moment: str) -> VerificationReport:
-        """Measure before or after a repeat; see `testbed.base.Testbed.prove`.
-
-        Raises:
-            DeviceError: A device or the network is gone.
-        """
+    def verify(self, moment: str) -> VerificationReport:
+        """Measure before or after a repeat; see `testbed.base.Testbed.verify`."""
         if moment not in (BEFORE, AFTER):
-            raise ConfigError(f"prove: got {moment!r}, expected {BEFORE!r} or {AFTER!r}")
+            raise ConfigError(f"verify: got {moment!r}, expected {BEFORE!r} or {AFTER!r}")
         conditions = self._conditions() if moment == AFTER else VerificationReport()
         report = self._probe(
             self._devices, self._expected, dilation=self._dilation, **self._options
@@ -92,26 +67,23 @@ class LimitVerifier:
         if moment == BEFORE:
             for device in self._devices:
                 device.reset_meter()
-            self._begin = self._look()
-            probed = probed.joined(VerificationReport({"links": self._links_as_set()}))
+            self._begin = self._snapshot()
+            names = ("backend", "settings")
+            as_set = {n: self._begin.network[n] for n in names if n in self._begin.network}
+            probed = probed.joined(VerificationReport({"links": as_set}))
         return conditions.joined(probed)
 
     def _conditions(self) -> VerificationReport:
         if self._begin is None:
-            raise DeviceError("prove: after a run of which nothing was measured before")
+            raise DeviceError("verify: after a run of which nothing was measured before")
         found = conditions_between(
             self._begin,
-            self._look(),
+            self._snapshot(),
             dilation=self._dilation,
             may_resend=self._may_resend,
             may_swap=any(e.limits.swap for e in self._expected),
         )
         return VerificationReport({"conditions": found.to_json()}, found.problems)
-
-    def _links_as_set(self) -> dict[str, object]:
-        """What emulates the links, and each device's interface, route and TCP as read back."""
-        counters = self._begin.network if self._begin is not None else {}
-        return {name: counters[name] for name in ("backend", "settings") if name in counters}
 
     def _link_problems(self) -> list[str]:
         try:
@@ -120,5 +92,5 @@ class LimitVerifier:
             return [str(exc)]
         return []
 
-    def _look(self) -> CounterSnapshot:
-        return look([device.cgroup for device in self._devices], self._network.counters)
+    def _snapshot(self) -> CounterSnapshot:
+        return take_snapshot([device.cgroup for device in self._devices], self._network.counters)

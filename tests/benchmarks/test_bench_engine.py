@@ -19,8 +19,8 @@ import pytest
 import torch
 
 from tests.benchmarks.test_bench_window import say
+from tests.loopback import MemoryMesh
 from tpi.build_engine import open_engine, plan_rank
-from tpi.comm.loopback import MemoryMesh
 from tpi.engine import Engine, Prompt
 from tpi.model_config import ModelConfig, RopeScaling, load_preset
 from tpi.options import ComputeOptions

@@ -17,8 +17,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tpi.weights.blockfile import BlockEntry, make_layout
+from tpi.weights.blockfile import BlockEntry
 from tpi.weights.direct_io import read_rate_bps
+from tpi.weights.layout import make_layout
 from tpi.weights.shard import BlockId
 from tpi.weights.window import Window
 

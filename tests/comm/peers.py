@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from tests.loopback import MemoryMesh
 from tpi.comm.deadlines import Deadlines
-from tpi.comm.loopback import MemoryMesh
 from tpi.comm.mesh import SocketMesh
 from tpi.comm.transport import Recv, Send
 from tpi.comm.wire import Expect, FrameHeader, FrameType, Op, WireDtype

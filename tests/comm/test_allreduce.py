@@ -5,10 +5,10 @@ import torch
 
 from tests.comm.parts import part, sum_by_rank
 from tests.comm.peers import group, outcomes, run_ranks, socket_group
+from tests.loopback import MemoryMesh
 from tpi.comm.allreduce import AllReduce
+from tpi.comm.allreduces.base import CHUNK_ELEMENTS
 from tpi.comm.allreduces.registry import allreduce_names
-from tpi.comm.loopback import MemoryMesh
-from tpi.comm.topology import CHUNK_ELEMENTS
 from tpi.comm.wire import Op
 from tpi.errors import ConfigError, FrameError, NumericsError
 from tpi.trace import Tracer

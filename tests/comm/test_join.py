@@ -12,10 +12,8 @@ from dataclasses import replace
 import pytest
 
 from tests.comm.peers import PATIENT, QUICK, expect_from, send_to
-from tpi.comm.address import open_listener, parse_address
-from tpi.comm.join import join
-from tpi.comm.messages import Abort, Hello
-from tpi.comm.parser import FrameParser
+from tpi.comm.join import join, open_listener, parse_address
+from tpi.comm.messages import Abort, FrameParser, Hello
 from tpi.comm.wire import FrameHeader, FrameType
 from tpi.errors import (
     AuthError,

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.comm.peers import tensor_header
-from tpi.comm.parser import FrameParser
+from tpi.comm.messages import FrameParser
 from tpi.comm.wire import (
     HEADER_BYTES,
     MAX_CONTROL_BYTES,

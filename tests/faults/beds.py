@@ -14,7 +14,7 @@ from harness.run.judge import judge
 from harness.run.runner import Launch, run_repeat
 from results.records.schema import Repeat
 from testbed.docker.testbed import DockerTestbed
-from testbed.label import RunLabel
+from testbed.host.label import RunLabel
 from testbed.limits.limits import DeviceLimits
 from testbed.links.link import LinkSpec
 from tests.faults.faulty import program

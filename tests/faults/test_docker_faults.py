@@ -10,7 +10,7 @@ import pytest
 from results.records.schema import ProgramEnd
 from testbed.base import DeviceError
 from testbed.docker.cleanup import reap
-from testbed.label import RunLabel, is_alive
+from testbed.host.label import RunLabel, is_alive
 from tests.faults import beds
 from tests.faults.beds import (
     LIMIT_BYTES,

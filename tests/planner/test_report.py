@@ -8,8 +8,8 @@ import pytest
 from tpi.cli import main
 from tpi.model_config import load_preset
 from tpi.planner.device_plan import PlanOptions, Rates, make_report
+from tpi.planner.propositions import LayerTimes
 from tpi.planner.report import render
-from tpi.planner.window_replay import LayerTimes
 
 GIB = 1 << 30
 ISSUE = ["plan", "--model", "llama2-70b", "--devices", "8", "--memory", "4GiB"]

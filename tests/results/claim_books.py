@@ -9,7 +9,7 @@ GIB = 1 << 30
 
 def cell(where: str, value: float | str, evidence: str = "measured", **changes) -> Cell:
     """`cell("table3 llama2-3b tpi ttft_s", 2.5)`; a text is a word, `_` in a row a space."""
-    given = {"word": value} if isinstance(value, str) else {"value": float(value)}
+    given = {"missing_reason": value} if isinstance(value, str) else {"value": float(value)}
     backend = {"measured": "docker", "simulated": "sim"}.get(evidence, "")
     scale = "small" if backend else ""
     values = {"backend": backend, "scale": scale, **given, **changes}

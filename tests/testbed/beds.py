@@ -12,7 +12,7 @@ from typing import Any
 from testbed.base import DeviceError
 from testbed.docker.daemon import Daemon
 from testbed.docker.testbed import DockerTestbed
-from testbed.label import RunLabel
+from testbed.host.label import RunLabel
 from testbed.limits.limits import DeviceLimits
 from testbed.links.link import LinkSpec
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed.image.workspace import sweep, workspace
+from testbed.image.build import sweep, workspace
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,7 +40,7 @@ def test_running_and_young_and_foreign_folders_stay(tmp_path, monkeypatch):
 
 def test_what_a_killed_build_left_is_removed_by_the_next(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from testbed.image.workspace import workspace\n"
+        "import sys; from pathlib import Path; from testbed.image.build import workspace\n"
         "with workspace(Path(sys.argv[1])) as folder: print(folder, flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(

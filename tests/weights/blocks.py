@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 
-from tpi.weights.blockfile import BlockEntry, make_layout
+from tpi.weights.blockfile import BlockEntry
+from tpi.weights.layout import make_layout
 from tpi.weights.shard import BlockId
 
 

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from tpi.model_config import ModelConfig
-from tpi.weights.blockfile import BlockEntry, Manifest, make_layout, make_plan_digest
+from tpi.weights.blockfile import BlockEntry, Manifest, make_plan_digest
 from tpi.weights.blockfile import write_manifest as write
+from tpi.weights.layout import make_layout
 from tpi.weights.shard import make_shard_plan, rank_blocks
 
 

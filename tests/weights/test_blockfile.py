@@ -21,12 +21,12 @@ from tpi.errors import WeightsError
 from tpi.weights import verify
 from tpi.weights.blockfile import (
     BlockEntry,
-    make_layout,
     make_plan_digest,
     open_shard_folder,
     tensor_views,
     write_manifest,
 )
+from tpi.weights.layout import make_layout
 from tpi.weights.safetensors_header import parse_header
 from tpi.weights.shard import BlockId, make_shard_plan
 

@@ -9,8 +9,7 @@ from tpi.errors import ConfigError, PeerLostError, WeightsError
 from tpi.trace import Tracer
 from tpi.weights.blockfile import BlockEntry
 from tpi.weights.shard import BlockId
-from tpi.weights.window import Window
-from tpi.weights.window_state import Slots
+from tpi.weights.window import Window, WindowState
 
 ROWS = {"attn": 20, "ffn": 50, "head": 18}
 
@@ -83,7 +82,7 @@ def test_arena_is_the_largest_two_neighbours(files):
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_loader_is_given_position_i_only_once_i_minus_window_is_released(depth):
-    slots = Slots(depth)
+    slots = WindowState(depth)
     for position in range(depth):
         assert slots.next_to_load() == position
         slots.set_loaded(position)

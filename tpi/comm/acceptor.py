@@ -1,8 +1,8 @@
-"""Lets the expected ranks in and nobody else; who it is, is all that a stranger may tell us.
+"""Lets the expected ranks in and nobody else.
 
 A connection has `handshake_s` and one control frame (4 KiB) to name session, rank and plan. At
-most 16 may be undecided at a time: the oldest goes when one more comes. Whoever is refused costs a
-line in the log, and the join goes on.
+most 16 may be undecided at a time: the oldest goes when one more comes. A refusal is a line in the
+log, and the join goes on.
 """
 
 import contextlib
@@ -15,8 +15,7 @@ from collections.abc import Set
 from dataclasses import dataclass, field, replace
 
 from tpi.comm.deadlines import Deadlines
-from tpi.comm.messages import Abort, Hello
-from tpi.comm.parser import FrameParser
+from tpi.comm.messages import Abort, FrameParser, Hello
 from tpi.comm.wire import FrameHeader, FrameType
 from tpi.errors import (
     AuthError,
@@ -25,7 +24,7 @@ from tpi.errors import (
     IncompatibleError,
     PeerLostError,
     TpiError,
-)
+)  # fmt: skip
 
 log = logging.getLogger(__name__)
 MAX_STRANGERS = 16
@@ -63,13 +62,9 @@ class Guest:
 
 
 class Acceptor:
-    """Waits on a listening socket until all of `expected` have said HELLO.
+    """Waits on a listening socket, which it does not close, until all of `expected` say HELLO.
 
-    Args:
-        listener: Where they come; not closed here.
-        me: Our own identity, which theirs must fit.
-        expected: The ranks to let in, once each.
-        deadlines: `join_s` for all, `handshake_s` for one.
+    Their identity must fit `me`. All together have `join_s`, each connection `handshake_s`.
     """
 
     def __init__(
@@ -222,9 +217,8 @@ class Acceptor:
         )
 
     def _turn_away(self, exc: BaseException) -> None:
-        error = (
-            exc if isinstance(exc, TpiError) else PeerLostError(f"ended by {type(exc).__name__}")
-        )
+        ended = PeerLostError(f"ended by {type(exc).__name__}")
+        error = exc if isinstance(exc, TpiError) else ended
         for guest in self._guests.values():
             with contextlib.suppress(OSError):
                 guest.sock.send(self._me.refusal(error))

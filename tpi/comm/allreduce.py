@@ -1,8 +1,7 @@
 """`AllReduce`: the sums of a step. What a model and an engine need to know is here.
 
-A step is one broadcast of the hidden state, two sums a layer that every rank gets (`all_reduce`),
-the last of which only the master gets (`reduce`). `allreduces/` has the ways to a sum,
-`broadcast.py` what goes out from the master, `mesh.py` moves the frames.
+A step is one broadcast of the hidden state (`broadcast.py`) and two sums a layer (`allreduces/`),
+the last of which only the master gets. `mesh.py` moves the frames.
 """
 
 import math
@@ -12,10 +11,9 @@ from typing import Protocol
 
 import torch
 
-from tpi.comm.allreduces.call import Call
+from tpi.comm.allreduces.base import CHUNK_ELEMENTS, Call
 from tpi.comm.allreduces.registry import find_allreduce
 from tpi.comm.allreduces.star import star_reduce
-from tpi.comm.topology import CHUNK_ELEMENTS
 from tpi.comm.transport import Transport
 from tpi.comm.vector import TORCH_DTYPES, Inbox, WireVector
 from tpi.comm.wire import Op, WireDtype
@@ -46,13 +44,9 @@ class AllReduce:
     """
 
     def __init__(
-        self,
-        transport: Transport,
-        algorithm: str,
-        wire_dtype: str,
-        max_elements: int,
+        self, transport: Transport, algorithm: str, wire_dtype: str, max_elements: int,
         tracer: Tracer,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._algorithm = find_allreduce(algorithm)
         try:
             self._dtype = WireDtype[wire_dtype.upper()]
@@ -88,12 +82,7 @@ class AllReduce:
         self._collect(star_reduce, partial, step, layer, op)
 
     def _collect(
-        self,
-        run: Callable[[Call, int], None],
-        partial: torch.Tensor,
-        step: int,
-        layer: int,
-        op: Op,
+        self, run: Callable[[Call, int], None], partial: torch.Tensor, step: int, layer: int, op: Op
     ) -> None:
         start_ns = time.monotonic_ns()
         count = partial.numel()

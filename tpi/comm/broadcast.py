@@ -27,42 +27,30 @@ _NO_HIDDEN = torch.empty(0, 0, 0)
 
 @dataclass(frozen=True, slots=True)
 class Broadcast:
-    """What a worker must know of a step beside the hidden state.
+    """What a worker must know about a step beside the hidden state."""
 
-    Attributes:
-        step: Passes since the session began.
-        start: Tokens of each sequence that are in the KV cache already.
-        first: A new request begins: the KV cache is to be emptied.
-        request: Index of the request.
-        pads: Per sequence, how many tokens on its left are padding; empty if none are.
-    """
-
-    step: int
-    start: int = 0
-    first: bool = False
-    request: int = 0
-    pads: tuple[int, ...] = ()
+    step: int  # passes since the session began
+    start: int = 0  # tokens of each sequence that are in the KV cache already
+    first: bool = False  # a new request begins: the KV cache is to be emptied
+    request: int = 0  # its index
+    pads: tuple[int, ...] = ()  # padding on the left of each sequence; empty if there is none
 
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """What a worker got: a step, or in `control` that a request or the session has ended.
-
-    Attributes:
-        num_decode_steps: Of END_REQUEST: steps after the first token.
-    """
+    """What a worker got: a step, or in `control` that a request or the session has ended."""
 
     hidden_BSD: torch.Tensor
     info: Broadcast
     control: FrameType | None = None
-    num_decode_steps: int = 0
+    num_decode_steps: int = 0  # with END_REQUEST: steps after the first token
 
 
 class StepBroadcast:
     """Sends and receives what starts a step, in float32; straight from the master to all workers.
 
-    With a source and targets of its own a rank is a link of a chain: it gets steps from the one
-    and sends them to the others, as it sees fit, and hands on the ends of requests by itself.
+    With a source and targets of its own a rank is a link of a chain: it receives steps from the
+    source, sends them to the targets when it likes, and passes on the ends of requests by itself.
 
     Cost: one message of B S D float32 elements a target.
 
@@ -70,10 +58,9 @@ class StepBroadcast:
         transport: The connected ranks.
         max_elements: Most elements of a hidden state.
         hidden_size: Its width, or None for any.
-        source: Who sends to this rank.
-        targets: Whom it sends to; None for all workers on the master, and nobody on a worker.
-        tracer: Where times go: of sends, and of waits within a request.
-        span: Their name.
+        source: The rank that sends to this one.
+        targets: The ranks it sends to; None for all workers on the master, for none on a worker.
+        tracer: Gets `span` for sends, and for waits within a request.
     """
 
     def __init__(

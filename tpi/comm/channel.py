@@ -1,8 +1,8 @@
 """One peer's socket: frames in, frames out, nothing ever waits here.
 
 `send` gives the kernel what it takes at once and keeps the rest for `flush`; `receive` reads what
-is there, straight into the place that `post` named. Who waits, for what and how long is the
-mesh's affair. The heartbeat thread uses `outbox.beat` only; all else belongs to one thread.
+is there, straight into the place that `post` named. The mesh does all waiting. The heartbeat
+thread uses `outbox.beat` only; all else belongs to one thread.
 
 A frame is compared with the plan before its payload is read. Where nothing is posted, headers are
 read up to the first tensor, so that heartbeats and an ABORT are seen; that header stays `pending`.
@@ -40,19 +40,7 @@ class PeerAbortError(Exception):
 
 
 class Channel:
-    """Frames to and from one peer over a connected socket, which it owns.
-
-    Attributes:
-        outbox: What is on its way to the peer.
-        pending: A frame that came before anybody asked for it; its payload is still unread.
-        posted: The receive that is under way.
-        ended: The peer has said END_SESSION: its closing is no fault.
-        life_ns: When a byte last came.
-        progress, progress_ns: What the peer last said about its place in the plan, and when that
-            last changed.
-        peer_waits: Whether the peer's last heartbeat said that it waits for somebody else.
-        frame_ns: When the first byte of the frame in progress came; 0 if there is none.
-    """
+    """Frames to and from one peer over a connected socket, which it owns."""
 
     def __init__(self, sock: socket.socket, peer: int, epoch: bytes, now_ns: int) -> None:
         sock.setblocking(False)
@@ -61,7 +49,7 @@ class Channel:
         self.peer = peer
         self.fd = sock.fileno()
         self._sock = sock
-        self.outbox = Outbox(sock)
+        self.outbox = Outbox(sock)  # what is on its way to the peer
         self._epoch = epoch
         self._send_sequence = 0
         self._recv_sequence = 0
@@ -72,15 +60,15 @@ class Channel:
         self._body: memoryview | None = None
         self._body_got = 0
         self._control: FrameHeader | None = None
-        self.posted: Recv | None = None
+        self.posted: Recv | None = None  # the receive that is under way
         self.index = 0
-        self.pending: FrameHeader | None = None
-        self.ended = False
-        self.life_ns = now_ns
-        self.progress: tuple[int, ...] = ()
-        self.progress_ns = now_ns
-        self.peer_waits = False
-        self.frame_ns = 0
+        self.pending: FrameHeader | None = None  # came before it was asked for; payload unread
+        self.ended = False  # the peer has said END_SESSION: its closing is no fault
+        self.life_ns = now_ns  # when a byte last came
+        self.progress: tuple[int, ...] = ()  # what the peer last said about its place in the plan
+        self.progress_ns = now_ns  # when that last changed
+        self.peer_waits = False  # its last heartbeat said that it waits for somebody else
+        self.frame_ns = 0  # when the first byte of the frame in progress came; 0 if there is none
 
     # --- out -------------------------------------------------------------------------------
 
@@ -265,10 +253,7 @@ class Channel:
         return PeerLostError(f"rank {self.peer} is gone: {why}, after {self.progress_text()}")
 
     def last_words(self) -> PeerAbortError | None:
-        """The ABORT behind whatever is still unread on a connection that has failed, if any.
-
-        A reason that a peer gave says more than the end of its connection.
-        """
+        """The ABORT among what is still unread: it says more than the end of the connection."""
         skip = 0
         if self._body is not None and self._control is None:
             skip = len(self._body) - self._body_got

@@ -1,8 +1,7 @@
 """How connections end: what a peer said last, and time for what we said last to arrive.
 
-Closing a socket with unread bytes resets it, and what is still on its way out is lost. So whoever
-leaves hangs up, reads and drops what comes until the other side's kernel has everything, and only
-then closes.
+Closing a socket with unread bytes resets it, and what is still on its way out is lost. So a rank
+that leaves hangs up, drops what comes until the other side's kernel has everything, then closes.
 """
 
 import contextlib
@@ -13,11 +12,14 @@ import sys
 import termios
 import time
 from collections.abc import Iterable
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from tpi.comm.messages import Abort
 from tpi.comm.wire import HEADER_BYTES, FrameHeader, FrameType
 from tpi.errors import CommError, FrameError
+
+if TYPE_CHECKING:
+    from tpi.comm.channel import Channel
 
 _DISCARD_BYTES = 1 << 16
 _MAX_READS = 256
@@ -25,12 +27,9 @@ _POLL_S = 0.002
 
 
 def find_abort(sock: socket.socket, head: bytes, skip: int) -> Abort | None:
-    """The ABORT among what is still unread on a connection that has failed, if there is one.
+    """The ABORT among what is still unread on a failed, non-blocking connection, if there is one.
 
-    Args:
-        sock: Non-blocking.
-        head: Bytes of a header that were read already.
-        skip: Bytes of payload that come before the next header.
+    `head` was read of a header already; `skip` bytes of payload come before the next header.
     """
     rest = bytearray(head)
     scratch = memoryview(bytearray(_DISCARD_BYTES))
@@ -52,20 +51,7 @@ def find_abort(sock: socket.socket, head: bytes, skip: int) -> Abort | None:
     return None
 
 
-class Leaving(Protocol):
-    """A connection that is being left; `Channel` is one."""
-
-    def flush(self) -> bool:
-        """Send what is left to send; True if that is all. CommError: it is gone."""
-
-    def hang_up(self) -> None:
-        """Say that nothing more will come."""
-
-    def settled(self) -> bool:
-        """Drop what comes; True once the peer has all we sent, or is gone."""
-
-
-def settle(connections: Iterable[Leaving], timeout_s: float) -> None:
+def settle(connections: "Iterable[Channel]", timeout_s: float) -> None:
     """Give what is still on its way out at most that long to arrive."""
     deadline = time.monotonic() + timeout_s
     left = dict.fromkeys(connections, False)  # whether we have hung up

@@ -1,9 +1,9 @@
 """How long anything between two ranks may take, and what it means when it takes longer.
 
-One timeout cannot tell *slow* (a device that streams its weights from a poor disk) from *dead*
-from *stuck*, so there are three: a peer is dead when nothing at all comes from it, stuck when it
-is alive and its progress does not change, and a frame that has begun must end. `overdue` decides;
-it is pure, so that it is tested without waiting.
+One timeout cannot tell a slow peer (it streams its weights from a poor disk) from a dead or a
+stuck one. So there are three: a peer is dead when nothing at all comes from it, it is stuck when
+it lives and its progress does not change, and a frame that has begun must end. Pure, so that it is
+tested without waiting.
 """
 
 from dataclasses import dataclass, fields
@@ -13,25 +13,15 @@ from tpi.errors import ConfigError, PeerStalledError, PeerTimeoutError, TpiError
 
 @dataclass(frozen=True, slots=True)
 class Deadlines:
-    """Limits in seconds, on the monotonic clock.
+    """Limits in seconds, on the monotonic clock."""
 
-    Attributes:
-        join_s: From the start of a rank until all ranks are connected.
-        handshake_s: From the accept of a connection until its HELLO is complete.
-        frame_s: From the first byte of a frame until its last.
-        dead_s: Without a byte from a peer that we wait for; heartbeats count.
-        stall_s: Without progress of a living peer that we wait for, or to take what we send.
-        abort_s: To tell all peers why the session ends.
-        heartbeat_s: Between two heartbeats.
-    """
-
-    join_s: float = 60.0
-    handshake_s: float = 5.0
-    frame_s: float = 30.0
-    dead_s: float = 10.0
-    stall_s: float = 120.0
-    abort_s: float = 2.0
-    heartbeat_s: float = 1.0
+    join_s: float = 60.0  # from the start of a rank until all ranks are connected
+    handshake_s: float = 5.0  # from the accept of a connection until its HELLO is complete
+    frame_s: float = 30.0  # from the first byte of a frame until its last
+    dead_s: float = 10.0  # without a byte from a peer that we wait for; heartbeats count
+    stall_s: float = 120.0  # without progress of a living peer, or for it to take what we send
+    abort_s: float = 2.0  # to tell all peers why the session ends
+    heartbeat_s: float = 1.0  # between two heartbeats
 
     def scaled(self, time_scale: float) -> "Deadlines":
         """All of them times `time_scale` (> 1 on slow machines, < 1 in tests)."""
@@ -47,31 +37,18 @@ class Deadlines:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """One peer that is waited for, at one moment. Ages in seconds, all at least 0.
+    """One peer that is waited for, at one moment; ages in seconds, all at least 0."""
 
-    Attributes:
-        waited_s: Since this wait began.
-        silent_s: Since the last byte came from the peer, or since the wait began.
-        still_s: Since the peer's progress last changed, or since the wait began.
-        frame_s: Since the first byte of a frame that is not complete; None if there is none.
-        receiving: Whether a frame is expected from the peer.
-        sending: Whether bytes to the peer are not yet taken.
-        idle: Whether the peer may take as long as it likes, if only it lives.
-        peer_waits: Whether the peer says that it waits for somebody else.
-        heard: Whether heartbeats can be seen (not behind a frame that nobody reads yet).
-        done: "n of m bytes" of the frame in either direction.
-    """
-
-    waited_s: float
-    silent_s: float
-    still_s: float
-    frame_s: float | None
-    receiving: bool
-    sending: bool
-    idle: bool
-    peer_waits: bool
-    heard: bool
-    done: str
+    waited_s: float  # since this wait began
+    silent_s: float  # since the last byte came from the peer, or since the wait began
+    still_s: float  # since the peer's progress last changed, or since the wait began
+    frame_s: float | None  # since the first byte of an unfinished frame; None if there is none
+    receiving: bool  # a frame is expected from the peer
+    sending: bool  # bytes to the peer are not yet taken
+    idle: bool  # the peer may take as long as it likes, if only it lives
+    peer_waits: bool  # the peer says that it waits for somebody else
+    heard: bool  # heartbeats can be seen: not behind a frame that nobody reads yet
+    done: str  # "n of m bytes" of the frame in either direction
 
 
 def overdue(wait: Wait, limits: Deadlines, peer: int, where: str) -> TpiError | None:
@@ -91,7 +68,7 @@ def overdue(wait: Wait, limits: Deadlines, peer: int, where: str) -> TpiError | 
             f"rank {peer} lives but does not read: {wait.done} sent "
             f"in {limits.stall_s:g} s; {where}"
         )
-    # A peer that itself waits is not the culprit; whoever waits for the culprit says so first.
+    # A peer that itself waits is not the culprit; the rank that waits for that one says so first.
     stall_s = limits.stall_s * (2 if wait.peer_waits else 1)
     if wait.receiving and not wait.idle and wait.still_s > stall_s:
         return PeerStalledError(

@@ -1,20 +1,19 @@
-"""From a spec to connected ranks: every worker calls the master, and says who it is.
+"""From a spec to connected ranks: every worker calls the master and names its rank and plan.
 
 The master answers WELCOME with the addresses of all ranks once all are there. For algorithms that
-need it, each worker then calls every worker of a lower rank in the same way. Read `join` first;
-`acceptor.py` is the side that is called.
+need it, each worker then calls every worker of a lower rank in the same way. `acceptor.py` is the
+side that is called. Addresses are loopback unless the user trusts the network.
 """
 
+import ipaddress
 import socket
 import time
 from contextlib import ExitStack
 
 from tpi.comm.acceptor import Acceptor, Identity
-from tpi.comm.address import open_listener, parse_address, resolve
 from tpi.comm.deadlines import Deadlines
 from tpi.comm.mesh import SocketMesh
-from tpi.comm.messages import Abort, Address, Hello, decode_addresses, encode_addresses
-from tpi.comm.parser import FrameParser
+from tpi.comm.messages import Abort, Address, FrameParser, Hello, decode_addresses, encode_addresses
 from tpi.comm.wire import FrameHeader, FrameType
 from tpi.errors import (
     ConfigError,
@@ -22,7 +21,7 @@ from tpi.errors import (
     PeerLostError,
     PeerTimeoutError,
     error_from_code,
-)
+)  # fmt: skip
 from tpi.ranks import MASTER_RANK, Ranks
 
 _FIRST_RETRY_S = 0.02
@@ -41,19 +40,19 @@ def join(
     trust_network: bool = False,
     listener: socket.socket | None = None,
 ) -> SocketMesh:
-    """Connect this rank with the others.
+    """Connect this rank with the others, within `deadlines.join_s`.
 
     Args:
         ranks: Who this is.
         bind: Host that this rank listens on.
         master: `host:port` of the master; the master listens on that port of its `bind`.
-        session: 16 random bytes, new for every start, the same on all ranks. Who knows them is let
-            in, so they are for nobody else to see.
+        session: 16 random bytes, new for every start, the same on all ranks, and secret: whoever
+            knows them is let in.
         fingerprint: 32 bytes, a digest of all that the ranks must agree on.
-        deadlines: `join_s` is for all of this.
+        deadlines: How long anything may take.
         peer_links: Whether workers talk to each other.
         trust_network: Allow addresses beyond loopback although nothing is encrypted.
-        listener: A listening socket to use instead of opening one (master only); it is closed here.
+        listener: The master's listening socket, closed here; None opens one.
 
     Raises:
         ConfigError: an address cannot be used.
@@ -116,19 +115,16 @@ class _Joiner:
             if peer_links:
                 listener = stack.enter_context(open_listener(bind, 0, self._trust))
                 port = listener.getsockname()[1]
-            hello = Hello(
-                self._me.rank, self._me.world_size, self._me.fingerprint, bind if port else "", port
-            )
+            me = self._me
+            hello = Hello(me.rank, me.world_size, me.fingerprint, bind if port else "", port)
             with ExitStack() as undo:
                 sockets: dict[int, socket.socket] = {}
                 addresses = self._call(MASTER_RANK, master, hello, sockets, undo)
                 if peer_links:
-                    for rank in range(1, self._me.rank):
+                    for rank in range(1, me.rank):
                         self._call(rank, addresses[rank], hello, sockets, undo)
-                    higher = set(range(self._me.rank + 1, self._me.world_size))
-                    sockets |= _welcome_all(
-                        listener, self._me, higher, self._limits, self._deadline
-                    )
+                    higher = set(range(me.rank + 1, me.world_size))
+                    sockets |= _welcome_all(listener, me, higher, self._limits, self._deadline)
                 undo.pop_all()
         return sockets
 
@@ -192,3 +188,57 @@ class _Joiner:
         if header.kind is not FrameType.WELCOME:
             raise FrameError(f"rank {rank}: expected WELCOME, got {header.kind.name}")
         return body
+
+
+# --- addresses -----------------------------------------------------------------------------
+
+
+def parse_address(text: str) -> Address:
+    """Split "host:port" or "[v6]:port".
+
+    Raises:
+        ConfigError: it is neither, or the port is not in 1..65535.
+    """
+    host, colon, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not host or not port.isdecimal() or not 1 <= int(port) <= 65535:
+        raise ConfigError(f"address {text!r}: expected host:port with a port in 1..65535")
+    return host, int(port)
+
+
+def resolve(host: str, trust_network: bool) -> tuple[socket.AddressFamily, str]:
+    """The family and number of a host name.
+
+    Raises:
+        ConfigError: unknown, or not loopback although the network is not trusted: frames travel
+            unencrypted.
+    """
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as exc:
+        raise ConfigError(f"host {host!r}: {exc}") from exc
+    family, number = found[0][0], str(found[0][4][0])
+    if not trust_network and not ipaddress.ip_address(number.partition("%")[0]).is_loopback:
+        raise ConfigError(
+            f"host {host!r} ({number}) is not a loopback address and frames are not encrypted: "
+            "use 127.0.0.1, or say with insecure_i_trust_this_network that all on it may listen"
+        )
+    return family, number
+
+
+def open_listener(host: str, port: int, trust_network: bool) -> socket.socket:
+    """A listening socket; port 0 lets the system choose.
+
+    Raises:
+        ConfigError: the address is not ours, in use, or not allowed.
+    """
+    family, number = resolve(host, trust_network)
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((number, port))
+        sock.listen(128)
+    except OSError as exc:
+        sock.close()
+        raise ConfigError(f"cannot listen on {host}:{port}: {exc}") from exc
+    return sock

@@ -1,8 +1,8 @@
 """`SocketMesh`: the connections of one rank, and who waits how long for whom.
 
-`transfer` is the heart: it starts all sends, posts all receives and then sleeps in one `poll` over
-all peers until everything is done, somebody is lost, somebody reports an error, or a deadline of
-`deadlines.py` has passed. `join.py` makes a mesh; `Channel` moves the bytes of one peer.
+`transfer` starts all sends, posts all receives and sleeps in one `poll` over all peers until
+everything is done, a peer is lost or reports an error, or a deadline has passed. `join.py` makes a
+mesh; `Channel` moves the bytes of one peer.
 """
 
 import logging
@@ -10,19 +10,17 @@ import select
 import time
 from collections.abc import Callable, Mapping, Sequence
 from socket import socket
-from types import TracebackType
 
 from tpi.comm.channel import HANGUP, POLLRDHUP, Channel, PeerAbortError
 from tpi.comm.closing import settle
 from tpi.comm.deadlines import Deadlines, Wait, overdue
-from tpi.comm.heartbeat import Heartbeat
 from tpi.comm.messages import Abort
-from tpi.comm.transport import Recv, Send, Transport, WireCounters
+from tpi.comm.outbox import Heartbeat
+from tpi.comm.transport import Recv, Send, WireCounters
 from tpi.comm.wire import HEADER_BYTES, Flag, FrameHeader, FrameType, Op
 from tpi.errors import CommError, FrameError, PeerLostError, TpiError
 from tpi.ranks import Ranks
 
-__all__ = ["Deadlines", "SocketMesh", "Transport"]
 log = logging.getLogger(__name__)
 
 
@@ -158,10 +156,10 @@ class SocketMesh:
         return done
 
     def _watch(self, channel: Channel) -> None:
-        """Ask poll for what matters of this peer now.
+        """Ask poll for what matters about this peer now.
 
-        Behind a frame that nobody wants yet nothing is read, so only its hang-up matters; of a
-        peer that has ended the session not even that.
+        Behind a frame that is not wanted yet nothing is read, so only a hang-up matters. Once a
+        peer has ended the session nothing does.
         """
         mask = POLLRDHUP
         if channel.pending is None:
@@ -178,7 +176,7 @@ class SocketMesh:
                 self._poll.unregister(channel.fd)
 
     def _failed(self, channel: Channel, exc: Exception) -> TpiError:
-        """What a failure of one channel is called, with the place in the plan."""
+        """The error of a failed channel, with the place in the plan."""
         if isinstance(exc, PeerLostError):
             exc = channel.last_words() or exc
         if isinstance(exc, PeerAbortError):
@@ -233,7 +231,7 @@ class SocketMesh:
     def check(self) -> None:
         """Raise if a peer has left, fallen silent or reported an error; never waits.
 
-        For whoever waits for something else, a disk say, and asks several times a second.
+        For a rank that waits for something else, such as a disk, and asks several times a second.
         """
         if self._closed:
             return
@@ -247,7 +245,7 @@ class SocketMesh:
                 self._check_channel(channel, now_ns, self._watched_from_ns)
 
     def set_progress(self, detail: int) -> None:
-        """Count progress that is not a transfer (bytes loaded, say); heartbeats carry it."""
+        """Count progress that is not a transfer (such as bytes loaded); heartbeats carry it."""
         self._detail = detail & 0xFFFFFFFF
 
     def _beat_frame(self) -> bytes:
@@ -264,10 +262,9 @@ class SocketMesh:
         self._given_up = True
 
     def abort(self, error: BaseException) -> None:
-        """Tell all peers why the session ends, within `abort_s`, and close.
+        """Tell all peers why the session ends, within `abort_s`, and close; the first call wins.
 
-        Only the first call has an effect: the first error wins. An error that a peer reported is
-        passed on under the rank that had it.
+        An error that a peer reported is passed on under the rank that had it.
         """
         if self._reported is not None and self._reported[0] is error:
             reason = self._reported[1]
@@ -304,12 +301,7 @@ class SocketMesh:
     def __enter__(self) -> "SocketMesh":
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, exc: BaseException | None, traceback: object) -> None:
         if exc is None:
             self.end()
         else:

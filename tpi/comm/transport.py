@@ -24,20 +24,16 @@ class Send:
 class Recv:
     """The next frame from a peer, and where its payload goes.
 
-    Attributes:
-        into: Exactly as long as the payload, or a function that gives such a place for the
-            header that came (only for an `Expect` that leaves sizes open).
-        idle: Whether the peer may take as long as it likes, if only it lives.
-        through: Other peers whose work comes before this one's: their progress is as good.
-        got: The header that came, once the frame is complete.
+    `into` is exactly as long as the payload, or a function that gives such a place for the header
+    that came (only for an `Expect` that leaves sizes open).
     """
 
     peer: int
     expect: Expect
     into: memoryview | Callable[[FrameHeader], memoryview]
-    idle: bool = False
-    through: tuple[int, ...] = ()
-    got: FrameHeader | None = None
+    idle: bool = False  # the peer may take as long as it likes, if only it lives
+    through: tuple[int, ...] = ()  # peers that work before this one: their progress is as good
+    got: FrameHeader | None = None  # the header that came, once the frame is complete
 
 
 @dataclass(slots=True)

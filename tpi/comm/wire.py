@@ -1,4 +1,4 @@
-"""Frames: bytes in, checked values out. No I/O, no torch; `FrameHeader.decode` is the way in.
+"""Frames: bytes in, checked values out. No I/O, no torch.
 
 A frame is an 80-byte header and `payload_bytes` of payload. All numbers are little-endian.
 
@@ -25,7 +25,7 @@ A frame is an 80-byte header and `payload_bytes` of payload. All numbers are lit
 The payload of a tensor frame is its elements, row by row. With the flag PADDED it begins with one
 u32 a sequence (how many tokens are padding on its left), filled up to a multiple of 64 bytes.
 `FrameHeader.decode` checks what holds for every frame; `Expect` checks what the plan says about
-the next one. Both happen before a byte of payload is read. `parser.py` takes a stream apart.
+the next one. Both happen before a byte of payload is read. `messages.py` takes a stream apart.
 """
 
 import math
@@ -212,11 +212,9 @@ def _member(enum: type[_E], value: int, field: str) -> _E:
 class Expect:
     """What the plan says the next frame of a peer is.
 
-    Attributes:
-        header: The fields that must be equal; epoch and sequence are the channel's to check.
-        max_payload_bytes: If positive, the sender says what `flags`, `start`, `request` and the
-            sizes are that `header.shape` has as 0, up to this many bytes; an END_REQUEST or
-            END_SESSION frame may come in its place. For the worker that waits for a broadcast.
+    All fields of `header` must be equal, but for epoch and sequence, which the channel checks. With
+    `max_payload_bytes` the sender chooses flags, start, request and the sizes that `header.shape`
+    has as 0, up to so many bytes, or sends END_REQUEST or END_SESSION: a worker waits for a step.
     """
 
     header: FrameHeader

@@ -3,7 +3,7 @@
 Query heads fall into segments that are uniform (every KV head serves as many query heads): one
 segment where heads are cut at KV-group boundaries, up to three where a group is cut. Left-padded
 sequences are attended one by one, without their padding, so no mask knows about pads and no row
-is masked entirely. Read `attend` first.
+is masked entirely.
 """
 
 from collections.abc import Sequence
@@ -31,8 +31,7 @@ class Segment:
 def make_segments(local_kv_of_q: Sequence[int]) -> tuple[Segment, ...]:
     """Group neighbouring KV heads that serve equally many query heads.
 
-    Args:
-        local_kv_of_q: For each local query head its local KV head, ascending without gaps.
+    `local_kv_of_q` has for each local query head its local KV head, ascending without gaps.
     """
     sizes = [len(list(group)) for _, group in groupby(local_kv_of_q)]
     segments: list[Segment] = []

@@ -5,7 +5,7 @@ product of two bfloat16 numbers is exact in float32. So `x @ W.T` in float32 is 
 products that accumulate in float32, which CPUs with AMX do at many times their float32 rate. MKL
 has that product (bfloat16 in, float32 out) and torch's own library carries and exports it, but
 torch offers no way to it, so it is called by its C name. Where the function or the CPU lacks it,
-`available` is false and `matvec` converts tile by tile. Read `project` first.
+`available` is false and `kernels.py` converts tile by tile.
 
 Intel Sapphire Rapids, one thread, GB/s of bfloat16 weights, this against tiles: 1 row 9.4-10.4
 and 6.6-7.7; 8 rows 8.3-9.6 and 4.5; 128 rows 2.3 and 0.8; 512 rows 0.57 and 0.2. Largest error

@@ -4,7 +4,7 @@ Decoding is nothing but matrix-vector products over weights that are read once, 
 judged by the GB/s of weights it gets through. The choices below come from
 `tests/benchmarks/test_bench_matvec.py` (torch 2.13, numpy 2.x, one thread; "Intel" is a Sapphire
 Rapids Xeon that reads memory at 16-17 GB/s, "AMD" an EPYC that reads it at 29); run it with
-`make bench-all` on another machine before changing one. Read `Kernels.project` first.
+`make bench-all` on another machine before changing one.
 """
 
 import functools

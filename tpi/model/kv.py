@@ -8,27 +8,12 @@ import torch
 
 
 class KvCache:
-    """Keys and values of every layer that this rank holds heads of.
-
-    Args:
-        num_layers: Layers of the model (0 where the rank holds no heads).
-        local_num_kv_heads: KV heads of this rank.
-        head_size: Elements of a head.
-        max_batch: Most sequences at once.
-        max_tokens: Most tokens of a sequence.
-        dtype: Of the elements.
-    """
+    """Keys and values of every layer that this rank holds heads of; without heads, of none."""
 
     def __init__(
-        self,
-        *,
-        num_layers: int,
-        local_num_kv_heads: int,
-        head_size: int,
-        max_batch: int,
-        max_tokens: int,
-        dtype: torch.dtype,
-    ) -> None:
+        self, *, num_layers: int, local_num_kv_heads: int, head_size: int, max_batch: int,
+        max_tokens: int, dtype: torch.dtype,
+    ) -> None:  # fmt: skip
         self.max_batch = max_batch
         self.max_tokens = max_tokens
         # Per layer 2 x B x K x T x E: heads outermost, so that a head's keys are one matrix.

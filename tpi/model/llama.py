@@ -1,11 +1,10 @@
 """The decoder on one rank's slices: attention and FFN blocks, and the LM head on the master.
 
 `Llama` owns the KV cache and the arithmetic. Weights come block by block from a `BlockSource` and
-are gone when their `hold` ends; nothing computed here is a view of them. After every block the
-ranks' partial results are summed by a `Reduce`, called once the block has been given back, so that
-its successor can load while the wire is busy. The residual stream is float32 on every rank,
-whatever the compute dtype. Read `Llama.forward` first; its steps are public for whoever walks the
-layers in another way.
+are gone when their `hold` ends; nothing computed here is a view of them. A `Reduce` sums the ranks'
+partial results once the block has been given back, so that the next one loads while the wire is
+busy. The residual stream is float32 on every rank, whatever the compute dtype. The steps of
+`Llama.forward` are public for engines that walk the layers in another way.
 """
 
 import time
@@ -48,9 +47,6 @@ class Llama:
         max_tokens: Most tokens of a sequence, prompt and new ones together.
         tracer: Gets a span "compute" per block.
         layers: The layers that this rank computes; None for all.
-
-    Attributes:
-        compute_dtype: As given.
     """
 
     def __init__(
@@ -83,11 +79,7 @@ class Llama:
         self.reset(max_batch, None)
 
     def reset(self, batch: int, pads: Sequence[int] | None) -> None:
-        """Begin a new request.
-
-        Args:
-            batch: Sequences of this request.
-            pads: How many positions each is padded by on the left; None for none.
+        """Begin a request of `batch` sequences, padded on the left by `pads` (None for none).
 
         Raises:
             ConfigError: more sequences than the cache was made for, or pads that fit no batch.
@@ -168,12 +160,7 @@ class Llama:
         return (positions_S - pads_B1).clamp_(min=0)
 
     def _attn(
-        self,
-        hidden_BSD: torch.Tensor,
-        layer: int,
-        start: int,
-        angles: Angles,
-        blocks: BlockSource,
+        self, hidden_BSD: torch.Tensor, layer: int, start: int, angles: Angles, blocks: BlockSource
     ) -> torch.Tensor:
         if not self._share.local_num_heads:
             return torch.zeros_like(hidden_BSD)
@@ -228,13 +215,9 @@ class Llama:
         return q, k, v
 
     def attend(
-        self,
-        q_BShE: torch.Tensor,
-        k_BSKE: torch.Tensor,
-        v_BSKE: torch.Tensor,
-        layer: int,
-        start: int,
-    ) -> torch.Tensor:
+        self, q_BShE: torch.Tensor, k_BSKE: torch.Tensor, v_BSKE: torch.Tensor,
+        layer: int, start: int,
+    ) -> torch.Tensor:  # fmt: skip
         """Put the keys and values of a whole step into the cache, and attend to all in it.
 
         Shapes: as `qkv` gives them, queries and keys rotated -> (N, h * E).
@@ -246,10 +229,7 @@ class Llama:
         return attn_BShE.view(-1, attn_BShE.shape[2] * attn_BShE.shape[3])
 
     def gate_up(self, x_ND: torch.Tensor, weights: Weights) -> torch.Tensor:
-        """The gated columns of normed rows.
-
-        Shapes: (N, D) -> (N, f), both compute dtype.
-        """
+        """The gated columns of normed rows. Shapes: (N, D) -> (N, f), both compute dtype."""
         gate_Nf, up_Nf = self._kernels.project(x_ND, weights, "gate", "up")
         return F.silu(gate_Nf, inplace=True).mul_(up_Nf)
 

@@ -2,7 +2,7 @@
 
 The frequencies are those of Transformers' `default`, `linear` and `llama3` rope types, in the
 same float32 arithmetic. There is no table: angles of a step's positions are a handful of
-operations, shared by all layers. Read `Rope.angles`, then `apply_rope`.
+operations, shared by all layers.
 """
 
 import math

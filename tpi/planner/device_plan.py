@@ -1,7 +1,6 @@
 """What each device will hold, need and wait for: the planner asked for every rank. Pure.
 
 Memory follows from the model's shape; times from rates or from measured times of one layer.
-`tpi/planner/report.py` prints it. Read `make_report` first.
 """
 
 from collections import Counter
@@ -12,34 +11,26 @@ from tpi.comm.allreduces.registry import find_allreduce
 from tpi.model_config import DTYPE_BYTES, ModelConfig
 from tpi.options import ComputeOptions
 from tpi.planner.memory import WindowChoice, block_bytes, choose_window
-from tpi.planner.window_replay import (
-    BlockTimes,
+from tpi.planner.propositions import (
     LayerTimes,
     ours_tight_steady_state,
-    predict_step,
     published_loose_steady_state,
     published_peak_bytes,
     published_tight_steady_state,
 )
+from tpi.planner.window_replay import BlockTimes, predict_step
 from tpi.ranks import MASTER_RANK
 from tpi.weights.shard import BlockId, ShardPlan, make_shard_plan
 
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """How fast a device is; the defaults are round numbers, to be replaced by measured ones.
+    """How fast a device is; the defaults are round numbers, to be replaced by measured ones."""
 
-    Attributes:
-        disk_bps: Bytes per second from disk.
-        compute_bps: Bytes of stored weights per second through matrix-vector products.
-        link_delay_s: One way between two devices.
-        link_bps: Bits per second of a device's port.
-    """
-
-    disk_bps: float = 1e9
-    compute_bps: float = 8e9
-    link_delay_s: float = 0.001
-    link_bps: float = 300e6
+    disk_bps: float = 1e9  # bytes a second
+    compute_bps: float = 8e9  # bytes of stored weights a second through matrix-vector products
+    link_delay_s: float = 0.001  # one way between two devices
+    link_bps: float = 300e6  # bits a second of a device's port
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,14 +166,12 @@ def _block_times(
     compute_s = (layer.attn_s + layer.ffn_s) / layer_bytes
     load_s = (layer.attn_load_s + layer.ffn_load_s) / layer_bytes
 
-    def times(block: BlockId, num_bytes: int) -> BlockTimes:
-        kept = block in choice.retained
+    def times(block: BlockId, num_bytes: int) -> tuple[float, float, float]:
         if block.kind == "attn":
-            load = layer.attn_load_s
-            return BlockTimes(layer.attn_s, layer.allreduce_s, None if kept else load)
+            return layer.attn_s, layer.allreduce_s, layer.attn_load_s
         if block.kind == "ffn":
-            load = layer.ffn_load_s
-            return BlockTimes(layer.ffn_s, layer.allreduce_s, None if kept else load)
-        return BlockTimes(num_bytes * compute_s, 0.0, None if kept else num_bytes * load_s)
+            return layer.ffn_s, layer.allreduce_s, layer.ffn_load_s
+        return num_bytes * compute_s, 0.0, num_bytes * load_s
 
-    return [times(block, num_bytes) for block, num_bytes in held]
+    every = [(block, *times(block, num_bytes)) for block, num_bytes in held]
+    return [BlockTimes(c, a, None if b in choice.retained else load) for b, c, a, load in every]

@@ -1,16 +1,16 @@
 """How much memory a device needs, and which blocks to keep in what it has. Pure, no torch.
 
-`fixed_bytes` adds up everything but the weights; `plan_memory` puts window and retained blocks
-into what a budget leaves; `choose_window` joins the two for one rank. The engine does what they
-say, and what it then measures as VmHWM is within 10 % of `peak_bytes`.
+`memory_parts` adds up everything but the weights; `plan_memory` puts window and retained blocks
+into what a budget leaves; `choose_window` joins the two for one rank. The engine follows it; its
+VmHWM is then within 10 % of `peak_bytes`.
 """
 
 import functools
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 
+from tpi.comm.allreduces.base import CHUNK_ELEMENTS
 from tpi.comm.allreduces.registry import find_allreduce
-from tpi.comm.topology import CHUNK_ELEMENTS
 from tpi.errors import ResourceError
 from tpi.model_config import DTYPE_BYTES, ModelConfig
 from tpi.options import ComputeOptions
@@ -31,23 +31,14 @@ _RETAIN_ORDER = ("ffn", "attn", "head")
 
 @dataclass(frozen=True, slots=True)
 class MemoryParts:
-    """Memory of one rank beside its weights, in bytes.
+    """Memory of one rank beside its weights, in bytes."""
 
-    Attributes:
-        process: The interpreter, torch and our code.
-        kv_cache: Keys and values of `max_tokens` positions; pages count once they are written.
-        activations: The largest set of tensors alive within one block.
-        logits: One row over the vocabulary and its copies while a token is picked (master).
-        comm: Receive buffers of collectives.
-        scratch: Of the matrix kernels.
-    """
-
-    process: int
-    kv_cache: int
-    activations: int
-    logits: int
-    comm: int
-    scratch: int
+    process: int  # the interpreter, torch and our code
+    kv_cache: int  # of `max_tokens` positions; pages count once they are written
+    activations: int  # the largest set of tensors alive within one block
+    logits: int  # a row over the vocabulary and its copies while a token is picked (master)
+    comm: int  # receive buffers of collectives
+    scratch: int  # of the matrix kernels
 
     @property
     def total(self) -> int:
@@ -118,23 +109,14 @@ def block_bytes(
 
 @dataclass(frozen=True, slots=True)
 class WindowChoice:
-    """What a rank keeps in memory.
+    """What a rank keeps in memory."""
 
-    Attributes:
-        window: Streamed blocks resident at once; None if all blocks stay.
-        retained: Blocks that never leave.
-        arena_bytes: Memory of the streamed blocks (of all, with window None).
-        retained_bytes: Memory of the retained blocks.
-        streamed_bytes_per_pass: Bytes read from disk in one step.
-        peak_bytes: Predicted peak memory of the process.
-    """
-
-    window: int | None
+    window: int | None  # streamed blocks resident at once; None if all blocks stay
     retained: frozenset[BlockId]
-    arena_bytes: int
+    arena_bytes: int  # memory of the streamed blocks (of all, with window None)
     retained_bytes: int
-    streamed_bytes_per_pass: int
-    peak_bytes: int
+    streamed_bytes_per_pass: int  # bytes read from disk in one step
+    peak_bytes: int  # predicted for the process
 
 
 def choose_window(
@@ -146,12 +128,7 @@ def choose_window(
 ) -> WindowChoice:
     """Decide for one rank what stays in memory, and predict its peak.
 
-    Args:
-        config: The model.
-        plan: Who owns what.
-        rank: Whose memory.
-        blocks: Its blocks and their bytes, in order; `embed` may be among them and is not held.
-        options: How it computes.
+    `blocks` are its blocks and their bytes, in order; `embed` may be among them and is not held.
 
     Raises:
         ResourceError: The budget cannot work; the message has the least that would.

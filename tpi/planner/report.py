@@ -17,7 +17,7 @@ from tpi.errors import EXIT_OK
 from tpi.model_config import DTYPES, load_config, load_preset
 from tpi.options import ComputeOptions, window_word
 from tpi.planner.device_plan import DeviceRow, PlanOptions, PlanReport, Rates, make_report
-from tpi.planner.window_replay import LayerTimes
+from tpi.planner.propositions import LayerTimes
 from tpi.units import format_bytes, format_seconds
 
 _HEADINGS = (
@@ -29,51 +29,24 @@ _KINDS = ("ffn", "attn", "head")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `tpi plan`."""
-    add, default = parser.add_argument, ComputeOptions()
+    compute, rates = ComputeOptions(), Rates()
+    add = parser.add_argument
     add("--model", required=True, metavar="MODEL", help="a preset's name, or a folder")
     add("--devices", type=count, required=True, metavar="N")
     add_compute(parser, "--memory")
-    add(
-        "--shares",
-        type=numbers,
-        metavar="2,1,1",
-        help="weights of the devices; default: even",
-    )
+    for flag, kind, default, metavar, words in (
+        ("--max-batch", count, compute.max_batch, "N", "sequences at once"),
+        ("--max-tokens", count, compute.max_tokens, "N", "prompt and new tokens"),
+        ("--disk-rate", size, int(rates.disk_bps), "SIZE", "bytes a second; default 1GB"),
+        ("--compute-rate", size, int(rates.compute_bps), "SIZE", "of weights; default 8GB"),
+        ("--link-delay-ms", _number, 1.0, "MS", "one way; default 1"),
+        ("--link-mbps", _number, 300.0, "MBPS", "Mbit/s; default 300"),
+        ("--shares", numbers, None, "2,1,1", "weights of the devices; default: even"),
+        ("--times", _times, None, "A,F,R,LA,LF",
+         "measured, in ms: attention, ffn, allreduce, loading attention, loading ffn"),
+    ):  # fmt: skip
+        add(flag, type=kind, default=default, metavar=metavar, help=words)
     add("--storage", choices=DTYPES, default="bfloat16", help="dtype of the shards")
-    add(
-        "--max-batch",
-        type=count,
-        default=default.max_batch,
-        metavar="N",
-        help="sequences at once",
-    )
-    add(
-        "--max-tokens",
-        type=count,
-        default=default.max_tokens,
-        metavar="N",
-        help="prompt and new tokens",
-    )
-    add(
-        "--disk-rate",
-        type=size,
-        default=10**9,
-        metavar="SIZE",
-        help="bytes a second; default 1GB",
-    )
-    add(
-        "--compute-rate",
-        type=size,
-        default=8 * 10**9,
-        metavar="SIZE",
-        help="of weights; default 8GB",
-    )
-    add("--link-delay-ms", type=_number, default=1.0, metavar="MS", help="one way; default 1")
-    add("--link-mbps", type=_number, default=300.0, metavar="MBPS", help="Mbit/s; default 300")
-    add(
-        "--times", type=_times, metavar="A,F,R,LA,LF",
-        help="measured, in ms: attention, ffn, allreduce, loading attention, loading ffn",
-    )  # fmt: skip
     add("--json", action="store_true", help="print values, not a table")
 
 
@@ -132,20 +105,14 @@ def render(report: PlanReport) -> str:
 def _cells(row: DeviceRow) -> tuple[str, ...]:
     retained = ", ".join(f"{row.retained[k]} {k}" for k in _KINDS if row.retained.get(k))
     steady = "holds" if row.is_steady else f"stalls {row.stall_s / row.step_s:.0%}"
-    return (
-        str(row.rank),
-        str(row.num_heads),
-        str(row.num_kv_heads),
-        str(row.ffn_columns),
-        format_bytes(row.shard_bytes),
-        str(window_word(row.window)),
-        retained or "-",
-        format_bytes(row.arena_bytes),
-        format_bytes(row.streamed_bytes_per_step),
-        format_bytes(row.peak_bytes),
-        format_seconds(row.step_s),
-        steady,
+    arena, read, peak = map(
+        format_bytes, (row.arena_bytes, row.streamed_bytes_per_step, row.peak_bytes)
     )
+    return (
+        *map(str, (row.rank, row.num_heads, row.num_kv_heads, row.ffn_columns)),
+        format_bytes(row.shard_bytes), str(window_word(row.window)), retained or "-",
+        arena, read, peak, format_seconds(row.step_s), steady,
+    )  # fmt: skip
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -32,7 +32,7 @@ from msgspec import Meta, Struct
 
 from tpi.decode import convert, shown
 from tpi.errors import ConfigError, TpiError
-from tpi.spans import Row, Rows, rows_by_line
+from tpi.trace import Row, Rows, rows_by_line
 
 MAX_LINE_BYTES: Final = 64 << 10
 _MAX_COMMAND_BYTES: Final = 256

@@ -17,8 +17,10 @@ import torch
 
 from tpi.build_engine import OnWait, open_engine, plan_rank
 from tpi.comm.allreduces.registry import find_allreduce
+from tpi.comm.deadlines import Deadlines
 from tpi.comm.join import join
-from tpi.comm.mesh import Deadlines, SocketMesh, Transport
+from tpi.comm.mesh import SocketMesh
+from tpi.comm.transport import Transport
 from tpi.engine import Engine, Prompt
 from tpi.errors import FrameError, IncompatibleError
 from tpi.options import GREEDY, SamplingOptions, window_word

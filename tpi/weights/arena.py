@@ -1,9 +1,9 @@
-"""Where blocks lie in memory: a pure placement plan and the mapping that it is a plan of.
+"""Where blocks lie in memory: a pure placement plan, and the memory itself (`Arena`).
 
 `place` decides before the first read at which offset every block of the endless cyclic list will
-lie, so that blocks that are resident together never overlap; `Arena` is the memory. Placement
-tries the least size that could work (the largest sum of `window` consecutive blocks), then larger
-ones; a ring one block larger than the least always works. Read `place` first.
+lie, so that blocks that are resident together never overlap. It tries the least size that could
+work (the largest sum of `window` consecutive blocks), then larger ones; a ring one block larger
+than the least always works.
 """
 
 import math
@@ -30,13 +30,7 @@ _Span = tuple[int, int]  # offset, size
 
 @dataclass(frozen=True, slots=True)
 class ArenaPlan:
-    """Offsets for every position of the endless list of blocks.
-
-    Attributes:
-        arena_bytes: Size of the arena.
-        offsets: Offsets of positions 0, 1, ...; from `period_start` on they repeat for ever.
-        period_start: First position of the repeating part.
-    """
+    """Offsets of positions 0, 1, ... of the endless list; from `period_start` on they repeat."""
 
     arena_bytes: int
     offsets: tuple[int, ...]

@@ -1,47 +1,107 @@
-"""A rank's folder of block files: opened and checked, written, and viewed as tensors.
+"""A rank's folder: its manifest and its block files, written, checked and viewed as tensors.
 
-`open_shard_folder` is the only door: what it returns was checked against config and plan, file
-by file, before a weight is used. `tensor_views` turns the bytes of one file into tensors without
-a copy. `layout.py` has the file format, `manifest.py` the values, `verify.py` the hashes.
+`open_shard_folder` checks everything against config and plan, file by file, before a weight is
+used. A manifest names no path: its files must be exactly the blocks that follow from config and
+plan, under the names that follow from the blocks. `tensor_views` turns the bytes of one file into
+tensors without a copy. `layout.py` has the file format, `verify.py` the hashes.
 """
 
+import hashlib
 import json
 import os
-from collections.abc import Collection
-from dataclasses import replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from tpi.errors import WeightsError
-from tpi.files import open_regular, parse_json, read_small_file, write_atomic
-from tpi.weights.layout import (
-    PAD_PREFIX,
-    SAFETENSORS_DTYPES,
-    BlockLayout,
-    TensorPlace,
-    make_layout,
-)
-from tpi.weights.manifest import (
-    MANIFEST_FILE,
-    BlockEntry,
-    Manifest,
-    make_plan_digest,
-    manifest_from_json,
-    manifest_to_json,
-)
+from msgspec import Meta, Struct, to_builtins
+
+from tpi.decode import Count, CountOrZero, NumBytes, decode, one_of, shown
+from tpi.errors import ConfigError, WeightsError
+from tpi.files import open_regular, read_small_file, write_atomic
+from tpi.model_config import DTYPES, ModelConfig, config_from_json, config_to_json
+from tpi.weights.layout import PAD_PREFIX, SAFETENSORS_DTYPES, TensorPlace, make_layout
 from tpi.weights.safetensors_header import read_header
-from tpi.weights.shard import BlockId
+from tpi.weights.shard import BlockId, BlockSpec, ShardPlan, make_shard_plan, rank_blocks
 from tpi.weights.verify import verify_once
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = [
-    "MANIFEST_FILE", "BlockEntry", "BlockLayout", "Manifest", "TensorPlace", "make_layout",
-    "make_plan_digest", "open_shard_folder", "tensor_views", "write_manifest",
-]  # fmt: skip
-
+MANIFEST_FILE = "manifest.json"
+SCHEMA_VERSION: Literal[1] = 1
 _MAX_MANIFEST_BYTES = 16 << 20  # 1024 layers take 2 MB
+_ADVICE = "split the model again"  # only the splitter writes a manifest, so only it can mend it
+_Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$", description="64 hex digits")]
+
+
+@dataclass(frozen=True, slots=True)
+class BlockEntry:
+    """A block's file: where it is, its length and hash, and where its tensors lie in it."""
+
+    id: BlockId
+    path: Path
+    num_bytes: int
+    sha256: str
+    places: tuple[TensorPlace, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Everything a rank knows about its shards; `blocks` in the order a step needs them.
+
+    `plan_digest` is the same on all ranks of one split, and peers compare it when they join.
+    `distinct_layers` of the layers are stored, the others are hard links to them. `source` says
+    in words which weights these are; it is part of the digest.
+    """
+
+    config: ModelConfig
+    plan: ShardPlan
+    rank: int
+    dtype: str
+    blocks: tuple[BlockEntry, ...]
+    plan_digest: str
+    distinct_layers: int
+    source: str
+
+
+def make_plan_digest(
+    config: ModelConfig, plan: ShardPlan, dtype: str, distinct_layers: int, source: str
+) -> str:
+    """SHA-256, as hex digits, over what all ranks of one split must have in common."""
+    content = [
+        SCHEMA_VERSION, config_to_json(config), to_builtins(plan), dtype, distinct_layers, source,
+    ]  # fmt: skip
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+class _Tensor(Struct, frozen=True, forbid_unknown_fields=True):
+    """A tensor's dtype and shape."""
+
+    dtype: str
+    shape: tuple[CountOrZero, ...]
+
+
+class _File(Struct, frozen=True, forbid_unknown_fields=True):
+    """A block's file."""
+
+    num_bytes: NumBytes
+    sha256: _Sha256
+    tensors: dict[str, _Tensor]
+
+
+class _ManifestFile(Struct, frozen=True, forbid_unknown_fields=True):
+    """The content of `manifest.json`."""
+
+    schema_version: Literal[1]
+    rank: CountOrZero
+    dtype: Annotated[str, one_of(sorted(DTYPES))]
+    source: Annotated[str, Meta(min_length=1, max_length=4096)]
+    distinct_layers: Count
+    plan_digest: _Sha256
+    config: dict[str, object]
+    plan: ShardPlan
+    files: dict[str, _File]
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -50,15 +110,27 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     Raises:
         OSError: The folder cannot be written or the disk is full; nothing is left then.
     """
-    data = json.dumps(manifest_to_json(manifest), indent=1).encode()
-    write_atomic(folder / MANIFEST_FILE, data)
+    files = {
+        entry.id.file_name: _File(
+            entry.num_bytes, entry.sha256, {p.name: _Tensor(p.dtype, p.shape) for p in entry.places}
+        )
+        for entry in manifest.blocks
+    }
+    content = _ManifestFile(
+        schema_version=SCHEMA_VERSION, rank=manifest.rank, dtype=manifest.dtype,
+        source=manifest.source, distinct_layers=manifest.distinct_layers,
+        plan_digest=manifest.plan_digest, config=config_to_json(manifest.config),
+        plan=manifest.plan, files=files,
+    )  # fmt: skip
+    write_atomic(folder / MANIFEST_FILE, json.dumps(to_builtins(content), indent=1).encode())
 
 
 def read_manifest(folder: Path) -> Manifest:
     """Read what a rank's folder says it holds; no block is looked at yet.
 
     Raises:
-        WeightsError: The folder or its manifest is missing, or the manifest is no such thing.
+        WeightsError: Folder or manifest is missing, a key is wrong, the plan is not what its
+            weights give, or files and tensors are not exactly those that config and plan ask for.
     """
     return _read_manifest(folder)[0]
 
@@ -68,7 +140,62 @@ def _read_manifest(folder: Path) -> tuple[Manifest, bytes]:
         raise WeightsError(f"{folder}: expected a shard folder, got no such folder")
     path = folder / MANIFEST_FILE
     data = read_small_file(path, _MAX_MANIFEST_BYTES, WeightsError)
-    return manifest_from_json(parse_json(data, str(path), WeightsError), folder), data
+    found = decode(data, _ManifestFile, str(path), WeightsError, _ADVICE)
+    try:
+        return _checked(found, folder), data
+    except _Refusal as exc:
+        raise WeightsError(f"{path}: {exc}; {_ADVICE}") from exc
+    except ConfigError as exc:
+        raise WeightsError(f"{path}: {exc}") from exc
+
+
+class _Refusal(Exception):
+    """What contradicts the rest of the manifest."""
+
+
+def _checked(found: _ManifestFile, folder: Path) -> Manifest:
+    config = config_from_json(found.config, "config")
+    plan = make_shard_plan(config, found.plan.world_size, found.plan.weights)
+    _must_be("plan.shares", plan.shares, found.plan.shares)
+    if found.rank >= plan.world_size:
+        raise _Refusal(f"rank must be < {plan.world_size}, got {found.rank}")
+    if found.distinct_layers > config.num_layers:
+        raise _Refusal(
+            f"distinct_layers must be <= {config.num_layers}, got {found.distinct_layers}"
+        )
+    digest = make_plan_digest(config, plan, found.dtype, found.distinct_layers, found.source)
+    _must_be("plan_digest", digest, found.plan_digest)
+    specs = rank_blocks(config, plan, found.rank, found.dtype)
+    _must_have([spec.id.file_name for spec in specs], found.files, "file")
+    blocks = tuple(_checked_block(s, found.files[s.id.file_name], folder) for s in specs)
+    return Manifest(
+        config, plan, found.rank, found.dtype, blocks, digest, found.distinct_layers, found.source
+    )
+
+
+def _checked_block(spec: BlockSpec, found: _File, folder: Path) -> BlockEntry:
+    name = spec.id.file_name
+    _must_have([tensor.name for tensor in spec.tensors], found.tensors, "tensor")
+    for tensor in spec.tensors:
+        expected = _Tensor(tensor.dtype, tensor.shape)
+        _must_be(f"files[{name}].tensors.{tensor.name}", expected, found.tensors[tensor.name])
+    layout = make_layout(spec.layout_input())
+    _must_be(f"files[{name}].num_bytes", layout.num_bytes, found.num_bytes)
+    return BlockEntry(spec.id, folder / name, layout.num_bytes, found.sha256, layout.places)
+
+
+def _must_be(key: str, expected: object, got: object) -> None:
+    if got != expected:
+        raise _Refusal(f"{key} must be {shown(expected)}, got {shown(got)}")
+
+
+def _must_have(names: Collection[str], found: Mapping[str, object], what: str) -> None:
+    """Refuse other keys than `names`."""
+    for name in names:
+        if name not in found:
+            raise _Refusal(f"{what} {name} is missing")
+    for name in found.keys() - set(names):
+        raise _Refusal(f"unexpected {what} {shown(name)}")
 
 
 def open_shard_folder(
@@ -135,11 +262,7 @@ def _explain_header(fd: int, entry: BlockEntry) -> None:
 
 
 def tensor_views(entry: BlockEntry, buffer: memoryview) -> "dict[str, torch.Tensor]":
-    """The tensors of a block file as views of its bytes: no copy.
-
-    Args:
-        entry: The block.
-        buffer: Writable; starts with the file's byte 0. It must outlive the tensors.
+    """The tensors of a block file as views of its bytes, in a writable buffer that outlives them.
 
     Raises:
         WeightsError: The buffer is shorter than the file.

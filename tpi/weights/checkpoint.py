@@ -1,9 +1,8 @@
 """Checkpoints as something that tensors are read from, a chunk of rows at a time.
 
-`TensorSource` is the seam: `HFCheckpoint` reads a Hugging Face folder, `SyntheticSource` (its own
-module) makes numbers up. `open_checkpoint` checks everything that can be checked without reading
-weights: files, headers, names, shapes, dtypes. Weights are read with `pread`, never mapped, since
-mapped pages count as this process's memory, and nothing in a folder is ever executed.
+`HFCheckpoint` is the `TensorSource` of a Hugging Face folder; `synthetic.py` has another.
+`open_checkpoint` checks files, headers, names, shapes and dtypes. Weights are read with `pread`,
+never mapped, since mapped pages count as memory. Nothing in a folder is executed.
 """
 
 import hashlib
@@ -15,7 +14,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import Protocol
 
 import numpy as np
@@ -23,7 +21,7 @@ from msgspec import Struct
 
 from tpi.decode import decode, shown
 from tpi.errors import WeightsError
-from tpi.files import open_regular, read_small_file, write_atomic
+from tpi.files import ClosedAtExit, open_regular, read_full, read_small_file, write_atomic
 from tpi.model_config import DTYPE_BYTES, ModelConfig, load_config
 from tpi.weights.dtypes import RAW_DTYPES, RawArray
 from tpi.weights.layout import SAFETENSORS_DTYPES
@@ -83,10 +81,7 @@ class TensorSource(Protocol):
 
 
 def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor that a checkpoint of this model must hold.
-
-    In the order of use. With tied embeddings there is no `lm_head.weight`.
-    """
+    """Name and shape of every tensor that a checkpoint of this model must hold, in order of use."""
     blocks = rank_blocks(config, make_shard_plan(config, 1), 0, config.dtype)
     return {t.source.name: t.source.shape for block in blocks for t in block.tensors}
 
@@ -109,7 +104,7 @@ def row_chunks(
         yield first, min(first + step, stop)
 
 
-class HFCheckpoint:
+class HFCheckpoint(ClosedAtExit):
     """A Hugging Face folder, open; made by `open_checkpoint`. A context manager."""
 
     def __init__(self, folder: Path, config: ModelConfig) -> None:
@@ -167,14 +162,6 @@ class HFCheckpoint:
         """Close all files; may be called twice."""
         while self._fds:
             os.close(self._fds.popitem()[1])
-
-    def __enter__(self) -> "HFCheckpoint":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _open_files(self) -> None:
         for path, names in _weight_files(self.folder).items():
@@ -248,17 +235,14 @@ class HFCheckpoint:
         return f"checkpoint {sha.hexdigest()}"
 
     def _read(self, path: Path, start: int, buffer: memoryview, name: str) -> None:
-        while buffer:
-            try:
-                count = os.preadv(self._fds[path], [buffer], start)
-            except OSError as exc:
-                raise WeightsError(f"{path}: tensor {name}: cannot be read: {exc}") from exc
-            if count == 0:
-                raise WeightsError(
-                    f"{path}: tensor {name}: file ends at byte {start}; download it again"
-                )
-            start += count
-            buffer = buffer[count:]
+        try:
+            count = read_full(self._fds[path], buffer, start)
+        except OSError as exc:
+            raise WeightsError(f"{path}: tensor {name}: cannot be read: {exc}") from exc
+        if count < len(buffer):
+            raise WeightsError(
+                f"{path}: tensor {name}: file ends at byte {start + count}; download it again"
+            )
 
 
 def open_checkpoint(folder: Path) -> HFCheckpoint:
@@ -266,8 +250,7 @@ def open_checkpoint(folder: Path) -> HFCheckpoint:
 
     Raises:
         ConfigError: config.json is missing, malformed, or of a model that does not run.
-        WeightsError: No safetensors files, a path that leaves the folder, something that is not
-            a regular file, a damaged header, a tensor that is missing, of a wrong shape or dtype.
+        WeightsError: A file or tensor is missing, damaged, or not what config.json says.
     """
     return HFCheckpoint(folder, load_config(folder))
 

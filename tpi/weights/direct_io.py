@@ -1,9 +1,9 @@
 """Reading block files past the page cache.
 
-`DirectFile` is one open file read with O_DIRECT `preadv` into page-aligned memory; where the file
-system refuses O_DIRECT it reads through the page cache and says so in `note`. `FileReader` keeps a
-`DirectFile` per block, opened once, so that between two blocks there is nothing but the next
-request. `read_rate_bps` measures what the disk itself gives.
+`DirectFile` reads one open file with O_DIRECT `preadv` into page-aligned memory; where the file
+system refuses O_DIRECT it reads through the page cache and says so in `note`. `FileReader` has a
+`DirectFile` per block, all opened at the start, so that between two blocks there is nothing but the
+next request. `read_rate_bps` measures the disk itself.
 """
 
 import errno
@@ -14,10 +14,10 @@ import stat
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Protocol
 
 from tpi.errors import ResourceError, WeightsError, map_errors
+from tpi.files import ClosedAtExit
 from tpi.weights.arena import Arena
 from tpi.weights.layout import PAGE_BYTES
 
@@ -41,7 +41,7 @@ class BlockReader(Protocol):
 
     @property
     def bytes_read(self) -> int:
-        """Bytes read so far; it grows with every request, not only with every block."""
+        """Bytes read so far; it grows with every request."""
         ...
 
     def read(self, entry: "BlockEntry", into: memoryview) -> None:
@@ -53,14 +53,8 @@ class BlockReader(Protocol):
         ...
 
 
-class DirectFile:
-    """One regular file, open for aligned reads.
-
-    Attributes:
-        num_bytes: The file's size when it was opened.
-        note: Why reads go through the page cache, or None.
-        bytes_read: Bytes read so far.
-    """
+class DirectFile(ClosedAtExit):
+    """One regular file, open for aligned reads; `note` says why reads use the page cache, if so."""
 
     def __init__(self, path: Path, request_bytes: int = REQUEST_BYTES) -> None:
         self.path = path
@@ -155,17 +149,6 @@ class DirectFile:
         if fd >= 0:
             os.close(fd)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
 
 def _identity(status: os.stat_result) -> tuple[int, int, int, int]:
     # Not the change time: a hard link more or less does not change the weights.
@@ -207,7 +190,7 @@ class FileReader:
 
     @property
     def bytes_read(self) -> int:
-        """Bytes read so far; it grows with every request, not only with every block."""
+        """Bytes read so far; it grows with every request."""
         return sum(file.bytes_read for file in self._files.values())
 
     def read(self, entry: "BlockEntry", into: memoryview) -> None:
@@ -236,17 +219,12 @@ def _allow_open_files(count: int) -> None:
 def read_rate_bps(
     paths: Iterable[Path], request_bytes: int = REQUEST_BYTES, span_bytes: int = 0
 ) -> float:
-    """Return the rate of reading the files once from end to end, in bytes per second.
+    """Return the rate of reading the files once, whole pages only, in bytes per second.
 
     One thread, one request in flight, O_DIRECT where the file system has it: what a loader that
-    never idles would reach. What follows a file's last whole page is left out.
-
-    Args:
-        paths: Files.
-        request_bytes: Bytes of one request, a multiple of 4096.
-        span_bytes: Memory that is read into, over and over; one request by default. Weights need
-            as much as the window has: what fits the processor's cache is quicker to fill (on a
-            virtual disk 3.1 GB/s into 4 MiB and 2.3 into 256).
+    never idles would reach. `span_bytes` of memory (one request by default) are read into over and
+    over. It should be as large as the window: memory that fits the processor's cache is filled
+    faster (on a virtual disk 3.1 GB/s into 4 MiB and 2.3 into 256).
     """
     span_bytes = max(span_bytes // request_bytes, 1) * request_bytes
     files = [DirectFile(path, request_bytes) for path in paths]

@@ -1,7 +1,7 @@
 """Storage dtypes as raw numpy arrays, and the conversions between them.
 
 numpy has no bfloat16: a raw array of it is `uint16` (the upper half of a float32). Conversions
-round to nearest, ties to even, as torch does. Read `convert` first.
+round to nearest, ties to even, as torch does.
 """
 
 from typing import Any
@@ -48,13 +48,7 @@ def from_float32(values: NDArray[np.float32], dtype: str) -> RawArray:
 
 
 def convert(raw: RawArray, source: str, target: str, where: str) -> RawArray:
-    """Convert a raw array from one storage dtype to another.
-
-    Args:
-        raw: Values of dtype `source`, any shape.
-        source: Storage dtype of `raw`.
-        target: Storage dtype wanted; equal to `source` returns `raw` itself.
-        where: File and tensor, for the error.
+    """Convert a raw array from one storage dtype to another; between equal ones it is returned.
 
     Raises:
         WeightsError: a finite value is too large for `target` (float16 ends at 65504).

@@ -6,19 +6,18 @@ most, about 0.1 ms each.
 """
 
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Self
 
 import torch
 
 from tpi.errors import ConfigError, WeightsError
+from tpi.files import ClosedAtExit
 from tpi.weights.arena import Arena
 from tpi.weights.blockfile import BlockEntry
 from tpi.weights.direct_io import DirectFile
 from tpi.weights.layout import PAGE_BYTES, align_up
 
 
-class EmbeddingRows:
+class EmbeddingRows(ClosedAtExit):
     """Rows of the `embed` block by token id; a context manager.
 
     Raises:
@@ -84,14 +83,3 @@ class EmbeddingRows:
         """Close the file; twice is fine."""
         self._file.close()
         self._arena.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

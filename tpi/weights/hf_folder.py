@@ -2,7 +2,6 @@
 
 Weights go to safetensors files of bounded size, `config.json` comes last: without it nothing
 takes the folder for a model. Interrupted, it goes on with the first file that is not complete.
-Read `write_hf_folder` first.
 """
 
 import hashlib
@@ -45,17 +44,11 @@ def write_hf_folder(
     progress: Progress | None = None,
     max_file_bytes: int = MAX_FILE_BYTES,
 ) -> int:
-    """Write `config.json` and safetensors files that `from_pretrained` loads.
+    """Write `config.json` and safetensors files that `from_pretrained` loads; return bytes written.
 
-    Args:
-        source: What to write.
-        folder: Made if missing; may hold an earlier, even unfinished, result of the same call.
-        dtype: Storage dtype; the source's by default.
-        progress: Called with (bytes done, bytes in all) after every chunk.
-        max_file_bytes: A file ends before it grows beyond this (one tensor always fits).
-
-    Returns:
-        Bytes written; 0 where everything was there.
+    The folder may hold an earlier, even unfinished, result of the same call. `progress` gets (bytes
+    done, bytes in all) after every chunk. A file ends before it grows beyond `max_file_bytes`,
+    but one tensor always fits.
 
     Raises:
         ConfigError: The folder holds something else.

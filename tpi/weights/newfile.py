@@ -2,7 +2,7 @@
 
 A `NewFile` grows under a temporary name and gets its own when it is complete and durable. A
 `WriteQueue` owns two threads, one that hashes and one that writes, so that the caller makes the
-next bytes meanwhile; what waits in it is bounded. Read `WriteQueue.append` first.
+next bytes meanwhile; what waits in it is bounded.
 """
 
 import contextlib
@@ -14,7 +14,6 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
 
 from tpi.errors import ConfigError, ResourceError, TpiError, WeightsError
 
@@ -142,9 +141,7 @@ class WriteQueue:
     def __enter__(self) -> "WriteQueue":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, exc: BaseException | None, traceback: object) -> None:
         """Stop both threads; after an error drop what still waits and remove unfinished files."""
         for pool in (self._hasher, self._writer):
             pool.shutdown(wait=True, cancel_futures=exc is not None)

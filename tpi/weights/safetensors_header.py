@@ -5,7 +5,7 @@
    8+N  data; offsets count from here; the tensors must cover it without hole, overlap or rest
 
 mmap would count the mapped pages against the memory of a device, so files are read with `pread`.
-The format's own library accepts duplicate keys; this parser does not. Read `parse_header` first.
+The format's own library accepts duplicate keys; this parser does not.
 """
 
 import math
@@ -63,11 +63,7 @@ class SafetensorsHeader:
 
 
 def read_header(fd: int, where: str) -> SafetensorsHeader:
-    """Read and check the header of an open file.
-
-    Args:
-        fd: A regular file, open for reading; its position is left alone.
-        where: The file's name, for the errors.
+    """Read and check the header of an open regular file; `where` is its name, for errors.
 
     Raises:
         WeightsError: The file is not safetensors, is truncated or has bytes too many, or its
@@ -85,16 +81,7 @@ def read_header(fd: int, where: str) -> SafetensorsHeader:
 
 
 def parse_header(head: bytes, file_bytes: int, where: str) -> SafetensorsHeader:
-    """Check a header against the length of its file.
-
-    Args:
-        head: The file's first bytes: the 8 of the length, then the JSON (more may follow).
-        file_bytes: Length of the whole file.
-        where: The file's name, for the errors.
-
-    Raises:
-        WeightsError: As `read_header`.
-    """
+    """As `read_header`, from the file's first bytes (the length, the JSON, maybe more)."""
     if head.startswith(_PICKLE_STARTS):
         raise WeightsError(f"{where}: a pickle or zip archive under a safetensors name; refused")
     if len(head) < 8 or file_bytes < 8:

@@ -1,10 +1,9 @@
 """Who owns what: the shares of all ranks, and the blocks and tensors that follow from them.
 
 `make_shard_plan` divides attention heads and FFN columns among ranks; `rank_blocks` lists the
-blocks of one rank in the order they are needed, every tensor with the slice of the checkpoint
-that it is cut from. All of it is arithmetic on `ModelConfig` (no files, no torch), so the
-splitter, the planner and the check of a shard folder agree by calling the same functions.
-Read `make_shard_plan`, then `rank_blocks`.
+blocks of one rank in the order a step needs them, every tensor with the slice of the checkpoint
+that it is cut from. All of it is arithmetic on `ModelConfig` (no files, no torch). The splitter,
+the planner and the check of a shard folder call the same functions, so they agree.
 """
 
 import functools
@@ -12,9 +11,12 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fractions import Fraction
 from itertools import accumulate, pairwise
+from typing import Annotated
+
+from msgspec import Meta, Struct, to_builtins
 
 from tpi.errors import ConfigError
 from tpi.model_config import ModelConfig
@@ -40,13 +42,11 @@ class BlockId:
     @property
     def file_name(self) -> str:
         """The only name that the block's file may have."""
-        return "embed.safetensors" if self.kind == "embed" else (
-            f"{self.kind}-{self.index:03d}.safetensors"
-        )  # fmt: skip
+        number = "" if self.kind == "embed" else f"-{self.index:03d}"
+        return f"{self.kind}{number}.safetensors"
 
 
-@dataclass(frozen=True, slots=True)
-class RankShare:
+class RankShare(Struct, frozen=True, forbid_unknown_fields=True):
     """One rank's query heads, KV heads and FFN columns, as half-open ranges."""
 
     q_start: int
@@ -77,17 +77,16 @@ class RankShare:
         return tuple(q // config.q_per_kv - self.kv_start for q in heads)
 
 
-@dataclass(frozen=True, slots=True)
-class ShardPlan:
+class ShardPlan(Struct, frozen=True, forbid_unknown_fields=True):
     """The shares of all ranks, and the weights they were made from."""
 
-    world_size: int
+    world_size: Annotated[int, Meta(ge=1, le=MAX_WORLD_SIZE)]
     weights: tuple[float, ...]
     shares: tuple[RankShare, ...]
 
     def digest(self) -> str:
         """SHA-256 over everything in the plan, as hex digits."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(to_builtins(self), sort_keys=True).encode()).hexdigest()
 
 
 def make_shard_plan(
@@ -216,18 +215,15 @@ def rank_blocks(
     without heads has no attn blocks, one without columns no ffn blocks.
     """
     share = plan.shares[rank]
-    with_out_bias = share.local_num_heads > 0 and not any(
-        s.local_num_heads for s in plan.shares[:rank]
-    )
-    with_down_bias = share.local_ffn_size > 0 and not any(
-        s.local_ffn_size for s in plan.shares[:rank]
-    )
+    # A bias is on one rank, the first with a share, so that the sum over ranks has it once.
+    out_bias = not any(s.local_num_heads for s in plan.shares[:rank])
+    down_bias = not any(s.local_ffn_size for s in plan.shares[:rank])
     blocks: list[BlockSpec] = []
     for layer in range(config.num_layers):
         if share.local_num_heads:
-            blocks.append(_attn_block(config, share, layer, dtype, out_bias=with_out_bias))
+            blocks.append(_attn_block(config, share, layer, dtype, out_bias=out_bias))
         if share.local_ffn_size:
-            blocks.append(_ffn_block(config, share, layer, dtype, down_bias=with_down_bias))
+            blocks.append(_ffn_block(config, share, layer, dtype, down_bias=down_bias))
     if rank != MASTER_RANK:
         return tuple(blocks)
     shape = (config.vocab_size, config.hidden_size)
@@ -257,7 +253,7 @@ def _attn_block(
             _cut("k_bias", attn + "k_proj.bias", (kv_size,), dtype, kv),
             _cut("v_bias", attn + "v_proj.bias", (kv_size,), dtype, kv),
         ]
-    if config.out_bias and out_bias:  # on one rank, so that the sum over ranks has it once
+    if config.out_bias and out_bias:
         tensors.append(_cut("o_bias", attn + "o_proj.bias", (width,), dtype))
     if config.qk_norm:
         tensors += [
@@ -285,7 +281,7 @@ def _ffn_block(
             _cut("gate_bias", mlp + "gate_proj.bias", (ffn,), dtype, cut),
             _cut("up_bias", mlp + "up_proj.bias", (ffn,), dtype, cut),
         ]
-        if down_bias:  # on one rank, as o_bias
+        if down_bias:
             tensors.append(_cut("down_bias", mlp + "down_proj.bias", (width,), dtype))
     return BlockSpec(BlockId("ffn", layer), tuple(tensors))
 
@@ -305,17 +301,9 @@ def _head_tiles(
     most_rows = max((_tile_limit(blocks) - PAGE_BYTES - norm_bytes) // row_bytes, 1)
     num_tiles = -(-vocab // most_rows)
     bounds = [vocab * i // num_tiles for i in range(num_tiles + 1)]
-    norm = _cut("norm", "model.norm.weight", (width,), dtype)
-    return tuple(
-        BlockSpec(
-            BlockId("head", i),
-            (
-                *((norm,) if i == 0 else ()),
-                _cut("weight", source, (vocab, width), dtype, rows),
-            ),
-        )
-        for i, rows in enumerate(pairwise(bounds))
-    )
+    tiles = [[_cut("weight", source, (vocab, width), dtype, rows)] for rows in pairwise(bounds)]
+    tiles[0].insert(0, _cut("norm", "model.norm.weight", (width,), dtype))
+    return tuple(BlockSpec(BlockId("head", i), tuple(tile)) for i, tile in enumerate(tiles))
 
 
 def _tile_limit(blocks: Sequence[BlockSpec]) -> int:

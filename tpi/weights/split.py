@@ -3,7 +3,6 @@
 Each chunk of rows is read once and its pieces go to the files of all ranks, which are hashed
 while written. The journal says which blocks are complete and durable; manifests come last, so a
 folder that looks finished is finished, and running an interrupted split again does the rest.
-Read `split`, then `_write_block`.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,12 +15,17 @@ import numpy as np
 from tpi.errors import ConfigError
 from tpi.files import sync_folder
 from tpi.model_config import DTYPES, ModelConfig
-from tpi.weights.blockfile import MANIFEST_FILE, BlockEntry, Manifest, write_manifest
+from tpi.weights.blockfile import (
+    MANIFEST_FILE,
+    BlockEntry,
+    Manifest,
+    make_plan_digest,
+    write_manifest,
+)
 from tpi.weights.checkpoint import TensorSource, copy_tokenizer, row_chunks
 from tpi.weights.dtypes import RawArray, convert
 from tpi.weights.journal import Journal
 from tpi.weights.layout import BlockLayout, make_layout
-from tpi.weights.manifest import make_plan_digest
 from tpi.weights.newfile import NewFile, WriteQueue, lock_folder, require_free_bytes, write_error
 from tpi.weights.shard import BlockId, BlockSpec, ShardPlan, SourceSlice, rank_blocks
 

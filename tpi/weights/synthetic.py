@@ -4,8 +4,7 @@ Every value is a function of (seed, tensor name, row, column) alone, so all spli
 Hugging Face form of one model hold the same numbers. A value is 16 random bits of a counter-based
 generator: a sign and seven or eight bits of magnitude, evenly in [s, 2s), or in [s, 2s) and
 [2s, 4s); s is a power of two that follows the fan-in. No zero, NaN or infinity can come out, and
-bfloat16, float16 and float32 storage hold exactly the same numbers. Read
-`SyntheticSource.read_rows` first.
+bfloat16, float16 and float32 storage hold exactly the same numbers.
 """
 
 import hashlib
@@ -30,24 +29,16 @@ _KEPT = {0x807F: math.sqrt(7 / 3), 0x80FF: math.sqrt(7 / 3 * (1 + 4) / 2)}
 
 
 class SyntheticSource:
-    """A `TensorSource` of random numbers.
+    """A `TensorSource` of random numbers; storage dtype is the config's by default.
 
-    Args:
-        config: The model's shape.
-        seed: Another seed gives other numbers.
-        dtype: Storage dtype; the config's by default.
-        distinct_layers: Layer l holds the numbers of layer l % distinct_layers; all differ by
-            default. In shard form the repeated layers are hard links.
+    Layer l holds the numbers of layer l % distinct_layers; all differ by default. In shard form
+    the repeated layers are hard links.
     """
 
     def __init__(
-        self,
-        config: ModelConfig,
-        seed: int = 0,
-        *,
-        dtype: str | None = None,
-        distinct_layers: int | None = None,
-    ) -> None:
+        self, config: ModelConfig, seed: int = 0, *,
+        dtype: str | None = None, distinct_layers: int | None = None,
+    ) -> None:  # fmt: skip
         distinct = config.num_layers if distinct_layers is None else distinct_layers
         if not 1 <= distinct <= config.num_layers:
             raise ConfigError(

@@ -1,10 +1,9 @@
 """Hash block files once: a stamp beside the folder remembers which files were found good.
 
 The stamp is inode, size, mtime and ctime of every file; where one differs, that file is hashed
-again. It lies beside the folder (`<folder>.verified.json`), because a shard folder is read-only
-in use, and is only a saving: a folder whose parent cannot be written is hashed every time.
-Whoever can write beside the folder can forge it: it guards against damage and mix-ups, and the
-hash in the manifest against damage on the way here.
+again. It lies beside the folder (`<folder>.verified.json`), because a shard folder is read-only in
+use; if it cannot be written there, the folder is hashed every time. A process that can write beside
+the folder can forge it: it guards against damage and mix-ups only.
 """
 
 import hashlib
@@ -14,14 +13,16 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from msgspec import Struct, to_builtins
 
 from tpi.decode import decode_file
 from tpi.errors import WeightsError
-from tpi.files import open_regular, write_atomic
-from tpi.weights.manifest import BlockEntry
+from tpi.files import open_regular, read_full, write_atomic
+
+if TYPE_CHECKING:
+    from tpi.weights.blockfile import BlockEntry
 
 log = logging.getLogger(__name__)
 
@@ -56,23 +57,15 @@ def stamp_path(folder: Path) -> Path:
     return real.with_name(real.name + STAMP_SUFFIX)
 
 
-def verify_once(folder: Path, entries: Sequence[BlockEntry], dtype: str, manifest: bytes) -> int:
+def verify_once(folder: Path, entries: Sequence["BlockEntry"], dtype: str, manifest: bytes) -> int:
     """Hash the files that are not known to be good; files that are one inode are hashed once.
 
-    What is known of the folder's other files stays known.
-
-    Args:
-        folder: The shard folder.
-        entries: Its blocks, or some of them.
-        dtype: Storage dtype of all their tensors.
-        manifest: The bytes of its manifest; other bytes void the whole stamp.
-
-    Returns:
-        The number of bytes that were hashed.
+    `entries` may be some of the folder's blocks: what is known about the others stays known. Other
+    bytes of `manifest` void the whole stamp. Returns the number of bytes that were hashed.
 
     Raises:
-        WeightsError: A file does not have the hash of the manifest, holds NaN or infinity, or
-            cannot be read.
+        WeightsError: A file does not have the manifest's hash, holds NaN or infinity, or cannot be
+            read.
     """
     digest = hashlib.sha256(manifest).hexdigest()
     known = _read_stamp(stamp_path(folder), digest)
@@ -107,7 +100,7 @@ def verify_once(folder: Path, entries: Sequence[BlockEntry], dtype: str, manifes
     return num_bytes
 
 
-def _hash_file(fd: int, entry: BlockEntry, dtype: str) -> str:
+def _hash_file(fd: int, entry: "BlockEntry", dtype: str) -> str:
     """SHA-256 of an open block file, and a look for NaN on the way (20 times as fast)."""
     import numpy as np  # only here: planning and --help must not pay for it
 
@@ -121,7 +114,7 @@ def _hash_file(fd: int, entry: BlockEntry, dtype: str) -> str:
     data_offset = entry.places[0].offset  # before it is text, which is not to be taken for NaN
     try:
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
-        while count := _read_full(fd, view, offset):
+        while count := read_full(fd, view, offset):
             sha.update(view[:count])
             data = slice(max(data_offset - offset, 0) // bits.itemsize, count // bits.itemsize)
             np.bitwise_and(bits[data], exponent, out=masked[data])
@@ -135,16 +128,6 @@ def _hash_file(fd: int, entry: BlockEntry, dtype: str) -> str:
     except OSError as exc:
         raise WeightsError(f"{entry.path}: cannot be read at {offset}: {exc.strerror}") from exc
     return sha.hexdigest()
-
-
-def _read_full(fd: int, view: memoryview, offset: int) -> int:
-    count = 0
-    while count < len(view):
-        more = os.preadv(fd, [view[count:]], offset + count)
-        if not more:
-            break
-        count += more
-    return count
 
 
 def _read_stamp(path: Path, digest: str) -> dict[str, Stamp]:

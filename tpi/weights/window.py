@@ -4,23 +4,20 @@ One loader thread reads the blocks in order into an arena and starts block i as 
 i - window has been released; the compute thread takes each block with `hold`, which gives its
 space back the moment the `with` body ends. Retained blocks are loaded once and never leave; with
 window None all are. Whatever goes wrong in the loader is raised by `hold`.
-
-`tpi/weights/window_state.py` has the state both threads share. Read `Window.hold` first.
 """
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
 from tpi.errors import ConfigError, TpiError, WeightsError
+from tpi.files import ClosedAtExit
 from tpi.trace import Tracer
 from tpi.weights.arena import Arena, ArenaPlan, place
 from tpi.weights.blockfile import BlockEntry, tensor_views
 from tpi.weights.direct_io import BlockReader, FileReader
 from tpi.weights.shard import BlockId
-from tpi.weights.window_state import Slots
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +28,75 @@ _CHECK_INTERVAL_S = 0.2
 _JOIN_TIMEOUT_S = 10.0
 
 
+class WindowState:
+    """How far loading and releasing have come; all waiting is on one condition.
+
+    Positions count along the endless list of streamed blocks. At most `window` of them are loaded
+    and not released. The loader calls `next_to_load`, `set_loaded` and `fail`.
+    """
+
+    def __init__(self, window: int) -> None:
+        self._window = window
+        self._changed = threading.Condition()
+        self._loaded = 0  # all positions below were loaded or skipped
+        self._released = 0  # all positions below were released or skipped
+        self._error: TpiError | None = None
+        self._closed = False
+
+    def next_to_load(self) -> int | None:
+        """Wait until there is room; return the position to load, or None to end the loader."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._closed or self._loaded < self._released + self._window
+            )
+            return None if self._closed else self._loaded
+
+    def set_loaded(self, position: int) -> None:
+        """Say that the loader has filled `position`."""
+        with self._changed:
+            # It may have been skipped meanwhile.
+            self._loaded = max(self._loaded, position + 1)
+            self._changed.notify_all()
+
+    def release_below(self, position: int) -> None:
+        """Give back all positions below; those not loaded yet never will be."""
+        with self._changed:
+            self._released = position
+            self._loaded = max(self._loaded, position)
+            self._changed.notify_all()
+
+    def fail(self, error: TpiError) -> None:
+        """Say that the loader ended and why."""
+        with self._changed:
+            self._error = error
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """End all waiting."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def is_loaded(self, position: int) -> bool:
+        """Return whether `position` can be taken at once."""
+        return self._loaded > position  # one int, written under the lock, only ever grows
+
+    def wait_loaded(self, position: int, timeout_s: float) -> bool:
+        """Wait for `position`; raise the loader's error if it will never come."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._closed or self._error is not None or self._loaded > position,
+                timeout_s,
+            )
+            if self._loaded > position:
+                return True
+            if self._closed:
+                raise WeightsError("the window was closed while a block was awaited")
+            if self._error is not None:
+                raise self._error
+            return False
+
+
 class BlockSource(Protocol):
     """Where the model gets its weights: the window, or a dictionary in a test."""
 
@@ -39,7 +105,7 @@ class BlockSource(Protocol):
         ...
 
 
-class Window:
+class Window(ClosedAtExit):
     """Resident blocks of one rank; a `BlockSource`, and a context manager that closes it.
 
     `start` must be called before the first `hold`, when everything else that needs memory is there.
@@ -53,11 +119,6 @@ class Window:
         on_wait: Called at least every 0.2 s while a block is awaited, and before each block that
             `start` loads, with the bytes read from disk so far; what it raises is raised.
         reader: Reads the files; by default past the page cache.
-
-    Attributes:
-        arena_bytes: Memory of the streamed blocks (of all blocks, with window None).
-        retained_bytes: Memory of the retained blocks.
-        streamed_bytes: Bytes of streamed blocks that were taken by `hold` so far.
 
     Raises:
         ConfigError: A window below 1, or retained blocks that are not in the list.
@@ -86,7 +147,7 @@ class Window:
         depth = window if window is not None and self._streams else max(len(streamed), 1)
         self._streamed = tuple(streamed)
         self._plan: ArenaPlan = place([b.num_bytes for b in streamed], depth)
-        self._slots = Slots(depth)
+        self._state = WindowState(depth)
         self.arena_bytes = self._plan.arena_bytes
         self.retained_bytes = sum(b.num_bytes for b in kept)
         self.streamed_bytes = 0
@@ -147,15 +208,15 @@ class Window:
 
     def _run_loader(self) -> None:
         try:
-            while (position := self._slots.next_to_load()) is not None:
+            while (position := self._state.next_to_load()) is not None:
                 entry = self._streamed[position % len(self._streamed)]
                 with self._tracer.span("load_block", entry.id.kind, entry.id.index):
                     self._reader.read(entry, self._view(position))
-                self._slots.set_loaded(position)
+                self._state.set_loaded(position)
         except TpiError as exc:
-            self._slots.fail(exc)
-        except Exception as exc:  # noqa: BLE001 - whoever waits must learn that nothing will come
-            self._slots.fail(WeightsError(f"loader failed: {type(exc).__name__}: {exc}"))
+            self._state.fail(exc)
+        except Exception as exc:  # noqa: BLE001 - `hold` must learn that nothing will come
+            self._state.fail(WeightsError(f"loader failed: {type(exc).__name__}: {exc}"))
 
     @contextmanager
     def hold(self, block: BlockId) -> Iterator[Mapping[str, "torch.Tensor"]]:
@@ -187,9 +248,9 @@ class Window:
         if self._thread is None:
             raise WeightsError("the window is not open")
         entry = self._streamed[position % len(self._streamed)]
-        if not self._slots.is_loaded(position):
+        if not self._state.is_loaded(position):
             with self._tracer.span("wait_weights", entry.id.kind, entry.id.index):
-                while not self._slots.wait_loaded(position, _CHECK_INTERVAL_S):
+                while not self._state.wait_loaded(position, _CHECK_INTERVAL_S):
                     if self._on_wait is not None:
                         self._on_wait(self._reader.bytes_read)
         self.streamed_bytes += entry.num_bytes
@@ -199,7 +260,7 @@ class Window:
         if self._poison:
             _fill_with_nan(self._view(self._taken))
         self._taken += 1
-        self._slots.release_below(self._taken)
+        self._state.release_below(self._taken)
 
     def skip_to_start(self) -> None:
         """Pass over the blocks that are left of this cycle: the next hold is the first block.
@@ -214,11 +275,11 @@ class Window:
         self._next = 0
         if self._streams:
             self._taken = -(-self._taken // len(self._streamed)) * len(self._streamed)
-            self._slots.release_below(self._taken)
+            self._state.release_below(self._taken)
 
     def close(self) -> None:
         """End the loader, close files and give the memory back; twice is fine."""
-        self._slots.close()
+        self._state.close()
         if self._thread is not None:
             self._thread.join(_JOIN_TIMEOUT_S)
             if self._thread.is_alive():
@@ -228,17 +289,6 @@ class Window:
         self._resident.clear()
         self._arena.close()
         self._kept_arena.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _check_arguments(

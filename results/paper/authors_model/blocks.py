@@ -1,12 +1,11 @@
 """The blocks that a rank of the authors' implementation holds.
 
-The master holds the whole embedding and the whole head. Heads are dealt evenly by KV group with the
-remainder to the last ranks, FFN columns evenly whatever the heads. A rank holds whole columns: they
-are cut out of the matrices. Sizes are those of `tpi.planner.window_replay.published_block_bytes`.
+The master holds the whole embedding and the whole head. KV groups and FFN columns are each dealt
+evenly, the remainder to the last ranks.
 """
 
 from tpi.model_config import ModelConfig
-from tpi.planner.window_replay import published_block_bytes
+from tpi.planner.propositions import published_block_bytes
 from tpi.ranks import MASTER_RANK
 
 

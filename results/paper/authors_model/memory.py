@@ -1,22 +1,17 @@
 """Peak memory of a device as the authors' implementation has it, from a model's shape.
 
-Everything but one constant follows from what their published code does:
+Everything but one constant follows from their published code:
 
 - A block (`blocks.py`) is one file in the checkpoint's 16-bit type, read whole and then cast to
   float32: while it loads, both are there.
-- One thread loads blocks in a cycle over all tokens while fewer than `window` are resident, and a
-  block is freed only when the one after it has been used. So a block is loaded beside the
-  `window - 1` before it, and the largest such set is the peak: mostly head and next embedding.
-- Freed memory is taken to go back to the system at once; the peak is VmHWM, which does not fall.
-- A table's number is that of the largest process.
+- One thread loads blocks in a cycle while fewer than `window` are resident. A block is freed only
+  when the one after it has been used. So a block is loaded beside the `window - 1` before it, and
+  the largest such set is the peak: mostly head and next embedding.
+- A table's number is the VmHWM of the largest process.
 
-The constant, the process beside its weights, is fitted on Table 1 alone, each time this is asked.
-
-    python -m results.paper.authors_model.memory
-
-prints the prediction of every memory cell of Tables 1, 2 and 6 beside what the paper reports. For
-one that is more than 10 % off it says what in the paper's own numbers explains it; the words come
-from comparing numbers, not from a list.
+The constant, the process beside its weights, is fitted on Table 1 alone. The command prints the
+prediction of every memory cell of Tables 1, 2 and 6 beside what the paper reports, and what in the
+paper's own numbers explains those that are more than 10 % off.
 """
 
 import functools
@@ -71,12 +66,12 @@ def memory_cells(exhibit: str) -> tuple[Cell, ...]:
 
 
 def largest_set(blocks: Sequence[float], window: int | None, cast_share: float) -> float:
-    """Return the most bytes of blocks that are there at once.
+    """The most bytes of blocks that are there at once.
 
     Args:
         blocks: Of one rank, in the order of a step.
         window: Blocks resident at once, the one that loads among them; None if all stay.
-        cast_share: Of a block's bytes what its stored form takes beside it while it loads.
+        cast_share: What a block's stored form adds to its bytes while it loads.
     """
     if window is None or window >= len(blocks):
         before, most = 0.0, 0.0
@@ -146,13 +141,11 @@ class Comparison:
 
 def compare(exhibit: str) -> tuple[Comparison, ...]:
     """Predict every memory cell of one table."""
-    found = []
-    for cell in memory_cells(exhibit):
-        setting = setting_of(cell)
-        found.append(
-            Comparison(cell, setting, float(cell.value or 0), published_peak_bytes(setting))
-        )
-    return tuple(found)
+    settings = ((cell, setting_of(cell)) for cell in memory_cells(exhibit))
+    return tuple(
+        Comparison(cell, setting, float(cell.value or 0), published_peak_bytes(setting))
+        for cell, setting in settings
+    )
 
 
 def share_close(compared: Sequence[Comparison]) -> float:
@@ -161,12 +154,7 @@ def share_close(compared: Sequence[Comparison]) -> float:
 
 
 def miss_reason(miss: Comparison, papers: Mapping[CellSetting, float]) -> str:
-    """Say what in the paper's own numbers stands against the prediction.
-
-    Args:
-        miss: A cell that is more than 10 % off.
-        papers: What the paper reports of each setting.
-    """
+    """What in the paper's own numbers (`papers`, by setting) contradicts the prediction."""
     setting = miss.setting
     shorter = papers.get(replace(setting, window=2)) if setting.window else None
     if miss.error > 0 and shorter is not None and miss.paper < shorter:

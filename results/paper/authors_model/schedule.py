@@ -1,10 +1,10 @@
-"""The schedule of the authors' own implementation, replayed block by block. Pure.
+"""The schedule of the authors' own implementation, replayed block by block.
 
 What differs from `tpi/`: a block gives its space back only when the next one has been computed, so
-that at window 2 loads hide behind allreduces alone; embedding and LM head are blocks that are
-loaded whole for every token; weights are stored in 16 bits and cast while loading; without the
+that at window 2 loads hide behind allreduces alone. Embedding and LM head are blocks that are
+loaded whole for every token. Weights are stored in 16 bits and cast while loading. Without the
 scheduler the same loader loads everything once, during the first pass. Sources: arXiv:2410.00531,
-algorithms 1 and 2, and the code the authors published.
+algorithms 1 and 2, and the published code.
 """
 
 from collections.abc import Sequence
@@ -20,31 +20,21 @@ _STEADY_TOKENS = 3  # after the first: the last is the steady state
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """What decides the times of the authors' implementation on a device.
+    """What decides the times of the authors' implementation on a device, in bytes per second."""
 
-    Attributes:
-        load_bps: Bytes per second as they are stored, from disk through `torch.load` and the cast.
-        compute_bps: Bytes per second of float32 weights through products.
-    """
-
-    load_bps: float
-    compute_bps: float
+    load_bps: float  # stored weights, from disk through `torch.load` and the cast
+    compute_bps: float  # float32 weights through products
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """One run of the authors' implementation.
-
-    Attributes:
-        window: Blocks in memory; None without the scheduler.
-        delay_s: One way between two devices; `rate_bps` is that of every port.
-    """
+    """One run of the authors' implementation; `window` is None without the scheduler."""
 
     model: ModelConfig
     world_size: int
     window: int | None
-    delay_s: float = 0.0
-    rate_bps: float = 1e12
+    delay_s: float = 0.0  # one way between two devices
+    rate_bps: float = 1e12  # of every port
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +48,8 @@ class Times:
 def replay(setup: Setup, rates: Rates) -> Times:
     """Replay the first tokens on all devices in lock-step.
 
-    The prompt counts as one token: the paper does not give its length, and a pass of few tokens
-    takes what a pass of one takes where loading decides.
+    The prompt counts as one token: the paper does not give its length, and where loading decides, a
+    pass of few tokens takes no longer.
     """
     lists = (block_bytes(setup.model, setup.world_size, rank) for rank in range(setup.world_size))
     # Ranks with the same blocks do the same at the same time.
@@ -72,12 +62,9 @@ def replay(setup: Setup, rates: Rates) -> Times:
 
 @dataclass
 class _Rank:
-    """One device: a loader that runs ahead as far as the window lets it, and when blocks ended.
+    """One device: a loader that runs ahead as far as the window lets it, and when blocks ended."""
 
-    `sizes` are the blocks' bytes in float32.
-    """
-
-    sizes: Sequence[float]
+    sizes: Sequence[float]  # of blocks, in bytes of float32
     window: int | None
     rates: Rates
     loader_free_s: float = 0.0

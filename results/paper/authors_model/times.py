@@ -1,12 +1,10 @@
 """The paper's own times, predicted from as few of its cells as fix the unknown rates.
 
-    lab published-times
-
-`schedule.replay` knows what the authors' implementation does; how fast its devices load
-and compute is not in the paper. Two cells of Table 1 fix two rates for Klonet, four cells of
-Table 3 fix those of the laptops; every other cell of Tables 1, 3 and 8 is a prediction. The cells
-were chosen for what dominates them (`KLONET_CELLS`, `LAPTOP_CELLS`), not for how well the rest then
-fits; the error under other choices is printed. Read `fit` first.
+`schedule.replay` knows what the authors' implementation does, but the paper does not say how fast
+its devices load and compute. Two cells of Table 1 fix two rates for Klonet, four cells of Table 3
+fix those of the laptops; every other cell of Tables 1, 3 and 8 is a prediction. The cells were
+chosen for the rate that dominates them, not for how well the rest then fits. The command also
+prints the error under other choices.
 """
 
 import statistics
@@ -32,7 +30,7 @@ SOURCE = "as published"
 # Klonet, appendix A.7: four links of 1 ms between two devices, 300 Mbit/s.
 _KLONET = {"delay_s": 0.004, "rate_bps": 300e6}
 # Table 7. Half a device's latency is its way to the router: 5 and 7 ms make a star of 13.5 ms for
-# 7B then, and section 3.3 measured 14 ms. The slowest port and the slowest pair set the pace.
+# 7B, and section 3.3 measured 14 ms. The slowest port and the slowest pair set the pace.
 _LAPTOPS = {"delay_s": 0.006, "rate_bps": 320e6}
 # Section 3.3 measured 11 and 17 ms for attention and FFN, 64 and 129 MiB, of 7B on four laptops.
 _LAPTOP_COMPUTE_BPS = (64 + 129) * 2**20 / 28e-3
@@ -40,7 +38,6 @@ _WINDOW = 2  # section 4.1: the default
 _BAND = 0.25
 
 Predict = Callable[[Place, Sequence[float]], float]
-
 
 # Each for the rate that dominates it: products, loads.
 KLONET_CELLS = (
@@ -86,12 +83,7 @@ _REASONS: tuple[tuple[Callable[[Place], bool], str], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """Rates that give the chosen cells, and what they predict for the others.
-
-    Attributes:
-        rates: In the order of `names`.
-        predicted: Of every reported cell that can be predicted, the fitted ones included.
-    """
+    """Rates that give the chosen cells, and what they predict for all cells, those included."""
 
     names: tuple[str, ...]
     rates: tuple[float, ...]
@@ -120,8 +112,8 @@ def _predict_laptops(place: Place, values: Sequence[float]) -> float:
     swap_bps, offload_bps, one_load_bps, load_bps = values
     model = load_preset(place.row)
     if place.column in ("transformers", "accelerate-2024"):
-        # Every pass takes all float32 weights through the disk; one that swaps has to fill its
-        # memory first, which is a pass of its own.
+        # Every pass takes all float32 weights through the disk; swapping fills the memory first,
+        # which is a pass of its own.
         passes = 2 if place.column == "transformers" and place.metric == "ttft_s" else 1
         rate_bps = swap_bps if place.column == "transformers" else offload_bps
         return passes * required_hf_bytes(model, "float32") / rate_bps
@@ -183,10 +175,9 @@ def published_time_cells() -> tuple[Cell, ...]:
     cells = []
     for testbed in (KLONET, LAPTOPS):
         reported = reported_times(testbed)
-        result = fit(testbed, testbed.chosen, reported)
-        for place, seconds in result.predicted.items():
+        for place, seconds in fit(testbed, testbed.chosen, reported).predicted.items():
             detail = reason(place, seconds / reported[place] - 1)
-            detail = "fitted on this cell" if place in result.chosen else detail
+            detail = "fitted on this cell" if place in testbed.chosen else detail
             cells.append(Cell(place, "computed", seconds, source=SOURCE, detail=detail))
     return tuple(cells)
 

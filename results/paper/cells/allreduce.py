@@ -1,9 +1,9 @@
 """What a study of allreduce latency measured, as cells of figure 3.
 
-The study writes `allreduce.json` beside the run records: one point an algorithm, payload and delay
-from device to core. The paper's topology has two links on that way, so the row, the latency of one
-link in ms, is half the delay. `source` is the payload. The file has a digest of its own figures, so
-that a changed one is no result; files of an older form have none. Read `allreduce_cells` first.
+The study writes `allreduce.json` beside the run records: one point for each algorithm, payload and
+delay from device to core. The paper's topology has two links on that way, so the row, the latency
+of one link in ms, is half the delay. `source` is the payload. The file has a digest of its content;
+files of an older form have none.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,25 +37,18 @@ Key = tuple[str, float, int, int, int]
 
 
 class Point(Struct, frozen=True, forbid_unknown_fields=True):
-    """One latency, undilated, beside what it should be.
-
-    Attributes:
-        delay_ms: One way, device to core.
-        median_s: Over rounds; `low_s` and `high_s` are the quartiles.
-        bound_s: Delays and payloads with their headers, the ports they share counted.
-        published_s: The paper's: hops alone (Propositions 1 and 2).
-    """
+    """One latency, undilated, beside what it should be."""
 
     algorithm: Annotated[str, one_of(PAPER_ALLREDUCES)]
-    delay_ms: int | _NumberOrZero
+    delay_ms: int | _NumberOrZero  # one way, device to core
     num_bytes: Count
     world_size: Annotated[int, Meta(ge=2)]
-    median_s: _NumberOrZero
+    median_s: _NumberOrZero  # over rounds; `low_s` and `high_s` are the quartiles
     low_s: _NumberOrZero
     high_s: _NumberOrZero
     rounds: Count
-    bound_s: _NumberOrZero
-    published_s: _NumberOrZero
+    bound_s: _NumberOrZero  # delays and payloads with their headers, the ports they share counted
+    published_s: _NumberOrZero  # the paper's: hops alone (Propositions 1 and 2)
 
     @property
     def key(self) -> Key:
@@ -64,17 +57,13 @@ class Point(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Study(Struct, frozen=True, forbid_unknown_fields=True):
-    """A study's file: its points and how they were measured.
-
-    Attributes:
-        study_sha256: Of all the rest; empty in files of an older form.
-    """
+    """A study's file: its points and how they were measured."""
 
     points: Annotated[tuple[Point, ...], Meta(min_length=1)]
     dilation: Annotated[float, Meta(ge=1)]
     rate_mbps: _NumberOrZero | None = None
     environment: HostFacts | None = None
-    study_sha256: str = ""
+    study_sha256: str = ""  # of all the rest; empty in files of an older form
     schema: Literal[1] = 1
 
 
@@ -83,8 +72,8 @@ def allreduce_cells(
 ) -> tuple[Cell, ...]:
     """The study's cells of figure 3, measured and computed; none if there was no study.
 
-    A file that cannot be used gives cells `unusable` for all of the paper's, which say why; so does
-    one that is missing, where the index has a reason for that.
+    Where the file cannot be used, or is missing and the index says why, every cell of the paper
+    has the reason.
     """
     path = folder / STUDY_FILE
     if path.exists():
@@ -94,17 +83,23 @@ def allreduce_cells(
             return _absent("unusable", str(exc), scale)
     for each in studies:
         if each.exhibit == "figure3" and (each.failure or each.refusal):
-            word = "failed" if each.failure else "infeasible"
-            return _absent(word, each.failure or each.refusal, scale)
+            reason = "failed" if each.failure else "infeasible"
+            return _absent(reason, each.failure or each.refusal, scale)
     return ()
 
 
-def _absent(word: str, detail: str, scale: str) -> tuple[Cell, ...]:
-    rows = ("0", *LINKS_MS)
-    places = [
-        Place("figure3", row, name, "allreduce_s") for row in rows for name in PAPER_ALLREDUCES
-    ]
-    return tuple(Cell(p, "measured", word=word, scale=scale, detail=detail) for p in places)
+def _absent(reason: str, detail: str, scale: str) -> tuple[Cell, ...]:
+    return tuple(
+        Cell(
+            Place("figure3", row, name, "allreduce_s"),
+            "measured",
+            missing_reason=reason,
+            scale=scale,
+            detail=detail,
+        )
+        for row in ("0", *LINKS_MS)
+        for name in PAPER_ALLREDUCES
+    )
 
 
 def read_study(path: Path) -> Study:
@@ -131,32 +126,29 @@ def signed(body: Mapping[str, object]) -> dict[str, object]:
 def cells_of(study: Study, scale: str) -> Iterator[Cell]:
     """Every point of a study: what was measured, and the closed forms for its own network."""
     for point in study.points:
-        yield from _cells(point, scale, study)
-
-
-def _cells(point: Point, scale: str, study: Study) -> Iterator[Cell]:
-    payload = payload_name(point.num_bytes)
-    network = StudiedNetwork(point.world_size, study.rate_mbps)
-    place = Place("figure3", f"{point.delay_ms / _LINKS_TO_CORE:g}", point.algorithm, "allreduce_s")
-    yield Cell(
-        place,
-        "measured",
-        value=point.median_s,
-        low=point.low_s,
-        high=point.high_s,
-        n=point.rounds,
-        scale=scale,
-        backend="docker",
-        dilation=study.dilation,
-        source=payload,
-        network=network,
-        detail=f"{network}; median of {point.rounds} rounds and their quartiles",
-    )
-    forms = {f"{OURS}: {payload}": point.bound_s}
-    if point.num_bytes == _PAPER_BYTES:  # hops have no payload: once is enough
-        forms = {OURS: point.bound_s, HOPS: point.published_s}
-    for source, value in forms.items():
-        yield Cell(place, "computed", value=value, source=source, detail=_OF_STUDY)
+        payload = payload_name(point.num_bytes)
+        network = StudiedNetwork(point.world_size, study.rate_mbps)
+        row = f"{point.delay_ms / _LINKS_TO_CORE:g}"
+        place = Place("figure3", row, point.algorithm, "allreduce_s")
+        yield Cell(
+            place,
+            "measured",
+            value=point.median_s,
+            low=point.low_s,
+            high=point.high_s,
+            n=point.rounds,
+            scale=scale,
+            backend="docker",
+            dilation=study.dilation,
+            source=payload,
+            network=network,
+            detail=f"{network}; median of {point.rounds} rounds and their quartiles",
+        )
+        forms = {f"{OURS}: {payload}": point.bound_s}
+        if point.num_bytes == _PAPER_BYTES:  # hops have no payload: once is enough
+            forms = {OURS: point.bound_s, HOPS: point.published_s}
+        for source, value in forms.items():
+            yield Cell(place, "computed", value=value, source=source, detail=_OF_STUDY)
 
 
 def payload_name(num_bytes: int) -> str:

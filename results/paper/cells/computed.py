@@ -1,13 +1,13 @@
-"""Cells that follow from a model's shape and a formula alone, beside what the paper reports.
+"""Cells that follow from a model's shape and a formula alone.
 
-One place may have several, told apart by `source`: "as published" is the authors' implementation
-(`paper/authors_model/memory.py`), "formula" and "published: hops" the paper's own formulas, "ours"
-what `tpi` makes of it: its plan of memory, its files, its cost of an allreduce.
+`source` tells several cells of one place apart: "as published" is the authors' implementation,
+"formula" and "published: hops" are the paper's own formulas, "ours" is what `tpi` makes of it.
 """
 
 import functools
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from results.paper.authors_model.memory import (
     WINDOWS,
@@ -22,9 +22,9 @@ from tpi.comm.allreduces.registry import find_allreduce
 from tpi.model_config import ModelConfig, load_preset
 from tpi.options import ComputeOptions
 from tpi.planner.memory import block_bytes, choose_window
-from tpi.planner.window_replay import published_block_bytes
+from tpi.planner.propositions import published_block_bytes
 from tpi.ranks import MASTER_RANK
-from tpi.weights.shard import BlockId, BlockSpec, make_shard_plan, rank_blocks
+from tpi.weights.shard import BlockId, make_shard_plan, rank_blocks
 
 AS_PUBLISHED, OURS, FORMULA, HOPS = "as published", "ours", "formula", "published: hops"
 OURS_32K = "ours: 32 KiB"  # figure 3 has 4 bytes; this is the payload of a 70B model
@@ -55,19 +55,13 @@ def _computed(place: Place, value: float, source: str, detail: str) -> Cell:
 
 def _both_memories(place: Place, setting: CellSetting) -> Iterator[Cell]:
     window = "all blocks resident" if setting.window is None else f"window {setting.window}"
-    yield _computed(
-        place,
-        published_peak_bytes(setting),
-        AS_PUBLISHED,
+    published = (
         f"{window}; whole embedding and head, blocks freed one late, float32 made of a 16-bit "
-        "copy; one constant fitted on Table 1",
+        "copy; one constant fitted on Table 1"
     )
-    yield _computed(
-        place,
-        ours_peak_bytes(setting),
-        OURS,
-        f"{window}; weights held in 16 bits, computed in float32, {_MAX_TOKENS} tokens",
-    )
+    ours = f"{window}; weights held in 16 bits, computed in float32, {_MAX_TOKENS} tokens"
+    yield _computed(place, published_peak_bytes(setting), AS_PUBLISHED, published)
+    yield _computed(place, ours_peak_bytes(setting), OURS, ours)
 
 
 def _memory_tables() -> Iterator[Cell]:
@@ -80,8 +74,7 @@ def _memory_tables() -> Iterator[Cell]:
 def ours_peak_bytes(setting: CellSetting, rank: int = MASTER_RANK) -> int:
     """Predict the peak memory of a rank of `tpi`, 16-bit storage, float32 compute.
 
-    The master's is the largest: of even shares it has the larger ones where they differ by one,
-    and its head and logits beside them.
+    The master's is the largest: it has the larger shares, and head and logits beside them.
     """
     config = load_preset(setting.model)
     plan = make_shard_plan(config, setting.devices)
@@ -121,11 +114,8 @@ def _block_sizes() -> Iterator[Cell]:
 def num_params(config: ModelConfig) -> int:
     """Count a model's weights, from the tensors of its blocks."""
     plan = make_shard_plan(config, 1)
-    return sum(map(_num_weights, rank_blocks(config, plan, 0, "float32")))
-
-
-def _num_weights(block: BlockSpec) -> int:
-    return sum(math.prod(tensor.shape) for tensor in block.tensors)
+    blocks = rank_blocks(config, plan, 0, "float32")
+    return sum(math.prod(tensor.shape) for block in blocks for tensor in block.tensors)
 
 
 _SHAPE: dict[str, Callable[[ModelConfig], int]] = {
@@ -150,18 +140,12 @@ def _models() -> Iterator[Cell]:
 def _memory_over_devices() -> Iterator[Cell]:
     weights = 4 * num_params(load_preset(_FIGURE1_MODEL))
     for devices in (1, 2, 4):
-
-        def place(column: str, row: str = str(devices)) -> Place:
-            return Place("figure1c", row, column, "peak_memory_bytes")
-
-        yield _computed(
-            place("theoretical"),
-            weights / devices,
-            FORMULA,
-            "float32 weights divided by the devices",
-        )
+        place = Place("figure1c", str(devices), "theoretical", "peak_memory_bytes")
+        detail = "float32 weights divided by the devices"
+        yield _computed(place, weights / devices, FORMULA, detail)
         for column, window in (("tensor-parallel", None), ("tpi", WINDOWS["table2"])):
-            yield from _both_memories(place(column), CellSetting(_FIGURE1_MODEL, devices, window))
+            setting = CellSetting(_FIGURE1_MODEL, devices, window)
+            yield from _both_memories(replace(place, column=column), setting)
 
 
 def _allreduce_over_latency() -> Iterator[Cell]:
@@ -170,12 +154,8 @@ def _allreduce_over_latency() -> Iterator[Cell]:
         if place.exhibit != "figure3":
             continue
         hop_s, allreduce = float(place.row) / 1e3, find_allreduce(place.column)
-        yield _computed(
-            place,
-            allreduce.published_link_s(hop_s=hop_s),
-            HOPS,
-            "links passed one after another, times their latency; no payload",
-        )
+        detail = "links passed one after another, times their latency; no payload"
+        yield _computed(place, allreduce.published_link_s(hop_s=hop_s), HOPS, detail)
         for source, num_bytes in _PAYLOADS.items():
             value = allreduce.cost_s(
                 world_size=_DEVICES,

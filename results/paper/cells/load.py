@@ -1,7 +1,6 @@
-"""The whole book of one folder: what the paper reports, what is computed, predicted or run.
+"""The whole result set of one folder: reported, computed, predicted and run.
 
-`results/paper/render/main.py`, the report and the claims all open the same book, so that a number
-is the same wherever it stands. Read `open_result_set` first.
+Tables, report and claims all open the same result set, so that a number is the same everywhere.
 """
 
 from dataclasses import replace
@@ -11,7 +10,7 @@ from results.paper.authors_model.times import published_time_cells
 from results.paper.cells.allreduce import allreduce_cells
 from results.paper.cells.computed import computed_cells
 from results.paper.cells.pipeline_shares import of_pipelines
-from results.paper.cells.result_set import ResultSet, read_book
+from results.paper.cells.result_set import ResultSet, read_result_set
 from results.paper.index import read_index
 from results.paper.values.paper_values import reported_cells
 
@@ -28,6 +27,6 @@ def open_result_set(folder: Path) -> ResultSet:
     index = read_index(folder)
     studied = allreduce_cells(folder, index.scale, index.studies)
     others += [c for c in studied if (c.place, c.evidence, c.source) not in there]
-    book = of_pipelines(read_book(folder, others))
-    problems = dict.fromkeys(c.detail for c in studied if c.word == "unusable")
-    return replace(book, problems=(*book.problems, *problems))
+    found = of_pipelines(read_result_set(folder, others))
+    problems = dict.fromkeys(c.detail for c in studied if c.missing_reason == "unusable")
+    return replace(found, problems=(*found.problems, *problems))

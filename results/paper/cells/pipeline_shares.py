@@ -1,9 +1,7 @@
 """Computing and communicating shares of a pipeline, whose devices work one at a time.
 
-A run record has the shares of a mean device, which waits while the others compute and counts that
-as communicating. Of the whole pipeline, N devices compute N mean shares of the time, and what is
-left is communication. Figure 1b, its table and its claim all see the cells that `of_pipelines`
-gives. Read `pipeline_shares` first.
+A run record has the shares of a mean device, which counts waiting for the others as communicating.
+In the whole pipeline N devices compute N mean shares of the time; the rest is communication.
 """
 
 from collections.abc import Mapping
@@ -33,26 +31,26 @@ def is_pipeline(place: Place) -> bool:
 
 
 def devices_of(record: RunRecord) -> int | None:
-    """How many devices a record is of: one a predicted peak; None where it does not say."""
+    """How many devices ran; None where the record does not say."""
     return len(record.config.predicted_peak_bytes) or record.config.devices or None
 
 
-def of_pipelines(book: ResultSet) -> ResultSet:
-    """A book whose shares of pipelines are those of all devices together."""
-    cells = dict(book.cells)
-    for place, found in book.cells.items():
+def of_pipelines(results: ResultSet) -> ResultSet:
+    """The same results, with the shares of all devices of a pipeline together."""
+    cells = dict(results.cells)
+    for place, found in results.cells.items():
         if is_pipeline(place):
-            cells[place] = tuple(_of_all(book, cell) for cell in found)
-    return replace(book, cells=cells)
+            cells[place] = tuple(_of_all(results, cell) for cell in found)
+    return replace(results, cells=cells)
 
 
-def _of_all(book: ResultSet, cell: Cell) -> Cell:
-    record = book.records.get(cell.run_id)
+def _of_all(results: ResultSet, cell: Cell) -> Cell:
+    record = results.records.get(cell.run_id)
     if cell.value is None or record is None or record.metrics is None:
         return cell
     devices = devices_of(record)
     if devices is None:
-        absent = replace(cell, value=None, low=None, high=None, n=0, word="unusable")
+        absent = replace(cell, value=None, low=None, high=None, n=0, missing_reason="unusable")
         return replace(absent, detail=_NO_COUNT)
     shares = pipeline_shares(record.metrics.time_share, devices)
     value = shares[cell.place.metric.removesuffix("_share")]

@@ -1,30 +1,25 @@
-"""All cells of one scale, collected from an index and its run records, the paper's values beside.
+"""All cells of one scale, from an index and its run records, beside the paper's values.
 
-Nothing is measured or composed here: the same folder always gives the same book. A record that
-cannot be used becomes a cell `unusable` that names it; the others are read all the same. Read
-`read_book` first.
+Nothing is measured or composed here: the same folder always gives the same result set. A record
+that cannot be used becomes a cell `unusable` that names it; the others are still read.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from results.paper.cell import Cell, Place
 from results.paper.index import Entry, Index, read_index
-from results.records.measure import measure
+from results.records.notes import plain
 from results.records.schema import Metrics, RecordError, RunRecord, Spread
 from results.records.stats import spread
 from results.records.store import RunStore
 
 _RUN_METRICS = ("ttft_s", "first_token_s", "token_latency_s", "peak_memory_bytes")
-_SHARES = {
-    "compute_share": "compute",
-    "allreduce_share": "allreduce",
-    "wait_weights_share": "wait_weights",
-}
+_SHARES = ("compute", "allreduce", "wait_weights")
 
-# What a run without a timing says; any other status is a failure.
-_WORDS = {"oom": "oom", "infeasible": "infeasible", "interrupted": "not run"}
+# Of a run without a timing; any other status is a failure.
+_MISSING_REASONS = {"oom": "oom", "infeasible": "infeasible", "interrupted": "not run"}
 
 # Repeats do not identify a run. Two device or link settings can describe the same run: cores beyond
 # what a device's memory can feed change nothing.
@@ -36,21 +31,16 @@ class ResultSet:
     """Cells by place, the records that they come from, and what could not be read.
 
     Attributes:
-        scale: Of what was measured and simulated.
-        cells: Of each place: one a kind of evidence and backend.
-        records: By run id.
-        entries: As the index lists them.
-        problems: One line a record or file that cannot be used.
-        folder: Where index and records lie.
+        cells: Of each place: one for each kind of evidence and backend.
         sources: By program, the version of its text when runs were last looked at.
     """
 
-    scale: str
+    scale: str  # of what was measured and simulated
     cells: Mapping[Place, tuple[Cell, ...]]
-    records: Mapping[str, RunRecord] = field(default_factory=dict)
-    entries: tuple[Entry, ...] = ()
-    problems: tuple[str, ...] = ()
-    folder: Path = Path()
+    records: Mapping[str, RunRecord] = field(default_factory=dict)  # by run id
+    entries: tuple[Entry, ...] = ()  # as the index lists them
+    problems: tuple[str, ...] = ()  # one line for each record or file that cannot be used
+    folder: Path = Path()  # where index and records are
     sources: Mapping[str, str] = field(default_factory=dict)
 
     def of(self, place: Place, evidence: str | None = None) -> tuple[Cell, ...]:
@@ -69,8 +59,12 @@ class ResultSet:
             if place.exhibit == name:
                 yield from cells
 
+    def relative(self, text: str) -> str:
+        """One line without the path of the folder: the same records give the same text anywhere."""
+        return plain(text).replace(f"{self.folder}/", "") if self.folder.name else plain(text)
 
-def read_book(folder: Path, others: Iterable[Cell] = ()) -> ResultSet:
+
+def read_result_set(folder: Path, others: Iterable[Cell] = ()) -> ResultSet:
     """Read the index of a folder and every record it names.
 
     Args:
@@ -80,10 +74,10 @@ def read_book(folder: Path, others: Iterable[Cell] = ()) -> ResultSet:
     Raises:
         RecordError: The index itself cannot be read.
     """
-    index = read_index(folder)
-    records, problems = _read_records(RunStore(folder), index)
+    index, store = read_index(folder), RunStore(folder)
+    records, problems = _read_records(store, index)
     cells: dict[Place, list[Cell]] = {}
-    for cell in (*others, *_run_cells(index, records, problems, RunStore(folder))):
+    for cell in (*others, *_run_cells(index, records, problems, store)):
         cells.setdefault(cell.place, []).append(cell)
     return ResultSet(
         scale=index.scale,
@@ -97,6 +91,7 @@ def read_book(folder: Path, others: Iterable[Cell] = ()) -> ResultSet:
 
 
 def _read_records(store: RunStore, index: Index) -> tuple[dict[str, RunRecord], dict[str, str]]:
+    """Records by run id, and problems by run id or by entry."""
     records: dict[str, RunRecord] = {}
     problems: dict[str, str] = {}
     for run_id in dict.fromkeys(entry.run_id for entry in index.entries if entry.run_id):
@@ -115,20 +110,20 @@ def _run_cells(
     index: Index, records: Mapping[str, RunRecord], problems: Mapping[str, str], store: RunStore
 ) -> Iterator[Cell]:
     for entry in index.entries:
-        record, problem = records.get(entry.run_id), problems.get(entry.run_id, "")
-        problem = problem or problems.get(_key(entry), "")
+        record = records.get(entry.run_id)
+        problem = problems.get(entry.run_id, "") or problems.get(_key(entry), "")
         if record is not None and not problem:
             yield from cells_of(entry, record, index.scale, _first_tokens(record, store))
             continue
-        backend = "sim" if entry.is_simulated else ""
-        word, evidence, detail = "not run", "simulated" if backend else "measured", ""
+        reason, detail = "not run", ""
         if problem:
-            word, detail = "unusable", problem
+            reason, detail = "unusable", problem
         elif entry.failure:
-            word, detail = "failed", entry.failure
+            reason, detail = "failed", entry.failure
         elif entry.refusal:
-            word, evidence, detail = "infeasible", "infeasible", entry.refusal
-        yield from _absent(entry, word, evidence, index.scale, backend, detail=detail)
+            reason, detail = "infeasible", entry.refusal
+        backend = "sim" if entry.is_simulated else ""
+        yield from _absent(entry, reason, detail, scale=index.scale, backend=backend)
 
 
 def mismatch_of(entry: Entry, record: RunRecord) -> str:
@@ -148,7 +143,7 @@ def mismatch_of(entry: Entry, record: RunRecord) -> str:
 
 
 def _agree(found: object, wanted: str) -> bool:
-    """Whether they are one number or word, or nothing that can be compared."""
+    """Whether they are the same number or word, or cannot be compared."""
     if isinstance(found, bool) or not isinstance(found, int | float | str):
         return True
     if isinstance(found, str):
@@ -164,40 +159,43 @@ def model_of(record: RunRecord) -> str:
     return record.config.model.name
 
 
+def backend_of(record: RunRecord) -> str:
+    """The testbed's backend; empty where the record does not say."""
+    return record.config.testbed.backend
+
+
+def dilation_of(record: RunRecord) -> float:
+    """By what measured times were divided."""
+    return record.calibration.dilation.factor
+
+
 def _key(entry: Entry) -> str:
     return f"{entry.exhibit} {entry.row} {entry.column} of {entry.program}"
 
 
 def _first_tokens(record: RunRecord, store: RunStore) -> Spread | None:
     """Loading and request to first token of each repeat together; None where there is none."""
-    found = [measure(repeat) for repeat in store.repeats(record) if repeat.status == "ok"]
-    return spread([each.load_s + each.ttft_s for each in found]) if found else None
+    found = [each.load_s + each.ttft_s for each in store.measured(record)]
+    return spread(found) if found else None
 
 
 def cells_of(entry: Entry, record: RunRecord, scale: str, first: Spread | None) -> Iterator[Cell]:
-    """The cells that one run gives; a run without a timing gives words.
+    """The cells of one run; without a timing, cells that say why.
 
     `first` is loading and request to first token of each repeat together.
     """
     metrics, backend = record.metrics, backend_of(record)
-    evidence = "simulated" if backend == "sim" else "measured"
     if metrics is None:
-        word = _WORDS.get(record.status, "failed")
-        evidence = "infeasible" if word == "infeasible" else evidence
+        reason = _MISSING_REASONS.get(record.status, "failed")
+        detail = f"{record.status}: {record.reason}"
         yield from _absent(
-            entry,
-            word,
-            evidence,
-            scale,
-            backend,
-            record.run_id,
-            f"{record.status}: {record.reason}",
+            entry, reason, detail, scale=scale, backend=backend, run_id=record.run_id
         )
         return
     for metric, value in _values(metrics, first).items():
         yield Cell(
             place=Place(entry.exhibit, entry.row, entry.column, metric),
-            evidence=evidence,
+            evidence="simulated" if backend == "sim" else "measured",
             value=value.median,
             low=value.low if value.n > 1 else None,
             high=value.high if value.n > 1 else None,
@@ -210,54 +208,33 @@ def cells_of(entry: Entry, record: RunRecord, scale: str, first: Spread | None) 
         )
 
 
-def backend_of(record: RunRecord) -> str:
-    """The testbed's backend; empty where the record does not say."""
-    return record.config.testbed.backend
-
-
-def dilation_of(record: RunRecord) -> float:
-    """By what measured times were divided."""
-    return record.calibration.dilation.factor
-
-
 def _values(metrics: Metrics, first: Spread | None) -> dict[str, Spread]:
-    n = metrics.ttft_s.n
-    values = {"ttft_s": metrics.ttft_s}
-    if first is not None:
-        values["first_token_s"] = first
-    if metrics.token_latency_s is not None:
-        values["token_latency_s"] = metrics.token_latency_s
-    peaks = [peak for peak in metrics.peak_memory.rss_hwm if peak is not None]
-    if peaks:
-        values["peak_memory_bytes"] = _exact(float(max(peaks)), n)
-    for metric, name in _SHARES.items():
-        if name in metrics.time_share:
-            values[metric] = _exact(metrics.time_share[name], n)
-    return values
+    def exact(value: float) -> Spread:
+        return Spread(value, value, value, metrics.ttft_s.n)
 
-
-def _exact(value: float, n: int) -> Spread:
-    return Spread(value, value, value, n)
+    values = {
+        "ttft_s": metrics.ttft_s,
+        "first_token_s": first,
+        "token_latency_s": metrics.token_latency_s,
+    }
+    found = {metric: value for metric, value in values.items() if value is not None}
+    if peaks := [peak for peak in metrics.peak_memory.rss_hwm if peak is not None]:
+        found["peak_memory_bytes"] = exact(float(max(peaks)))
+    shares = {name: metrics.time_share[name] for name in _SHARES if name in metrics.time_share}
+    return found | {f"{name}_share": exact(value) for name, value in shares.items()}
 
 
 def _absent(
-    entry: Entry,
-    word: str,
-    evidence: str,
-    scale: str,
-    backend: str = "",
-    run_id: str = "",
-    detail: str = "",
-) -> Sequence[Cell]:
-    return [
-        Cell(
+    entry: Entry, reason: str, detail: str, *, scale: str, backend: str, run_id: str = ""
+) -> Iterator[Cell]:
+    evidence = "simulated" if backend == "sim" else "measured"
+    for metric in _RUN_METRICS:
+        yield Cell(
             place=Place(entry.exhibit, entry.row, entry.column, metric),
-            evidence=evidence,
-            word=word,
+            evidence="infeasible" if reason == "infeasible" else evidence,
+            missing_reason=reason,
             scale=scale,
             backend=backend,
             run_id=run_id or entry.run_id,
             detail=detail,
         )
-        for metric in _RUN_METRICS
-    ]

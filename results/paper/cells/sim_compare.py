@@ -1,8 +1,8 @@
 """Simulated beside measured: `lab validate FOLDER ...`.
 
-Each folder is searched for run records (`run.json`) of the Docker testbed; every one that ended
-well is simulated from what it says of itself: model, weights, system, dilation, limits, links. The
-error is simulated / measured - 1. Read `rebuild`.
+Each folder is searched for run records of the Docker testbed. Every run that ended well is
+simulated from its own record: model, weights, system, dilation, limits, links. The error is
+simulated / measured - 1.
 """
 
 import sys
@@ -10,103 +10,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Annotated, Any
-
-import msgspec
-from msgspec import Meta, Struct
+from typing import Any
 
 from baselines.simulate import SYSTEMS, simulate
+from results.records.codec import decode_record
+from results.records.schema import RecordError, RunRecord
 from testbed.limits.limits import DeviceLimits
-from testbed.links.link import LinkSpec
 from testbed.sim.base import SimDevice, SimOutcome, SimRun
 from testbed.sim.calibration import Calibration, load_calibration
 from tpi.command_line import Parser
-from tpi.decode import decode_file
 from tpi.errors import ConfigError, ResourceError
+from tpi.files import read_small_file
 from tpi.model_config import load_preset
 from tpi.options import ComputeOptions
 
 _MAX_RECORD_BYTES = 64 << 20
-_Positive = Annotated[float, Meta(gt=0)]
-
-
-class _Named(Struct, frozen=True):
-    name: str
-
-
-class _Weights(Struct, frozen=True):
-    dtype: str
-
-
-class _Workload(Struct, frozen=True):
-    new_tokens: int
-
-
-class _Testbed(Struct, frozen=True):
-    backend: str = ""
-
-
-class _Config(Struct, frozen=True):
-    """Of records of version 1, `systems` has the options of the system that ran."""
-
-    model: _Named
-    weights: _Weights
-    workload: _Workload
-    dtype: str
-    testbed: _Testbed = _Testbed()
-    prompt_ids: tuple[int, ...] = ()
-    options: Mapping[str, object] = msgspec.field(default_factory=dict)
-    systems: Mapping[str, Mapping[str, object]] = msgspec.field(default_factory=dict)
-
-
-class _Dilation(Struct, frozen=True):
-    factor: Annotated[float, Meta(ge=1)]
-
-
-class _DiskProbe(Struct, frozen=True):
-    read_bps: float
-
-
-class _Calibration(Struct, frozen=True):
-    disk_probe: _DiskProbe
-    dilation: _Dilation | None = None
-    limits: tuple[DeviceLimits, ...] = ()
-    links: tuple[LinkSpec, ...] = ()
-
-
-class _Spread(Struct, frozen=True):
-    median: _Positive
-
-
-class _Metrics(Struct, frozen=True):
-    ttft_s: _Spread
-    token_latency_s: _Spread | None
-
-
-class _Backend(Struct, frozen=True):
-    testbed: _Testbed = _Testbed()
-
-
-class _Head(Struct, frozen=True):
-    """Whether a record is one to compare with."""
-
-    status: str
-    config: _Backend
-
-
-class Record(Struct, frozen=True):
-    """What of a run record is simulated again, and what it is compared with."""
-
-    system: str
-    status: str
-    config: _Config
-    calibration: _Calibration
-    metrics: _Metrics | None = None
-
-    @property
-    def options(self) -> Mapping[str, object]:
-        """Of the system that ran."""
-        return self.config.options or self.config.systems.get(self.system, {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,17 +44,20 @@ class Comparison:
     simulated: Figures
 
     @property
+    def pairs(self) -> tuple[tuple[float | None, float | None], ...]:
+        """Measured and simulated TTFT, then token latency."""
+        ours, theirs = self.simulated, self.measured
+        return (theirs.ttft_s, ours.ttft_s), (theirs.token_latency_s, ours.token_latency_s)
+
+    @property
     def errors(self) -> tuple[float, ...]:
         """Of TTFT and, where both have one, of the token latency."""
-        pairs = [(self.simulated.ttft_s, self.measured.ttft_s)]
-        if self.simulated.token_latency_s is not None and self.measured.token_latency_s is not None:
-            pairs.append((self.simulated.token_latency_s, self.measured.token_latency_s))
-        return tuple(ours / theirs - 1 for ours, theirs in pairs)
+        return tuple(b / a - 1 for a, b in self.pairs if a and b is not None)
 
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A record that there is nothing to compare with; `is_broken`: it is none of ours."""
+    """A record that cannot be compared; `is_broken` where it cannot even be read."""
 
     name: str
     reason: str
@@ -144,54 +65,53 @@ class Skipped:
 
 
 def figures_of(outcome: SimOutcome) -> Figures:
-    """TTFT and token latency, as `results/records/measure.py` takes them of events."""
+    """TTFT and token latency, as `results/records/measure.py` takes them from events."""
     events = [event for _, event in outcome.events]
     go_ns = next(event.t_ns for event in events if event.name == "request")
     token_ns = [event.t_ns for event in events if event.name == "token"]
     gaps = len(token_ns) - 1
-    return Figures(
-        (token_ns[0] - go_ns) / 1e9,
-        (token_ns[-1] - token_ns[0]) / 1e9 / gaps if gaps else None,
-    )
+    latency_s = (token_ns[-1] - token_ns[0]) / 1e9 / gaps if gaps else None
+    return Figures((token_ns[0] - go_ns) / 1e9, latency_s)
 
 
-def rebuild(record: Record, where: str) -> SimRun:
-    """What a record of the Docker testbed was a run of.
+def rebuild(record: RunRecord) -> SimRun:
+    """The run that a record of the Docker testbed describes.
 
     Raises:
-        ConfigError: It lacks something, or its model is none of the presets.
+        ConfigError: The record lacks something, or its model is not a preset.
     """
-    config, calibration, options = record.config, record.calibration, record.options
-    if calibration.dilation is None:
-        raise ConfigError(f"record {where}: nothing to simulate it from: it names no dilation")
-    factor = calibration.dilation.factor
-    model = load_preset(config.model.name)
-    storage = config.weights.dtype
-    probed_bps = calibration.disk_probe.read_bps
-    max_tokens = len(config.prompt_ids) + config.workload.new_tokens
-    shares = options.get("shares")
+    config, calibration = record.config, record.calibration
+    probe, new_tokens = calibration.disk_probe, config.workload.new_tokens
+    if probe is None or probe.read_bps is None or new_tokens is None or not calibration.limits:
+        raise ConfigError(
+            f"record {record.run_id}: nothing to simulate it from: it lacks a disk probe, limits or"
+            " a number of tokens"
+        )
+    factor, read_bps = calibration.dilation.factor, probe.read_bps
+    model, storage = load_preset(config.model.name), config.weights.dtype
     return SimRun(
         system=record.system,
-        compute=_compute(record.system, options, config.dtype, max_tokens),
+        compute=_compute(record, len(config.prompt_ids) + new_tokens),
         model=model,
         storage=model.dtype if storage == "auto" else storage,
         prompt_tokens=len(config.prompt_ids),
-        new_tokens=config.workload.new_tokens,
-        devices=tuple(_device(each, options, factor, probed_bps) for each in calibration.limits),
+        new_tokens=new_tokens,
+        devices=tuple(
+            _device(each, config.options, factor, read_bps) for each in calibration.limits
+        ),
         links=tuple(link.dilated(1 / factor) for link in calibration.links),
-        shares=tuple(shares) if isinstance(shares, Sequence) else None,
-        options=options,
+        shares=config.shares,
+        options=config.options,
     )
 
 
-def _compute(
-    system: str, options: Mapping[str, Any], dtype: str, max_tokens: int
-) -> ComputeOptions:
-    """What a system without a window keeps in memory is all; Galaxy's sums go round a ring."""
+def _compute(record: RunRecord, max_tokens: int) -> ComputeOptions:
+    """A system without a window keeps every block in memory; Galaxy sums around a ring."""
+    options = record.config.options
     fixed: dict[str, Any] = {} if "window" in options else {"window": None}
-    if system == "galaxy":
+    if record.system == "galaxy":
         fixed["allreduce"] = "ring"
-    asked: dict[str, Any] = {"dtype": dtype, "max_tokens": max_tokens}
+    asked: dict[str, Any] = {"dtype": record.config.dtype, "max_tokens": max_tokens}
     asked |= {name: value for name, value in options.items() if value is not None}
     return ComputeOptions.named_in(asked, **fixed)
 
@@ -199,10 +119,7 @@ def _compute(
 def _device(
     limits: DeviceLimits, options: Mapping[str, object], factor: float, probed_bps: float
 ) -> SimDevice:
-    """A device in its own time, in which all of the host is as many times faster as it is dilated.
-
-    That holds where nothing was limited too: the host's own rate was divided by no factor.
-    """
+    """A device in its own time, in which the host, limited or not, is `factor` times faster."""
     own = options.get("threads")
     threads = own if isinstance(own, int) else limits.threads
     read_bps = probed_bps if limits.read_bps is None else limits.read_bps
@@ -218,8 +135,7 @@ def _device(
 def compare(folders: Iterable[Path], calibration: Calibration) -> list[Comparison | Skipped]:
     """Simulate every record of the Docker testbed below these folders that ended well.
 
-    A record that cannot be read, or holds what none of ours does, is skipped and says so; digests
-    are not checked.
+    A record that cannot be read, or was changed, is skipped and says so.
 
     Raises:
         ConfigError: There is no such folder.
@@ -229,44 +145,29 @@ def compare(folders: Iterable[Path], calibration: Calibration) -> list[Compariso
         if not folder.is_dir():
             raise ConfigError(f"{folder}: no such folder, expected one with run records")
         paths.update(folder.rglob("run.json"))
-    found = [_compare_or_skip(path, calibration) for path in sorted(paths)]
+    found = [_compare(path, calibration) for path in sorted(paths)]
     return [comparison for comparison in found if comparison is not None]
 
 
-def _compare_or_skip(path: Path, calibration: Calibration) -> Comparison | Skipped | None:
-    name = _name_of(path)
-    try:
-        return _compare(path, calibration)
-    except ConfigError as exc:
-        return Skipped(name, str(exc), is_broken=True)
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as exc:
-        return Skipped(name, f"holds what no record of ours does: {exc!r}", is_broken=True)
-
-
-def _name_of(path: Path) -> str:
-    return f"{path.parent.parent.name}/{path.parent.name}"
-
-
 def _compare(path: Path, calibration: Calibration) -> Comparison | Skipped | None:
-    head = decode_file(path, _Head, _MAX_RECORD_BYTES, ConfigError)
-    if head.status != "ok" or head.config.testbed.backend != "docker":
-        return None
-    record = decode_file(path, Record, _MAX_RECORD_BYTES, ConfigError)
-    measured = record.metrics
-    if measured is None or record.system not in SYSTEMS:
-        return None
-    name, latency = _name_of(path), measured.token_latency_s
+    name = f"{path.parent.parent.name}/{path.parent.name}"
     try:
-        outcome = simulate(rebuild(record, str(path)), calibration)
+        data = read_small_file(path, _MAX_RECORD_BYTES, RecordError)
+        record = decode_record(data, f"record {path}")
+    except RecordError as exc:
+        return Skipped(name, str(exc), is_broken=True)
+    measured, is_docker = record.metrics, record.config.testbed.backend == "docker"
+    if record.status != "ok" or measured is None or not is_docker or record.system not in SYSTEMS:
+        return None
+    try:
+        outcome = simulate(rebuild(record), calibration)
     except (ConfigError, ResourceError) as exc:
         return Skipped(name, str(exc))
     if outcome.status != "ok":
         return Skipped(name, f"simulated, it is {outcome.status}: {outcome.reason}")
-    return Comparison(
-        name,
-        Figures(measured.ttft_s.median, None if latency is None else latency.median),
-        figures_of(outcome),
-    )
+    latency = measured.token_latency_s
+    figures = Figures(measured.ttft_s.median, None if latency is None else latency.median)
+    return Comparison(name, figures, figures_of(outcome))
 
 
 def table(found: Sequence[Comparison | Skipped]) -> str:
@@ -278,10 +179,9 @@ def table(found: Sequence[Comparison | Skipped]) -> str:
     for each in found:
         if isinstance(each, Skipped):
             lines.append(f"| {each.name} | skipped: {each.reason} | | | | | |")
-            continue
-        cells = [each.name, *_cells(each.measured.ttft_s, each.simulated.ttft_s)]
-        cells += _cells(each.measured.token_latency_s, each.simulated.token_latency_s)
-        lines.append(f"| {' | '.join(cells)} |")
+        else:
+            cells = [cell for pair in each.pairs for cell in _cells(*pair)]
+            lines.append(f"| {' | '.join([each.name, *cells])} |")
     compared = [each for each in found if isinstance(each, Comparison)]
     errors = [abs(error) for each in compared for error in each.errors]
     if errors:

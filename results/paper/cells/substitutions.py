@@ -1,16 +1,13 @@
-"""What ran in the place of the paper's: another model, or another network in the allreduce study.
+"""What ran instead of the paper's model, or instead of its network in the allreduce study.
 
-Every rendering marks such a value with the name of what ran, at whatever scale, and no claim is
-judged by it. Read `stand_in` first.
+Every rendering marks such a value with the name of what ran, and no claim is judged by it.
 """
 
 from results.paper.cell import Cell, Place, StudiedNetwork
 from results.paper.cells.result_set import ResultSet, model_of
-from results.paper.render.cell_format import ran
 from results.records.schema import RunRecord
 
-# Exhibits of one model; figure 3 has none and the validation none of the paper's. In all others the
-# row is the model.
+# Exhibits of one model, or of none; in all others the row is the model.
 _MODEL_OF = {
     "figure1": "llama3.1-8b", "figure3": "", "figure4": "llama2-7b", "figure5": "llama2-70b",
     "validation": "",
@@ -25,9 +22,9 @@ def expected_model(place: Place) -> str:
     return _MODEL_OF.get(exhibit, place.row)
 
 
-def stand_in(book: ResultSet, cell: Cell) -> str:
+def stand_in(results: ResultSet, cell: Cell) -> str:
     """Why a cell is of another size than the paper's; empty if it is not."""
-    name = stand_in_name(book, cell)
+    name = stand_in_name(results, cell)
     if cell.place.exhibit == _STUDIED:
         of = f"{_PAPER.devices} at {_PAPER.rate_mbps:g} Mbit/s"
         return f"{name} in the place of {of}" if name else ""
@@ -36,20 +33,20 @@ def stand_in(book: ResultSet, cell: Cell) -> str:
     return f"{name} ran in the place of {expected_model(cell.place)}" if name else ""
 
 
-def stand_in_name(book: ResultSet, cell: Cell) -> str:
+def stand_in_name(results: ResultSet, cell: Cell) -> str:
     """What ran in the place of the paper's: a model, or fewer devices; empty where none did."""
     if cell.place.exhibit == _STUDIED:
         return _other_network(cell)
-    record = book.records.get(cell.run_id)
+    record = results.records.get(cell.run_id)
     if record is not None and model_of(record) and expected_model(cell.place):
         return other_model(cell.place, record)
     return "smoke" if cell.scale == "smoke" and cell.evidence == "measured" else ""
 
 
-def stand_in_names(book: ResultSet, exhibit: str) -> list[str]:
+def stand_in_names(results: ResultSet, exhibit: str) -> list[str]:
     """Of all that ran for an exhibit, each once."""
-    cells = [cell for cell in book.exhibit(exhibit) if ran(cell)]
-    return sorted({name for cell in cells if (name := stand_in_name(book, cell))})
+    cells = [cell for cell in results.exhibit(exhibit) if cell.ran]
+    return sorted({name for cell in cells if (name := stand_in_name(results, cell))})
 
 
 def other_model(place: Place, record: RunRecord) -> str:
@@ -59,10 +56,7 @@ def other_model(place: Place, record: RunRecord) -> str:
 
 
 def _other_network(cell: Cell) -> str:
-    """`4 devices`, `8 devices at 1000 Mbit/s` of a study of another network than the paper's.
-
-    One that names no rate is of the paper's.
-    """
+    """`4 devices`, `8 devices at 1000 Mbit/s`: a network other than the paper's."""
     if cell.evidence != "measured" or cell.value is None:
         return ""
     if cell.network is None:

@@ -1,22 +1,18 @@
-"""How far numbers can be trusted: simulated beside measured, and a run beside itself. Pure.
+"""How far numbers can be trusted: simulated beside measured, and a run beside itself.
 
-A pair is one place that was both simulated and measured, of the same model. Those of `VALIDATION`
-are simulated with the costs of the machine that measured them, so that they check the simulator;
-the others are places of the paper's tables, with costs that may be another machine's. The noise
-floor of a run is the ratio of the two halves of its repeats, or of a run and the one before it in
-the same configuration: what differs there is nothing but noise. Read `pairs_of`, then
-`noise_floors`.
+A pair is one place that was both simulated and measured with the same model. Pairs of `VALIDATION`
+are simulated with the costs of the machine that measured them, so they check the simulator. The
+noise floor of a run is the ratio of the two halves of its repeats, or of a run and the one before
+it in the same configuration: they differ by noise alone.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from results.paper.cell import METRICS, VALIDATION, Cell, Place
 from results.paper.cells.result_set import ResultSet, model_of
 from results.paper.cells.substitutions import stand_in
-from results.paper.render.footnotes import relative
 from results.records.hashing import split_run_id
-from results.records.measure import measure
 from results.records.schema import RecordError, RunRecord, Spread
 from results.records.stats import median, ratio_of_means
 from results.records.store import RunStore
@@ -27,18 +23,13 @@ MIN_REPEATS = 4  # two halves of two
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One place, simulated and measured.
-
-    Attributes:
-        error: Simulated over measured, less one.
-        is_check: Whether it was measured to check the simulator, which had that machine's costs.
-    """
+    """One place, simulated and measured."""
 
     place: Place
     simulated: Cell
     measured: Cell
-    error: float
-    is_check: bool
+    error: float  # simulated over measured, less one
+    is_check: bool  # whether it was measured to check the simulator, which had that machine's costs
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +42,12 @@ class Floor:
     reason: str = ""
 
 
-def pairs_of(book: ResultSet) -> list[Pair]:
+def pairs_of(results: ResultSet) -> list[Pair]:
     """Every pair by its place; each run behind it once for each metric."""
     found: dict[tuple[str, ...], Pair] = {}
-    for place in sorted(book.cells):
+    for place in sorted(results.cells):
         if place.metric in PAIRED:
-            for pair in _pairs_at(book, place):
+            for pair in _pairs_at(results, place):
                 runs = pair.simulated.run_id, pair.measured.run_id
                 # One pair of runs may stand in several exhibits.
                 key = (*(runs if all(runs) else (str(place),)), place.metric)
@@ -64,21 +55,18 @@ def pairs_of(book: ResultSet) -> list[Pair]:
     return list(found.values())
 
 
-def _pairs_at(book: ResultSet, place: Place) -> Iterator[Pair]:
-    for measured in _with_values(book, place, "measured"):
+def _pairs_at(results: ResultSet, place: Place) -> Iterator[Pair]:
+    for measured in _with_values(results, place, "measured"):
         if METRICS[place.metric] == "s" and measured.backend == "local":
             continue  # no limit of a device held, and the simulator's do
-        for simulated in _with_values(book, place, "simulated"):
-            runs = book.records.get(simulated.run_id), book.records.get(measured.run_id)
-            if simulated.value is None or not measured.value or not _is_one_model(*runs):
+        for simulated in _with_values(results, place, "simulated"):
+            runs = results.records.get(simulated.run_id), results.records.get(measured.run_id)
+            models = {model_of(run) for run in runs if run is not None}
+            if simulated.value is None or not measured.value or len(models) > 1:
                 continue
             error = simulated.value / measured.value - 1
             is_check = place.exhibit == VALIDATION and _has_its_costs(*runs)
             yield Pair(place, simulated, measured, error, is_check)
-
-
-def _is_one_model(simulated: RunRecord | None, measured: RunRecord | None) -> bool:
-    return simulated is None or measured is None or model_of(simulated) == model_of(measured)
 
 
 def _has_its_costs(simulated: RunRecord | None, measured: RunRecord | None) -> bool:
@@ -91,9 +79,9 @@ def _has_its_costs(simulated: RunRecord | None, measured: RunRecord | None) -> b
     return (calibrated.cpu_model, calibrated.cores) == (host.cpu_model, host.cores)
 
 
-def _with_values(book: ResultSet, place: Place, evidence: str) -> list[Cell]:
-    cells = book.of(place, evidence)
-    return [cell for cell in cells if cell.value is not None and not stand_in(book, cell)]
+def _with_values(results: ResultSet, place: Place, evidence: str) -> list[Cell]:
+    cells = results.of(place, evidence)
+    return [cell for cell in cells if cell.value is not None and not stand_in(results, cell)]
 
 
 def median_error(pairs: Sequence[Pair]) -> float:
@@ -106,62 +94,52 @@ def worst_pair(pairs: Sequence[Pair]) -> Pair:
     return max(pairs, key=lambda pair: abs(pair.error))
 
 
-def noise_floors(book: ResultSet) -> list[Floor]:
-    """Token latency of every measured run with a timing, beside itself.
-
-    One whose samples cannot be used, or those of the run before it, is not known and says why.
-    """
-    measured = {
-        cell.run_id
-        for cells in book.cells.values()
-        for cell in cells
-        if cell.evidence == "measured"
-    }
-    floors = []
-    for run_id, record in book.records.items():
+def noise_floors(results: ResultSet) -> list[Floor]:
+    """Token latency of every measured run with a timing, beside itself."""
+    cells = (cell for found in results.cells.values() for cell in found)
+    measured = {cell.run_id for cell in cells if cell.evidence == "measured"}
+    floors: list[Floor] = []
+    for run_id, record in results.records.items():
         if run_id in measured and record.metrics is not None:
-            floors += [_halves(book, record), *_attempts(book, record)]
+            floors += filter(None, (_halves(results, record), _attempts(results, record)))
     return floors
 
 
-def _halves(book: ResultSet, record: RunRecord) -> Floor:
-    what = "first half of its repeats over the second"
-    try:
-        gaps = _gaps(book, record)
-    except RecordError as exc:  # changed since the book was read
-        return _not_known(book, record, what, exc)
-    if len(gaps) < MIN_REPEATS:
-        reason = f"not known: at least {MIN_REPEATS} repeats are needed, there are {len(gaps)}"
-        return Floor(record, what, None, reason)
-    middle = len(gaps) // 2
-    return Floor(record, what, ratio_of_means(gaps[:middle], gaps[middle:]))
+def _halves(results: ResultSet, record: RunRecord) -> Floor | None:
+    def ratio() -> Spread:
+        gaps = _gaps(results, record)
+        if len(gaps) < MIN_REPEATS:
+            raise RecordError(f"at least {MIN_REPEATS} repeats are needed, there are {len(gaps)}")
+        middle = len(gaps) // 2
+        return ratio_of_means(gaps[:middle], gaps[middle:])
+
+    return _floor(results, record, "first half of its repeats over the second", ratio)
 
 
-def _attempts(book: ResultSet, record: RunRecord) -> Iterator[Floor]:
+def _attempts(results: ResultSet, record: RunRecord) -> Floor | None:
     """Beside the run before it in the same configuration, if it was measured again."""
-    split = split_run_id(record.run_id)
-    if split is None or split[1] == 1:
-        return
-    base, attempt = split
+    base, attempt = split_run_id(record.run_id) or ("", 1)
     before = base if attempt == 2 else f"{base}-{attempt - 1}"
-    store = RunStore(book.folder)
-    if not store.folder(before).is_dir():
-        return
-    what = f"run over {before}"
+    store = RunStore(results.folder)
+    if attempt == 1 or not store.folder(before).is_dir():
+        return None
+
+    def ratio() -> Spread | None:
+        earlier, gaps = _gaps(results, store.read(before)), _gaps(results, record)
+        return ratio_of_means(gaps, earlier) if earlier and gaps else None
+
+    return _floor(results, record, f"run over {before}", ratio)
+
+
+def _floor(
+    results: ResultSet, record: RunRecord, what: str, ratio: Callable[[], Spread | None]
+) -> Floor | None:
     try:
-        earlier, gaps = _gaps(book, store.read(before)), _gaps(book, record)
-    except RecordError as exc:
-        yield _not_known(book, record, what, exc)
-        return
-    if earlier and gaps:
-        yield Floor(record, what, ratio_of_means(gaps, earlier))
+        found = ratio()
+    except RecordError as exc:  # too few repeats, or samples changed since they were read
+        return Floor(record, what, None, f"not known: {results.relative(str(exc))}")
+    return None if found is None else Floor(record, what, found)
 
 
-def _not_known(book: ResultSet, record: RunRecord, what: str, exc: RecordError) -> Floor:
-    return Floor(record, what, None, f"not known: {relative(book, str(exc))}")
-
-
-def _gaps(book: ResultSet, record: RunRecord) -> list[tuple[float, ...]]:
-    repeats = RunStore(book.folder).repeats(record)
-    gaps = [measure(repeat).gaps_s for repeat in repeats if repeat.status == "ok"]
-    return [each for each in gaps if each]
+def _gaps(results: ResultSet, record: RunRecord) -> list[tuple[float, ...]]:
+    return [each.gaps_s for each in RunStore(results.folder).measured(record) if each.gaps_s]

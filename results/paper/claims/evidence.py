@@ -1,19 +1,15 @@
-"""The cells of one kind of evidence alone: what a rule is given, so that kinds are never mixed.
+"""The cells of one kind of evidence: a rule sees one kind alone, so that kinds are never mixed.
 
-A view refuses what does not answer for the paper's size: a tiny model in the place of the paper's,
-and times of plain processes that no limit held. `ratio` has an interval wherever both runs have
-repeats. Read `View` first.
+A view refuses cells that say nothing of the paper's size: another model than the paper's, and times
+of plain processes without limits. `ratio` has an interval wherever both runs have repeats.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from results.paper.cell import METRICS, Cell, Place
 from results.paper.cells.pipeline_shares import devices_of, is_pipeline, pipeline_shares
 from results.paper.cells.result_set import ResultSet
-from results.paper.cells.substitutions import stand_in as stand_in
-from results.paper.render.footnotes import relative
-from results.records.measure import measure
+from results.paper.cells.substitutions import stand_in
 from results.records.schema import RepeatMetrics, Spread
 from results.records.stats import ratio_of_means, spread_of_means
 from results.records.store import RunStore
@@ -25,7 +21,7 @@ _TIMED = ("s", "share")
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One kind of evidence; `sources` are the words of computed cells that belong to it."""
+    """One kind of evidence; `sources` are those of computed cells that belong to it."""
 
     name: str
     evidence: str
@@ -35,8 +31,8 @@ class Kind:
         """Whether a cell is of this kind."""
         if self.evidence != cell.evidence:
             # What could not be run stands where the number would.
-            is_absent = cell.evidence == "infeasible"
-            return is_absent and self.evidence == ("simulated" if is_sim(cell) else "measured")
+            expected = "simulated" if cell.is_simulated else "measured"
+            return cell.evidence == "infeasible" and self.evidence == expected
         return not self.sources or cell.source in self.sources
 
 
@@ -63,49 +59,50 @@ class Seen:
     @property
     def is_oom(self) -> bool:
         """Whether the result is that memory ran out."""
-        return self.cell is not None and self.cell.word == "oom"
+        return self.cell is not None and self.cell.missing_reason == "oom"
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A book through one kind of evidence."""
+    """The results of one kind of evidence."""
 
-    book: ResultSet
+    results: ResultSet
     kind: Kind
 
     def look(self, place: Place, source: str = "") -> Seen:
-        """The cell of a place that counts, a number before a word; of one `source` if given."""
-        cells = self._cells(place, source) or self._words(place)
+        """The cell of a place that counts: a number, or else a reason; of one `source` if given."""
+        cells = self._cells(place, source) or self._reasons(place)
         if not cells:
             return Seen(None, "not run" if self.kind in (MEASURED, SIMULATED) else "not given")
         cell = max(
-            cells, key=lambda c: (c.value is not None, c.word == "oom", c.backend != "local")
+            cells,
+            key=lambda c: (c.value is not None, c.missing_reason == "oom", c.backend != "local"),
         )
-        if reason := _no_answer(self.book, cell):
+        if reason := _no_answer(self.results, cell):
             return Seen(None, reason)
-        detail = relative(self.book, cell.detail)
-        word = f"{cell.word}: {detail}" if detail else cell.word
-        return Seen(cell, "" if cell.value is not None else word)
+        detail = self.results.relative(cell.detail)
+        reason = ": ".join(filter(None, (cell.missing_reason, detail)))
+        return Seen(cell, "" if cell.value is not None else reason)
 
     def _cells(self, place: Place, source: str) -> list[Cell]:
-        return [c for c in self.book.of(place) if self.kind.has(c) and source in ("", c.source)]
+        return [c for c in self.results.of(place) if self.kind.has(c) and source in ("", c.source)]
 
-    def _words(self, place: Place) -> list[Cell]:
-        """What became of a run that gave no number: it says so in a few metrics only."""
+    def _reasons(self, place: Place) -> list[Cell]:
+        """Why a run has no number: it says so in a few metrics only."""
         others = (replace(place, metric=metric) for metric in METRICS)
-        return [cell for other in others for cell in self._cells(other, "") if cell.word]
+        return [cell for other in others for cell in self._cells(other, "") if cell.missing_reason]
 
     def rows(self, exhibit: str) -> list[str]:
-        """Rows of an exhibit that are numbers, by size, whatever kind they are of."""
-        rows = {cell.place.row for cell in self.book.exhibit(exhibit)}
+        """Rows of an exhibit that are numbers, by size, of any kind of evidence."""
+        rows = {cell.place.row for cell in self.results.exhibit(exhibit)}
         return sorted((row for row in rows if _is_number(row)), key=float)
 
     def value(self, place: Place, source: str = "") -> Spread | None:
-        """The number of a place with its interval; a number without one is a point."""
+        """The number of a place with its interval, if it has one."""
         cell = self.look(place, source).cell
         if cell is None or cell.value is None:
             return None
-        groups = samples_of(self.book, cell)
+        groups = samples_of(self.results, cell)
         if groups and len(groups) > 1:
             return spread_of_means(groups)
         return _interval(cell, cell.value)
@@ -115,11 +112,11 @@ class View:
         top, bottom = self.look(above, source).cell, self.look(below, source).cell
         if top is None or bottom is None or top.backend != bottom.backend:
             return None
-        if not _one_host(self.book, top, bottom):
+        if not _one_host(self.results, top, bottom):
             return None
         if top.value is None or not bottom.value:
             return None
-        groups = samples_of(self.book, top), samples_of(self.book, bottom)
+        groups = samples_of(self.results, top), samples_of(self.results, bottom)
         if groups[0] and groups[1]:
             return ratio_of_means(groups[0], groups[1])
         return _quotient(_interval(top, top.value), _interval(bottom, bottom.value))
@@ -131,35 +128,30 @@ class View:
         return ", ".join(reasons) or "measured on different backends or hosts"
 
 
-def _one_host(book: ResultSet, top: Cell, bottom: Cell) -> bool:
+def _one_host(results: ResultSet, top: Cell, bottom: Cell) -> bool:
     """Whether two runs shared a host, as far as their records say; the simulator has none."""
-    records = [book.records.get(cell.run_id) for cell in (top, bottom)]
+    records = [results.records.get(cell.run_id) for cell in (top, bottom)]
     hosts = [record.environment.host for record in records if record is not None]
-    return len({host and host_fingerprint(host) for host in hosts}) < 2 or is_sim(top)
+    return len({host and host_fingerprint(host) for host in hosts}) < 2 or top.is_simulated
 
 
-def is_sim(cell: Cell) -> bool:
-    """Whether the simulator is behind a cell, one without a number too."""
-    return cell.evidence == "simulated" or cell.backend == "sim"
-
-
-def samples_of(book: ResultSet, cell: Cell) -> Groups | None:
+def samples_of(results: ResultSet, cell: Cell) -> Groups | None:
     """One group of values a repeat, of a measured time or share; None where a cell has none.
 
     Raises:
-        RecordError: A samples file changed since the book was read.
+        RecordError: A samples file changed since the results were read.
     """
-    record = book.records.get(cell.run_id)
+    record = results.records.get(cell.run_id)
     if record is None or cell.evidence != "measured" or not record.num_ok:
         return None
-    good = [r for r in RunStore(book.folder).repeats(record) if r.status == "ok"]
     devices = devices_of(record) if is_pipeline(cell.place) else None
-    groups = [_values(cell.place.metric, measure(repeat), devices) for repeat in good]
+    repeats = RunStore(results.folder).measured(record)
+    groups = [_values(cell.place.metric, repeat, devices) for repeat in repeats]
     return groups if all(groups) else None
 
 
 def _values(metric: str, repeat: RepeatMetrics, pipeline: int | None) -> list[float]:
-    """What one repeat says of a metric; `pipeline` is the devices of one."""
+    """The values of a metric in one repeat; `pipeline` is the number of its devices."""
     if metric == "token_latency_s":
         return list(repeat.gaps_s)
     if metric == "first_token_s":
@@ -173,12 +165,12 @@ def _values(metric: str, repeat: RepeatMetrics, pipeline: int | None) -> list[fl
     return [] if share is None or not metric.endswith("_share") else [share]
 
 
-def _no_answer(book: ResultSet, cell: Cell) -> str:
-    if cell.word in ("not run", "unusable") or cell.evidence == "infeasible":
+def _no_answer(results: ResultSet, cell: Cell) -> str:
+    if cell.missing_reason in ("not run", "unusable") or cell.evidence == "infeasible":
         return ""
     if METRICS[cell.place.metric] in _TIMED and cell.backend == "local":
-        return stand_in(book, cell) or "ran as plain processes, which no limit of a device held"
-    return stand_in(book, cell)
+        return stand_in(results, cell) or "ran as plain processes, which no limit of a device held"
+    return stand_in(results, cell)
 
 
 def _interval(cell: Cell, value: float) -> Spread:
@@ -197,8 +189,3 @@ def _quotient(above: Spread, below: Spread) -> Spread:
 
 def _is_number(text: str) -> bool:
     return text.replace(".", "", 1).isdigit()
-
-
-def views(book: ResultSet) -> Iterator[View]:
-    """A view of every kind."""
-    return (View(book, kind) for kind in KINDS)

@@ -1,19 +1,19 @@
-"""Verdicts on the paper's claims, from a book alone: `lab claims FOLDER`.
+"""Verdicts on the paper's claims: `lab claims FOLDER`.
 
-Every kind of evidence is judged by itself: what the paper reports, what was measured, simulated,
-computed. A claim's verdict is that of the measurements where they decide, else the simulator's,
-marked as such, else `undecided` with what is missing. The claims stand in
-`results/paper/claims/list.py`. Read `judge` first.
+Every kind of evidence is judged by itself. A claim's verdict is that of the measurements where they
+decide, else the simulator's, marked as such, else `undecided` with what is missing.
 """
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
 from results.paper.cells.load import open_result_set
 from results.paper.cells.result_set import ResultSet, backend_of, model_of
-from results.paper.claims.evidence import MEASURED, REPORTED, SIMULATED, View, views
+from results.paper.claims.evidence import KINDS, MEASURED, REPORTED, SIMULATED, View
 from results.paper.claims.list import CLAIMS, Claim
 from results.paper.claims.verdict import REPRODUCED, UNDECIDED, Finding
 from results.paper.render.cell_format import escaped
@@ -24,45 +24,36 @@ from tpi.units import counted
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """A claim and its verdict.
-
-    Attributes:
-        verdict: One of `VERDICTS`.
-        basis: The kind of evidence it rests on; empty where it is undecided.
-        reason: Why it is undecided.
-        findings: By kind of evidence, those that say anything.
-        models: That the measured runs of the book are of.
-        dilations: By which the measured times that it rests on were divided.
-    """
+    """A claim and its verdict."""
 
     claim: Claim
-    verdict: str
-    basis: str
-    reason: str
-    findings: Mapping[str, Finding]
-    models: tuple[str, ...] = ()
-    dilations: tuple[float, ...] = ()
+    verdict: str  # one of `VERDICTS`
+    basis: str  # the kind of evidence it rests on; empty where it is undecided
+    reason: str  # why it is undecided
+    findings: Mapping[str, Finding]  # by kind of evidence, those that say anything
+    models: tuple[str, ...] = ()  # that the measured runs are of
+    dilations: tuple[float, ...] = ()  # by which the measured times that it rests on were divided
 
     @property
     def words(self) -> str:
         """`reproduced (simulated)`, `reproduced (tiny)`: the verdict and on what it rests."""
         subject = self.findings[self.basis].subject if self.basis else ""
-        said = [self.basis] if self.basis == SIMULATED.name else []
+        marks = [self.basis] if self.basis == SIMULATED.name else []
         if self.basis == MEASURED.name and self.dilations:
-            said.append(f"dilation {', '.join(f'{factor:g}' for factor in self.dilations)}")
-        said += [subject] if subject else []
-        return f"{self.verdict} ({', '.join(said)})" if said else self.verdict
+            marks.append(f"dilation {', '.join(f'{factor:g}' for factor in self.dilations)}")
+        marks += [subject] if subject else []
+        return f"{self.verdict} ({', '.join(marks)})" if marks else self.verdict
 
 
-def judge_claims(book: ResultSet) -> list[Judgement]:
+def judge_claims(results: ResultSet) -> list[Judgement]:
     """A judgement of every claim, in the order of `CLAIMS`."""
-    models = measured_models(book)
-    return [replace(judge(book, claim), models=models) for claim in CLAIMS]
+    models = measured_models(results)
+    return [replace(judge(results, claim), models=models) for claim in CLAIMS]
 
 
-def measured_models(book: ResultSet) -> tuple[str, ...]:
+def measured_models(results: ResultSet) -> tuple[str, ...]:
     """The models of the runs that were measured and have a timing, each once."""
-    runs = (r for r in book.records.values() if r.metrics and backend_of(r) != "sim")
+    runs = (r for r in results.records.values() if r.metrics and backend_of(r) != "sim")
     return tuple(sorted({model_of(record) or "not named" for record in runs}))
 
 
@@ -81,9 +72,9 @@ def basis_of_all(judgements: Sequence[Judgement]) -> str:
     )
 
 
-def judge(book: ResultSet, claim: Claim) -> Judgement:
+def judge(results: ResultSet, claim: Claim) -> Judgement:
     """Judge one claim by every kind of evidence, and choose the verdict."""
-    found = {view.kind.name: _decided(view, claim) for view in views(book)}
+    found = {kind.name: _decided(View(results, kind), claim) for kind in KINDS}
     shown = {
         name: finding
         for name, finding in found.items()
@@ -91,15 +82,15 @@ def judge(book: ResultSet, claim: Claim) -> Judgement:
     }
     for kind in (MEASURED, SIMULATED):
         if found[kind.name].verdict != UNDECIDED:
-            verdict, dilations = found[kind.name].verdict, _dilations(book, claim)
+            verdict, dilations = found[kind.name].verdict, _dilations(results, claim)
             return Judgement(claim, verdict, kind.name, "", shown, dilations=dilations)
     reason = "; ".join(f"{k.name}: {found[k.name].reason}" for k in (MEASURED, SIMULATED))
     return Judgement(claim, UNDECIDED, "", reason, shown)
 
 
-def _dilations(book: ResultSet, claim: Claim) -> tuple[float, ...]:
+def _dilations(results: ResultSet, claim: Claim) -> tuple[float, ...]:
     """Of the measured numbers at a claim's places, those that are not 1."""
-    cells = (cell for place in claim.places for cell in book.of(place, MEASURED.evidence))
+    cells = (cell for place in claim.places for cell in results.of(place, MEASURED.evidence))
     found = {cell.dilation for cell in cells if cell.value is not None} - {1.0}
     return tuple(sorted(found))
 
@@ -122,20 +113,17 @@ def _decided(view: View, claim: Claim) -> Finding:
 
 def markdown(judgements: Sequence[Judgement]) -> str:
     """All judgements: a table of verdicts, then each claim with its rule and its numbers."""
-    lines = [
-        "### Claims",
-        "",
-        basis_of_all(judgements),
-        "",
-        "| claim | verdict | the paper's own numbers |",
-        "|---|---|---|",
-    ]
-    for each in judgements:
-        own = each.findings.get(REPORTED.name)
-        own_words = own.verdict if own else "none"
-        lines.append(f"| {escaped(each.claim.sentence)} | {escaped(each.words)} | {own_words} |")
-    sections = (escaped(line) for each in judgements for line in _section(each))
-    return "\n".join([*lines, *sections]) + "\n"
+    environment = Environment(
+        loader=PackageLoader(__package__, "."),
+        autoescape=False,  # Markdown: `escaped` is applied to every value
+        undefined=StrictUndefined,
+        finalize=lambda value: escaped(str(value)),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    template = environment.get_template("claims.md.j2")
+    return template.render(basis=basis_of_all(judgements), judgements=judgements)
 
 
 def summary(judgements: Sequence[Judgement]) -> str:
@@ -149,28 +137,6 @@ def summary(judgements: Sequence[Judgement]) -> str:
         lines.append(f"| {' | '.join(map(escaped, words))} |")
     rest = len(judgements) - len(decided)
     return "\n".join([*lines, "", f"{counted(rest, 'other claim')}: undecided."]) + "\n"
-
-
-def _section(each: Judgement) -> Iterator[str]:
-    claim = each.claim
-    yield from ("", f"#### {claim.name}: {each.words}", "")
-    yield from (f"{claim.sentence} ({claim.source}; in our words)", "", f"Rule: {claim.rule}", "")
-    if claim.note:
-        yield from (f"Note: {claim.note}", "")
-    if claim.paper_is_of:
-        yield from (f"The paper's own numbers are of {claim.paper_is_of}.", "")
-    if each.reason:
-        yield from (f"Undecided: {each.reason}", "")
-    for name, finding in each.findings.items():
-        reason = f": {finding.reason}" if not finding.has_numbers else ""
-        coverage = f" ({finding.coverage})" if finding.coverage else ""
-        yield f"- {name}: {finding.verdict}{coverage}{reason}"
-        if finding.has_numbers:
-            yield from (f"  - {_marked(item.verdict)}{item}" for item in finding.items)
-
-
-def _marked(verdict: str) -> str:
-    return f"[{verdict}] " if verdict else ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,8 +1,7 @@
 """The paper's claims: what each says, the cells it needs, and the rule that decides it.
 
 Sentences are paraphrases of arXiv:2410.00531v1, not quotations. A bound that the paper does not
-give is ours, and the rule says so. The rules are functions of `claims_*.py`;
-`results/paper/claims/judge.py` applies them. Read `Claim`, then `CLAIMS`.
+give is ours, and the rule says so.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,33 +10,8 @@ from functools import partial
 
 from results.paper.cell import Place
 from results.paper.cells.allreduce import LINKS_MS
+from results.paper.claims import memory, network, schedule, speed
 from results.paper.claims.evidence import View
-from results.paper.claims.memory import (
-    DEVICES,
-    WINDOWS,
-    flat_over_devices,
-    follows_proposition_5,
-    memory_place,
-    runs_out_of_memory,
-    saves_memory,
-)
-from results.paper.claims.network import (
-    KLONET_MS,
-    allreduce_place,
-    latency_bounds,
-    ratio_of_links,
-    star_is_first,
-)
-from results.paper.claims.schedule import loads_hide, same_tokens, shares_of_time, waiting_place
-from results.paper.claims.speed import (
-    below,
-    falls_over,
-    hardly_falls,
-    latency,
-    scheduler_cost,
-    speed_places,
-    their_metric,
-)
 from results.paper.claims.verdict import Finding, percent
 from results.paper.render.layouts import FIGURE6_MODELS, LAPTOP_MODELS, MODELS
 from tpi.comm.allreduces.registry import PAPER_ALLREDUCES
@@ -45,44 +19,32 @@ from tpi.comm.allreduces.registry import PAPER_ALLREDUCES
 _70B = "llama2-70b"
 _OLDER = "an older version of Accelerate, which loaded everything first"
 _GIB = 1 << 30
+_ALLREDUCES = tuple(
+    network.allreduce_place(row, name) for row in LINKS_MS for name in PAPER_ALLREDUCES
+)
 _OVER = {"figure5a": ("4", "6", "8"), "figure5b": ("4", "6", "8"), "figure5c": ("300", "1000")}
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A sentence of the paper that can be checked.
+    """A sentence of the paper that can be checked."""
 
-    Attributes:
-        name: Short and unique.
-        sentence: What the paper says, in our words.
-        source: Where it says so.
-        rule: What decides, in words; `decide` does it.
-        places: The cells that it needs.
-        note: What a reader should know of our side; empty where there is nothing to add.
-        paper_is_of: Of what else the paper's own numbers there are; they do not judge it then.
-    """
-
-    name: str
-    sentence: str
-    source: str
-    rule: str
-    places: tuple[Place, ...]
+    name: str  # short and unique
+    sentence: str  # what the paper says, in our words
+    source: str  # where it says so
+    rule: str  # what decides, in words; `decide` does it
+    places: tuple[Place, ...]  # the cells that it needs
     decide: Callable[[View], Finding]
-    note: str = ""
-    paper_is_of: str = ""
+    note: str = ""  # what a reader should know of our side; empty where there is nothing to add
+    paper_is_of: str = ""  # where the paper's own numbers are of something else
 
 
 def _below(
-    name: str,
-    system: str,
-    exhibit: str,
-    rows: Sequence[str],
-    bound: float,
-    other: str = "",
+    name: str, system: str, exhibit: str, rows: Sequence[str], bound: float, other: str = ""
 ) -> Claim:
     column, less = name.removeprefix("below-"), percent(bound)
     first = "TTFT is without loading on both sides."
-    if their_metric(column, "ttft_s") != "ttft_s":
+    if speed.their_metric(column, "ttft_s") != "ttft_s":
         first = (
             f"{system} loads all weights first: its TTFT is with loading and the start of its"
             " program, TPI-LLM's is from the request on, with the loads of that pass. The paper"
@@ -95,8 +57,8 @@ def _below(
         rule=f"For every model that both run, 1 - TPI-LLM / {system} is at least {less} in both"
         " times; with repeats, the whole interval is. A model that the other cannot run does not"
         f" count. {first}",
-        places=speed_places(exhibit, rows, column),
-        decide=partial(below, exhibit=exhibit, rows=rows, column=column, bound=bound),
+        places=speed.speed_places(exhibit, rows, column),
+        decide=partial(speed.below, exhibit=exhibit, rows=rows, column=column, bound=bound),
         paper_is_of=other,
     )
 
@@ -108,8 +70,8 @@ def _falls(name: str, exhibit: str, what: str, note: str = "") -> Claim:
         sentence=f"Token latency of Llama 2-70B falls markedly with {what}.",
         source=f"section 4, Figure {exhibit[-2:]}",
         rule=f"From {', '.join(rows)} each step takes at least 5 % off (the bound is ours).",
-        places=tuple(latency(exhibit, row) for row in rows),
-        decide=partial(falls_over, exhibit=exhibit, rows=rows, bound=0.05),
+        places=tuple(speed.latency(exhibit, row) for row in rows),
+        decide=partial(speed.falls_over, exhibit=exhibit, rows=rows, bound=0.05),
         note=note,
     )
 
@@ -122,7 +84,7 @@ def _oom(name: str, column: str, words: str, other: str = "") -> Claim:
         source="section 4, Table 3",
         rule="The run ends because memory ran out.",
         places=(place,),
-        decide=partial(runs_out_of_memory, place=place),
+        decide=partial(memory.runs_out_of_memory, place=place),
         paper_is_of=other,
     )
 
@@ -147,12 +109,12 @@ CLAIMS = (
         " as printed). Tables 1 and 2 both have this setting: without the scheduler one may run out"
         " of memory, which leaves the other's ratio; with it, neither may.",
         places=tuple(
-            memory_place(exhibit, _70B, column)
+            memory.memory_place(exhibit, _70B, column)
             for exhibit, column in (
                 ("table1", "off"), ("table1", "on"), ("table2", "off/8"), ("table2", "on/8"),
             )
         ),
-        decide=partial(saves_memory, row=_70B, bound=0.9, most_bytes=3.15 * _GIB),
+        decide=partial(memory.saves_memory, row=_70B, bound=0.9, most_bytes=3.15 * _GIB),
     ),
     Claim(
         name="memory-flat",
@@ -161,8 +123,8 @@ CLAIMS = (
         rule="For every model the largest peak over 2, 4, 6 and 8 devices is at most 25 % above the"
         " smallest (the bound is ours). A run without a peak leaves its model undecided, unless the"
         " others are further apart already.",
-        places=tuple(memory_place("table2", row, f"on/{n}") for row in MODELS for n in DEVICES),
-        decide=partial(flat_over_devices, rows=MODELS, bound=0.25),
+        places=memory.peaks_over_devices(["table2"]),
+        decide=partial(memory.flat_over_devices, rows=MODELS, bound=0.25),
         note="What is flat in the paper is the embedding and head, whole on the master. Here they"
         " are never held, so the peak is lower and what is left of it does fall with devices.",
     ),
@@ -173,11 +135,8 @@ CLAIMS = (
         rule="One gamma fits every cell with the scheduler in Tables 2 and 6 within 15 % (the bound"
         " is ours), by the master's equation, whose peak is the largest; cells too far apart"
         " disprove it, however many are missing.",
-        places=tuple(
-            memory_place(exhibit, row, f"on/{n}")
-            for exhibit in WINDOWS for row in MODELS for n in DEVICES
-        ),
-        decide=partial(follows_proposition_5, bound=0.15),
+        places=memory.peaks_over_devices(memory.WINDOWS),
+        decide=partial(memory.follows_proposition_5, bound=0.15),
         note="Its master holds embedding and head whole; ours does not, so that its equation is of"
         " another program. `tpi/planner/memory.py` has the one that ours obeys.",
     ),
@@ -187,10 +146,8 @@ CLAIMS = (
         source="section 3.2, Proposition 2 and Figure 3",
         rule="With a payload of 4 bytes, star < tree < ring at every link latency of Figure 3 above"
         " 0 (1 to 10 ms) between 8 devices, their intervals apart.",
-        places=tuple(
-            allreduce_place(row, name) for row in LINKS_MS for name in PAPER_ALLREDUCES
-        ),
-        decide=star_is_first,
+        places=_ALLREDUCES,
+        decide=network.star_is_first,
     ),
     Claim(
         name="links-8-16-56",
@@ -198,10 +155,8 @@ CLAIMS = (
         source="section 3.2 and appendix A.7",
         rule="At every link latency of Figure 3 from 1 ms on, between 8 devices, the tree takes 2"
         " and the ring 7 times as long as the star, within 15 % (the bound is ours).",
-        places=tuple(
-            allreduce_place(row, name) for row in LINKS_MS for name in PAPER_ALLREDUCES
-        ),
-        decide=partial(ratio_of_links, tolerance=0.15),
+        places=_ALLREDUCES,
+        decide=partial(network.ratio_of_links, tolerance=0.15),
     ),
     Claim(
         name="latency-bounds",
@@ -210,8 +165,8 @@ CLAIMS = (
         " port",
         rule="At 1 ms a link, 300 Mbit/s and 8 devices, a star of 32 KiB takes at most twice as"
         " long as one of 4 bytes: the payload is no more than half of it.",
-        places=(allreduce_place(KLONET_MS, "star"),),
-        decide=latency_bounds,
+        places=(network.allreduce_place(network.KLONET_MS, "star"),),
+        decide=network.latency_bounds,
     ),
     Claim(
         name="shares-of-time",
@@ -223,7 +178,7 @@ CLAIMS = (
         places=tuple(
             Place("figure1b", row, "run", "allreduce_share") for row in ("pipeline", "tpi")
         ),
-        decide=partial(shares_of_time, most=0.05, least=0.5),
+        decide=partial(schedule.shares_of_time, most=0.05, least=0.5),
     ),
     _falls("falls-with-devices", "figure5a", "the number of devices"),
     _falls(
@@ -236,8 +191,8 @@ CLAIMS = (
         sentence="Token latency of Llama 2-70B hardly falls with bandwidth.",
         source="section 4, Figure 5c",
         rule="From 300 to 1000 Mbit/s it falls by at most 10 % (the bound is ours).",
-        places=tuple(latency("figure5c", row) for row in _OVER["figure5c"]),
-        decide=partial(hardly_falls, exhibit="figure5c", rows=_OVER["figure5c"], bound=0.1),
+        places=tuple(speed.latency("figure5c", row) for row in _OVER["figure5c"]),
+        decide=partial(speed.hardly_falls, exhibit="figure5c", rows=_OVER["figure5c"], bound=0.1),
     ),
     Claim(
         name="loads-hide",
@@ -246,8 +201,8 @@ CLAIMS = (
         rule="With the scheduler, devices wait for weights at most 5 % of the time (the bound is"
         " ours), for every model of Table 1. Of the paper, which gives no such share: latency is at"
         " most 5 % above that without the scheduler.",
-        places=tuple(waiting_place(row) for row in MODELS),
-        decide=partial(loads_hide, rows=MODELS, bound=0.05),
+        places=tuple(schedule.waiting_place(row) for row in MODELS),
+        decide=partial(schedule.loads_hide, rows=MODELS, bound=0.05),
     ),
     Claim(
         name="scheduler-costs",
@@ -259,7 +214,7 @@ CLAIMS = (
             Place("table1", row, column, "token_latency_s")
             for row in MODELS for column in ("off", "on")
         ),
-        decide=partial(scheduler_cost, rows=MODELS),
+        decide=partial(speed.scheduler_cost, rows=MODELS),
     ),
     _oom("accelerate-oom", "accelerate", ", with today's version", _OLDER),
     _oom("accelerate-2024-oom", "accelerate-2024", ", loading everything first"),
@@ -271,6 +226,6 @@ CLAIMS = (
         " check of two layers of the shape that holds says nothing of the whole, and counts for"
         " nothing.",
         places=(),
-        decide=same_tokens,
+        decide=schedule.same_tokens,
     ),
 )  # fmt: skip

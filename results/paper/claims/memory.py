@@ -1,9 +1,9 @@
 """Rules of the claims about peak memory: the 70B model, over devices, Proposition 5, out of memory.
 
-Every rule takes a `View` of one kind of evidence and gives a `Finding`. Read `saves_memory` first.
+Every rule takes a `View` of one kind of evidence and gives a `Finding`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from results.paper.cell import Place
 from results.paper.claims.evidence import View
@@ -15,14 +15,16 @@ from results.paper.claims.verdict import (
     Item,
     at_least,
     at_most,
+    item_of,
     joined,
     less,
     percent,
+    point,
+    saved,
 )
 from results.paper.render.layouts import MODELS, label_of
-from results.records.schema import Spread
 from tpi.model_config import load_preset
-from tpi.planner.window_replay import published_peak_bytes
+from tpi.planner.propositions import published_peak_bytes
 from tpi.units import format_bytes
 
 DEVICES = (2, 4, 6, 8)
@@ -35,29 +37,37 @@ def memory_place(exhibit: str, row: str, column: str) -> Place:
     return Place(exhibit, row, column, _METRIC)
 
 
+def peaks_over_devices(exhibits: Iterable[str]) -> tuple[Place, ...]:
+    """The peaks of every model with the scheduler, over devices."""
+    return tuple(
+        memory_place(exhibit, row, f"on/{count}")
+        for exhibit in exhibits
+        for row in MODELS
+        for count in DEVICES
+    )
+
+
 def saves_memory(view: View, row: str, bound: float, most_bytes: float) -> Finding:
     """Whether the scheduler's peak is `bound` below that without, and at most so many bytes."""
     items = []
     for exhibit, off, on in (("table1", "off", "on"), ("table2", "off/8", "on/8")):
         places = memory_place(exhibit, row, on), memory_place(exhibit, row, off)
         items.append(_saving(view, f"Table {exhibit[-1]}, off to on", *places, bound))
-    return joined([*_one_of(items), _peak(view, row, most_bytes)])
+    # Both tables have the same setting: one number is enough.
+    known = [item for item in items if item.figure] or items
+    return joined([*known, _peak(view, row, most_bytes)])
 
 
 def _saving(view: View, label: str, on: Place, off: Place, bound: float) -> Item:
-    ratio = view.ratio(on, off)
     if view.look(on).is_oom:
         return Item(label, NOT_REPRODUCED, "out of memory with the scheduler")
-    if ratio is None:
-        return Item(label, UNDECIDED, reason=view.why_no_ratio(on, off))
-    saved = Spread(1 - ratio.median, 1 - ratio.high, 1 - ratio.low, ratio.n)
-    figure = f"{less(saved)}: {_bytes(view, on)} against {_bytes(view, off)}"
-    return Item(label, at_least(saved, bound), figure)
-
-
-def _one_of(items: Sequence[Item]) -> list[Item]:
-    """Without what has no number, if another table has it: both are the same setting."""
-    return [item for item in items if item.figure] or list(items)
+    return item_of(
+        label,
+        view.ratio(on, off),
+        lambda ratio: at_least(saved(ratio), bound),
+        lambda ratio: f"{less(saved(ratio))}: {_bytes(view, on)} against {_bytes(view, off)}",
+        view.why_no_ratio(on, off),
+    )
 
 
 def _peak(view: View, row: str, most_bytes: float) -> Item:
@@ -86,16 +96,15 @@ def _flatness(view: View, row: str, bound: float) -> Item:
         return Item(label_of(row), UNDECIDED, reason=missing)
     peaks = [value.median for value in values.values()]
     rise = max(peaks) / min(peaks) - 1
-    shown = ", ".join(format_bytes(peak) for peak in peaks)
-    over = ", ".join(str(n) for n in values)
-    figure = f"{percent(rise)} apart: {shown} over {over} devices"
-    verdict = _unless_missing(at_most(Spread(rise, rise, rise, 1), bound), missing)
-    return Item(label_of(row), verdict, figure, missing)
+    over = ", ".join(map(str, values))
+    figure = f"{percent(rise)} apart: {', '.join(map(format_bytes, peaks))} over {over} devices"
+    return _partial_item(label_of(row), rise, bound, figure, missing)
 
 
-def _unless_missing(verdict: str, missing: str) -> str:
+def _partial_item(label: str, value: float, bound: float, figure: str, missing: str) -> Item:
     """One disproof suffices; what holds for a part alone is undecided."""
-    return UNDECIDED if missing and verdict == REPRODUCED else verdict
+    verdict = at_most(point(value), bound)
+    return Item(label, UNDECIDED if missing and verdict == REPRODUCED else verdict, figure, missing)
 
 
 def follows_proposition_5(view: View, bound: float) -> Finding:
@@ -113,14 +122,12 @@ def follows_proposition_5(view: View, bound: float) -> Finding:
 def _gammas(view: View, exhibit: str) -> list[tuple[str, float]]:
     """(model, gamma) of each cell, as the master's equation (7) gives them; it is the largest."""
     found = []
-    for row in MODELS:
-        for count in DEVICES:
-            value = view.value(memory_place(exhibit, row, f"on/{count}"))
-            if value is not None:
-                blocks = published_peak_bytes(
-                    load_preset(row), 1 / count, WINDOWS[exhibit], is_master=True
-                )
-                found.append((row, value.median / blocks))
+    for place in peaks_over_devices([exhibit]):
+        if value := view.value(place):
+            share = 1 / int(place.column.removeprefix("on/"))
+            model, window = load_preset(place.row), WINDOWS[exhibit]
+            blocks = published_peak_bytes(model, share, window, is_master=True)
+            found.append((place.row, value.median / blocks))
     return found
 
 
@@ -138,8 +145,7 @@ def _fit(label: str, gammas: Sequence[tuple[str, float]], count: int, bound: flo
         f"gamma {low[1]:.2f} ({label_of(low[0])}) to {high[1]:.2f} ({label_of(high[0])}) over "
         f"{len(gammas)} cells; the best one, {gamma:.2f}, is {percent(worst)} off at its worst"
     )
-    verdict = _unless_missing(at_most(Spread(worst, worst, worst, 1), bound), missing)
-    return Item(label, verdict, figure, missing)
+    return _partial_item(label, worst, bound, figure, missing)
 
 
 def runs_out_of_memory(view: View, place: Place) -> Finding:

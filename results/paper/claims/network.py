@@ -1,7 +1,7 @@
 """Rules of the claims about the allreduce: which algorithm is fastest, what bounds it.
 
-The cells are those of figure 3: rows are milliseconds of one link, of which there are four between
-any two devices. Every rule takes a `View` of one kind of evidence. Read `latency_bounds` first.
+The cells are those of figure 3: rows are milliseconds of one link, four of which lie between any
+two devices. Every rule takes a `View` of one kind of evidence and gives a `Finding`.
 """
 
 from collections.abc import Sequence
@@ -16,8 +16,10 @@ from results.paper.claims.verdict import (
     at_least,
     at_most,
     in_times,
+    item_of,
     joined,
     percent,
+    point,
     within,
     worst,
 )
@@ -51,10 +53,7 @@ def allreduce_place(row: str, algorithm: str) -> Place:
 
 
 def star_is_first(view: View) -> Finding:
-    """Whether star < tree < ring at every link latency above 0, for the small payload.
-
-    Latencies that the paper's figure does not have stand beside it and decide nothing.
-    """
+    """Whether star < tree < ring for the small payload at every link latency above 0."""
     return joined([_ordered(view, row) for row in _rows(view)])
 
 
@@ -77,19 +76,21 @@ def ratio_of_links(view: View, tolerance: float) -> Finding:
 
 
 def _to_star(view: View, row: str, algorithm: str, tolerance: float) -> Item:
-    label = f"{row} ms a link, {algorithm}"
-    ratio, paper = _ratio(view, row, algorithm, "star"), RATIOS[algorithm]
-    if ratio is None:
-        return Item(label, UNDECIDED, reason=_missing(view, row))
-    verdict = within(ratio, paper * (1 - tolerance), paper * (1 + tolerance))
-    reason = "the interval holds the tolerance's end" if verdict == UNDECIDED else ""
-    return Item(label, verdict, f"{in_times(ratio)} the star, the paper has {paper:g}", reason)
+    paper = RATIOS[algorithm]
+    return item_of(
+        f"{row} ms a link, {algorithm}",
+        _ratio(view, row, algorithm, "star"),
+        lambda ratio: within(ratio, paper * (1 - tolerance), paper * (1 + tolerance)),
+        lambda ratio: f"{in_times(ratio)} the star, the paper has {paper:g}",
+        _missing(view, row),
+        "the tolerance's end",
+    )
 
 
 def latency_bounds(view: View) -> Finding:
     """Whether the payload is at most half of the star's time at the paper's link latency.
 
-    The other latencies stand beside it and decide nothing; neither does the crossing.
+    The other latencies and the crossing are shown and decide nothing.
     """
     if view.kind == REPORTED:
         return joined([_reported_bound()])
@@ -106,7 +107,7 @@ def _reported_bound() -> Item:
     share = _REPORTED_DATA_S / (_REPORTED_DATA_S + links_s)
     words = f"{format_seconds(_REPORTED_DATA_S)} of data (section 3.2)"
     figure = f"payload {percent(share)}: {words}, {format_seconds(links_s)} of links"
-    return Item("1 ms a link", at_most(Spread(share, share, share, 0), 0.5), figure)
+    return Item("1 ms a link", at_most(point(share, 0), 0.5), figure)
 
 
 def _payload(view: View, row: str, *, decides: bool) -> Item:
@@ -151,26 +152,25 @@ def _crossing() -> Item:
 
 def _rows(view: View) -> list[str]:
     """The figure's link latencies above 0, and others that were measured for all devices."""
-    names = PAPER_ALLREDUCES
-    more = {row for row in view.rows("figure3") if float(row) > 0} - set(LINKS_MS)
-    if view.kind != MEASURED:  # a study's closed forms may be of fewer devices
-        more = set()
-    found = {row for row in more if any(_value(view, row, name) for name in names)}
-    return sorted({*LINKS_MS, *found}, key=float)
+    found = set(LINKS_MS)
+    if view.kind == MEASURED:  # a study's closed forms may be of fewer devices
+        for row in view.rows("figure3"):
+            places = [allreduce_place(row, name) for name in PAPER_ALLREDUCES]
+            if float(row) > 0 and any(view.value(place, _source(view)) for place in places):
+                found.add(row)
+    return sorted(found, key=float)
+
+
+def _source(view: View) -> str:
+    return _SOURCES.get((view.kind, SMALL), "")
 
 
 def _ratio(view: View, row: str, above: str, below: str) -> Spread | None:
-    source = _SOURCES.get((view.kind, SMALL), "")
-    return view.ratio(allreduce_place(row, above), allreduce_place(row, below), source)
-
-
-def _value(view: View, row: str, name: str) -> Spread | None:
-    return view.value(allreduce_place(row, name), _SOURCES.get((view.kind, SMALL), ""))
+    return view.ratio(allreduce_place(row, above), allreduce_place(row, below), _source(view))
 
 
 def _missing(view: View, row: str, names: Sequence[str] = PAPER_ALLREDUCES) -> str:
-    source = _SOURCES.get((view.kind, SMALL), "")
-    seen = {name: view.look(allreduce_place(row, name), source) for name in names}
+    seen = {name: view.look(allreduce_place(row, name), _source(view)) for name in names}
     reasons = [f"{name} {s.reason}" for name, s in seen.items() if not s.has_value]
     return ", ".join(reasons) or "32 KiB not run"
 

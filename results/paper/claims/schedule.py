@@ -1,15 +1,16 @@
 """Rules of the claims about what a device does: loads that hide, shares of time, the same tokens.
 
-Every rule takes a `View` of one kind of evidence and gives a `Finding`. Read `loads_hide` first.
+Every rule takes a `View` of one kind of evidence and gives a `Finding`.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 from results.paper.cell import Place
 from results.paper.cells.result_set import model_of
 from results.paper.claims.evidence import MEASURED, REPORTED, View
-from results.paper.claims.speed import across, repeats
+from results.paper.claims.speed import on_and_off
 from results.paper.claims.stalls import predict, predict_run
 from results.paper.claims.verdict import (
     NOT_REPRODUCED,
@@ -21,29 +22,31 @@ from results.paper.claims.verdict import (
     at_most,
     in_percent,
     in_times,
+    item_of,
     joined,
     percent,
+    point,
+    repeats,
 )
-from results.paper.render.cell_format import plain
 from results.paper.render.layouts import label_of
+from results.records.notes import plain
 from results.records.schema import RunRecord, Spread
 from results.records.store import RunStore
 from tpi.model_config import load_preset
-from tpi.planner.window_replay import LayerTimes
+from tpi.planner.propositions import LayerTimes
 
 # Section 3.3: Llama 2-7B on four laptops, a quarter each, window 4.
 PAPER_TIMES = LayerTimes(
     attn_s=0.011, ffn_s=0.017, allreduce_s=0.014, attn_load_s=0.018, ffn_load_s=0.030
 )
 _PAPER_MODEL, _PAPER_WINDOW = "llama2-7b", 4
-_COLUMNS = {REPORTED: "communication"}  # the paper's; a run's is `run`
 
 
 def loads_hide(view: View, rows: Sequence[str], bound: float) -> Finding:
-    """Whether devices wait for weights at most `bound` of the time, the scheduler on.
+    """Whether devices wait for weights at most `bound` of the time, with the scheduler.
 
-    The paper gives no such share: of it, whether latency is at most `bound` above that without
-    the scheduler, which is what hidden loads would mean.
+    The paper gives no such share. There: whether latency is at most `bound` above that without the
+    scheduler, which is what hidden loads would mean.
     """
     if view.kind == REPORTED:
         return joined([*(_costs_nothing(view, row, bound) for row in rows), _papers_example()])
@@ -56,38 +59,46 @@ def waiting_place(row: str) -> Place:
 
 
 def _waits(view: View, row: str, bound: float) -> Item:
-    value = view.value(waiting_place(row))
-    if value is None:
-        return Item(label_of(row), UNDECIDED, reason=view.look(waiting_place(row)).reason)
-    verdict = at_most(value, bound)
-    figure = f"waits {in_percent(value)} of the time{repeats(value)}"
-    if predicted := _prediction(view, row):
-        figure += f"; {predicted}"
-    return Item(label_of(row), verdict, figure, across(verdict, percent(bound)))
+    def figure(value: Spread) -> str:
+        text = f"waits {in_percent(value)} of the time{repeats(value)}"
+        predicted = _prediction(view, row)
+        return f"{text}; {predicted}" if predicted else text
+
+    place = waiting_place(row)
+    return item_of(
+        label_of(row),
+        view.value(place),
+        partial(at_most, bound=bound),
+        figure,
+        view.look(place).reason,
+        percent(bound),
+    )
 
 
 def _prediction(view: View, row: str) -> str:
     cell = view.look(waiting_place(row)).cell
-    record = view.book.records.get(cell.run_id) if cell is not None else None
+    record = view.results.records.get(cell.run_id) if cell is not None else None
     if record is None:
         return ""
-    found = predict_run(record, RunStore(view.book.folder).repeats(record))
+    found = predict_run(record, RunStore(view.results.folder).repeats(record))
     return f"no prediction: {found}" if isinstance(found, str) else str(found)
 
 
 def _costs_nothing(view: View, row: str, bound: float) -> Item:
-    on, off = (Place("table1", row, column, "token_latency_s") for column in ("on", "off"))
+    on, off = on_and_off(row)
     if view.look(off).is_oom:
         return Item(label_of(row), reason="does not fit without the scheduler")
-    ratio = view.ratio(on, off)
-    if ratio is None:
-        return Item(label_of(row), UNDECIDED, reason=view.why_no_ratio(on, off))
-    figure = f"{in_times(ratio)} the latency without the scheduler"
-    return Item(label_of(row), at_most(ratio, 1 + bound), figure)
+    return item_of(
+        label_of(row),
+        view.ratio(on, off),
+        partial(at_most, bound=1 + bound),
+        lambda ratio: f"{in_times(ratio)} the latency without the scheduler",
+        view.why_no_ratio(on, off),
+    )
 
 
 def _papers_example() -> Item:
-    """The paper's own times meet its conditions; it decides nothing, since no run is behind it."""
+    """The paper's own times meet its conditions; without a run this decides nothing."""
     layers = load_preset(_PAPER_MODEL).num_layers
     figure = f"by its times: {predict(PAPER_TIMES, layers, _PAPER_WINDOW)}"
     return Item(f"section 3.3, {label_of(_PAPER_MODEL)}, window {_PAPER_WINDOW}", figure=figure)
@@ -99,39 +110,32 @@ def shares_of_time(view: View, most: float, least: float) -> Finding:
     Of a pipeline it is the time in which no device computes (`pipeline_shares.py`).
     """
     parts = (("pipeline", "model", at_most, most), ("tpi", "tensor", at_least, least))
-    return joined(
-        [
-            _share(view, f"{name} parallelism", share_place(row, view), rule, bound)
-            for row, name, rule, bound in parts
-        ]
-    )
-
-
-def share_place(row: str, view: View) -> Place:
-    """Where a share of figure 1b stands: the paper's and a run's column differ."""
-    return Place("figure1b", row, _COLUMNS.get(view.kind, "run"), "allreduce_share")
+    return joined([_share(view, *part) for part in parts])
 
 
 def _share(
-    view: View,
-    label: str,
-    place: Place,
-    rule: Callable[[Spread, float], str],
-    bound: float,
+    view: View, row: str, name: str, rule: Callable[[Spread, float], str], bound: float
 ) -> Item:
-    value = view.value(place)
-    if value is None:
-        return Item(label, UNDECIDED, reason=view.look(place).reason)
-    verdict = rule(value, bound)
-    figure = f"communication {in_percent(value)}{repeats(value)}"
-    return Item(label, verdict, figure, across(verdict, percent(bound)))
+    # The paper's and a run's column of figure 1b differ.
+    column = "communication" if view.kind == REPORTED else "run"
+    place = Place("figure1b", row, column, "allreduce_share")
+    return item_of(
+        f"{name} parallelism",
+        view.value(place),
+        lambda value: rule(value, bound),
+        lambda value: f"communication {in_percent(value)}{repeats(value)}",
+        view.look(place).reason,
+        percent(bound),
+    )
 
 
 def same_tokens(view: View) -> Finding:
-    """Whether every run of TPI-LLM gave the tokens of the reference, whatever its size."""
+    """Whether every run of TPI-LLM, of any size, gave the tokens of the reference."""
     if view.kind != MEASURED:
         return joined([Item("tokens", UNDECIDED, reason="no token was computed")])
-    found = (view.book.record_of(entry) for entry in view.book.entries if entry.system == "tpi")
+    found = (
+        view.results.record_of(entry) for entry in view.results.entries if entry.system == "tpi"
+    )
     records = list({record.run_id: record for record in found if record is not None}.values())
     checked = [record for record in records if record.check.kind != "none"]
     if not checked:
@@ -147,7 +151,7 @@ def _tokens(record: RunRecord) -> Item:
     agreement = check.agreement
     figure = f"check {check.kind}"
     if agreement is not None:
-        figure += f", {in_percent(Spread(agreement, agreement, agreement, 1))} of the tokens agree"
+        figure += f", {in_percent(point(agreement))} of the tokens agree"
     if check.kind.endswith("bounded"):
         return Item(label, "", figure, "16-bit tokens cannot be compared for equality")
     if check.passed is None:

@@ -1,9 +1,8 @@
-"""What Propositions 3, 4 and 6 and the window's replay say of a run's waits, from its own times.
+"""What Propositions 3, 4 and 6 and the window's replay predict of a run's waits.
 
 The times of a layer are those of a mean device: computing and allreduces from the counters of the
-request, loads from the sizes of the blocks and the disk's rate. Layers alone, as in the
-propositions; the head's tiles, which the master streams beside them, are left out. Read
-`layer_times`, then `predict`.
+request, loads from the sizes of the blocks and the disk's rate. As in the propositions, the head is
+left out.
 """
 
 from collections.abc import Sequence
@@ -14,37 +13,32 @@ from results.paper.claims.verdict import percent
 from results.records.schema import Repeat, RunRecord
 from tpi.model_config import ModelConfig, load_preset, preset_names
 from tpi.planner.memory import block_bytes
-from tpi.planner.window_replay import (
-    BlockTimes,
+from tpi.planner.propositions import (
     LayerTimes,
-    predict_step,
     published_loose_steady_state,
     published_retention_steady_state,
     published_stalls,
     published_tight_steady_state,
 )
+from tpi.planner.window_replay import BlockTimes, predict_step
 from tpi.weights.shard import make_shard_plan
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What is predicted of a run's steady state.
+    """What is predicted of a run's steady state; shares are of a step, waiting for weights.
 
     Attributes:
-        times: Of one layer, which everything follows from.
-        is_loose: Prop. 3; `is_tight` is Prop. 4.
-        period: Prop. 6: the largest T for which one resident FFN block of every T hides the
-            loads; None if not even all of them do.
-        published_share: Of a step, waiting for weights, by the recurrence in Prop. 3's proof.
-        replay_share: The same by `predict_step`, with the window's size.
+        period: Prop. 6: the largest T for which one resident FFN block of every T hides the loads;
+            None if not even all of them do.
     """
 
     times: LayerTimes
-    is_loose: bool
-    is_tight: bool
+    is_loose: bool  # Prop. 3
+    is_tight: bool  # Prop. 4
     period: int | None
-    published_share: float
-    replay_share: float
+    published_share: float  # by the recurrence in the proof of Prop. 3
+    replay_share: float  # by `predict_step`, with the window's size
 
     def __str__(self) -> str:
         loose, tight = ("holds" if held else "fails" for held in (self.is_loose, self.is_tight))
@@ -88,8 +82,10 @@ def predict_run(record: RunRecord, repeats: Sequence[Repeat]) -> Prediction | st
     rate_bps = _disk_rate_bps(record)
     if rate_bps is None:
         return "no disk's rate was held"
-    config, window = _stored_config(record), record.config.window
-    times = layer_times(config, repeats, rate_bps)
+    config, stored = load_preset(record.config.model.name), record.config.weights.dtype
+    if stored != "auto":
+        config = replace(config, dtype=stored)
+    times, window = layer_times(config, repeats, rate_bps), record.config.window
     if times is None or window is None:
         return "not every device counted its times"
     return predict(times, config.num_layers, window)
@@ -109,19 +105,13 @@ def _why_not(record: RunRecord) -> str:
     return ""
 
 
-def _stored_config(record: RunRecord) -> ModelConfig:
-    """The model's shape, its dtype the one that its weights are stored in."""
-    config, stored = load_preset(record.config.model.name), record.config.weights.dtype
-    return config if stored == "auto" else replace(config, dtype=stored)
-
-
 def layer_times(
     config: ModelConfig, repeats: Sequence[Repeat], rate_bps: float
 ) -> LayerTimes | None:
     """Times of one layer on a mean device over all `ok` repeats; None without counters.
 
     Args:
-        config: The model's shape and stored dtype; computing is shared out by its blocks' sizes.
+        config: The model's shape and stored dtype; computing is divided by its blocks' sizes.
         repeats: Of one run.
         rate_bps: Bytes a second that a device reads.
     """

@@ -1,11 +1,10 @@
-"""What a rule finds: items, each with its number and its verdict, and how many make one verdict.
+"""What a rule finds: items with a number and a verdict each, and one verdict for all of them.
 
-A claim about several models has one item a model. One that fails disproves the claim; it holds only
-if every item does; else it is undecided. An interval that holds the bound decides nothing. Read
-`Item`, then `joined`.
+A claim about several models has one item for each. One item that fails disproves the claim; the
+claim holds only if every item does. An interval that holds the bound decides nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from results.records.schema import Spread
@@ -17,43 +16,27 @@ _NAMED = 2  # labels of one reason
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One part of a claim.
+    """One part of a claim; without a verdict it says nothing for or against it."""
 
-    Attributes:
-        label: What it is about: a model, a device count, a link latency.
-        verdict: One of `VERDICTS`, or empty where it says nothing for or against the claim: a
-            baseline that ran out of memory has no ratio.
-        figure: The number that decides, in words; empty where there is none.
-        reason: Why it is undecided or does not count.
-    """
-
-    label: str
+    label: str  # what it is about: a model, a device count, a link latency
     verdict: str = ""
-    figure: str = ""
-    reason: str = ""
+    figure: str = ""  # the number that decides, in words; empty where there is none
+    reason: str = ""  # why it is undecided or does not count
 
     def __str__(self) -> str:
-        said = "; ".join(part for part in (self.figure, self.reason) if part)
-        return f"{self.label}: {said}" if said else self.label
+        text = "; ".join(filter(None, (self.figure, self.reason)))
+        return f"{self.label}: {text}" if text else self.label
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one kind of evidence says of a claim.
+    """What one kind of evidence says of a claim."""
 
-    Attributes:
-        verdict: One of `VERDICTS`.
-        items: Its parts.
-        reason: Why it is undecided.
-        coverage: How many of the claim's places were run, where not all were.
-        subject: Of which models, where the rule takes whatever ran.
-    """
-
-    verdict: str
-    items: tuple[Item, ...] = ()
-    reason: str = ""
-    coverage: str = ""
-    subject: str = ""
+    verdict: str  # one of `VERDICTS`
+    items: tuple[Item, ...] = ()  # its parts
+    reason: str = ""  # why it is undecided
+    coverage: str = ""  # how many of the claim's places were run, where not all were
+    subject: str = ""  # of which models, where the rule takes every run
 
     @property
     def has_numbers(self) -> bool:
@@ -72,17 +55,42 @@ def joined(items: Sequence[Item]) -> Finding:
     return Finding(UNDECIDED, tuple(items), _reasons(missing or items))
 
 
+def item_of(
+    label: str,
+    value: Spread | None,
+    rule: Callable[[Spread], str],
+    figure: Callable[[Spread], str],
+    missing: str,
+    bound: str = "",
+) -> Item:
+    """An item of one number.
+
+    Args:
+        label: What it is about.
+        value: The number; without it the item is undecided.
+        rule: Gives the verdict.
+        figure: Puts the number in words.
+        missing: Why there is no number.
+        bound: In words, for a value whose interval holds it.
+    """
+    if value is None:
+        return Item(label, UNDECIDED, reason=missing)
+    verdict = rule(value)
+    reason = f"the interval holds {bound}" if bound and verdict == UNDECIDED else ""
+    return Item(label, verdict, figure(value), reason)
+
+
 def _reasons(items: Sequence[Item]) -> str:
     """Each reason once, with the first labels that it holds for."""
     labels: dict[str, list[str]] = {}
     for item in items:
         if item.reason:
             labels.setdefault(item.reason, []).append(item.label)
-    said = []
+    reasons = []
     for reason, found in labels.items():
         more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
-        said.append(f"{reason} ({', '.join(found[:_NAMED])}{more})")
-    return "; ".join(said) or "there is nothing to judge"
+        reasons.append(f"{reason} ({', '.join(found[:_NAMED])}{more})")
+    return "; ".join(reasons) or "there is nothing to judge"
 
 
 def at_least(value: Spread, bound: float) -> str:
@@ -93,14 +101,14 @@ def at_least(value: Spread, bound: float) -> str:
 
 
 def at_most(value: Spread, bound: float) -> str:
-    """Whether a value is at most a bound, likewise."""
+    """Whether a value, with its whole interval, is at most a bound."""
     if value.high <= bound:
         return REPRODUCED
     return NOT_REPRODUCED if value.low > bound else UNDECIDED
 
 
 def within(value: Spread, low: float, high: float) -> str:
-    """Whether a value lies between two bounds, likewise."""
+    """Whether a value, with its whole interval, lies between two bounds."""
     return worst((at_least(value, low), at_most(value, high)))
 
 
@@ -110,6 +118,16 @@ def worst(verdicts: Sequence[str]) -> str:
         if verdict in verdicts:
             return verdict
     return REPRODUCED
+
+
+def point(value: float, n: int = 1) -> Spread:
+    """A number without an interval."""
+    return Spread(value, value, value, n)
+
+
+def saved(ratio: Spread) -> Spread:
+    """What a ratio leaves of one."""
+    return Spread(1 - ratio.median, 1 - ratio.high, 1 - ratio.low, ratio.n)
 
 
 def percent(share: float) -> str:
@@ -125,14 +143,21 @@ def in_percent(value: Spread) -> str:
     return f"{text} ({100 * value.low:.1f} to {100 * value.high:.1f})"
 
 
-def less(saved: Spread, word: str = "less") -> str:
+def less(share: Spread) -> str:
     """`87.5 % less`; `57.4 % more` where nothing was saved."""
-    if saved.median >= 0:
-        return f"{in_percent(saved)} {word}"
-    return f"{in_percent(Spread(-saved.median, -saved.high, -saved.low, saved.n))} more"
+    if share.median >= 0:
+        return f"{in_percent(share)} less"
+    return f"{in_percent(Spread(-share.median, -share.high, -share.low, share.n))} more"
 
 
 def in_times(value: Spread) -> str:
-    """`7.02 times`, likewise."""
+    """`7.02 times`, with its interval where it has one."""
     text = f"{value.median:.3g} times"
     return text if value.low == value.high else f"{text} ({value.low:.3g} to {value.high:.3g})"
+
+
+def repeats(value: Spread) -> str:
+    """` (n=3)`; with one repeat, that the interval is of its tokens alone."""
+    if value.n == 1 and value.low != value.high:
+        return " (1 repeat: the interval is of its tokens alone)"
+    return f" (n={value.n})" if value.n else ""

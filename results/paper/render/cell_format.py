@@ -1,20 +1,17 @@
-"""How one cell looks: its value in words, and the kind of evidence that sets it apart.
+"""How one cell looks: its value in words, and a mark for its kind of evidence.
 
-Every rendering dresses the same `FormattedCell` in its own way (`MARKDOWN` here, LaTeX in
-`results/paper/render/latex.py`, fills and hatches in `figures/style.py`), so that measured,
-dilated, simulated, computed and reported numbers never look alike. Read `show` first.
+Every rendering marks the same `FormattedCell` in its own way: Markdown here, LaTeX in `latex.py`,
+fills and hatches in `figures/style.py`. Numbers of different kinds never look alike.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from results.paper.cell import METRICS, Cell
+from results.paper.cell import KINDS, METRICS, Cell
+from results.records.notes import plain
 from tpi.units import Quantity, bytes_quantity, seconds_quantity
 
-KINDS = ("measured", "dilated", "simulated", "computed", "reported", "absent")
 _SUPERSCRIPTS = str.maketrans("0123456789.", "⁰¹²³⁴⁵⁶⁷⁸⁹·")
-# Words that say nothing of the system; `oom` is a result like any number.
-_NO_RESULTS = ("not run", "unusable", "infeasible")
 LEGEND = {
     "measured": "measured here",
     "dilated": "measured on devices and links slowed k times, times divided by k",
@@ -32,39 +29,22 @@ _GIB = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class FormattedCell:
-    """A cell in words.
+    """A cell in words."""
 
-    Attributes:
-        kind: One of `KINDS`.
-        text: The value with its unit and interval, or the word.
-        dilation: Where it is not 1, it is marked.
-        stand_in: What ran in the place of the paper's model; empty where that one ran.
-    """
-
-    kind: str
-    text: str
-    dilation: float = 1.0
-    stand_in: str = ""
+    kind: str  # one of `KINDS`
+    text: str  # the value with its unit and interval, or why there is none
+    dilation: float = 1.0  # marked where it is not 1
+    stand_in: str = ""  # what ran instead of the paper's model; empty where that one ran
 
 
-def kind_of(cell: Cell) -> str:
-    """The kind of evidence that it is drawn as."""
-    if cell.word in _NO_RESULTS or cell.evidence == "infeasible":
-        return "absent"
-    if cell.word == "not found" and cell.evidence != "reported":
-        return "absent"
-    return "dilated" if cell.evidence == "measured" and cell.dilation != 1 else cell.evidence
+# One of each kind, for legends.
+SAMPLES = tuple(FormattedCell(kind, "word" if kind == "absent" else "1 s", 8.0) for kind in KINDS)
 
 
-def ran(cell: Cell) -> bool:
-    """Whether something really ran: all else is of the paper's size."""
-    return kind_of(cell) in ("measured", "dilated")
-
-
-def show(cell: Cell, stand_in: str = "") -> FormattedCell:
-    """A cell in words, its kind and what stands in for the paper's model beside them."""
-    text = cell.word or (plain(cell.text) if cell.value is None else value_text(cell))
-    return FormattedCell(kind_of(cell), text, cell.dilation, stand_in if ran(cell) else "")
+def format_cell(cell: Cell, stand_in: str = "") -> FormattedCell:
+    """A cell in words, with its kind and what stands in for the paper's model."""
+    text = cell.missing_reason or (plain(cell.text) if cell.value is None else value_text(cell))
+    return FormattedCell(cell.kind, text, cell.dilation, stand_in if cell.ran else "")
 
 
 def value_text(cell: Cell) -> str:
@@ -95,29 +75,23 @@ def mark_dilation(dilation: float) -> str:
 
 
 MARKDOWN: Mapping[str, Callable[[FormattedCell], str]] = {
-    "measured": lambda shown: f"**{shown.text}**",
-    "dilated": lambda shown: f"{shown.text} {mark_dilation(shown.dilation)}",
-    "simulated": lambda shown: f"*~{shown.text}*",
-    "computed": lambda shown: f"= {shown.text}",
-    "reported": lambda shown: f"[{shown.text}]",
-    "absent": lambda shown: shown.text,
+    "measured": lambda cell: f"**{cell.text}**",
+    "dilated": lambda cell: f"{cell.text} {mark_dilation(cell.dilation)}",
+    "simulated": lambda cell: f"*~{cell.text}*",
+    "computed": lambda cell: f"= {cell.text}",
+    "reported": lambda cell: f"[{cell.text}]",
+    "absent": lambda cell: cell.text,
 }
 
 
-def markdown_of(shown: FormattedCell) -> str:
-    """A cell as Markdown, the mark of its kind on it."""
-    return MARKDOWN[shown.kind](shown) + (f" {shown.stand_in}" if shown.stand_in else "")
+def markdown_of(cell: FormattedCell) -> str:
+    """A cell as Markdown, with the mark of its kind."""
+    return MARKDOWN[cell.kind](cell) + (f" {cell.stand_in}" if cell.stand_in else "")
 
 
 def markdown_legend() -> list[str]:
     """What the marks mean, one line each."""
-    samples = [FormattedCell(kind, "word" if kind == "absent" else "1 s", 8.0) for kind in KINDS]
-    return [*(f"{markdown_of(shown)}: {LEGEND[shown.kind]}" for shown in samples), STAND_IN_LEGEND]
-
-
-def plain(text: str) -> str:
-    """One line without control characters: a log's words must not move the cursor."""
-    return "".join(c if c.isprintable() else " " for c in text)
+    return [*(f"{markdown_of(cell)}: {LEGEND[cell.kind]}" for cell in SAMPLES), STAND_IN_LEGEND]
 
 
 def escaped(text: str) -> str:
@@ -141,18 +115,10 @@ def _count(value: float) -> Quantity:
     return Quantity(f"{value:,.0f}" if value == int(value) else f"{value:.3g}", "", 1.0)
 
 
-def _rate(value: float) -> Quantity:
-    return Quantity(f"{value / 1e6:.4g}", "Mbit/s", 1e6)
-
-
-def _share(value: float) -> Quantity:
-    return Quantity(f"{100 * value:.3g}", "%", 0.01)
-
-
 _QUANTITIES: Mapping[str, Callable[[float], Quantity]] = {
     "s": seconds_quantity,
     "bytes": bytes_quantity,
-    "share": _share,
-    "bit/s": _rate,
+    "share": lambda value: Quantity(f"{100 * value:.3g}", "%", 0.01),
+    "bit/s": lambda value: Quantity(f"{value / 1e6:.4g}", "Mbit/s", 1e6),
     "": _count,
 }

@@ -1,7 +1,7 @@
-"""Cells as CSV, one line each, every field of it: for whoever wants the numbers and not a table.
+"""Cells as CSV, one line each, with every field.
 
-Values are SI and printed so that they read back to the same float; a fact that is no number stands
-in `value` as text with the metric `text`. A word stands in `word`, and `value` is empty then.
+Values are SI and read back to the same float. A fact that is not a number stands in `value` as text
+with the metric `text`. Where there is no value, `word` says why.
 """
 
 import csv
@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from results.paper.cell import METRICS, Cell
 from results.paper.cells.result_set import ResultSet
 from results.paper.cells.substitutions import stand_in_name
-from results.paper.render.cell_format import ran
 
 COLUMNS = (
     *("exhibit", "row", "column", "metric", "evidence", "value", "low", "high", "unit", "n"),
@@ -19,23 +18,23 @@ COLUMNS = (
 )
 
 
-def cells_csv(cells: Iterable[Cell], book: ResultSet) -> str:
-    """A header and one line a cell; the last field says what ran in the place of the paper's."""
+def cells_csv(cells: Iterable[Cell], results: ResultSet) -> str:
+    """A header and one line for each cell; the last field names what ran instead of the paper's."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(COLUMNS)
-    writer.writerows(_row(cell, book) for cell in cells)
+    writer.writerows(_row(cell, results) for cell in cells)
     return out.getvalue()
 
 
-def _row(cell: Cell, book: ResultSet) -> tuple[object, ...]:
+def _row(cell: Cell, results: ResultSet) -> tuple[object, ...]:
     place = cell.place
     return (
         *(place.exhibit, place.row, place.column, place.metric, cell.evidence),
         *(cell.text if cell.value is None else repr(cell.value), _number(cell.low)),
         *(_number(cell.high), METRICS[place.metric], cell.n, cell.scale, cell.backend),
-        *(f"{cell.dilation:g}", cell.run_id, cell.source, cell.word, cell.detail),
-        stand_in_name(book, cell) if ran(cell) else "",
+        *(f"{cell.dilation:g}", cell.run_id, cell.source, cell.missing_reason, cell.detail),
+        stand_in_name(results, cell) if cell.ran else "",
     )
 
 

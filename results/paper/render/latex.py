@@ -1,19 +1,16 @@
-"""One of the paper's tables from a book, as a LaTeX fragment that needs `booktabs` alone.
+"""One of the paper's tables as a LaTeX fragment for `input` that needs `booktabs` alone.
 
-To be read with `input`: one `table` with a `tabular` a section and the notes below. Whatever comes
-from records is escaped, and all of it is plain ASCII. Read `latex` first.
+Whatever comes from records is escaped, and all of it is plain ASCII.
 """
 
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
-from results.paper.cell import Cell
 from results.paper.cells.result_set import ResultSet
-from results.paper.cells.substitutions import stand_in_name
-from results.paper.render.cell_format import KINDS, LEGEND, STAND_IN_LEGEND, FormattedCell, show
+from results.paper.render.cell_format import LEGEND, SAMPLES, STAND_IN_LEGEND, FormattedCell
 from results.paper.render.footnotes import Footnotes, below
 from results.paper.render.layouts import label_of, title_of
-from results.paper.render.sections import Line, Section, sections_of
+from results.paper.render.sections import Section, sections_of
 
 _SPECIAL = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#",
@@ -30,7 +27,7 @@ _SPECIAL = {
 }  # fmt: skip
 _DRESS: Mapping[str, Callable[[FormattedCell, str], str]] = {
     "measured": lambda _, text: rf"\textbf{{{text}}}",
-    "dilated": lambda shown, text: rf"{text}$^{{d{shown.dilation:g}}}$",
+    "dilated": lambda cell, text: rf"{text}$^{{d{cell.dilation:g}}}$",
     "simulated": lambda _, text: rf"\textit{{$\sim${text}}}",
     "computed": lambda _, text: rf"$=$\,{text}",
     # In braces: a bracket after \\ would be taken as its argument.
@@ -39,19 +36,19 @@ _DRESS: Mapping[str, Callable[[FormattedCell, str], str]] = {
 }
 
 
-def latex(book: ResultSet, exhibit: str) -> str:
+def latex(results: ResultSet, exhibit: str) -> str:
     """A table as a LaTeX fragment."""
-    notes = Footnotes.of(book, exhibit)
-    sections = [_tabular(section, notes, exhibit) for section in sections_of(book, exhibit)]
+    notes = Footnotes.of(results, exhibit)
+    sections = [_tabular(section, notes, exhibit) for section in sections_of(results, exhibit)]
     texts = [f"({number}) {escape(text)}" for number, text in enumerate(notes.texts, 1)]
-    texts += [escape(line) for line in (*notes.shared_lines(), *below(book, exhibit))]
+    texts += [escape(line) for line in (*notes.shared_lines(), *below(results, exhibit))]
     title = title_of(exhibit).partition(": ")[2]
     return "\n".join(
         [
             "% needs \\usepackage{booktabs}",
             r"\begin{table}",
             r"\centering\scriptsize\setlength{\tabcolsep}{3pt}",
-            rf"\caption{{{escape(title)} (measured at scale {escape(book.scale)})}}",
+            rf"\caption{{{escape(title)} (measured at scale {escape(results.scale)})}}",
             rf"\label{{tab:{exhibit}}}",
             "\n\\par\\medskip\n".join(sections),
             r"\par\medskip\raggedright",
@@ -64,15 +61,14 @@ def latex(book: ResultSet, exhibit: str) -> str:
 
 def latex_legend() -> str:
     """What the marks mean, in one line."""
-    samples = (FormattedCell(kind, "word" if kind == "absent" else "1 s", 8.0) for kind in KINDS)
-    words = [f"{latex_of(shown)} {escape(LEGEND[shown.kind])}" for shown in samples]
+    words = [f"{latex_of(cell)} {escape(LEGEND[cell.kind])}" for cell in SAMPLES]
     return "; ".join([*words, escape(STAND_IN_LEGEND)]) + "."
 
 
-def latex_of(shown: FormattedCell) -> str:
-    """A cell as LaTeX, the mark of its kind on it."""
-    dressed = _DRESS[shown.kind](shown, escape(shown.text))
-    return dressed + (rf" \textsc{{{escape(shown.stand_in)}}}" if shown.stand_in else "")
+def latex_of(cell: FormattedCell) -> str:
+    """A cell as LaTeX, with the mark of its kind."""
+    dressed = _DRESS[cell.kind](cell, escape(cell.text))
+    return dressed + (rf" \textsc{{{escape(cell.stand_in)}}}" if cell.stand_in else "")
 
 
 def escape(text: str) -> str:
@@ -97,16 +93,9 @@ def _tabular(section: Section, notes: Footnotes, exhibit: str) -> str:
         lines += [r"\addlinespace"] if number else []
         for index, line in enumerate(group.lines):
             name = "" if index else escape(label_of(group.row, exhibit))
-            lines.append(" & ".join([name, escape(line.label), *_texts(line, notes)]) + r" \\")
+            texts = [name, escape(line.label)]
+            for cells in line.cells:
+                text, marks = notes.joined(cells, latex_of), notes.numbers(cells).strip()
+                texts.append(text + (rf"\textsuperscript{{{marks}}}" if marks else ""))
+            lines.append(" & ".join(texts) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
-
-
-def _texts(line: Line, notes: Footnotes) -> Iterator[str]:
-    for cells in line.cells:
-        shown = " / ".join(dict.fromkeys(_said(notes.book, cell) for cell in cells))
-        marks = notes.numbers(cells).strip()
-        yield shown + (rf"\textsuperscript{{{marks}}}" if marks else "")
-
-
-def _said(book: ResultSet, cell: Cell) -> str:
-    return latex_of(show(cell, stand_in_name(book, cell)))

@@ -1,8 +1,6 @@
 """The paper's tables and figures: the rows, columns and metrics of each, and their names.
 
-Only the shape stands here. The paper's values are reported cells, ours come from run records, and
-`results/paper/render/sections.py` lays both into this shape. A place that nothing fills is still a
-place: it gets a word. Source of every shape: arXiv:2410.00531v1. Read `LAYOUTS` first.
+`sections.py` lays cells into these shapes. Source of every shape: arXiv:2410.00531v1.
 """
 
 from dataclasses import dataclass
@@ -20,11 +18,11 @@ LAPTOP_MODELS = ("llama2-3b", "llama2-7b", "llama2-13b", "llama3.1-8b", "yi-34b"
 FIGURE6_MODELS = MODELS[:4]
 _LAPTOP_SYSTEMS = ("transformers", "accelerate", "accelerate-2024", "transformers-window", "tpi")
 _OFF_ON = tuple(f"{switch}/{count}" for switch in ("off", "on") for count in (2, 4, 6, 8))
-# A time to first token is compared with whichever of the two the paper's value is.
+# Our time to first token is the one of these that the paper's value is.
 FIRST = ("ttft_s", "first_token_s")
 TIMES = (FIRST, ("token_latency_s",))
-# Systems that load all weights before they begin. Whether the paper's times to first token include
-# that is not said of them, so that ours stand there without and with it.
+# Systems that load all weights before they begin. The paper does not say whether their times to
+# first token include that, so ours stand there without and with it.
 LOADS_FIRST = ("transformers", "accelerate-2024", "standalone", "mp", "galaxy")
 MEMORY = (("peak_memory_bytes",),)
 _SHARES = (("allreduce_share",), ("compute_share",), ("wait_weights_share",))
@@ -44,25 +42,19 @@ class Layout:
     """The shape of one exhibit.
 
     Attributes:
-        title: What it shows, in one line.
-        rows: In the paper's order; cells may name more, which follow.
-        columns: Likewise.
-        sections: Of each, its metrics; one metric is a choice of names for the same thing. None
-            at all: whatever metric a column's cells have (facts).
-        is_run: Whether runs fill it, so that a place without any is `not run`.
-        joins_columns: Whether a row and a metric alone say what a value is.
-        has_table: Whether its values say what it shows; a drawing of a trace is none.
-        caption: Of a figure: how to read it.
+        rows: In the paper's order, as columns; cells may name more, which follow.
+        sections: The metrics of each; a metric is a choice of names for the same thing. None at
+            all: whatever metric a column's cells have (facts).
     """
 
     title: str
     rows: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
     sections: tuple[tuple[tuple[str, ...], ...], ...] = ()
-    is_run: bool = True
-    joins_columns: bool = False
-    has_table: bool = True
-    caption: str = ""
+    is_run: bool = True  # whether runs fill it, so that a place without any is `not run`
+    joins_columns: bool = False  # whether a row and a metric alone say what a value is
+    has_table: bool = True  # whether its values say what it shows; a drawing of a trace has none
+    caption: str = ""  # of a figure: how to read it
 
 
 def _memory_over_devices(window: int) -> Layout:

@@ -1,8 +1,7 @@
 """Render the paper's tables and figures from run records: `lab render FOLDER`.
 
 Every exhibit becomes files of its own, `table1.md`, `.tex`, `.csv` and `figure3.svg`, `.png`,
-`.md`, `.csv`, in FOLDER/rendered or where `--out` says; `validation.md` lies beside them. One that
-fails does not stop the others. Nothing is measured here. Read `render_result_set` first.
+`.md`, `.csv`, beside `validation.md`. One that fails does not stop the others.
 """
 
 import argparse
@@ -14,11 +13,11 @@ from results.paper.cell import ALL_EXHIBITS, VALIDATION
 from results.paper.cells.load import open_result_set
 from results.paper.cells.result_set import ResultSet
 from results.paper.render import validation_table
-from results.paper.render.cell_format import plain
 from results.paper.render.csv import cells_csv
 from results.paper.render.latex import latex
 from results.paper.render.markdown import figure_markdown, markdown
 from results.paper.render.sections import shown_cells
+from results.records.notes import plain
 from tpi.command_line import Parser
 from tpi.errors import EXIT_OK, ConfigError, ResourceError, TpiError, map_errors
 from tpi.files import write_atomic
@@ -49,9 +48,9 @@ def render_folder(folder: Path, out_dir: Path, exhibits: Sequence[str] | None = 
 
 
 def render_result_set(
-    book: ResultSet, out_dir: Path, exhibits: Sequence[str] | None = None
+    results: ResultSet, out_dir: Path, exhibits: Sequence[str] | None = None
 ) -> list[Path]:
-    """Write every exhibit of a book, or those named, and return the paths; raises as above."""
+    """Write every exhibit of a results, or those named, and return the paths; raises as above."""
     names = exhibits_named(exhibits)
     with map_errors({OSError: ResourceError}, f"cannot write {out_dir}"):
         out_dir.mkdir(parents=True, exist_ok=True)
@@ -59,8 +58,11 @@ def render_result_set(
     failures = []
     for name in names:
         try:
-            for suffix, data in _files(book, name):
-                paths.append(_write(out_dir / f"{name}.{suffix}", data))
+            for suffix, data in _files(results, name):
+                path = out_dir / f"{name}.{suffix}"
+                with map_errors({OSError: ResourceError}, f"cannot write {path}"):
+                    write_atomic(path, data)
+                paths.append(path)
         except ResourceError:
             raise  # a full disk fails them all
         except Exception as exc:  # noqa: BLE001  # a defect of one drawing must not hide the rest
@@ -88,35 +90,29 @@ def _is_named(exhibit: str, word: str) -> bool:
     return exhibit == word or (exhibit.startswith("figure") and exhibit.rstrip("abc") == word)
 
 
-def _files(book: ResultSet, exhibit: str) -> Iterator[tuple[str, bytes]]:
+def _files(results: ResultSet, exhibit: str) -> Iterator[tuple[str, bytes]]:
     """Suffix and content of each file of an exhibit."""
     if exhibit == VALIDATION:
-        yield "md", validation_table.markdown(book).encode()
+        yield "md", validation_table.markdown(results).encode()
         return
     texts: Mapping[str, Callable[[ResultSet, str], str]] = {"md": markdown, "tex": latex}
     if exhibit.startswith("figure"):
-        yield from _drawings(book, exhibit)
+        yield from _drawings(results, exhibit)
         texts = {"md": figure_markdown}
     for suffix, render in texts.items():
-        yield suffix, render(book, exhibit).encode()
-    yield "csv", cells_csv(shown_cells(book, exhibit), book).encode()
+        yield suffix, render(results, exhibit).encode()
+    yield "csv", cells_csv(shown_cells(results, exhibit), results).encode()
 
 
-def _drawings(book: ResultSet, exhibit: str) -> Iterator[tuple[str, bytes]]:
+def _drawings(results: ResultSet, exhibit: str) -> Iterator[tuple[str, bytes]]:
     # Here, since matplotlib takes a second to load and tables need none of it.
     from results.paper.render.figures.draw import draw
     from results.paper.render.figures.style import house_style, png_bytes, svg_bytes
 
     with house_style():
-        figure = draw(book, exhibit)
+        figure = draw(results, exhibit)
         yield "svg", svg_bytes(figure)
         yield "png", png_bytes(figure)
-
-
-def _write(path: Path, data: bytes) -> Path:
-    with map_errors({OSError: ResourceError}, f"cannot write {path}"):
-        write_atomic(path, data)
-    return path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -124,12 +120,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     out_dir = args.out or args.folder / OUT_FOLDER
     try:
-        book = open_result_set(args.folder)
-        paths = render_result_set(book, out_dir, args.only)
+        results = open_result_set(args.folder)
+        paths = render_result_set(results, out_dir, args.only)
     except TpiError as exc:
         sys.stderr.write(f"error: {exc}\n")
         return exc.exit_status
-    for problem in book.problems:
+    for problem in results.problems:
         sys.stderr.write(f"unusable: {plain(problem)}\n")
     sys.stdout.write(f"{len(paths)} files in {out_dir}\n")
     return EXIT_OK

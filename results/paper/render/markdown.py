@@ -1,74 +1,64 @@
-"""One of the paper's tables from a book, as Markdown: the paper's value above ours in every row.
+"""One of the paper's tables as Markdown: the paper's value above ours in every row.
 
-Each row of the paper is a group of lines, one a source, so that values stand under one another and
-are never mixed. Below stand the legend, numbered notes, the testbeds and what could not be read.
-`results/paper/render/latex.py` and `results/paper/render/csv.py` render the same sections. Read
-`markdown` first.
+Below the table: the legend, numbered notes, the testbeds and what could not be read.
 """
 
 from collections.abc import Iterator, Sequence
 
-from results.paper.cell import Cell
 from results.paper.cells.result_set import ResultSet
-from results.paper.cells.substitutions import stand_in_name, stand_in_names
-from results.paper.render.cell_format import escaped, markdown_legend, markdown_of, show
+from results.paper.cells.substitutions import stand_in_names
+from results.paper.render.cell_format import FormattedCell, escaped, markdown_legend, markdown_of
 from results.paper.render.footnotes import Footnotes, below
 from results.paper.render.layouts import LAYOUTS, label_of, title_of
-from results.paper.render.sections import Line, Section, sections_of
+from results.paper.render.sections import Section, sections_of
+from results.records.comparison_table import aligned
 
 Grid = list[tuple[str, ...]]
 
 
-def markdown(book: ResultSet, exhibit: str) -> str:
+def markdown(results: ResultSet, exhibit: str) -> str:
     """A table as Markdown that is aligned when read as plain text."""
-    return _joined([f"### {title_of(exhibit)}", "", *_body(book, exhibit)])
+    return _joined([f"### {title_of(exhibit)}", "", *_body(results, exhibit)])
 
 
-def figure_markdown(book: ResultSet, exhibit: str) -> str:
+def figure_markdown(results: ResultSet, exhibit: str) -> str:
     """A figure's caption, and the values that it draws, as Markdown."""
     image = f"![{title_of(exhibit)}]({exhibit}.svg)"
-    caption = f"{LAYOUTS[exhibit].caption} {_dilations(book, exhibit)}"
-    return _joined([f"### {title_of(exhibit)}", "", image, "", caption, "", *_body(book, exhibit)])
+    caption = f"{LAYOUTS[exhibit].caption} {_dilations(results, exhibit)}"
+    return _joined(
+        [f"### {title_of(exhibit)}", "", image, "", caption, "", *_body(results, exhibit)]
+    )
 
 
-def _body(book: ResultSet, exhibit: str) -> Iterator[str]:
+def _body(results: ResultSet, exhibit: str) -> Iterator[str]:
     """Values, legend, numbered notes, and what is known of the runs."""
-    notes = Footnotes.of(book, exhibit)
-    for section in sections_of(book, exhibit):
+    notes = Footnotes.of(results, exhibit)
+    for section in sections_of(results, exhibit):
         yield from (
-            (f"{section.heading} (measured at scale {book.scale})", "") if section.heading else ()
+            (f"{section.heading} (measured at scale {results.scale})", "")
+            if section.heading
+            else ()
         )
-        yield from (*aligned(_grid(section, notes, exhibit)), "")
+        grid = _grid(section, notes, exhibit)
+        yield from (*aligned(grid), "")
     if LAYOUTS[exhibit].has_table:
         yield from (*(f"- {line}" for line in markdown_legend()), "")
     yield from (f"{number}. {escaped(text)}" for number, text in enumerate(notes.texts, 1))
     yield ""
-    yield from (f"- {escaped(line)}" for line in (*notes.shared_lines(), *below(book, exhibit)))
+    yield from (f"- {escaped(line)}" for line in (*notes.shared_lines(), *below(results, exhibit)))
 
 
 def _joined(lines: Sequence[str]) -> str:
     return "\n".join(lines).replace("\n\n\n", "\n\n").rstrip() + "\n"
 
 
-def _dilations(book: ResultSet, exhibit: str) -> str:
+def _dilations(results: ResultSet, exhibit: str) -> str:
     """Scale and dilation of what is drawn, for a caption."""
-    factors = sorted({cell.dilation for cell in book.exhibit(exhibit) if cell.dilation != 1})
-    words = [f"Measured at scale {book.scale}"]
-    words += [f"{name} in the paper's place" for name in stand_in_names(book, exhibit)]
+    factors = sorted({cell.dilation for cell in results.exhibit(exhibit) if cell.dilation != 1})
+    words = [f"Measured at scale {results.scale}"]
+    words += [f"{name} in the paper's place" for name in stand_in_names(results, exhibit)]
     words += [f"dilation {factor:g}: times are divided by {factor:g}" for factor in factors]
     return "; ".join(words) + "."
-
-
-def aligned(grid: Grid) -> list[str]:
-    """A header and rows as a Markdown table, every column as wide as its widest cell."""
-    widths = [max(len(line[i]) for line in grid) for i in range(len(grid[0]))]
-    head, *rows = ["| " + " | ".join(_padded(line, widths)) + " |" for line in grid]
-    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
-    return [head, rule, *rows]
-
-
-def _padded(line: Sequence[str], widths: Sequence[int]) -> Iterator[str]:
-    return (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
 
 
 def _grid(section: Section, notes: Footnotes, exhibit: str) -> Grid:
@@ -76,15 +66,10 @@ def _grid(section: Section, notes: Footnotes, exhibit: str) -> Grid:
     for group in section.groups:
         for number, line in enumerate(group.lines):
             name = "" if number else label_of(group.row, exhibit)
-            grid.append((escaped(name), escaped(line.label), *_texts(line, notes)))
+            texts = (notes.joined(each, _dress) + notes.numbers(each) for each in line.cells)
+            grid.append((escaped(name), escaped(line.label), *texts))
     return grid
 
 
-def _texts(line: Line, notes: Footnotes) -> Iterator[str]:
-    for cells in line.cells:
-        shown = " / ".join(dict.fromkeys(_said(notes.book, cell) for cell in cells))
-        yield shown + notes.numbers(cells)
-
-
-def _said(book: ResultSet, cell: Cell) -> str:
-    return escaped(markdown_of(show(cell, stand_in_name(book, cell))))
+def _dress(cell: FormattedCell) -> str:
+    return escaped(markdown_of(cell))

@@ -1,8 +1,7 @@
 """Copy exhibits with the records behind them: `lab publish FOLDER OUT --only table1`.
 
-OUT gets an index of those exhibits alone, every record that it names, the samples that these name,
-and `SHA256SUMS` of index and records, as `sha256sum -c` checks them. Nothing is published that
-cannot be read, and nothing is written over. Read `publish` first.
+OUT gets an index of those exhibits, every record and samples file that it needs, and `SHA256SUMS`
+for `sha256sum -c`. Nothing unreadable is published, and nothing is overwritten.
 """
 
 import hashlib
@@ -14,7 +13,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from results.paper.cells.result_set import read_book
+from results.paper.cells.result_set import read_result_set
 from results.paper.index import INDEX_FILE, read_index, write_index
 from results.paper.render.main import exhibits_named
 from tpi.command_line import Parser
@@ -40,16 +39,16 @@ def publish(folder: Path, out: Path, exhibits: Sequence[str]) -> list[str]:
         raise ConfigError(f"{folder}: no run of {', '.join(names)}; nothing to publish")
     if out.exists():
         raise ConfigError(f"{out}: is there already; name a folder that is not")
-    book = read_book(folder)
+    results = read_result_set(folder)
     named = re.compile(rf"\b({'|'.join(map(re.escape, runs))})(?![-\w])")
-    for problem in book.problems:
+    for problem in results.problems:
         if named.search(problem):
             raise ConfigError(f"cannot be published: {problem}")
     with map_errors({OSError: ResourceError}, f"cannot write {out}"):
         for run in runs:
             (out / run).mkdir(parents=True)
             # What the record does not name has no digest, and is none of it.
-            for name in ("run.json", *(sample.file for sample in book.records[run].samples)):
+            for name in ("run.json", *(sample.file for sample in results.records[run].samples)):
                 shutil.copyfile(folder / run / name, out / run / name)
         write_index(out, replace(index, entries=entries, studies=()))
         files = [INDEX_FILE, *(f"{run}/run.json" for run in sorted(runs))]

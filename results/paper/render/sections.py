@@ -1,16 +1,14 @@
-"""Cells of a book laid into the shape of an exhibit, so that no place is left without a word.
+"""Cells laid into the shape of an exhibit, so that no place is left without a value or a reason.
 
-A `Section` is a block of columns; its groups are the paper's rows, and each group has one line a
-kind of source: the paper's value first, then what was measured, simulated and computed. Lines are
-never joined. Read `sections_of` first.
+A `Section` is a block of columns. Its groups are the paper's rows. Each group has one line for each
+source: the paper's value first, then what was measured, simulated and computed.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from results.paper.cell import Cell, Place
 from results.paper.cells.result_set import ResultSet
-from results.paper.render.filling import MEASURED, REPORTED, Filling, Source, source_of
 from results.paper.render.layouts import (
     FIRST,
     LAYOUTS,
@@ -19,6 +17,30 @@ from results.paper.render.layouts import (
     Layout,
     label_of,
 )
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Source:
+    """Where a line's cells come from; the order is that of the lines."""
+
+    rank: int
+    label: str
+
+
+_REPORTED, _MEASURED, _SIMULATED = Source(0, "paper"), Source(1, "measured"), Source(2, "simulated")
+_COMPUTED = Source(3, "computed")
+_RUN_RANKS = (_MEASURED.rank, _SIMULATED.rank)
+
+
+def source_of(cell: Cell) -> Source:
+    """The line that a cell stands in."""
+    if cell.evidence == "reported":
+        return _REPORTED
+    # What could not be simulated stands where the simulated number would.
+    source = _SIMULATED if cell.is_simulated else _MEASURED
+    if cell.evidence == "computed":
+        source = _COMPUTED
+    return Source(source.rank, f"{source.label}, {cell.source}") if cell.source else source
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,31 +78,66 @@ class Section:
 
     def cells(self) -> Iterator[Cell]:
         """Every cell as it is shown."""
-        for group in self.groups:
-            for line in group.lines:
-                for cells in line.cells:
-                    yield from cells
+        lines = (line for group in self.groups for line in group.lines)
+        return (cell for line in lines for cells in line.cells for cell in cells)
 
 
-def sections_of(book: ResultSet, exhibit: str) -> tuple[Section, ...]:
+def sections_of(results: ResultSet, exhibit: str) -> tuple[Section, ...]:
     """All sections of an exhibit, every place filled."""
     layout = LAYOUTS[exhibit]
     if not layout.has_table:
         return ()
-    cells = list(book.exhibit(exhibit))
+    cells = list(results.exhibit(exhibit))
     rows = _ordered(layout.rows, (cell.place.row for cell in cells))
-    parts = layout.sections or ((),)
     return tuple(
         _section(exhibit, metrics, rows, _columns(layout, metrics, cells), cells)
-        for metrics in parts
+        for metrics in layout.sections or ((),)
     )
 
 
-def shown_cells(book: ResultSet, exhibit: str) -> list[Cell]:
-    """Every cell of an exhibit as it is shown, words for what is missing among them."""
+def shown_cells(results: ResultSet, exhibit: str) -> list[Cell]:
+    """Every cell of an exhibit as it is shown, reasons for what is missing among them."""
     if not LAYOUTS[exhibit].has_table:
-        return list(book.exhibit(exhibit))
-    return [cell for section in sections_of(book, exhibit) for cell in section.cells()]
+        return list(results.exhibit(exhibit))
+    return [cell for section in sections_of(results, exhibit) for cell in section.cells()]
+
+
+class _CellsBySource:
+    """The cells of an exhibit by source and place."""
+
+    def __init__(self, layout: Layout, cells: Iterable[Cell]) -> None:
+        self._joins_columns = layout.joins_columns
+        self._by_run: dict[tuple[str, ...], list[Cell]] = {}
+        for cell in cells:
+            self._by_run.setdefault(self._key(source_of(cell), cell.place), []).append(cell)
+
+    def at(self, source: Source, place: Place) -> tuple[Cell, ...]:
+        """At least one cell; `not run` only where no other run has a value or a reason."""
+        beside = self._by_run.get(self._key(source, place), [])
+        found = [cell for cell in beside if cell.place.metric == place.metric]
+        if not found and source.rank in _RUN_RANKS:
+            # A run without a number says why in a few metrics only: that holds for all of them.
+            missing = {(c.run_id, c.missing_reason): c for c in beside if c.missing_reason}
+            found = [replace(cell, place=place) for cell in missing.values()]
+        known = tuple(cell for cell in found if cell.missing_reason != "not run")
+        return known or tuple(found[:1]) or (_missing(source, place, was_run=bool(beside)),)
+
+    def _key(self, source: Source, place: Place) -> tuple[str, ...]:
+        return source.label, place.row, "" if self._joins_columns else place.column
+
+
+def _missing(source: Source, place: Place, *, was_run: bool) -> Cell:
+    evidence = {
+        _REPORTED.rank: "reported",
+        _COMPUTED.rank: "computed",
+        _SIMULATED.rank: "simulated",
+    }
+    reason, detail = "not found", ""
+    if source.rank == _COMPUTED.rank:
+        detail = "no formula gives it"
+    elif source.rank in _RUN_RANKS:
+        reason, detail = ("not found", "the run does not say") if was_run else ("not run", "")
+    return Cell(place, evidence.get(source.rank, "measured"), missing_reason=reason, detail=detail)
 
 
 def _section(
@@ -98,12 +155,12 @@ def _section(
         if cell.place.metric in names
         and (layout.joins_columns or (cell.place.column, cell.place.metric) in wanted)
     ]
-    filling, sources = Filling.of(layout, cells), _sources(layout, mine)
+    by_source, sources = _CellsBySource(layout, cells), _sources(layout, mine)
     groups = []
     for row in rows:
         places = [Place(exhibit, row, column.name, column.metric) for column in columns]
         lines = (
-            Line(_label(source, mine), tuple(filling.at(source, place) for place in places))
+            Line(_label(source, mine), tuple(by_source.at(source, place) for place in places))
             for source in sources
         )
         groups.append(Group(row, tuple(lines)))
@@ -112,18 +169,16 @@ def _section(
 
 
 def _sources(layout: Layout, cells: Iterable[Cell]) -> list[Source]:
-    found = {source_of(cell) for cell in cells} | {REPORTED}
-    if layout.is_run and not any(source.rank == MEASURED.rank for source in found):
-        found.add(MEASURED)
+    found = {source_of(cell) for cell in cells} | {_REPORTED}
+    if layout.is_run and not any(source.rank == _MEASURED.rank for source in found):
+        found.add(_MEASURED)
     return sorted(found)
 
 
 def _label(source: Source, cells: Iterable[Cell]) -> str:
     """A line's name, with the scale of what was measured: what is simulated is of full size."""
-    scales = (cell.scale for cell in cells if cell.scale and source_of(cell) == source)
-    return ", ".join(
-        [source.label, *(dict.fromkeys(scales) if source.rank == MEASURED.rank else ())]
-    )
+    scales = dict.fromkeys(c.scale for c in cells if c.scale and source_of(c) == source)
+    return ", ".join([source.label, *(scales if source.rank == _MEASURED.rank else ())])
 
 
 def _columns(
@@ -146,9 +201,9 @@ def _columns(
 
 
 def _chosen(choice: Sequence[str], column: str, cells: Iterable[Cell]) -> Sequence[str]:
-    """The metric that the paper's values of a column have; without any, the usual one.
+    """The metrics of the paper's values in a column, or the usual one where it has none.
 
-    Both where the paper does not say which of two its values are.
+    Two where the paper does not say whether its times include loading.
     """
     if choice == FIRST and column in LOADS_FIRST:
         return choice

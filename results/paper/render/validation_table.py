@@ -1,7 +1,6 @@
 """Simulated beside measured as Markdown: one configuration a line, the error of each metric.
 
-A side without a number says in a word why; such a line has no error and counts in no median. Read
-`markdown` first.
+A side without a number says why; such a line has no error and counts in no median.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,18 +8,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from results.paper.cell import VALIDATION, Cell, Place
 from results.paper.cells.result_set import ResultSet
 from results.paper.cells.validation import PAIRED, Pair, median_error, pairs_of, worst_pair
-from results.paper.render.cell_format import escaped, markdown_of, show
+from results.paper.render.cell_format import escaped, format_cell, markdown_of
 from results.paper.render.layouts import METRIC_LABELS, VALIDATION_TITLE, label_of
-from results.paper.render.markdown import aligned
+from results.records.comparison_table import aligned
 from tpi.units import counted
 
 _BAND = 0.25  # what a simulated time may be off to be of use
 
 
-def markdown(book: ResultSet) -> str:
-    """Every configuration that the simulator is checked on, then the errors in a line a metric."""
-    pairs = {pair.place: pair for pair in pairs_of(book) if pair.is_check}
-    places = dict.fromkeys((cell.place.row, cell.place.column) for cell in book.exhibit(VALIDATION))
+def markdown(results: ResultSet) -> str:
+    """Every configuration that the simulator is checked on, then the errors of each metric."""
+    pairs = {pair.place: pair for pair in pairs_of(results) if pair.is_check}
+    places = dict.fromkeys(
+        (cell.place.row, cell.place.column) for cell in results.exhibit(VALIDATION)
+    )
     lines = [f"### {VALIDATION_TITLE}", ""]
     if not places:
         return "\n".join([*lines, "Nothing was measured or simulated to check it."]) + "\n"
@@ -28,7 +29,7 @@ def markdown(book: ResultSet) -> str:
     grid = [("configuration", "system", *head)]
     for row, column in places:
         found = (Place(VALIDATION, row, column, metric) for metric in PAIRED)
-        cells = (each for place in found for each in _cells(book, place, pairs))
+        cells = [each for place in found for each in _cells(results, place, pairs)]
         grid.append((escaped(row), escaped(label_of(column)), *cells))
     both = len({(place.row, place.column) for place in pairs})
     lines += [*aligned(grid), ""]
@@ -57,13 +58,13 @@ def percent(error: float) -> str:
     return f"{100 * error:+.1f} %"
 
 
-def _cells(book: ResultSet, place: Place, pairs: Mapping[Place, Pair]) -> tuple[str, str, str]:
+def _cells(results: ResultSet, place: Place, pairs: Mapping[Place, Pair]) -> tuple[str, str, str]:
     if pair := pairs.get(place):
-        return _said(pair.measured), _said(pair.simulated), percent(pair.error)
-    sides = (book.of(place, evidence) for evidence in ("measured", "simulated"))
-    measured, simulated = (" / ".join(map(_said, cells)) for cells in sides)
+        return _text(pair.measured), _text(pair.simulated), percent(pair.error)
+    sides = (results.of(place, evidence) for evidence in ("measured", "simulated"))
+    measured, simulated = (" / ".join(map(_text, cells)) for cells in sides)
     return measured, simulated, ""
 
 
-def _said(cell: Cell) -> str:
-    return escaped(markdown_of(show(cell)))
+def _text(cell: Cell) -> str:
+    return escaped(markdown_of(format_cell(cell)))

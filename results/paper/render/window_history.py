@@ -1,8 +1,7 @@
-"""Which blocks a rank has in memory when: the window of a traced repeat over time. Pure.
+"""Which blocks a rank has in memory when: the window of a traced repeat over time.
 
-A streamed block is there from the moment its load begins, since its space is taken then, until its
-computation has ended; a retained one always. Blocks that the window held when the request began are
-there from the start. Read `window_history` first.
+A streamed block is there from the beginning of its load until its computation has ended, a retained
+one always. What the window held when the request began is there from the start.
 """
 
 from bisect import bisect_left
@@ -35,10 +34,7 @@ class _Stay:
 
 
 def window_history(repeat: Repeat, rank: int = MASTER_RANK) -> list[Step]:
-    """What is resident after each change, oldest first: (seconds since the request, labels).
-
-    Empty if the repeat was not traced, or if the rank streams nothing and so has no window.
-    """
+    """(seconds since the request, labels) after each change; empty without a trace or a window."""
     spans = [span for span in spans_of(repeat) if span.rank == rank and span.label]
     blocks: defaultdict[str, _Block] = defaultdict(_Block)
     for span in spans:
@@ -48,17 +44,18 @@ def window_history(repeat: Repeat, rank: int = MASTER_RANK) -> list[Step]:
             blocks[span.label].computes.append(span)
     if not any(block.loads for block in blocks.values()):
         return []
-    kept = _kept(blocks, _said(repeat, rank, "retained"))
+    kept = _kept(blocks, _number(repeat, rank, "retained"))
     first = next((s.label for s in spans if s.name == "compute"), "")
     passes = [span.start_s for span in blocks[first].computes] if first else []
-    leave = _Leave(passes, _said(repeat, rank, "window"), _load_starts(spans))
+    loads = sorted(span.start_s for span in spans if span.name == "load")
+    leave = _Leave(passes, _number(repeat, rank, "window"), loads)
     stays = [s for label, b in blocks.items() for s in _stays(label, b, leave, label in kept)]
     return _steps(stays)
 
 
 @dataclass(frozen=True, slots=True)
 class _Leave:
-    """When a block goes that no pass computed: `passes` begin then, `loads` likewise, in order."""
+    """When a block leaves that no pass computed; `passes` and `loads` are the times they begin."""
 
     passes: Sequence[float]
     window: int
@@ -72,17 +69,12 @@ class _Leave:
         return min(ends, default=None)
 
 
-def _load_starts(spans: Sequence[RankSpan]) -> list[float]:
-    return sorted(span.start_s for span in spans if span.name == "load")
-
-
 def _kept(blocks: Mapping[str, _Block], count: int) -> set[str]:
-    """The retained blocks, of which there are so many as far as the rank said.
+    """The `count` retained blocks.
 
-    A block that is never loaded is one if it is computed again. What is left of their number are
-    those that are computed behind the first one loaded for this pass: what the window held before
-    is all in front of it. Of these, FFN blocks are retained before others
-    (`tpi/planner/memory.py`).
+    A block that is never loaded and computed again is retained. The others are among those computed
+    after the first block loaded for this pass: what the window held before comes in front of it.
+    FFN blocks are retained before others (`tpi/planner/memory.py`).
     """
     unloaded = [label for label, block in blocks.items() if not block.loads]
     again = {label for label in unloaded if len(blocks[label].computes) > 1}
@@ -136,7 +128,7 @@ def _steps(stays: Sequence[_Stay]) -> list[Step]:
     return steps
 
 
-def _said(repeat: Repeat, rank: int, name: str) -> int:
-    """A number that a rank said when it was ready; 0 if it did not."""
+def _number(repeat: Repeat, rank: int, name: str) -> int:
+    """A number of a rank's `ready` event; 0 without one."""
     ready = (e for e in repeat.events if e.rank == rank and e.name == "ready")
     return sum(int(event.number(name)) for event in ready)

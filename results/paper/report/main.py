@@ -1,12 +1,11 @@
 """Writes the report: verdicts first, then tables and figures, then what they rest on.
 
-The page needs nothing from anywhere else, and everything in it comes from one book. Templates
-escape whatever they are given: names, reasons and notes are words of programs and of users.
+The page is one file that loads nothing. Templates escape whatever they are given: names, reasons
+and notes come from programs and users.
 """
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -14,16 +13,19 @@ from markupsafe import Markup
 
 from results.paper.cells.load import open_result_set
 from results.paper.cells.result_set import ResultSet
-from results.paper.claims.judge import Judgement, basis_of_all, judge_claims
-from results.paper.claims.verdict import VERDICTS
+from results.paper.cells.validation import noise_floors
+from results.paper.claims.judge import basis_of_all, judge_claims
+from results.paper.claims.verdict import VERDICTS, in_times
 from results.paper.index import INDEX_FILE
-from results.paper.render.cell_format import LEGEND, STAND_IN_LEGEND, plain
+from results.paper.render.cell_format import LEGEND, STAND_IN_LEGEND, in_words
+from results.paper.render.layouts import label_of
+from results.paper.render.validation_table import percent
 from results.paper.report import runs, trust
-from results.paper.report.exhibits import FIGURES, TABLES, ShownExhibit, draw_all, shown_exhibit
+from results.paper.report.exhibits import FIGURES, TABLES, ShownExhibit, draw_all
+from results.records.notes import plain
 from tpi.command_line import Parser
 from tpi.errors import EXIT_OK, ResourceError, TpiError, map_errors
-from tpi.files import write_atomic
-from tpi.outfile import check_out
+from tpi.files import check_out, write_atomic
 from tpi.units import counted
 
 
@@ -33,71 +35,19 @@ class ReportError(TpiError):
     code = "report"
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
-    """All that the page shows, in its order."""
-
-    scale: str
-    num_records: int
-    num_entries: int
-    num_unusable: int
-    judgements: Sequence[Judgement]
-    verdict_counts: Mapping[str, int]
-    basis: str
-    problems: Sequence[str]
-    legend: Mapping[str, str]
-    stand_in_legend: str
-    tables: Sequence[ShownExhibit]
-    figures: Sequence[ShownExhibit]
-    comparisons: Sequence[trust.Comparison]
-    calibrations: Sequence[trust.Calibration]
-    held_limits: Sequence[trust.HeldLimits]
-    noise_floors: Sequence[trust.ShownFloor]
-    sources: runs.Sources
-    environments: Sequence[runs.Environment]
-    reruns: Sequence[runs.Reruns]
-
-
-def make_report(
-    book: ResultSet, images: Mapping[str, bytes], failures: Sequence[str] = ()
-) -> Report:
-    """Everything that a book says.
+def html_of(results: ResultSet, images: Mapping[str, bytes], failures: Sequence[str] = ()) -> str:
+    """The page.
 
     Args:
-        book: Whose claims, tables and runs it shows.
+        results: Whose claims, tables and runs it shows.
         images: SVG by exhibit; a figure without one has its values alone.
-        failures: One line for each figure that there is none of.
+        failures: One line for each figure that could not be drawn.
 
     Raises:
-        RecordError: A record or samples file cannot be used, or changed since the book was read.
+        RecordError: A samples file has changed since the results were read.
     """
-    judgements = judge_claims(book)
+    judgements = judge_claims(results)
     verdicts = [each.verdict for each in judgements]
-    return Report(
-        scale=book.scale,
-        num_records=len(book.records),
-        num_entries=len(book.entries),
-        num_unusable=len(book.problems),
-        judgements=judgements,
-        verdict_counts={verdict: verdicts.count(verdict) for verdict in VERDICTS},
-        basis=basis_of_all(judgements),
-        problems=[*book.problems, *failures],
-        legend=LEGEND,
-        stand_in_legend=STAND_IN_LEGEND,
-        tables=[shown_exhibit(book, name) for name in TABLES],
-        figures=[shown_exhibit(book, name, images.get(name)) for name in FIGURES],
-        comparisons=trust.comparisons(book),
-        calibrations=trust.calibrations(book),
-        held_limits=trust.held_limits(book),
-        noise_floors=trust.shown_floors(book),
-        sources=runs.sources_of(book),
-        environments=runs.environments(book),
-        reruns=list(runs.reruns(book)),
-    )
-
-
-def html_of(report: Report) -> str:
-    """The page."""
     environment = Environment(
         loader=PackageLoader("results.paper.report"),
         autoescape=True,
@@ -107,8 +57,26 @@ def html_of(report: Report) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["counted"] = counted
-    return environment.get_template("report.html.j2").render(report=report)
+    filters = (counted, in_times, in_words, label_of, percent)
+    environment.filters.update({each.__name__: each for each in filters})
+    return environment.get_template("report.html.j2").render(
+        results=results,
+        judgements=judgements,
+        verdict_counts={verdict: verdicts.count(verdict) for verdict in VERDICTS},
+        basis=basis_of_all(judgements),
+        problems=[*results.problems, *failures],
+        legend=LEGEND,
+        stand_in_legend=STAND_IN_LEGEND,
+        tables=[ShownExhibit(results, name) for name in TABLES],
+        figures=[ShownExhibit(results, name, images.get(name)) for name in FIGURES],
+        comparisons=trust.comparisons(results),
+        calibrations=trust.calibrations(results),
+        held_limits=trust.held_limits(results),
+        noise_floors=noise_floors(results),
+        sources=runs.sources_of(results),
+        environments=runs.environments(results),
+        reruns=runs.reruns(results),
+    )
 
 
 def _one_line(value: object) -> object:
@@ -116,21 +84,21 @@ def _one_line(value: object) -> object:
     return value if isinstance(value, Markup) else plain(str(value))
 
 
-def write_report(book: ResultSet, path: Path, figures_dir: Path | None = None) -> None:
-    """Write the report of a book.
+def write_report(results: ResultSet, path: Path, figures_dir: Path | None = None) -> None:
+    """Write the report.
 
     Args:
-        book: From `collected.open_result_set`.
+        results: From `open_result_set`.
         path: The file to write.
         figures_dir: Where `render` put the figures; None draws them here.
 
     Raises:
         ResourceError: The disk is full or cannot be written.
         ReportError: Figures could not be drawn or read; the rest is written.
-        RecordError: As `make_report`.
+        RecordError: As `html_of`.
     """
-    images, failures = draw_all(book, figures_dir)
-    text = html_of(make_report(book, images, failures))
+    images, failures = draw_all(results, figures_dir)
+    text = html_of(results, images, failures)
     with map_errors({OSError: ResourceError}, f"cannot write {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, text.encode())

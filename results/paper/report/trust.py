@@ -1,133 +1,152 @@
-"""How far the report's numbers can be trusted: simulator, calibration, limits, noise floor."""
+"""How far the report's numbers can be trusted: simulator, calibration, limits."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import msgspec
 
 from results.paper.cells.result_set import ResultSet, backend_of
-from results.paper.cells.validation import Floor, Pair, noise_floors, pairs_of
-from results.paper.claims.verdict import in_times
-from results.paper.render.cell_format import in_words
-from results.paper.render.validation_table import percent, summary
-from results.paper.report.limits_summary import LimitSummary, condition_lines, summarise
-from results.paper.report.record_facts import Facts, simulator_facts
+from results.paper.cells.validation import Pair, pairs_of
+from results.paper.render.validation_table import summary
+from results.paper.report.runs import Facts
 from results.records.schema import RunRecord
-from tpi.errors import ConfigError
+from results.records.testbed_facts import Figure, VerificationReport
+from tpi.units import format_bytes, format_seconds
+
+_LIMITS = {
+    "memory": "memory limit",
+    "cpus": "CPU limit",
+    "read_bps": "disk reads",
+    "write_bps": "disk writes",
+    "rtt_s": "round trip",
+    "rate_bps": "link rate",
+}
 
 
-@dataclass(frozen=True, slots=True)
-class ShownPair:
-    """One place, simulated and measured, in words."""
-
-    place: str
-    simulated: str
-    measured: str
-    measured_kind: str
-    error: str
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
+class Comparison(NamedTuple):
     """Pairs of one kind, with the errors of each metric in a line."""
 
     title: str
     summary: tuple[str, ...]
-    pairs: tuple[ShownPair, ...]
+    pairs: tuple[Pair, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """What the simulator's costs rest on: what it is called, and its figures."""
+class Calibration(NamedTuple):
+    """The simulator's costs: what the calibration is called, and its figures."""
 
     num_runs: int
     facts: Facts
     figures: Facts
 
 
-@dataclass(frozen=True, slots=True)
-class HeldLimits:
-    """What the testbed measured of itself in one run."""
+class HeldLimits(NamedTuple):
+    """What the testbed measured of its own limits and links in one run."""
 
-    run_id: str
-    system: str
-    backend: str
-    limits: tuple[LimitSummary, ...]
-    conditions: tuple[str, ...]
+    record: RunRecord
+    limits: list[tuple[str, ...]]
+    conditions: list[str]
 
 
-@dataclass(frozen=True, slots=True)
-class ShownFloor:
-    """A run's noise floor in words."""
-
-    run_id: str
-    system: str
-    what: str
-    ratio: str
-
-
-def comparisons(book: ResultSet) -> tuple[Comparison, ...]:
+def comparisons(results: ResultSet) -> Iterator[Comparison]:
     """Simulated beside measured: runs that check the simulator, then places of the paper."""
-    pairs = pairs_of(book)
-    return (
-        _comparison(
-            "What was measured to check the simulator, which has the costs of the same machine",
-            [pair for pair in pairs if pair.is_check],
-        ),
-        _comparison(
-            "Places of the paper's, simulated with the costs that their simulated cells have",
-            [pair for pair in pairs if not pair.is_check],
-        ),
-    )
+    found = pairs_of(results)
+    for title, is_check in (
+        ("What was measured to check the simulator, which has the costs of the same machine", True),
+        ("Places of the paper's, simulated with the costs that their simulated cells have", False),
+    ):
+        pairs = tuple(pair for pair in found if pair.is_check == is_check)
+        yield Comparison(title, tuple(summary(pairs)), pairs)
 
 
-def _comparison(title: str, pairs: Sequence[Pair]) -> Comparison:
-    return Comparison(title, tuple(summary(pairs)), tuple(_pair(pair) for pair in pairs))
-
-
-def _pair(pair: Pair) -> ShownPair:
-    metric, (simulated, measured) = pair.place.metric, (pair.simulated, pair.measured)
-    if simulated.value is None or measured.value is None:
-        raise ConfigError(f"{metric}: a pair has two values")
-    return ShownPair(
-        str(pair.place),
-        in_words(metric, simulated.value),
-        in_words(metric, measured.value),
-        "dilated" if measured.dilation != 1 else "measured",
-        percent(pair.error),
-    )
-
-
-def calibrations(book: ResultSet) -> list[Calibration]:
+def calibrations(results: ResultSet) -> Iterator[Calibration]:
     """Each calibration once."""
     counts: dict[Facts, int] = {}
-    for record in book.records.values():
+    for record in results.records.values():
         if facts := simulator_facts(record):
             counts[facts] = counts.get(facts, 0) + 1
-    return [_calibration(facts, num_runs) for facts, num_runs in counts.items()]
+    for facts, num_runs in counts.items():
+        figures = tuple(fact for fact in facts if fact[0].startswith("content"))
+        yield Calibration(num_runs, tuple(f for f in facts if f not in figures), figures)
 
 
-def _calibration(facts: Facts, num_runs: int) -> Calibration:
-    named = tuple(fact for fact in facts if not fact[0].startswith("content"))
-    figures = tuple(fact for fact in facts if fact[0].startswith("content"))
-    return Calibration(num_runs, named, figures)
+def simulator_facts(record: RunRecord) -> Facts:
+    """Every number and word of the calibration behind a simulated run; empty for any other."""
+    simulator = record.calibration.simulator
+    return () if simulator is None else tuple(_flattened(msgspec.to_builtins(simulator)))
 
 
-def held_limits(book: ResultSet) -> list[HeldLimits]:
-    """What the testbed measured of its own limits and links, run by run."""
-    records = book.records.values()
-    return [_held(record) for record in records if backend_of(record) not in ("sim", "")]
+def _flattened(value: object, name: str = "") -> Iterator[tuple[str, str]]:
+    """Every number and text in nested objects and lists, by its path."""
+    if isinstance(value, Mapping):
+        for key, each in value.items():
+            yield from _flattened(each, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list | tuple):
+        for index, each in enumerate(value):
+            yield from _flattened(each, f"{name}[{index}]")
+    else:
+        yield name, str(value)
 
 
-def _held(record: RunRecord) -> HeldLimits:
-    found = record.calibration.proofs
-    limits, conditions = tuple(summarise(found)), tuple(condition_lines(found))
-    return HeldLimits(record.run_id, record.system, backend_of(record), limits, conditions)
+def held_limits(results: ResultSet) -> Iterator[HeldLimits]:
+    """What the testbed measured of itself, run by run."""
+    for record in results.records.values():
+        if backend_of(record) not in ("sim", ""):
+            proofs = record.calibration.proofs
+            yield HeldLimits(record, limit_rows(proofs), list(condition_lines(proofs)))
 
 
-def shown_floors(book: ResultSet) -> list[ShownFloor]:
-    """The A/A noise floor of each run: a ratio that nothing but noise makes differ from one."""
-    return [_floor(floor) for floor in noise_floors(book)]
+def limit_rows(proofs: Sequence[VerificationReport]) -> list[tuple[str, ...]]:
+    """One row for each kind of probe, with the dilated values that were probed."""
+    by_kind: dict[str, list[Figure]] = {}
+    for proof in proofs:
+        for probe in proof.figures:
+            by_kind.setdefault(probe.what, []).append(probe)
+    return [_limit_row(what, probes) for what, probes in by_kind.items()]
 
 
-def _floor(floor: Floor) -> ShownFloor:
-    ratio = floor.reason if floor.ratio is None else in_times(floor.ratio)
-    return ShownFloor(floor.record.run_id, floor.record.system, floor.what, ratio)
+def _limit_row(what: str, probes: Sequence[Figure]) -> tuple[str, ...]:
+    asked = [probe.expected or 0.0 for probe in probes]
+    measured = [probe.measured or 0.0 for probe in probes]
+    off = [abs(m - a) / a for a, m in zip(asked, measured, strict=True) if a]
+    bands = [probe.band / probe.expected for probe in probes if probe.expected]
+    return (
+        _LIMITS.get(what, what),
+        _range(what, asked),
+        _range(what, measured),
+        f"{100 * max(off, default=0.0):.1f} %",
+        f"{100 * max(bands, default=0.0):.0f} %",
+        str(len(probes)),
+        str(sum(probe.verdict != "ok" for probe in probes)),
+    )
+
+
+def condition_lines(proofs: Sequence[VerificationReport]) -> Iterator[str]:
+    """What else happened on the host during the repeats, at its worst, and what did not hold."""
+    found = [each.conditions for each in proofs if each.conditions]
+    if found:
+        foreign = max(each.foreign_cores for each in found)
+        stolen = max(each.steal_cores for each in found)
+        resent = max(each.unexplained_retransmissions or 0 for each in found)
+        yield f"cores used by other programs: at most {foreign:.3g}"
+        yield f"cores stolen by the hypervisor: at most {stolen:.3g}"
+        yield f"retransmissions that nothing explains: at most {resent:.3g}"
+        yield f"swapped out: at most {format_bytes(max(each.swapped_out for each in found))}"
+    if late := [each.late_us.get("p99", 0.0) for each in found if each.late_us]:
+        yield f"timers late, 99 of 100: at most {max(late):.0f} µs"
+    for proof in proofs:
+        yield from (f"did not hold: {problem}" for problem in proof.problems)
+
+
+def _range(what: str, values: Sequence[float]) -> str:
+    low, high = _in_words(what, min(values)), _in_words(what, max(values))
+    return low if low == high else f"{low} to {high}"
+
+
+def _in_words(what: str, value: float) -> str:
+    if what == "rtt_s":
+        return format_seconds(value)
+    if what == "memory":
+        return format_bytes(value)
+    if what == "rate_bps":
+        return f"{value / 1e6:.4g} Mbit/s"
+    return f"{value / 1e6:.4g} MB/s" if what.endswith("_bps") else f"{value:.3g}"

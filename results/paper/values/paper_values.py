@@ -1,27 +1,25 @@
-"""What the paper reports, cell by cell: the files of `paper/`, checked and in SI units.
+"""What the paper reports, cell by cell: the YAML files beside this one, in SI units.
 
-A file holds one exhibit and is laid out as the paper prints it, so that it can be read beside it:
+A file holds one exhibit and is laid out as the paper prints it:
 
     title: ...            source: Table 1         doubts: [of every cell]
     columns: [{column, metric, unit, doubt, source}, ...]      the last two where they differ
     rows:    [[row, value of column 1, value of column 2, ...], ...]
 
-A value is a number in the column's unit, one of `WORDS`, a text where the metric is `text`, or
-`{value, doubt, source}`. What the paper does not say is `not found`, never a number. Read
-`reported_cells`, then `parse_exhibit`.
+A value is a number in the column's unit, one of `MISSING_REASONS`, a text where the metric is
+`text`, or `{value, doubt, source}`. What the paper does not say is `not found`, never a number.
 """
 
-import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache, partial
 from importlib import resources
 from typing import Annotated
 
 import yaml
 from msgspec import Meta, Struct
 
-from results.paper.cell import EXHIBITS, METRICS, WORDS, Cell, Place
+from results.paper.cell import EXHIBITS, METRICS, MISSING_REASONS, Cell, Place
 from tpi.decode import Text, convert, one_of
 from tpi.errors import ConfigError, map_errors
 
@@ -66,47 +64,30 @@ class _File(Struct, frozen=True, forbid_unknown_fields=True):
 _Value = int | float | str | _Doubted
 
 
-@dataclass(frozen=True, slots=True)
-class Exhibit:
-    """One exhibit: a file, checked, its values as cells."""
-
-    name: str
-    title: str
-    source: str
-    doubts: tuple[str, ...]
-    cells: tuple[Cell, ...]
-
-
-@functools.cache
-def load_exhibits() -> tuple[Exhibit, ...]:
-    """Read every exhibit, in the order of `EXHIBITS`.
+@cache
+def reported_cells() -> tuple[Cell, ...]:
+    """Every cell that the paper has, in the order of `EXHIBITS`, with its source and doubts.
 
     Raises:
         ConfigError: A file is missing or something in it does not fit.
     """
     folder = resources.files(__package__)
     found = {path.name for path in folder.iterdir() if path.name.endswith(".yaml")}
-    stray = sorted(found - {f"{name}.yaml" for name in EXHIBITS})
-    if stray:
+    if stray := sorted(found - {f"{name}.yaml" for name in EXHIBITS}):
         raise ConfigError(
             f"results/paper/values/{stray[0]}: not an exhibit; expected one of {EXHIBITS}"
         )
-    exhibits = []
+    cells: list[Cell] = []
     for name in EXHIBITS:
         where = f"results/paper/values/{name}.yaml"
         with map_errors({OSError: ConfigError}, where):
             text = (folder / f"{name}.yaml").read_text(encoding="utf-8")
-        exhibits.append(parse_exhibit(name, text, where))
-    return tuple(exhibits)
+        cells += parse_exhibit(name, text, where)
+    return tuple(cells)
 
 
-def reported_cells() -> tuple[Cell, ...]:
-    """Every cell that the paper has, with its source and doubts; words where it says nothing."""
-    return tuple(cell for exhibit in load_exhibits() for cell in exhibit.cells)
-
-
-def parse_exhibit(name: str, text: str, where: str) -> Exhibit:
-    """Check one file's text.
+def parse_exhibit(name: str, text: str, where: str) -> tuple[Cell, ...]:
+    """The cells of one file, checked.
 
     Raises:
         ConfigError: Not YAML, an unknown or missing key, metric, unit or word, a row of another
@@ -118,20 +99,18 @@ def parse_exhibit(name: str, text: str, where: str) -> Exhibit:
         raise ConfigError(f"{where}: not YAML: {' '.join(str(exc).split())}") from exc
     file = convert(raw, _File, where, ConfigError)
     for number, column in enumerate(file.columns, 1):
-        _check_unit(column, f"{where}: column {number}")
+        units = _UNITS[METRICS[column.metric]]
+        if column.unit not in units:
+            raise ConfigError(
+                f"{where}: column {number}: unit must be {' | '.join(units)}, got {column.unit!r}"
+            )
     cells: dict[Place, Cell] = {}
     for row in file.rows:
         for cell in _row(name, row, file, where):
             if cell.place in cells:
                 raise ConfigError(f"{where}: {cell.place} is there twice")
             cells[cell.place] = cell
-    return Exhibit(name, file.title, file.source, file.doubts, tuple(cells.values()))
-
-
-def _check_unit(column: Column, where: str) -> None:
-    units = _UNITS[METRICS[column.metric]]
-    if column.unit not in units:
-        raise ConfigError(f"{where}: unit must be {' | '.join(units)}, got {column.unit!r}")
+    return tuple(cells.values())
 
 
 def _row(exhibit: str, row: Sequence[_Value], file: _File, where: str) -> Iterator[Cell]:
@@ -151,16 +130,15 @@ def _row(exhibit: str, row: Sequence[_Value], file: _File, where: str) -> Iterat
 def _cell(place: Place, raw: _Value, column: Column, file: _File, where: str) -> Cell:
     given = raw if isinstance(raw, _Doubted) else _Doubted(raw)
     source = given.source or column.source or file.source
-    doubts = [each for each in (given.doubt, column.doubt) if each]
-    detail = "; ".join((*doubts, *file.doubts))
-    value = given.value
-    if value in WORDS:
-        return Cell(place, "reported", word=str(value), source=source, detail=detail)
+    detail = "; ".join(filter(None, (given.doubt, column.doubt, *file.doubts)))
+    reported, value = partial(Cell, place, "reported", source=source, detail=detail), given.value
+    if value in MISSING_REASONS:
+        return reported(missing_reason=str(value))
+    expected = "a text or one of" if column.metric == "text" else "a number or"
+    is_number = not isinstance(value, str) and 0 <= value < float("inf")
+    if not (isinstance(value, str) and value if column.metric == "text" else is_number):
+        raise ConfigError(f"{where}: value must be {expected} {MISSING_REASONS}, got {value!r}")
     if column.metric == "text":
-        if not isinstance(value, str) or not value:
-            raise ConfigError(f"{where}: value must be a text or one of {WORDS}, got {value!r}")
-        return Cell(place, "reported", text=value, source=source, detail=detail)
-    if isinstance(value, str) or not 0 <= value < float("inf"):
-        raise ConfigError(f"{where}: value must be a number or {WORDS}, got {value!r}")
-    number = float(Fraction(str(value)) * _UNITS[METRICS[column.metric]][column.unit])
-    return Cell(place, "reported", value=number, source=source, detail=detail)
+        return reported(text=str(value))
+    unit = _UNITS[METRICS[column.metric]][column.unit]
+    return reported(value=float(Fraction(str(value)) * unit))

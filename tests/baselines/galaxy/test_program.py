@@ -7,8 +7,9 @@ import torch
 from msgspec.structs import replace
 
 from baselines.galaxy.setup import open_galaxy, setup
-from baselines.galaxy.tiles import splits_rows, traffic
+from baselines.galaxy.tiles import splits_rows
 from tests.baselines.distributed import check_bounded, check_logits, run_request, splitter
+from tests.baselines.galaxy.traffic import traffic
 from tests.checkpoints import NEW_TOKENS, PROMPT_IDS, reference_tokens
 from tests.cluster import cluster_options, run_engines
 from tests.nodes import Nodes, make_specs, split_checkpoint

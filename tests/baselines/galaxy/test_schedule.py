@@ -8,6 +8,7 @@ from baselines.galaxy.schedule import make_tiles, splits_rows
 from baselines.simulate import simulate
 from results.paper.cells.sim_compare import figures_of
 from testbed.links.link import LinkSpec
+from tests.baselines.galaxy.traffic import traffic
 from tests.testbed.sim.sims import free_calibration, make_run, tiny
 from tpi.weights.shard import make_shard_plan
 
@@ -31,7 +32,7 @@ def test_a_request_sends_what_galaxy_sends(shares, prompt):
             continue
         rank = int(event.number("rank"))
         sent = [
-            real.traffic(plan, rank, rows, run.model.num_layers, run.model.hidden_size)
+            traffic(plan, rank, rows, run.model.num_layers, run.model.hidden_size)
             for rows in (prompt, 1)
         ]
         assert event.number("messages_sent") == sum(m for m, _ in sent)

@@ -1,7 +1,8 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from baselines.galaxy.tiles import last_owner, make_tiles, splits_rows, traffic
+from baselines.galaxy.tiles import last_owner, make_tiles, splits_rows
+from tests.baselines.galaxy.traffic import traffic
 from tests.weights.shard_folders import small_config
 from tpi.weights.shard import make_shard_plan
 

@@ -6,9 +6,9 @@ from baselines.simulate import simulate
 from results.paper.cells.sim_compare import figures_of
 from testbed.links.link import LinkSpec
 from testbed.sim.base import SimDevice
+from tests.comm.allreduces.traffic import traffic
 from tests.testbed.sim.sims import free_calibration, make_run
 from tpi.comm.allreduces.registry import allreduce_names
-from tpi.comm.allreduces.traffic import traffic
 from tpi.comm.wire import HEADER_BYTES
 from tpi.planner.memory import block_bytes
 from tpi.planner.window_replay import BlockTimes, predict_step

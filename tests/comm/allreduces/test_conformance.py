@@ -9,13 +9,13 @@ import torch
 from testbed.links.link import LinkSpec
 from testbed.sim.collectives import Collectives
 from testbed.sim.network import Network
+from tests.comm.allreduces.traffic import traffic
 from tests.comm.parts import part, sum_by_rank
 from tests.comm.peers import group, run_ranks, socket_group
 from tests.testbed.sim.sims import free_calibration
 from tpi.comm.allreduce import AllReduce
+from tpi.comm.allreduces.base import CHUNK_ELEMENTS
 from tpi.comm.allreduces.registry import allreduce_names, find_allreduce
-from tpi.comm.allreduces.traffic import traffic
-from tpi.comm.topology import CHUNK_ELEMENTS
 from tpi.comm.wire import Op
 from tpi.trace import Tracer
 

@@ -6,10 +6,10 @@ import sys
 import pytest
 
 from baselines.simulate import simulate
+from tests.comm.allreduces.traffic import traffic
 from tests.testbed.sim.sims import free_calibration, make_run
 from tpi.comm.allreduces.base import AllReduceAlgorithm
 from tpi.comm.allreduces.registry import allreduce_names, find_allreduce
-from tpi.comm.allreduces.traffic import traffic
 from tpi.errors import ConfigError
 from tpi.model_config import load_preset
 from tpi.options import ComputeOptions

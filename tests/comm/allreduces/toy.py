@@ -7,7 +7,7 @@ from pathlib import Path
 
 SOURCE = '''
 from tpi.comm.allreduces.base import AllReduceAlgorithm
-from tpi.comm.topology import chunks
+from tpi.comm.allreduces.base import chunks
 
 
 class Chain(AllReduceAlgorithm):

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from harness.calibrate.kernels import of_kind, tables, task_names
+from harness.calibrate.kernels import casts, tables, task_names
 from harness.calibrate.main import busy_words
 from harness.calibrate.sizes import TINY, Rounds, Sizes
 from harness.calibrate.table import calibration_table, rows_of
@@ -55,7 +55,7 @@ def test_tasks_become_tables_by_dtype_and_rows():
     assert all([rows for rows, _ in table] == [1, 8] for table in products.values())
     assert set(tables(figures, "linear")) == {"float32", "bfloat16"}
     assert tables(figures, "attend")["float32"][0][0] == 1
-    assert set(of_kind(figures, "cast")) == set(products)
+    assert set(casts(figures)) == set(products)
 
 
 def test_no_round_is_begun_late():

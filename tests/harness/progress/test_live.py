@@ -4,28 +4,20 @@ import io
 import re
 import threading
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
 from harness.progress.live import Live
-from harness.run.runner import Launch
 from results.records.schema import PeakMemory, Repeat
 from testbed.base import Meters
-from tpi.options import ComputeOptions
 from tpi.program.events import Event
 from tpi.program.spec import Request
 
 MIB = 1 << 20
-LAUNCH = Launch(
-    "tpi",
-    ("-m", "x"),
-    (Path("a"), Path("b")),
-    (Request("w", 1, (1,), warmup=True), Request("r0", 3, (1,))),
-    compute=ComputeOptions(max_tokens=8),
-)
+REQUESTS = (Request("w", 1, (1,), warmup=True), Request("r0", 3, (1,)))
+TPI = ("tpi", REQUESTS, 2)
 EVENTS = [
     (0, Event("ready", 0)), (1, Event("ready", 0)),
     (0, Event("request", 0, {"id": "w"})), (0, Event("token", 5, {"id": "w", "token": 1})),
@@ -98,7 +90,7 @@ def test_each_phase_of_a_repeat_is_in_its_systems_row():
     shown = FormattedCell()
     rows = []
     with shown.live.run({"tpi": 2, "transformers": 2}, 2):
-        with shown.live.repeat("tpi, repeat 1", LAUNCH) as watch:
+        with shown.live.repeat("tpi, repeat 1", *TPI) as watch:
             rows.append(shown.screen())
             watch.started(devices(300, 200))
             rows.append(shown.screen())
@@ -127,8 +119,7 @@ def test_each_phase_of_a_repeat_is_in_its_systems_row():
 
 
 def one_repeat(shown, system, seconds, status="ok"):
-    launch = Launch(system, LAUNCH.program, LAUNCH.model_dirs, LAUNCH.requests, LAUNCH.compute)
-    with shown.live.repeat(f"{system}, repeat", launch) as watch:
+    with shown.live.repeat(f"{system}, repeat", system, REQUESTS, 2) as watch:
         watch.started(devices(100, 100))
         shown.screen(seconds)
     shown.live.ended(system, judged(status))
@@ -143,7 +134,7 @@ def test_last_line_tells_how_far_the_run_is_and_how_long_it_may_take():
         last.append(shown.screen(0)[-1])  # three more like this one
         one_repeat(shown, "transformers", 20)
         last.append(shown.screen(0)[-1])  # 60 + 20
-        with shown.live.repeat("tpi, repeat 2", LAUNCH):
+        with shown.live.repeat("tpi, repeat 2", *TPI):
             last.append(shown.screen(15)[-1])
         shown.live.ended("tpi", judged("crashed"))
         last.append(shown.screen(0)[-1])
@@ -170,14 +161,15 @@ def test_ended_system_is_done_with_its_times_or_failed_with_its_status():
 def test_every_line_fits_any_terminal(width):
     shown = FormattedCell(width)
     name = "transformers-window"
-    with shown.live.run({name: 3, "tpi": 3}, 3):
-        launch = Launch(name, LAUNCH.program, (Path("a"),) * 7, LAUNCH.requests, LAUNCH.compute)
-        with shown.live.repeat(f"{name}, repeat 1", launch) as watch:
-            watch.started(devices(*range(1000, 1007)))
-            for rank, event in EVENTS:
-                watch.event(replace(event, rank=rank))
-            with shown.live.waiting("reference: Transformers in float32"):
-                lines = shown.screen(4000)
+    with (
+        shown.live.run({name: 3, "tpi": 3}, 3),
+        shown.live.repeat(f"{name}, repeat 1", name, REQUESTS, 7) as watch,
+    ):
+        watch.started(devices(*range(1000, 1007)))
+        for rank, event in EVENTS:
+            watch.event(replace(event, rank=rank))
+        with shown.live.waiting("reference: Transformers in float32"):
+            lines = shown.screen(4000)
     assert max(len(line) for line in lines) <= width
     if width >= 80:
         assert "…" not in "".join(lines)
@@ -197,7 +189,7 @@ def test_before_a_run_what_is_written_or_checked_is_a_line():
     with shown.live.writing("shards") as progress:
         progress(1 * MIB, 1024 * MIB)
         assert re.fullmatch(r"shards \S+ 1 MiB of 1 GiB, 0:01", shown.screen(1)[0])
-    with shown.live.repeat("check: two layers", LAUNCH) as watch:
+    with shown.live.repeat("check: two layers", *TPI) as watch:
         watch.started(devices(30, 20))
         (line,) = shown.screen(1)
         assert re.fullmatch(r"check: two layers \S+ loading, devices: 2, memory 2x ≤3.*", line)
@@ -244,7 +236,7 @@ def test_view_is_refreshed_by_a_thread_of_its_own(is_terminal):
     fakes: list[Any] = [Watched(0, MIB)]
     console = Console(file=io.StringIO(), force_terminal=is_terminal, width=80)
     live = Live(console, tick_s=0.001)
-    with live.run({"tpi": 1}, 1), live.repeat("tpi, repeat 1", LAUNCH) as watch:
+    with live.run({"tpi": 1}, 1), live.repeat("tpi, repeat 1", *TPI) as watch:
         watch.started(fakes)
         assert seen.wait(5)
 
@@ -262,7 +254,7 @@ def test_plain_output_is_a_line_at_the_start_and_at_most_one_each_half_minute():
     lines = []
     with (
         shown.live.run({"tpi": 2}, 2),
-        shown.live.repeat("tpi, repeat 1 [x]", LAUNCH) as watch,
+        shown.live.repeat("tpi, repeat 1 [x]", *TPI) as watch,
     ):
         assert shown.out.getvalue() == "tpi, repeat 1 [x] ...\n"
         lines += shown.screen(29) + shown.screen(1) + shown.screen(29)

@@ -6,8 +6,7 @@ from contextlib import nullcontext
 import pytest
 
 from harness.regression import main as command
-from harness.regression.table import markdown, rich_table
-from harness.regression.verdict import NO_BASELINE, UNCLEAR, Finding
+from harness.regression.verdict import NO_BASELINE, UNCLEAR, Finding, markdown, rich_table
 from testbed.base import DeviceError
 from tests.harness.regression.test_base import commit, git
 from tpi.errors import ConfigError

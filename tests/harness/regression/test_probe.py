@@ -14,6 +14,11 @@ from tests.test_layout import ROOT, _imports
 from tpi.errors import ConfigError
 
 
+@pytest.fixture(autouse=True)
+def of_this_tree(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # as `Tree.env` does
+
+
 @pytest.mark.timeout(60)
 @pytest.mark.slow  # the first imports torch
 @pytest.mark.parametrize("name", ["matvec", "wire", "window"])

@@ -18,7 +18,8 @@ from harness.run.annotate import disk_share
 from harness.run.experiment import Experiment
 from results.records.schema import Metrics, PeakMemory, RunRecord, Spread
 from results.records.store import RunStore
-from results.records.testbed_facts import DeviceLimits, Dilation
+from results.records.testbed_facts import Dilation
+from testbed.limits.limits import DeviceLimits
 from tests.harness.micro import GIB, HOST, MODEL, make_config
 from tests.results.examples import as_calibration, as_config
 from tpi.errors import ConfigError

@@ -3,8 +3,9 @@
 import pytest
 from matplotlib.figure import Figure
 
-from harness.run.sweep import Line, Part, csv_text, swept_names, table_of
+from harness.run.sweep import Part, swept_names
 from harness.run.sweep_plot import draw, number_of, series_of, x_axis
+from harness.run.sweep_table import Line, csv_text, table_of
 from results.records.schema import Metrics, PeakMemory, RunRecord, Spread
 
 

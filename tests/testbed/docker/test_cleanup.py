@@ -17,7 +17,7 @@ import requests
 
 from testbed.base import DeviceError
 from testbed.docker.cleanup import reap, reap_mine
-from testbed.label import RunLabel, is_alive
+from testbed.host.label import RunLabel, is_alive
 
 DEAD = RunLabel("tpi-1", "here", 10, 100)
 LIVING = RunLabel("tpi-2", "here", 11, 100)

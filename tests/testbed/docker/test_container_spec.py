@@ -13,6 +13,7 @@ from testbed.docker.container_spec import (
     cpu_quota,
     limit_differences,
 )
+from testbed.limits.blockdev import Disk
 from testbed.limits.cgroup import open_cgroup
 from testbed.limits.limits import DeviceLimits
 from tests.testbed.cgroups import make_v1, make_v2, write_all
@@ -29,7 +30,7 @@ SPEC = ContainerSpec(
     labels={"org.tpi-lab.run": "r"},
     mounts=[(Path("/data/w"), "/work", True), (Path("/data/m"), "/models/0", False)],
     env={"A": "b"},
-    disks=["/dev/vda"],
+    disks=[Disk("vda", "254:0")],
     cgroup_version=1,
 )
 
@@ -114,7 +115,7 @@ def test_share_below_the_kernels_smallest_is_refused():
 @pytest.mark.parametrize("make", [make_v1, make_v2])
 def test_limits_in_force_are_what_was_asked_for(tmp_path, make):
     make(tmp_path)
-    assert limit_differences(SPEC, open_cgroup(100, tmp_path), ["254:0"]) == []
+    assert limit_differences(SPEC, open_cgroup(100, tmp_path)) == []
 
 
 @pytest.mark.parametrize("make", [make_v1, make_v2])
@@ -131,7 +132,7 @@ def test_limits_in_force_are_what_was_asked_for(tmp_path, make):
 def test_limit_that_is_not_in_force_is_named(tmp_path, make, asked, words):
     make(tmp_path)
     spec = replace(SPEC, limits=replace(LIMITS, **asked))
-    differences = limit_differences(spec, open_cgroup(100, tmp_path), ["254:0"])
+    differences = limit_differences(spec, open_cgroup(100, tmp_path))
     assert len(differences) == 1
     assert words in differences[0]
 
@@ -139,6 +140,6 @@ def test_limit_that_is_not_in_force_is_named(tmp_path, make, asked, words):
 def test_disk_that_is_not_limited_at_all_is_named(tmp_path):
     folder = make_v2(tmp_path)
     write_all(folder, {"io.max": ""})
-    assert limit_differences(SPEC, open_cgroup(100, tmp_path), ["254:0"]) == [
+    assert limit_differences(SPEC, open_cgroup(100, tmp_path)) == [
         "read rate of disk 254:0: asked for 52428800, in force None"
     ]

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from testbed.docker.permissions import check_readable, is_readable
+from testbed.docker.container_spec import check_readable, is_readable
 from tpi.errors import ConfigError
 
 NOBODY = (65532, 65532)

@@ -18,7 +18,7 @@ from testbed.base import DeviceError, VerificationReport
 from testbed.docker.daemon import Daemon
 from testbed.docker.device import DockerDevice
 from testbed.docker.testbed import DockerTestbed
-from testbed.label import RunLabel
+from testbed.host.label import RunLabel
 from testbed.limits.limits import DeviceLimits
 from testbed.links.link import LinkSpec
 from testbed.links.network import Network
@@ -355,21 +355,21 @@ class TestEnds:
             assert read_to_exit(inbox)[1].code == 0
             return ProbeReport((), 1.5)
 
-        def make_prover(devices: Sequence[DockerDevice], network: Network) -> LimitVerifier:
+        def make_verifier(devices: Sequence[DockerDevice], network: Network) -> LimitVerifier:
             expected = [Expected(DeviceLimits(), LinkSpec())] * len(devices)
             return LimitVerifier(devices, expected, network, probe=probe)
 
         links = NoLinks()
-        with make_bed(tmp_path, links=links, prover_factory=make_prover) as bed:
+        with make_bed(tmp_path, links=links, verifier_factory=make_verifier) as bed:
             device = bed.up(2)[0]
-            assert bed.prove("before") == VerificationReport(
+            assert bed.verify("before") == VerificationReport(
                 {"before": ProbeReport((), 1.5).to_json(), "links": {}}
             )
             meters = device.meter()
             assert meters.rss_hwm == 0
             assert max(meters.anon_peak or 0, meters.cgroup_peak or 0) < 10 * MIB
             links.problem = "link 1: its delay is gone"
-            after = bed.prove("after")
+            after = bed.verify("after")
             assert after.problems == ("after the run: link 1: its delay is gone",)
             assert {*after.figures} == {"conditions", "after"}
 
@@ -419,7 +419,7 @@ import sys
 from pathlib import Path
 from tpi.program.process import make_inbox
 from tests.testbed.beds import make_bed
-from testbed.label import RunLabel
+from testbed.host.label import RunLabel
 from tests.testbed.programs import STUBBORN, read_line, start
 
 inbox = make_inbox()

@@ -15,25 +15,25 @@ import pytest
 
 from testbed.base import DeviceError
 from testbed.docker import watchdog as module
-from testbed.docker.watchdog import janitor
-from testbed.label import RunLabel, start_ticks
+from testbed.docker.watchdog import watchdog
+from testbed.host.label import RunLabel, start_ticks
 
 # A harness that makes a container and is killed before it starts it.
 HARNESS = """
 import docker, os, sys
-from testbed.docker.watchdog import janitor
-from testbed.label import RunLabel
+from testbed.docker.watchdog import watchdog
+from testbed.host.label import RunLabel
 client = docker.APIClient(base_url="unix:///var/run/docker.sock", version="auto")
-label = RunLabel.mine("tpi-janitor")
-with janitor(label):
+label = RunLabel.mine("tpi-watchdog")
+with watchdog(label):
     made = client.create_container(sys.argv[1], ["cat"], labels=label.labels)
     print(made["Id"], flush=True)
     os.kill(os.getpid(), 9)
 """
 
 
-def janitors(label):
-    """Numbers of the janitors of a label."""
+def watchdogs(label):
+    """Numbers of the watchdogs of a label."""
     return [
         int(word)
         for word in subprocess.run(
@@ -45,22 +45,22 @@ def janitors(label):
 
 def test_it_is_no_child_and_goes_at_the_end(tmp_path):
     label = RunLabel.mine(f"run-{tmp_path.name}")
-    with janitor(label):
+    with watchdog(label):
         children = subprocess.run(
             ["pgrep", "-P", str(os.getpid()), "-f", label.run_id], capture_output=True, check=False
         )
         # The one that started it ends at once and may still be there as a zombie.
         assert len(children.stdout.split()) <= 1
-    assert not janitors(label)
+    assert not watchdogs(label)
 
 
 def test_failure_has_it_look_after_us(tmp_path, monkeypatch):
     """It finds no daemon here; what counts is that it ends."""
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
     label = RunLabel.mine(f"run-{tmp_path.name}")
-    with pytest.raises(KeyboardInterrupt), janitor(label):
+    with pytest.raises(KeyboardInterrupt), watchdog(label):
         raise KeyboardInterrupt
-    for pid in janitors(label):
+    for pid in watchdogs(label):
         with_handle = os.pidfd_open(pid)
         assert select.select([with_handle], [], [], 5)[0]
         os.close(with_handle)
@@ -69,8 +69,8 @@ def test_failure_has_it_look_after_us(tmp_path, monkeypatch):
 def test_it_cannot_be_started(monkeypatch):
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with (
-        pytest.raises(DeviceError, match="janitor: cannot be started"),
-        janitor(RunLabel.mine("run")),
+        pytest.raises(DeviceError, match="watchdog: cannot be started"),
+        watchdog(RunLabel.mine("run")),
     ):
         pass
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed.host.hostprobe import core_read_gbps
+from testbed.host.rates import core_read_gbps
 
 ROOT = Path(__file__).parents[3]
 
@@ -18,5 +18,5 @@ def test_a_core_reads_memory_at_a_plausible_rate():
 
 
 def test_importing_it_loads_no_numpy():
-    code = "import sys, testbed.host.hostprobe; sys.exit('numpy' in sys.modules)"
+    code = "import sys, testbed.host.rates; sys.exit('numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from testbed.base import DeviceError
-from testbed.label import RunLabel, start_ticks
+from testbed.host.label import RunLabel, start_ticks
 from testbed.limits.limits import DeviceLimits
 from testbed.limits.swap import (
     accounting_problem,
@@ -25,7 +25,7 @@ from testbed.limits.swap import (
     swap_areas,
     swap_name,
 )
-from testbed.verify.host_counters import look
+from testbed.verify.host_counters import take_snapshot
 from tests.testbed.beds import make_bed
 from tests.testbed.cgroups import write
 from tests.testbed.programs import read_line, read_to_exit, start
@@ -272,7 +272,7 @@ EATS = "import sys; x = b'x' * ({size} << 20); print('full', flush=True); sys.st
 HARNESS = (
     "import sys\n"
     "from pathlib import Path\n"
-    "from testbed.label import RunLabel\n"
+    "from testbed.host.label import RunLabel\n"
     "from testbed.limits.swap import ensure_swap, free_swap_bytes\n"
     "need = free_swap_bytes() + (64 << 20)\n"
     "with ensure_swap(need, Path(sys.argv[1]), RunLabel.mine('test')) as path:\n"
@@ -338,7 +338,7 @@ def test_a_device_that_needs_swap_gets_it_and_no_more(disk_folder):
         assert read_line(inbox) == b"full"
         assert device.cgroup.swap_limit == 96 * MIB
         assert device.cgroup.swap_bytes > 40 * MIB
-        before = look([device.cgroup], dict)
+        before = take_snapshot([device.cgroup], dict)
         assert before.swapped_out > 40 * MIB
         start(device, inbox, EATS.format(size=200))
         assert read_to_exit(inbox)[1].oom

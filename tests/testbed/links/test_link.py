@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from testbed.links import link
 from testbed.links.link import LinkSpec
 from testbed.switch.model import ETHERNET_BYTES, PortSpec, Switch
+from tests.testbed.closed_forms import gather_s, ping_pong_s
 
 LAN = LinkSpec(delay_s=0.002, rate_bps=300e6)
 links = st.builds(
@@ -43,35 +44,35 @@ def test_one_way_adds_one_packet_for_store_and_forward():
 
 
 def test_ping_pong_32_kib_at_2_ms_300_mbit():
-    assert link.ping_pong_s(32768, LAN, LAN) == pytest.approx(9.8915e-3, rel=1e-4)
+    assert ping_pong_s(32768, LAN, LAN) == pytest.approx(9.8915e-3, rel=1e-4)
 
 
 def test_gather_of_seven_is_seven_payloads_at_the_masters_port():
     expected_s = 0.004 + (1500 + 7 * 33964) * 8 / 300e6
-    assert link.gather_s(32768, [LAN] * 7, LAN) == pytest.approx(expected_s)
+    assert gather_s(32768, [LAN] * 7, LAN) == pytest.approx(expected_s)
 
 
 def test_gather_of_slow_workers_waits_for_them():
     slow = LinkSpec(rate_bps=1e6)
     alone_s = link.one_way_s(32768, slow, LAN)
-    assert link.gather_s(32768, [slow, slow], LAN) == pytest.approx(alone_s, rel=1e-3)
+    assert gather_s(32768, [slow, slow], LAN) == pytest.approx(alone_s, rel=1e-3)
 
 
 def test_no_limits_take_no_time():
-    assert link.ping_pong_s(1 << 20, LinkSpec(), LinkSpec()) == 0
-    assert link.gather_s(1 << 20, [LinkSpec()] * 3, LinkSpec()) == 0
+    assert ping_pong_s(1 << 20, LinkSpec(), LinkSpec()) == 0
+    assert gather_s(1 << 20, [LinkSpec()] * 3, LinkSpec()) == 0
 
 
 @given(payloads, links, links)
 def test_one_way_is_the_gather_from_one(payload, src, dst):
     assert link.one_way_s(payload, src, dst) == pytest.approx(
-        link.gather_s(payload, [src], dst), rel=1e-9
+        gather_s(payload, [src], dst), rel=1e-9
     )
 
 
 @given(payloads, st.lists(links, min_size=1, max_size=5), links)
 def test_gather_is_between_its_bounds(payload, workers, master):
-    took_s = link.gather_s(payload, workers, master) * (1 + 1e-9)
+    took_s = gather_s(payload, workers, master) * (1 + 1e-9)
     assert took_s >= max(link.one_way_s(payload, w, master) for w in workers)
     assert took_s >= len(workers) * link.serialise_s(link.wire_bytes(payload), master)
     assert took_s <= sum(link.one_way_s(payload, w, master) for w in workers) * (1 + 1e-8) + 1e-12
@@ -79,8 +80,8 @@ def test_gather_is_between_its_bounds(payload, workers, master):
 
 @given(payloads, links, links, st.integers(1, 64))
 def test_dilated_links_take_as_many_times_longer(payload, a, b, dilation):
-    plain_s = link.ping_pong_s(payload, a, b)
-    slow_s = link.ping_pong_s(payload, a.dilated(dilation), b.dilated(dilation))
+    plain_s = ping_pong_s(payload, a, b)
+    slow_s = ping_pong_s(payload, a.dilated(dilation), b.dilated(dilation))
     assert slow_s == pytest.approx(dilation * plain_s, rel=1e-9)
 
 
@@ -99,7 +100,7 @@ def test_the_switch_takes_what_the_closed_form_says(payload, specs):
         model.deliver(due[1], now_ns, lambda _: True)
         count += 1
     assert count >= link.num_packets(payload) * (len(specs) - 1)
-    expected_s = link.gather_s(payload, specs[1:], specs[0])
+    expected_s = gather_s(payload, specs[1:], specs[0])
     rounding_ns = 2 * count + 2
     assert now_ns == pytest.approx(expected_s * 1e9, abs=rounding_ns)
 

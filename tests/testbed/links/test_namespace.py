@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from testbed.base import DeviceError
-from testbed.links.namespace import (
+from testbed.links.endpoints import (
     MAX_DEVICES,
     Endpoint,
     address_of,

@@ -5,10 +5,9 @@ import json
 
 import pytest
 
-from testbed.links.endpoints import AttachedDevices
+from testbed.links.endpoints import AttachedDevices, known_sysctls, sysctl_command
 from testbed.links.link import LinkSpec
 from testbed.links.linkfault import AS_SPECIFIED
-from testbed.links.namespace import known_sysctls, sysctl_command
 from testbed.links.netem import (
     CORE_SYSCTLS,
     LinkFaults,

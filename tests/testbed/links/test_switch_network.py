@@ -124,7 +124,7 @@ def test_refusal_is_passed_on_and_the_next_command_works(record):
     switch = SwitchProcess([*_command(record), "port"])
     with pytest.raises(DeviceError, match="unknown: dance"):
         switch.ask("dance", "dance")
-    assert switch.ask("stats", "stats")["packets"] == 7
+    assert switch.ask("stats", "stats").packets == 7
     switch.close()
 
 

@@ -7,8 +7,8 @@ from testbed.links.link import LinkSpec, wire_bytes
 from testbed.sim.collectives import Collectives
 from testbed.sim.network import Network
 from tests.testbed.sim.sims import free_calibration
+from tpi.comm.allreduces.base import CHUNK_ELEMENTS
 from tpi.comm.allreduces.registry import allreduce_names, find_allreduce
-from tpi.comm.topology import CHUNK_ELEMENTS
 from tpi.comm.wire import HEADER_BYTES
 from tpi.errors import ConfigError
 

@@ -3,8 +3,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from testbed.links.link import LinkSpec, gather_s, one_way_s, serialise_s, wire_bytes
+from testbed.links.link import LinkSpec, one_way_s, serialise_s, wire_bytes
 from testbed.sim.network import Network, drain
+from tests.testbed.closed_forms import gather_s
 from tests.testbed.sim.sims import free_calibration
 from tpi.comm.wire import HEADER_BYTES
 

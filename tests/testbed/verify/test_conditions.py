@@ -11,7 +11,7 @@ import pytest
 from testbed.base import DeviceError
 from testbed.limits.cgroup import open_cgroup
 from testbed.verify.conditions import conditions_between
-from testbed.verify.host_counters import CounterSnapshot, DeviceLook, look, own_cpu_s
+from testbed.verify.host_counters import CounterSnapshot, DeviceCounters, own_cpu_s, take_snapshot
 from tests.testbed.cgroups import make_v1, make_v2, write
 
 PORT = {"up_bytes": 1000, "up_dropped": 0, "up_lost": 0, "down_dropped": 0, "down_lost": 0}
@@ -24,7 +24,7 @@ BEGIN = CounterSnapshot(
     own_s=3.0,
     swapped_in=4096,
     swapped_out=8192,
-    devices=(DeviceLook(10.0, 200, 20, 1.0), DeviceLook(11.0, 200, 20, 1.0)),
+    devices=(DeviceCounters(10.0, 200, 20, 1.0), DeviceCounters(11.0, 200, 20, 1.0)),
     network={"backend": "switch-c", "ports": [PORT, PORT], "tcp": [TCP, TCP], "late_us": LATE_US},
 )
 END = replace(
@@ -33,7 +33,7 @@ END = replace(
     busy_s=65.0,
     steal_s=2.0,
     own_s=4.0,
-    devices=(DeviceLook(15.0, 2200, 520, 3.5), DeviceLook(16.0, 2200, 20, 1.0)),
+    devices=(DeviceCounters(15.0, 2200, 520, 3.5), DeviceCounters(16.0, 2200, 20, 1.0)),
 )
 
 
@@ -140,7 +140,7 @@ def test_a_look_reads_host_devices_and_links(tmp_path, make):
     cgroup = open_cgroup(100, tmp_path)
     proc = make_host(tmp_path)
     counters: dict[str, Any] = {"backend": "none"}
-    found = look([cgroup], lambda: counters, proc=proc, clock=lambda: 5.0)
+    found = take_snapshot([cgroup], lambda: counters, proc=proc, clock=lambda: 5.0)
     tick_s, page = 1 / os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
     assert (found.t_s, found.network) == (5.0, counters)
     assert found.busy_s == pytest.approx(1500 * tick_s)
@@ -158,12 +158,12 @@ def test_a_process_that_is_gone_costs_nothing(tmp_path):
 
 def test_a_host_without_the_files_is_one_error(tmp_path):
     with pytest.raises(DeviceError, match=r"conditions: cannot read .*stat"):
-        look([], dict, proc=tmp_path)
+        take_snapshot([], dict, proc=tmp_path)
 
 
 def test_this_host_can_be_looked_at():
-    begin = look([], dict)
-    end = look([], dict)
+    begin = take_snapshot([], dict)
+    end = take_snapshot([], dict)
     found = conditions_between(begin, end)
     assert found.problems == ()
     assert end.own_s >= begin.own_s > 0

@@ -12,13 +12,12 @@ import pytest
 
 from testbed.base import DeviceError, Meters
 from testbed.docker.testbed import DockerTestbed
-from testbed.label import RunLabel
+from testbed.host.label import RunLabel
 from testbed.limits.limits import DeviceLimits
 from testbed.links.link import LinkSpec
 from testbed.local.local import LocalTestbed
-from testbed.verify.probe import disk_files, probe_devices
+from testbed.verify.probe import bulk_sizes, disk_files, probe_devices
 from testbed.verify.probe_agents import Agents
-from testbed.verify.probe_links import bulk_sizes
 from testbed.verify.tolerances import Expected, ProbeReport
 from tests.testbed.beds import device_image
 from tpi.errors import ConfigError

@@ -14,9 +14,7 @@ from typing import Any
 
 import pytest
 
-from testbed.verify.probe_agent import obey
-from testbed.verify.probe_link_tasks import Peer
-from testbed.verify.probe_task import Commands, Slope
+from testbed.verify.probe_agent import Commands, Peer, Slope, obey
 
 ROOT = Path(__file__).parents[3]
 

@@ -1,7 +1,6 @@
 """The proof of a repeat: what is measured when, and what becomes of it."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +8,11 @@ import pytest
 
 from testbed.base import DeviceError
 from testbed.docker.testbed import DockerTestbed
-from testbed.label import RunLabel
+from testbed.host.label import RunLabel
 from testbed.limits.cgroup import open_cgroup
 from testbed.limits.limits import DeviceLimits
 from testbed.links.link import LinkSpec
+from testbed.links.network import Network
 from testbed.verify.tolerances import Expected, ProbeReport, judge
 from testbed.verify.verifier import LimitVerifier
 from tests.testbed.beds import device_image
@@ -28,8 +28,10 @@ PORT = {"up_dropped": 0}
 SPINS = "import time\nend = time.monotonic() + 1\nwhile time.monotonic() < end: pass"
 
 
-class FakeLinks:
+class FakeLinks(Network):
     """Links that count what they are told to, and may be found wrong."""
+
+    backend = "fake"
 
     def __init__(self) -> None:
         self.problem: str | None = None
@@ -41,7 +43,16 @@ class FakeLinks:
         if self.problem is not None:
             raise DeviceError(self.problem)
 
-    def counters(self) -> Mapping[str, Any]:
+    def attach(self, index: int, pid: int) -> str:
+        raise NotImplementedError
+
+    def fault(self, index: int, kind: str, value: float) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    def counters(self) -> dict[str, Any]:
         tcp = [{**TCP, "RetransSegs": self.again}]
         return {"backend": "switch-c", "settings": [SETTINGS], "ports": [PORT], "tcp": tcp}
 
@@ -81,7 +92,7 @@ def links():
     return FakeLinks()
 
 
-def prover(
+def verifier(
     device: LimitedDevice,
     links: FakeLinks,
     probe: FakeProbe,
@@ -93,10 +104,10 @@ def prover(
 
 def test_everything_holds(device, links):
     probe = FakeProbe(0.5, 0.5)
-    both = prover(device, links, probe, dilation=8.0, host_read_bps=1e9)
-    before = both.prove("before")
+    both = verifier(device, links, probe, dilation=8.0, host_read_bps=1e9)
+    before = both.verify("before")
     assert device.num_resets == 1  # what the probe used is not the system's
-    proof = before.joined(both.prove("after"))
+    proof = before.joined(both.verify("after"))
     assert device.num_resets == 1  # what the system used has been read by now, or will be
     assert proof.problems == ()
     assert list(proof.figures) == ["before", "links", "conditions", "after"]
@@ -106,12 +117,12 @@ def test_everything_holds(device, links):
 
 
 def test_problems_say_when(device, links):
-    both = prover(device, links, FakeProbe(0.1, 0.2))
-    assert both.prove("before").problems == (
+    both = verifier(device, links, FakeProbe(0.1, 0.2))
+    assert both.verify("before").problems == (
         "before the run: device 0: CPU 0.100 cores, expected 0.500 +- 0.050 cores",
     )
     links.problem = "links: device 0 is gone"
-    assert both.prove("after").problems == (
+    assert both.verify("after").problems == (
         "after the run: device 0: CPU 0.200 cores, expected 0.500 +- 0.050 cores",
         "after the run: links: device 0 is gone",
     )
@@ -124,17 +135,17 @@ def test_problems_say_when(device, links):
 def test_segments_sent_again_are_a_problem_of_good_links(
     device, links, link, options, num_problems
 ):
-    both = prover(device, links, FakeProbe(0.5, 0.5), link, **options)
-    both.prove("before")
+    both = verifier(device, links, FakeProbe(0.5, 0.5), link, **options)
+    both.verify("before")
     links.again = 7
-    assert len(both.prove("after").problems) == num_problems
+    assert len(both.verify("after").problems) == num_problems
 
 
 def test_after_comes_after_before(device, links):
     with pytest.raises(DeviceError, match="nothing was measured before"):
-        prover(device, links, FakeProbe(0.5)).prove("after")
+        verifier(device, links, FakeProbe(0.5)).verify("after")
     with pytest.raises(ConfigError, match="got 'later'"):
-        prover(device, links, FakeProbe(0.5)).prove("later")
+        verifier(device, links, FakeProbe(0.5)).verify("later")
 
 
 @pytest.mark.docker
@@ -153,15 +164,15 @@ def test_a_repeat_in_containers_is_proved(tmp_path):
         [link] * 2,
         image=device_image(),
         mounts=[],
-        label=RunLabel.mine("test-prover"),
-        prover_factory=make,
+        label=RunLabel.mine("test-verifier"),
+        verifier_factory=make,
     ) as bed:
         devices, inbox = bed.up(2), make_inbox()
-        before = bed.prove("before")
+        before = bed.verify("before")
         assert devices[0].meter().anon_peak in range(4 << 20)  # the probe's is forgotten
         start(devices[1], inbox, SPINS)
         assert read_to_exit(inbox)[1].code == 0
-        proof = before.joined(bed.prove("after"))
+        proof = before.joined(bed.verify("after"))
     assert [p for p in proof.problems if ": CPU " not in p] == []
     conditions: Any = proof.figures["conditions"]
     assert 0.1 < conditions["devices"][1]["cpu_s"] < 0.9

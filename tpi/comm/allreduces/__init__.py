@@ -1,1 +1,1 @@
-"""The ways to a sum, one class in one module each. Read `base` first."""
+"""The ways to a sum, one class in one module each; `base.py` has what they derive from."""

@@ -3,16 +3,112 @@
 A new one derives from `AllReduceAlgorithm`, in a module beside this one or in a package of its
 own, which names the class as an entry point of the group `tpi.allreduces`. `run` must be there;
 without `closed_form_s` it cannot be planned, without `simulate` not be simulated, and the error
-says so. Modules of allreduces import neither torch nor NumPy, which planning does without.
+says so. `Call` has what `run` works with. Modules of allreduces import neither torch nor NumPy,
+which planning does without.
+
+Sums are formed in float32 and in a fixed order, since float sums depend on it. With bfloat16 on
+the wire a contribution is rounded when it is sent, our own as well, and a sum is rounded once when
+it is sent on.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar, NoReturn, Protocol
 
+from tpi.comm.transport import Recv, Send, Transport
+from tpi.comm.wire import Expect, FrameHeader, FrameType, Op, WireDtype
 from tpi.errors import ConfigError
 
 if TYPE_CHECKING:
-    from tpi.comm.allreduces.call import Call
+    import torch
+
+    from tpi.comm.vector import Inbox, WireVector
+
+# A sum of more elements goes in pieces of this many (1 MiB of float32), so that buffers stay small
+# (the master of a star has one a worker) and the way up overlaps the way down.
+CHUNK_ELEMENTS = 1 << 18
+
+
+def chunks(num_elements: int) -> Iterator[tuple[int, int]]:
+    """The pieces [start, stop) that a long vector is summed in."""
+    for start in range(0, num_elements, CHUNK_ELEMENTS):
+        yield start, min(start + CHUNK_ELEMENTS, num_elements)
+
+
+def slices(start: int, stop: int, world_size: int) -> list[tuple[int, int]]:
+    """Cut [start, stop) into one slice a rank, the longer ones first; some may be empty."""
+    size, extra = divmod(stop - start, world_size)
+    bounds = [start + r * size + min(r, extra) for r in range(world_size + 1)]
+    return list(pairwise(bounds))
+
+
+@dataclass(slots=True)
+class Call:
+    """One collective call: its place in the plan, its vector and the buffers to use."""
+
+    transport: Transport
+    vector: "WireVector"
+    inbox: "Inbox"
+    scratch: "torch.Tensor"
+    dtype: WireDtype
+    step: int
+    layer: int
+    op: Op
+
+    def header(self, start: int, stop: int) -> FrameHeader:
+        """The header of the frame that carries a piece of the vector."""
+        count = stop - start
+        return FrameHeader(
+            FrameType.TENSOR, 0, self.step, self.layer, self.op, self.dtype, start, (count,), 0,
+            count * self.dtype.itemsize,
+        )  # fmt: skip
+
+    def sends(self, peers: Iterable[int], start: int, stop: int) -> list[Send]:
+        """The same piece to several peers."""
+        if start == stop:
+            return []
+        header, payload = self.header(start, stop), self.vector.bytes(start, stop)
+        return [Send(peer, header, payload) for peer in peers]
+
+    def recvs(self, peers: Iterable[int], start: int, stop: int) -> list[Recv]:
+        """The same piece from several peers, into the places of the inbox in that order."""
+        if start == stop:
+            return []
+        expect, count = Expect(self.header(start, stop)), stop - start
+        return [Recv(p, expect, self.inbox.bytes(i, count)) for i, p in enumerate(peers)]
+
+    def recv_in_place(self, peer: int, start: int, stop: int) -> list[Recv]:
+        """A piece that replaces ours."""
+        if start == stop:
+            return []
+        return [Recv(peer, Expect(self.header(start, stop)), self.vector.bytes(start, stop))]
+
+    def adder(self, num_recvs: int, start: int, stop: int) -> Callable[[int], None]:
+        """Adds what arrives to our piece, in order of rank and as soon as that order allows."""
+        total, inbox, count = self.vector.values[start:stop], self.inbox, stop - start
+        here = [False] * num_recvs
+        following = 0
+
+        def on_recv(index: int) -> None:
+            nonlocal following
+            here[index] = True
+            while following < num_recvs and here[following]:
+                total.add_(inbox.values(following, count))
+                following += 1
+
+        return on_recv
+
+    def sum_by_rank(self, start: int, stop: int) -> None:
+        """Our piece becomes the sum of ours and those in the inbox, in order of rank."""
+        rank, count = self.transport.ranks.rank, stop - start
+        own = self.vector.values[start:stop]
+        parts = [self.inbox.values(i, count) for i in range(self.transport.ranks.world_size - 1)]
+        parts.insert(rank, own)
+        total = self.scratch[:count].copy_(parts[0])
+        for part in parts[1:]:
+            total.add_(part)
+        own.copy_(total)
 
 
 class MessageNetwork(Protocol):
@@ -42,22 +138,16 @@ class MessageNetwork(Protocol):
 
 
 class AllReduceAlgorithm:
-    """One way to a sum that every rank gets. It has no state; one instance serves all ranks.
+    """One way to a sum that every rank gets. It has no state; one instance serves all ranks."""
 
-    Attributes:
-        name: What `allreduce=` and `--allreduce` call it.
-        needs_peer_links: Whether workers send to each other, or to the master alone.
-        inbox_is_by_rank: Whether place i of the master's inbox holds all of the i-th worker's
-            vector at the end, so that the master can tell whose part is not finite.
-        in_paper: Whether arXiv:2410.00531 gives its cost (`published_s`, `published_traversals`).
-    """
-
-    name: ClassVar[str]
-    needs_peer_links: ClassVar[bool] = True
+    name: ClassVar[str]  # what `allreduce=` and `--allreduce` call it
+    needs_peer_links: ClassVar[bool] = True  # workers send to each other, not to the master alone
+    # Whether place i of the master's inbox holds all of the i-th worker's vector at the end, so
+    # that the master can tell whose part is not finite.
     inbox_is_by_rank: ClassVar[bool] = False
-    in_paper: ClassVar[bool] = False
+    in_paper: ClassVar[bool] = False  # arXiv:2410.00531 gives its `published_traversals`
 
-    def run(self, call: "Call", num_elements: int) -> None:
+    def run(self, call: Call, num_elements: int) -> None:
         """Leave the sum over all ranks in the vector of the call, the same bits on every rank."""
         self._lacks("run", "how it runs")
 
@@ -66,12 +156,9 @@ class AllReduceAlgorithm:
         self._lacks("simulate", "which messages it sends")
 
     def closed_form_s(self, world_size: int, delay_s: float, payload_s: float) -> float:
-        """Return the least time between two ranks or more; see `cost_s`.
+        """Return the least time of one sum between two ranks or more; see `cost_s`.
 
-        Args:
-            world_size: Devices.
-            delay_s: One-way delay between two devices.
-            payload_s: What the vector of one rank takes a port.
+        A vector of one rank takes a port `payload_s`.
         """
         self._lacks("closed_form_s", "what it costs")
 
@@ -79,54 +166,30 @@ class AllReduceAlgorithm:
         """Most chunks that a worker's inbox ever holds; the planner counts them as memory."""
         return world_size - 1
 
-    def published_s(
-        self, *, data_s: float, link_s: float, barrier_s: float = 0.0, aggr_s: float = 0.0
-    ) -> float:
-        """Return the paper's cost of a sum between a master and two workers behind one router.
-
-        Args:
-            data_s: Sending one payload over the path.
-            link_s: One traversal from device to device.
-            barrier_s: Waiting for the slowest.
-            aggr_s: Adding two payloads.
-
-        Source: arXiv:2410.00531, appendix A.1, before eq. (11).
-        """
-        self._is_not_in_paper()
-
     def published_traversals(self, world_size: int) -> int:
         """Return how many paths are passed one after another.
 
         Source: arXiv:2410.00531, Prop. 1 and 2; the general number of devices is ours.
         """
-        self._is_not_in_paper()
+        raise ConfigError(f"allreduce: the paper gives no cost for {self.name!r}")
 
     def cost_s(self, *, world_size: int, num_bytes: int, delay_s: float, rate_bps: float) -> float:
         """Return the least time of one sum, payloads passing each port one after another.
 
-        Args:
-            world_size: Devices.
-            num_bytes: Payload of one rank.
-            delay_s: One-way delay between two devices.
-            rate_bps: Bits per second of every device's port, each way.
+        `delay_s` is one way between two devices, `rate_bps` bits a second of a port, each way.
         """
         if world_size == 1:
             return 0.0
         return self.closed_form_s(world_size, delay_s, 8 * num_bytes / rate_bps)
 
-    def published_link_s(
-        self, *, hop_s: float, world_size: int = 8, hops_per_path: int = 4
-    ) -> float:
+    def published_link_s(self, *, hop_s: float, world_size: int = 8) -> float:
         """Return the latency part of one sum on the paper's testbed.
 
         Source: arXiv:2410.00531, Prop. 1 and 2, topology of A.7 (four links between two devices).
         """
-        return self.published_traversals(world_size) * hops_per_path * hop_s
+        return self.published_traversals(world_size) * 4 * hop_s
 
     def _lacks(self, method: str, what: str) -> NoReturn:
         raise ConfigError(
             f"allreduce {self.name}: {type(self).__name__} does not say {what}: it has no {method}"
         )
-
-    def _is_not_in_paper(self) -> NoReturn:
-        raise ConfigError(f"allreduce: the paper gives no cost for {self.name!r}")

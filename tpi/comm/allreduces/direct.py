@@ -1,12 +1,6 @@
 """Direct: every rank sums one slice and sends it to all, straight between all pairs."""
 
-from typing import TYPE_CHECKING
-
-from tpi.comm.allreduces.base import AllReduceAlgorithm, MessageNetwork
-from tpi.comm.topology import chunks, slices
-
-if TYPE_CHECKING:
-    from tpi.comm.allreduces.call import Call
+from tpi.comm.allreduces.base import AllReduceAlgorithm, Call, MessageNetwork, chunks, slices
 
 
 class Direct(AllReduceAlgorithm):
@@ -17,7 +11,7 @@ class Direct(AllReduceAlgorithm):
 
     name = "direct"
 
-    def run(self, call: "Call", num_elements: int) -> None:
+    def run(self, call: Call, num_elements: int) -> None:
         """Swap slices, sum our own, swap sums."""
         ranks = call.transport.ranks
         for start, stop in chunks(num_elements):

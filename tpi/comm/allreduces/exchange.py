@@ -1,12 +1,6 @@
 """Exchange: everybody sends everything to everybody, and all sum alike."""
 
-from typing import TYPE_CHECKING
-
-from tpi.comm.allreduces.base import AllReduceAlgorithm, MessageNetwork
-from tpi.comm.topology import chunks
-
-if TYPE_CHECKING:
-    from tpi.comm.allreduces.call import Call
+from tpi.comm.allreduces.base import AllReduceAlgorithm, Call, MessageNetwork, chunks
 
 
 class Exchange(AllReduceAlgorithm):
@@ -18,7 +12,7 @@ class Exchange(AllReduceAlgorithm):
     name = "exchange"
     inbox_is_by_rank = True
 
-    def run(self, call: "Call", num_elements: int) -> None:
+    def run(self, call: Call, num_elements: int) -> None:
         """Swap vectors, and sum."""
         peers = call.transport.ranks.peers
         for start, stop in chunks(num_elements):

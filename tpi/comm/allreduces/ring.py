@@ -1,12 +1,6 @@
 """The ring: slices travel round and are summed on the way; then the sums travel round."""
 
-from typing import TYPE_CHECKING
-
-from tpi.comm.allreduces.base import AllReduceAlgorithm, MessageNetwork
-from tpi.comm.topology import chunks, slices
-
-if TYPE_CHECKING:
-    from tpi.comm.allreduces.call import Call
+from tpi.comm.allreduces.base import AllReduceAlgorithm, Call, MessageNetwork, chunks, slices
 
 
 class Ring(AllReduceAlgorithm):
@@ -18,7 +12,7 @@ class Ring(AllReduceAlgorithm):
     name = "ring"
     in_paper = True
 
-    def run(self, call: "Call", num_elements: int) -> None:
+    def run(self, call: Call, num_elements: int) -> None:
         """In turn t rank r sends slice r - t and gets r - t - 1; then, one further, the sums."""
         ranks = call.transport.ranks
         size, right, left = ranks.world_size, (ranks.rank + 1) % ranks.world_size, ranks.rank - 1
@@ -57,12 +51,6 @@ class Ring(AllReduceAlgorithm):
     def inbox_chunks(self, world_size: int) -> int:
         """A slice at a time."""
         return 1
-
-    def published_s(
-        self, *, data_s: float, link_s: float, barrier_s: float = 0.0, aggr_s: float = 0.0
-    ) -> float:
-        """As the paper has it."""
-        return 4 / 3 * data_s + 4 * link_s + 3 * barrier_s + 2 / 3 * aggr_s
 
     def published_traversals(self, world_size: int) -> int:
         """One a turn."""

@@ -1,15 +1,10 @@
 """The star: all send to the master, which sums and sends to all. TPI-LLM's own choice."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from tpi.comm.allreduces.base import AllReduceAlgorithm, MessageNetwork
-from tpi.comm.topology import chunks
+from tpi.comm.allreduces.base import AllReduceAlgorithm, Call, MessageNetwork, chunks
+from tpi.comm.transport import Send
 from tpi.ranks import MASTER_RANK
-
-if TYPE_CHECKING:
-    from tpi.comm.allreduces.call import Call
-    from tpi.comm.transport import Send
 
 
 class Star(AllReduceAlgorithm):
@@ -24,7 +19,7 @@ class Star(AllReduceAlgorithm):
     inbox_is_by_rank = True
     in_paper = True
 
-    def run(self, call: "Call", num_elements: int) -> None:
+    def run(self, call: Call, num_elements: int) -> None:
         """Send a piece up, and take the sum of the one before."""
         if call.transport.ranks.is_master:
             _run_master(call, list(chunks(num_elements)), call.transport.ranks.workers)
@@ -69,18 +64,12 @@ class Star(AllReduceAlgorithm):
         """Workers take the sum in place; one chunk is touched at most."""
         return 1
 
-    def published_s(
-        self, *, data_s: float, link_s: float, barrier_s: float = 0.0, aggr_s: float = 0.0
-    ) -> float:
-        """In the paper payloads pass the master's port at the same time; see `closed_form_s`."""
-        return 2 * (data_s + link_s) + barrier_s + aggr_s
-
     def published_traversals(self, world_size: int) -> int:
         """Up and down."""
         return 2
 
 
-def _run_master(call: "Call", pieces: Sequence[tuple[int, int]], workers: Sequence[int]) -> None:
+def _run_master(call: Call, pieces: Sequence[tuple[int, int]], workers: Sequence[int]) -> None:
     sends: list[Send] = []
     for start, stop in pieces:
         call.vector.round(start, stop)
@@ -91,7 +80,7 @@ def _run_master(call: "Call", pieces: Sequence[tuple[int, int]], workers: Sequen
     call.transport.transfer(sends, [])
 
 
-def star_reduce(call: "Call", num_elements: int) -> None:
+def star_reduce(call: Call, num_elements: int) -> None:
     """All send to the master, which alone has the sum. Cost: N - 1 messages, d + (N - 1) S / B.
 
     The last sum of a step goes this way, whatever the allreduce.

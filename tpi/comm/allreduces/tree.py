@@ -2,13 +2,8 @@
 
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
 
-from tpi.comm.allreduces.base import AllReduceAlgorithm, MessageNetwork
-from tpi.comm.topology import chunks
-
-if TYPE_CHECKING:
-    from tpi.comm.allreduces.call import Call
+from tpi.comm.allreduces.base import AllReduceAlgorithm, Call, MessageNetwork, chunks
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +39,7 @@ class Tree(AllReduceAlgorithm):
     name = "tree"
     in_paper = True
 
-    def run(self, call: "Call", num_elements: int) -> None:
+    def run(self, call: Call, num_elements: int) -> None:
         """Sum the children's, send it up, and send down what comes back."""
         place = make_place(call.transport.ranks.rank, call.transport.ranks.world_size)
         for start, stop in chunks(num_elements):
@@ -86,12 +81,6 @@ class Tree(AllReduceAlgorithm):
     def inbox_chunks(self, world_size: int) -> int:
         """One from each child."""
         return arity(world_size)
-
-    def published_s(
-        self, *, data_s: float, link_s: float, barrier_s: float = 0.0, aggr_s: float = 0.0
-    ) -> float:
-        """As the paper has it."""
-        return 3 * data_s + 4 * link_s + 2 * barrier_s + 2 * aggr_s
 
     def published_traversals(self, world_size: int) -> int:
         """Two levels, up and down."""

@@ -1,6 +1,4 @@
-"""The paper's figures, drawn by matplotlib from a book of cells and its records alone.
+"""The paper's figures, drawn by matplotlib from cells and records alone.
 
-`draw.py` knows which module draws which figure; `style.py` sets the kinds of evidence apart. Only
-`results/paper/render/main.py` imports this package, and only when a figure is wanted: matplotlib is
-slow to load. Read `draw.draw` first.
+Imported only when a figure is wanted: matplotlib is slow to load. Read `draw.draw` first.
 """

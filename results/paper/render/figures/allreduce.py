@@ -1,12 +1,11 @@
 """Figure 3: allreduce latency over the latency of one link: measured, our closed form, the paper's.
 
-Panels: 4 bytes on the paper's axes; 32 KiB, one float32 hidden state of a 70B model, on the same;
-and those on short links, where the port that the star's payloads share counts most. Points are
-measured, full lines are our closed form, dashed ones the paper's count of hops. Read
-`draw_allreduce` first.
+Panels: 4 bytes; 32 KiB, one float32 hidden state of a 70B model; the same on short links, where the
+port that the star's payloads share counts most. Points are measured, full lines are our closed
+form, dashed lines the paper's count of hops.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,21 +15,13 @@ from matplotlib.lines import Line2D
 
 from results.paper.cell import Cell
 from results.paper.cells.result_set import ResultSet
-from results.paper.render.cell_format import kind_of
-from results.paper.render.figures.style import (
-    GREY,
-    PALETTE,
-    WIDE,
-    axis_title,
-    new_figure,
-    scale_of,
-)
+from results.paper.render.figures import style
 from results.paper.render.layouts import LAYOUTS
 
 PAYLOADS = ("4 bytes", "32 KiB")
 _LARGE = PAYLOADS[1]
 _POINT: dict[str, Any] = {"marker": "o", "linestyle": ""}
-_MARKERS = ("o", "s", "^")  # one a column of the figure
+_MARKERS = ("o", "s", "^")  # of the figure's columns
 _METRIC = "allreduce_s"
 
 
@@ -51,10 +42,10 @@ _PANELS = (
 )
 
 
-def draw_allreduce(book: ResultSet, exhibit: str) -> Figure:
+def draw_allreduce(results: ResultSet, exhibit: str) -> Figure:
     """Draw the panels side by side."""
-    cells = list(book.exhibit(exhibit))
-    figure = new_figure(WIDE, 2.6)
+    cells = list(results.exhibit(exhibit))
+    figure = style.new_figure(style.WIDE, 2.6)
     grid = figure.subplots(1, len(_PANELS))
     for axes, panel in zip(grid, _PANELS, strict=True):
         _draw(axes, [cell for cell in cells if is_of(cell, panel.payload)])
@@ -62,14 +53,14 @@ def draw_allreduce(book: ResultSet, exhibit: str) -> Figure:
         axes.set_xlim(-0.02 * panel.link_ms, 1.02 * panel.link_ms)
         axes.set_ylim(0, panel.latency_ms)
         axes.set_xlabel("latency of one link (ms)")
-    grid[0].set_ylabel(axis_title(_METRIC))
+    grid[0].set_ylabel(style.axis_title(_METRIC))
     figure.legend(handles=_handles(cells), loc="outside upper center", ncols=4)
     return figure
 
 
 def is_of(cell: Cell, payload: str) -> bool:
     """Whether a cell belongs to a payload's panel; hops alone belong to both."""
-    if is_hops(cell) or cell.word:
+    if is_hops(cell) or cell.missing_reason:
         return True
     return (_LARGE in cell.source) == (payload == _LARGE)
 
@@ -83,33 +74,27 @@ def _draw(axes: Axes, cells: Sequence[Cell]) -> None:
     for number, name in enumerate(LAYOUTS["figure3"].columns):
         mine = [cell for cell in cells if cell.place.column == name and cell.value is not None]
         computed = [cell for cell in mine if cell.evidence == "computed"]
-        _line(axes, [c for c in computed if is_hops(c)], PALETTE[number], "--")
-        _line(axes, [c for c in computed if not is_hops(c)], PALETTE[number], "-")
+        for hops, line in ((True, "--"), (False, "-")):
+            points = sorted(_xy(cell) for cell in computed if is_hops(cell) == hops)
+            if points:
+                xs, ys = zip(*points, strict=True)
+                axes.plot(xs, ys, line, color=style.PALETTE[number], linewidth=1.0)
         for cell in mine:
             if cell.evidence != "computed":
-                _point(axes, cell, PALETTE[number], _MARKERS[number])
-    words = {cell.word for cell in cells if cell.evidence == "measured" and cell.word}
+                _point(axes, cell, style.PALETTE[number], _MARKERS[number])
+    words = {
+        cell.missing_reason for cell in cells if cell.evidence == "measured" and cell.missing_reason
+    }
     if not any(c.evidence == "measured" and c.value is not None for c in cells):
         text = f"measured: {', '.join(sorted(words)) or 'not run'}"
-        axes.text(0.03, 0.95, text, transform=axes.transAxes, va="top", color=GREY)
-
-
-def _line(axes: Axes, cells: Iterable[Cell], colour: str, style: str) -> None:
-    points = sorted(_xy(cell) for cell in cells)
-    if points:
-        axes.plot(*zip(*points, strict=True), style, color=colour, linewidth=1.0)
+        axes.text(0.03, 0.95, text, transform=axes.transAxes, va="top", color=style.GREY)
 
 
 def _point(axes: Axes, cell: Cell, colour: str, marker: str) -> None:
-    x, y = _xy(cell)
-    factor = scale_of(_METRIC)[0]
-    ends = None
-    if cell.low is not None and cell.high is not None:
-        ends = [[y - cell.low / factor], [cell.high / factor - y]]
-    fill = _fill(kind_of(cell), colour)
     axes.errorbar(
-        x, y, yerr=ends, marker=marker, markersize=4, markerfacecolor=fill,
-        markeredgecolor=colour, ecolor=colour, elinewidth=0.8, capsize=1.5, linestyle="",
+        *_xy(cell), yerr=style.interval(cell), marker=marker, markersize=4,
+        markerfacecolor=_fill(cell.kind, colour), markeredgecolor=colour, ecolor=colour,
+        elinewidth=0.8, capsize=1.5, linestyle="",
     )  # fmt: skip
 
 
@@ -119,27 +104,27 @@ def _fill(kind: str, colour: str) -> Any:
 
 
 def _xy(cell: Cell) -> tuple[float, float]:
-    return float(cell.place.row), (cell.value or 0.0) / scale_of(_METRIC)[0]
+    return float(cell.place.row), (cell.value or 0.0) / style.scale_of(_METRIC)[0]
 
 
 def _handles(cells: Sequence[Cell]) -> list[Line2D]:
-    there = {kind_of(cell) for cell in cells if cell.value is not None}
+    there = {cell.kind for cell in cells if cell.value is not None}
     handles = [
-        Line2D([], [], color=PALETTE[i], marker=_MARKERS[i], markersize=4, label=name)
+        Line2D([], [], color=style.PALETTE[i], marker=_MARKERS[i], markersize=4, label=name)
         for i, name in enumerate(LAYOUTS["figure3"].columns)
     ]
     points = [("measured", "measured"), ("dilated", _dilated(cells)), ("simulated", "simulated")]
-    looks: list[tuple[str, str, dict[str, Any]]] = [
-        *((k, label, {**_POINT, "markerfacecolor": _fill(k, GREY)}) for k, label in points),
+    lines: list[tuple[str, str, dict[str, Any]]] = [
+        *((k, label, {**_POINT, "markerfacecolor": _fill(k, style.GREY)}) for k, label in points),
         ("computed", "computed: ports and delays (ours)", {"linestyle": "-"}),
         ("computed", "computed: hops alone (the paper)", {"linestyle": "--"}),
     ]
-    for evidence, label, look in looks:
+    for evidence, label, options in lines:
         if evidence in there:
-            handles.append(Line2D([], [], color=GREY, markersize=4, label=label, **look))
+            handles.append(Line2D([], [], color=style.GREY, markersize=4, label=label, **options))
     return handles
 
 
 def _dilated(cells: Sequence[Cell]) -> str:
-    factors = sorted({cell.dilation for cell in cells if kind_of(cell) == "dilated"})
+    factors = sorted({cell.dilation for cell in cells if cell.kind == "dilated"})
     return f"measured, dilation {', '.join(f'{factor:g}' for factor in factors)}"

@@ -1,7 +1,7 @@
 """Figures made of grouped bars: 1c (memory over devices), 5 (latency over ...), 6 (four systems).
 
-A bar stands for one cell; within a group those of one series stand together, the paper's first. A
-cell without a number is its word, upright where the bar would be. Read `draw_bars` first.
+A bar is one cell; within a group those of one series stand together, the paper's first. Where there
+is no number, the reason stands upright in place of the bar.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,20 +12,7 @@ from matplotlib.figure import Figure
 
 from results.paper.cell import Cell
 from results.paper.cells.result_set import ResultSet
-from results.paper.render.figures.style import (
-    COLUMN,
-    PALETTE,
-    PLAIN_NUMBERS,
-    WIDE,
-    axis_title,
-    bar_style,
-    colour_patches,
-    evidence_key,
-    evidence_patches,
-    new_figure,
-    scale_of,
-    write_word,
-)
+from results.paper.render.figures import style
 from results.paper.render.layouts import FIRST, LOADS_FIRST, label_of
 from results.paper.render.sections import Column, Section, sections_of
 
@@ -60,27 +47,29 @@ class Panel:
     bars: tuple[Bar, ...]
 
 
-def draw_bars(book: ResultSet, exhibit: str) -> Figure:
-    """Draw an exhibit of bars, one panel a metric."""
-    panels = panels_of(book, exhibit)
+def draw_bars(results: ResultSet, exhibit: str) -> Figure:
+    """Draw an exhibit of bars, one panel for each metric."""
+    panels = panels_of(results, exhibit)
     wide = max(len(panel.bars) for panel in panels) > 16
-    figure = new_figure(WIDE if wide else COLUMN, 2.3 * len(panels) + 0.3)
+    figure = style.new_figure(style.WIDE if wide else style.COLUMN, 2.3 * len(panels) + 0.3)
     grid = figure.subplots(len(panels), 1, squeeze=False)
     for axes, panel in zip(grid[:, 0], panels, strict=True):
         _draw(axes, panel)
         axes.set_xlabel(_X_TITLES.get(exhibit, ""))
     cells = [bar.cell for panel in panels for bar in panel.bars]
     series = panels[0].series
-    handles = evidence_patches(cells)
+    handles = style.evidence_patches(cells)
     if len(series) > 1:
-        handles += colour_patches({label_of(s): PALETTE[i] for i, s in enumerate(series)})
+        handles += style.colour_patches(
+            {label_of(s): style.PALETTE[i] for i, s in enumerate(series)}
+        )
     figure.legend(handles=handles, loc="outside upper center", ncols=5 if wide else 2)
     return figure
 
 
-def panels_of(book: ResultSet, exhibit: str) -> list[Panel]:
+def panels_of(results: ResultSet, exhibit: str) -> list[Panel]:
     """The panels of an exhibit; figure 6 groups by system and has the models as series."""
-    (section,) = sections_of(book, exhibit)
+    (section,) = sections_of(results, exhibit)
     metrics: dict[str, list[int]] = {}
     for index, column in enumerate(section.columns):
         # Both of what a time to first token may be are drawn in one panel.
@@ -99,11 +88,8 @@ def _panel(section: Section, metric: str, columns: Sequence[int], exhibit: str) 
     groups, series = (names, rows) if by_column else (rows, names)
     bars: list[Bar] = []
     for number in range(len(groups)):
-        found = [
-            _cells(section, *((s, columns[number]) if by_column else (number, columns[s])))
-            for s in range(len(series))
-        ]
-        bars += _placed(number, found)
+        pairs = [(s, number) if by_column else (number, s) for s in range(len(series))]
+        bars += _placed(number, [_cells(section, row, columns[at]) for row, at in pairs])
     return Panel(metric, groups, series, tuple(bars))
 
 
@@ -115,7 +101,7 @@ def _name(column: Column) -> str:
 
 def _cells(section: Section, row: int, column: int) -> list[Cell]:
     cells = [cell for line in section.groups[row].lines for cell in line.cells[column]]
-    # That there is no formula for it is for the table; a run or a value that is missing is said.
+    # A missing formula is for the table alone; a missing run or value is drawn.
     return [cell for cell in cells if cell.evidence != "computed" or cell.value is not None]
 
 
@@ -132,12 +118,12 @@ def _placed(group: int, found: Sequence[Sequence[Cell]]) -> Iterator[Bar]:
 def _draw(axes: Axes, panel: Panel) -> None:
     reach = max(abs(bar.offset) for bar in panel.bars) + 0.5
     unit = _GROUP_WIDTH / (2 * max(reach, 1.5))
-    factor = scale_of(panel.metric)[0]
+    factor = style.scale_of(panel.metric)[0]
     values = [bar.cell.value / factor for bar in panel.bars if bar.cell.value]
     if values and max(values) > _LOG_RATIO * min(values):
         axes.set_yscale("log")
         axes.set_ylim(min(values) / 3, max(values) * 2)
-        axes.yaxis.set_major_formatter(PLAIN_NUMBERS)
+        axes.yaxis.set_major_formatter(style.PLAIN_NUMBERS)
     for bar in panel.bars:
         _draw_bar(axes, bar, unit, factor)
     axes.set_xlim(-0.5, len(panel.groups) - 0.5)
@@ -145,7 +131,7 @@ def _draw(axes: Axes, panel: Panel) -> None:
         range(len(panel.groups)), [label_of(name).replace(", ", "\n") for name in panel.groups]
     )
     axes.tick_params(axis="x", length=0)
-    axes.set_ylabel(axis_title(panel.metric))
+    axes.set_ylabel(style.axis_title(panel.metric))
     if not values:
         axes.set_yticks([])
 
@@ -153,13 +139,13 @@ def _draw(axes: Axes, panel: Panel) -> None:
 def _draw_bar(axes: Axes, bar: Bar, unit: float, factor: float) -> None:
     cell, x = bar.cell, bar.group + bar.offset * unit
     if cell.value is None:
-        write_word(axes, x, cell.word)
+        style.write_word(axes, x, cell.missing_reason)
         return
     value = cell.value / factor
-    style = bar_style(evidence_key(cell), PALETTE[bar.series % len(PALETTE)])
-    axes.bar(x, value, 0.86 * unit, **style)
+    look = style.bar_style(style.evidence_key(cell), style.PALETTE[bar.series % len(style.PALETTE)])
+    axes.bar(x, value, 0.86 * unit, **look)
     if cell.low is not None and cell.high is not None and cell.low < cell.high:
-        ends = [[value - cell.low / factor], [cell.high / factor - value]]
+        ends = style.interval(cell)
         axes.errorbar(x, value, yerr=ends, color="black", linewidth=0.7, capsize=1.5)
     if cell.dilation != 1:
         axes.annotate(

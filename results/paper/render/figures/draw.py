@@ -1,10 +1,9 @@
-"""Which module draws which figure, and what stands in a figure that has nothing to draw.
+"""Which module draws which figure.
 
-Every exhibit gives a figure: where there is no value at all, one that names the runs that are
-missing. Read `draw` first.
+Every exhibit gives a figure: where there is no value at all, one that names the missing runs.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from matplotlib.figure import Figure
 
@@ -21,74 +20,57 @@ from results.paper.render.layouts import LAYOUTS, label_of
 from results.paper.render.window_history import window_history
 
 
-def draw(book: ResultSet, exhibit: str) -> Figure:
+def draw(results: ResultSet, exhibit: str) -> Figure:
     """Draw one figure; inside `style.house_style`."""
-    figure = _DRAW[exhibit](book, exhibit)
-    figure.supxlabel(_footer(book, exhibit), fontsize=5.5, x=0.01, ha="left", color=GREY)
+    figure = _figure(results, exhibit) or _nothing(results, exhibit)
+    names = stand_in_names(results, exhibit)
+    ran = f"; {', '.join(names)} in the paper's place: no number of its size" if names else ""
+    footer = f"measured at scale {results.scale}{ran}"
+    figure.supxlabel(footer, fontsize=5.5, x=0.01, ha="left", color=GREY)
     return figure
 
 
-def _footer(book: ResultSet, exhibit: str) -> str:
-    names = stand_in_names(book, exhibit)
-    ran = f"; {', '.join(names)} in the paper's place: no number of its size" if names else ""
-    return f"measured at scale {book.scale}{ran}"
+def _figure(results: ResultSet, exhibit: str) -> Figure | None:
+    """The figure; None where there is nothing to draw."""
+    if exhibit in ("figure1a", "figure4"):
+        # What was measured first.
+        runs = sorted(traced_runs(results, exhibit), key=lambda run: run.kind == "simulated")
+        return _timeline(exhibit, runs) if exhibit == "figure1a" else _window(runs)
+    if all(cell.value is None for cell in results.exhibit(exhibit)):
+        return None
+    drawing = {"figure1b": draw_shares, "figure3": draw_allreduce}.get(exhibit, draw_bars)
+    return drawing(results, exhibit)
 
 
-def _timeline(book: ResultSet, exhibit: str) -> Figure:
+def _timeline(exhibit: str, runs: list[Traced]) -> Figure | None:
     rows = LAYOUTS[exhibit].rows
-    runs = sorted(_measured_first(book, exhibit), key=lambda run: [run.row != row for row in rows])
-    return draw_timeline(runs) if runs else _nothing(book, exhibit)
+    runs.sort(key=lambda run: [run.row != row for row in rows])
+    return draw_timeline(runs) if runs else None
 
 
-def _measured_first(book: ResultSet, exhibit: str) -> list[Traced]:
-    return sorted(traced_runs(book, exhibit), key=lambda run: run.kind == "simulated")
-
-
-def _window(book: ResultSet, exhibit: str) -> Figure:
-    for run in _measured_first(book, exhibit):
+def _window(runs: Iterable[Traced]) -> Figure | None:
+    for run in runs:
         if steps := window_history(run.repeat):
             return draw_window(steps, run.kind, run.words)
-    return _nothing(book, exhibit)
+    return None
 
 
-def _unless_empty(
-    drawing: Callable[[ResultSet, str], Figure],
-) -> Callable[[ResultSet, str], Figure]:
-    def one(book: ResultSet, exhibit: str) -> Figure:
-        has_value = any(cell.value is not None for cell in book.exhibit(exhibit))
-        return drawing(book, exhibit) if has_value else _nothing(book, exhibit)
-
-    return one
-
-
-def _nothing(book: ResultSet, exhibit: str) -> Figure:
+def _nothing(results: ResultSet, exhibit: str) -> Figure:
     figure = new_figure(COLUMN, 1.4)
-    lines = ["nothing to draw", *_missing(book, exhibit)]
+    lines = ["nothing to draw", *_missing(results, exhibit)]
     figure.text(0.5, 0.5, "\n".join(lines), ha="center", va="center", wrap=True)
     return figure
 
 
-def _missing(book: ResultSet, exhibit: str) -> Sequence[str]:
-    """One line a run that would be drawn: what became of it."""
-    entries = [entry for entry in book.entries if entry.exhibit == exhibit]
+def _missing(results: ResultSet, exhibit: str) -> Sequence[str]:
+    """One line for each run that would be drawn: what became of it."""
+    entries = [entry for entry in results.entries if entry.exhibit == exhibit]
     lines = []
     for entry in entries:
-        record = book.records.get(entry.run_id)
+        record = results.records.get(entry.run_id)
         word = "not run" if not entry.run_id else "unusable"
         if record is not None:
             word = "no trace" if record.metrics is not None else record.status
         lines.append(f"{label_of(entry.row, exhibit)}, {label_of(entry.column)}: {word}")
     rows = LAYOUTS[exhibit].rows
     return list(dict.fromkeys(lines)) or [f"{label_of(row, exhibit)}: not run" for row in rows]
-
-
-_BARS, _SHARES = _unless_empty(draw_bars), _unless_empty(draw_shares)
-_DRAW: Mapping[str, Callable[[ResultSet, str], Figure]] = {
-    "figure1a": _timeline,
-    "figure1b": _SHARES,
-    "figure1c": _BARS,
-    "figure3": _unless_empty(draw_allreduce),
-    "figure4": _window,
-    **{f"figure5{part}": _BARS for part in "abc"},
-    "figure6": _BARS,
-}

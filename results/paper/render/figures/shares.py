@@ -1,8 +1,7 @@
-"""Figure 1b: of each system, the shares of its time in computation and communication.
+"""Figure 1b: the shares of each system's time in computation and communication.
 
-One stacked bar a source; what is neither is `other`. Shares are means over devices, so
-that a device which waits for another one counts as communicating; those of a pipeline are of all
-its devices together (`pipeline_shares.py`). Read `draw_shares` first.
+One stacked bar for each source. Shares are means over devices, so waiting for another device counts
+as communicating; those of a pipeline are of all its devices (`pipeline_shares.py`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,17 +13,7 @@ from matplotlib.figure import Figure
 from results.paper.cell import Cell
 from results.paper.cells.result_set import ResultSet
 from results.paper.render.cell_format import in_words
-from results.paper.render.figures.style import (
-    ACTIVITY_COLOURS,
-    ACTIVITY_LABELS,
-    COLUMN,
-    bar_style,
-    colour_patches,
-    evidence_key,
-    evidence_patches,
-    new_figure,
-    write_word,
-)
+from results.paper.render.figures import style
 from results.paper.render.layouts import label_of
 from results.paper.render.sections import sections_of
 
@@ -45,10 +34,10 @@ class Stack:
         return {name: cell for name, cell in self.cells.items() if cell.value is not None}
 
 
-def draw_shares(book: ResultSet, exhibit: str) -> Figure:
+def draw_shares(results: ResultSet, exhibit: str) -> Figure:
     """Draw the stacked bars, those of one system side by side."""
-    stacks = list(stacks_of(book, exhibit))
-    figure = new_figure(COLUMN, 2.6)
+    stacks = list(stacks_of(results, exhibit))
+    figure = style.new_figure(style.COLUMN, 2.6)
     axes = figure.subplots()
     for x, stack in enumerate(stacks):
         _draw(axes, x, stack)
@@ -59,16 +48,16 @@ def draw_shares(book: ResultSet, exhibit: str) -> Figure:
     axes.tick_params(axis="x", length=0, labelsize=5.5)
     cells = [cell for stack in stacks for cell in stack.cells.values()]
     drawn = {name for stack in stacks for name in stack.known}
-    colours = {ACTIVITY_LABELS[n]: c for n, c in ACTIVITY_COLOURS.items() if n in drawn}
-    handles = [*colour_patches(colours), *evidence_patches(cells)]
+    colours = {style.ACTIVITY_LABELS[n]: c for n, c in style.ACTIVITY_COLOURS.items() if n in drawn}
+    handles = [*style.colour_patches(colours), *style.evidence_patches(cells)]
     if handles:
         figure.legend(handles=handles, loc="outside upper center", ncols=3)
     return figure
 
 
-def stacks_of(book: ResultSet, exhibit: str) -> Iterator[Stack]:
+def stacks_of(results: ResultSet, exhibit: str) -> Iterator[Stack]:
     """Every bar: system by system, the paper's first."""
-    (section,) = sections_of(book, exhibit)
+    (section,) = sections_of(results, exhibit)
     names = [column.metric.removesuffix("_share") for column in section.columns]
     for group in section.groups:
         for line in group.lines:
@@ -80,16 +69,18 @@ def stacks_of(book: ResultSet, exhibit: str) -> Iterator[Stack]:
 
 def _draw(axes: Axes, x: int, stack: Stack) -> None:
     if not stack.known:
-        words: Sequence[str] = list(dict.fromkeys(cell.word for cell in stack.cells.values()))
-        write_word(axes, x, ", ".join(words))
+        words: Sequence[str] = list(
+            dict.fromkeys(cell.missing_reason for cell in stack.cells.values())
+        )
+        style.write_word(axes, x, ", ".join(words))
         return
     bottom = 0.0
-    for name, colour in ACTIVITY_COLOURS.items():
+    for name, colour in style.ACTIVITY_COLOURS.items():
         cell = stack.known.get(name)
         if cell is None or cell.value is None:
             continue
         height = 100 * cell.value
-        axes.bar(x, height, _WIDTH, bottom, **bar_style(evidence_key(cell), colour))
+        axes.bar(x, height, _WIDTH, bottom, **style.bar_style(style.evidence_key(cell), colour))
         if height >= 8:
             box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85}
             words = in_words(cell.place.metric, cell.value)
@@ -98,6 +89,6 @@ def _draw(axes: Axes, x: int, stack: Stack) -> None:
 
 
 def _tick(stack: Stack, exhibit: str) -> str:
-    """System and source, a word a line: six bars share one column of a page."""
+    """System and source, each word on its own line: six bars share one column of a page."""
     lines = (*label_of(stack.row, exhibit).split(), *stack.label.split(", "))
     return "\n".join(lines)

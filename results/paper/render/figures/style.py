@@ -2,8 +2,8 @@
 
 Colour says what is compared (a system, a model), the fill says the evidence: filled is measured,
 pale with a full edge is measured on dilated devices, hatched is simulated, dotted is computed, an
-outline is what the paper reports. Colours are those of Okabe and Ito, told apart by colour-blind
-readers and in grey. No pyplot: no figure outlives its drawing.
+outline is what the paper reports. Colours are those of Okabe and Ito, which colour-blind readers
+can tell apart. No pyplot: no figure outlives its drawing.
 """
 
 import io
@@ -18,7 +18,6 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import StrMethodFormatter
 
 from results.paper.cell import Cell
-from results.paper.render.cell_format import kind_of
 from results.paper.render.layouts import METRIC_LABELS
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -76,7 +75,7 @@ def svg_bytes(figure: Figure) -> bytes:
 
 
 def png_bytes(figure: Figure) -> bytes:
-    """The figure as PNG, likewise."""
+    """The figure as PNG; the same figure gives the same bytes."""
     return _saved(figure, format="png", dpi=_DPI, metadata={"Software": None})
 
 
@@ -86,9 +85,18 @@ def _saved(figure: Figure, **options: Any) -> bytes:
     return out.getvalue()
 
 
+def interval(cell: Cell) -> list[list[float]] | None:
+    """How far a cell's interval reaches below and above its value, on the axis; None without."""
+    if cell.value is None or cell.low is None or cell.high is None:
+        return None
+    factor = scale_of(cell.place.metric)[0]
+    value = cell.value / factor
+    return [[value - cell.low / factor], [cell.high / factor - value]]
+
+
 def evidence_key(cell: Cell) -> str:
     """What sets a bar apart: its kind, and of computed ones whose computation."""
-    kind = kind_of(cell)
+    kind = cell.kind
     return f"computed: {cell.source}" if kind == "computed" and cell.source else kind
 
 
@@ -96,21 +104,17 @@ def bar_style(key: str, colour: str) -> dict[str, Any]:
     """Fill, edge and hatch of a bar or a patch of one kind of evidence."""
     kind, _, source = key.partition(": ")
     styles: dict[str, dict[str, Any]] = {
-        "measured": {"facecolor": colour, "edgecolor": colour},
-        "dilated": {"facecolor": (colour, 0.45), "edgecolor": colour},
-        "simulated": {"facecolor": "white", "edgecolor": colour, "hatch": "//////"},
-        "computed": {
-            "facecolor": "white",
-            "edgecolor": colour,
-            "hatch": _HATCHES.get(source, "++++"),
-        },
-        "reported": {"facecolor": "none", "edgecolor": colour, "linewidth": 1.2},
+        "measured": {"facecolor": colour},
+        "dilated": {"facecolor": (colour, 0.45)},
+        "simulated": {"facecolor": "white", "hatch": "//////"},
+        "computed": {"facecolor": "white", "hatch": _HATCHES.get(source, "++++")},
+        "reported": {"facecolor": "none", "linewidth": 1.2},
     }
-    return {"linewidth": 0.7, **styles[kind]}
+    return {"linewidth": 0.7, "edgecolor": colour, **styles[kind]}
 
 
 def trace_style(kind: str, colour: str) -> dict[str, Any]:
-    """Likewise of a span of time: without an edge, since thousands stand side by side."""
+    """The style of a span of time: without an edge, since thousands stand side by side."""
     if kind == "simulated":
         # Coloured below the hatch: an outline alone could not be told from its neighbour's.
         return {"facecolor": (colour, 0.6), "edgecolor": "white", "hatch": "//////", "linewidth": 0}
@@ -118,9 +122,10 @@ def trace_style(kind: str, colour: str) -> dict[str, Any]:
 
 
 def evidence_patches(cells: Iterable[Cell]) -> list[Patch]:
-    """Grey samples for a legend: one a kind of evidence that is there with a value."""
+    """Grey samples for a legend: one for each kind of evidence that has a value."""
     keys = dict.fromkeys(evidence_key(cell) for cell in cells if cell.value is not None)
-    return [Patch(label=_key_label(key), **bar_style(key, GREY)) for key in keys]
+    labels = {"reported": "the paper", "dilated": "measured, dilated (d)"}
+    return [Patch(label=labels.get(key, key), **bar_style(key, GREY)) for key in keys]
 
 
 def colour_patches(labels: Mapping[str, str]) -> list[Patch]:
@@ -128,12 +133,8 @@ def colour_patches(labels: Mapping[str, str]) -> list[Patch]:
     return [Patch(label=label, facecolor=colour) for label, colour in labels.items()]
 
 
-def _key_label(key: str) -> str:
-    return {"reported": "the paper", "dilated": "measured, dilated (d)"}.get(key, key)
-
-
 def write_word(axes: Axes, x: float, word: str) -> None:
-    """Write why there is no bar where it would stand; `OOM` as the paper writes it."""
+    """Write why there is no bar in its place; `OOM` as the paper writes it."""
     text = word.upper() if word == "oom" else word
     axes.text(
         x, 0.02, text, transform=axes.get_xaxis_transform(), rotation=90, ha="center",

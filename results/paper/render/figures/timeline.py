@@ -1,8 +1,7 @@
 """Figure 1a: what every device does at what time, computing or communicating, system by system.
 
-A panel is one traced run, a row in it one device; loading goes on beside the rest and is the thin
-strip below it. A long run has more spans than a page can show: the panel then ends early, and says
-so. Read `draw_timeline` first.
+A panel is one traced run, a row in it one device; loading is the thin strip below. A long run has
+more spans than a page can show: the panel then ends early, and says so.
 """
 
 from collections.abc import Sequence
@@ -11,15 +10,7 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from results.paper.render.figures.style import (
-    ACTIVITY_COLOURS,
-    ACTIVITY_LABELS,
-    PALETTE,
-    WIDE,
-    colour_patches,
-    new_figure,
-    trace_style,
-)
+from results.paper.render.figures import style
 from results.paper.render.figures.traced import Traced
 from results.paper.render.layouts import label_of
 from results.records.spans import RankSpan
@@ -29,9 +20,9 @@ MAX_SPANS = 400  # of one device: about as many as seven inches can tell apart
 _ROW, _BELOW = (-0.4, 0.64), (0.27, 0.13)
 _STRIPS = {"compute": _ROW, "allreduce": _ROW, "wait": _ROW, "load": _BELOW}
 _ACTIVITIES = {"compute": "compute", "allreduce": "allreduce", "wait": "wait_weights"}
-_COLOURS = {name: ACTIVITY_COLOURS[activity] for name, activity in _ACTIVITIES.items()}
-_COLOURS["load"] = PALETTE[2]
-_LABELS = {name: ACTIVITY_LABELS[activity] for name, activity in _ACTIVITIES.items()}
+_COLOURS = {name: style.ACTIVITY_COLOURS[activity] for name, activity in _ACTIVITIES.items()}
+_COLOURS["load"] = style.PALETTE[2]
+_LABELS = {name: style.ACTIVITY_LABELS[activity] for name, activity in _ACTIVITIES.items()}
 _LABELS["load"] = "loading weights"
 
 
@@ -57,10 +48,10 @@ def cut(spans: Sequence[RankSpan]) -> Cut:
 
 
 def draw_timeline(runs: Sequence[Traced]) -> Figure:
-    """Draw one panel a run; those of one kind of evidence end at the same time."""
+    """Draw one panel for each run; panels of one kind of evidence end at the same time."""
     cuts = _ending_together(runs, [cut(run.spans) for run in runs])
     ranks = [max((span.rank for span in run.spans), default=0) + 1 for run in runs]
-    figure = new_figure(WIDE, 0.9 + sum(0.65 + 0.16 * count for count in ranks))
+    figure = style.new_figure(style.WIDE, 0.9 + sum(0.65 + 0.16 * count for count in ranks))
     grid = figure.subplots(len(runs), 1, squeeze=False, height_ratios=ranks)
     for axes, run, piece in zip(grid[:, 0], runs, cuts, strict=True):
         _draw(axes, run, piece)
@@ -68,7 +59,9 @@ def draw_timeline(runs: Sequence[Traced]) -> Figure:
     grid[-1, 0].set_xlabel("time since the request (s)")
     names = {span.name for piece in cuts for span in piece.spans}
     colours = {_LABELS[name]: _COLOURS[name] for name in _STRIPS if name in names}
-    figure.legend(handles=colour_patches(colours), loc="outside upper center", ncols=len(_STRIPS))
+    figure.legend(
+        handles=style.colour_patches(colours), loc="outside upper center", ncols=len(_STRIPS)
+    )
     return figure
 
 
@@ -99,8 +92,8 @@ def _draw(axes: Axes, run: Traced, piece: Cut) -> None:
                 if span.rank == rank and span.name == name
             ]
             if bars:
-                style = trace_style(run.kind, _COLOURS[name])
-                axes.broken_barh(bars, (rank + top, height), **style)
+                look = style.trace_style(run.kind, _COLOURS[name])
+                axes.broken_barh(bars, (rank + top, height), **look)
     count = max((span.rank for span in piece.spans), default=0) + 1
     axes.set_yticks(range(count), [f"device {rank}" for rank in range(count)])
     axes.set_ylim(count - 0.5, -0.5)

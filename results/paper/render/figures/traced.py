@@ -1,7 +1,4 @@
-"""Runs whose records hold single spans: what figures 1a and 4 are drawn from.
-
-Read `traced_runs` first.
-"""
+"""Runs whose records hold single spans: what figures 1a and 4 are drawn from."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,51 +14,41 @@ from results.records.store import RunStore
 
 @dataclass(frozen=True, slots=True)
 class Traced:
-    """One repeat of a run, with its spans.
+    """One repeat of a run, with its spans."""
 
-    Attributes:
-        row: Of the exhibit that it is drawn for.
-        kind: How it is drawn: `measured`, `dilated` or `simulated`.
-        words: For its title: kind and dilation; scale and model of what was measured.
-    """
-
-    row: str
-    kind: str
-    words: str
+    row: str  # of the exhibit that it is drawn for
+    kind: str  # how it is drawn: `measured`, `dilated` or `simulated`
+    words: str  # for its title: kind and dilation; scale and model of what was measured
     repeat: Repeat
     spans: tuple[RankSpan, ...]
 
 
-def traced_runs(book: ResultSet, exhibit: str) -> Iterator[Traced]:
+def traced_runs(results: ResultSet, exhibit: str) -> Iterator[Traced]:
     """The runs of an exhibit that kept spans, in the order of the index.
 
     Raises:
-        RecordError: A samples file has changed since the book was read.
+        RecordError: A samples file has changed since the results were read.
     """
-    store = RunStore(book.folder)
-    seen = set()
-    for entry in book.entries:
-        record = book.record_of(entry)
-        if entry.exhibit != exhibit or record is None or entry.run_id in seen:
-            continue
-        seen.add(entry.run_id)
-        for repeat in store.repeats(record):
+    found: dict[str, tuple[Entry, RunRecord]] = {}
+    for entry in results.entries:
+        if entry.exhibit == exhibit and (record := results.record_of(entry)):
+            found.setdefault(entry.run_id, (entry, record))
+    for entry, record in found.values():
+        for repeat in RunStore(results.folder).repeats(record):
             spans = tuple(spans_of(repeat)) if repeat.status == "ok" else ()
             if spans:
-                kind = _kind(record)
-                yield Traced(entry.row, kind, _words(book, entry, record, kind), repeat, spans)
+                yield Traced(entry.row, *_kind(results, entry, record), repeat, spans)
                 break
 
 
-def _kind(record: RunRecord) -> str:
+def _kind(results: ResultSet, entry: Entry, record: RunRecord) -> tuple[str, str]:
+    """How a run is drawn, and the words of its title."""
     if backend_of(record) == "sim":
-        return "simulated"
-    return "dilated" if dilation_of(record) != 1 else "measured"
-
-
-def _words(book: ResultSet, entry: Entry, record: RunRecord, kind: str) -> str:
-    if kind == "simulated":
-        return kind
-    how = kind if kind != "dilated" else f"measured, dilation {dilation_of(record):g}"
+        return "simulated", "simulated"
+    dilation = dilation_of(record)
+    kind, how = "measured", "measured"
+    if dilation != 1:
+        kind, how = "dilated", f"measured, dilation {dilation:g}"
     model = other_model(Place(entry.exhibit, entry.row, entry.column, "text"), record)
-    return ", ".join([how, book.scale, *([f"{model} in the paper's place"] if model else [])])
+    words = [how, results.scale, f"{model} in the paper's place" if model else ""]
+    return kind, ", ".join(filter(None, words))

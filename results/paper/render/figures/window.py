@@ -1,8 +1,7 @@
 """Figure 4: which blocks are in memory at what time, from the trace of a real run.
 
-A row is one block, a bar the time from its loading to its release; the line above counts them,
-retained ones among them, whose bars would only fill the page. The first blocks of the request are
-drawn, enough to see the window move. Read `draw_window` first.
+A row is one block, a bar the time from its loading to its release; the line above counts all blocks
+in memory. Retained blocks have no bars. The first blocks of the request are drawn.
 """
 
 from collections.abc import Sequence
@@ -12,13 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from results.paper.render.figures.style import COLUMN, PALETTE, new_figure, trace_style
+from results.paper.render.figures import style
+from results.paper.render.window_history import Step
 
 MAX_STAYS = 24
 _HEIGHT = 0.75
 _KINDS = ("embed", "attn", "ffn", "head")
-
-Step = tuple[float, tuple[str, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +49,7 @@ def draw_window(steps: Sequence[Step], kind: str, title: str) -> Figure:
     start_s = steps[0][0]
     known = [stay.end_s for stay in stays if stay.end_s is not None]
     end_s = max([*known, stays[-1].start_s])
-    figure = new_figure(COLUMN, 0.9 + 0.13 * len(stays) + 0.7)
+    figure = style.new_figure(style.COLUMN, 0.9 + 0.13 * len(stays) + 0.7)
     count, bars = figure.subplots(2, 1, sharex=True, height_ratios=(1, 0.2 * len(stays) + 0.5))
     _draw_count(count, steps, end_s)
     _draw_stays(bars, stays, end_s, kind)
@@ -75,8 +73,8 @@ def _draw_count(axes: Axes, steps: Sequence[Step], end_s: float) -> None:
 def _draw_stays(axes: Axes, stays: Sequence[Stay], end_s: float, kind: str) -> None:
     for number, stay in enumerate(stays):
         until_s = min(end_s if stay.end_s is None else stay.end_s, end_s)
-        style = trace_style(kind, _colour(stay.label))
-        axes.barh(number, until_s - stay.start_s, _HEIGHT, stay.start_s, **style)
+        look = style.trace_style(kind, _colour(stay.label))
+        axes.barh(number, until_s - stay.start_s, _HEIGHT, stay.start_s, **look)
     axes.set_yticks(range(len(stays)), [stay.label for stay in stays], fontsize=5.5)
     axes.set_ylim(len(stays) - 0.4, -0.6)
     axes.set_xlabel("time since the request (s)")
@@ -84,4 +82,4 @@ def _draw_stays(axes: Axes, stays: Sequence[Stay], end_s: float, kind: str) -> N
 
 def _colour(label: str) -> str:
     number = next((i for i, kind in enumerate(_KINDS) if label.startswith(kind)), len(_KINDS))
-    return PALETTE[number % len(PALETTE)]
+    return style.PALETTE[number % len(style.PALETTE)]

@@ -6,7 +6,7 @@ from results.paper.authors_model.blocks import block_bytes, deal
 from results.paper.authors_model.memory import largest_set
 from results.paper.authors_model.schedule import Rates, Setup, replay
 from tpi.model_config import load_preset
-from tpi.planner.window_replay import published_block_bytes, published_peak_bytes
+from tpi.planner.propositions import published_block_bytes, published_peak_bytes
 from tpi.ranks import MASTER_RANK
 from tpi.weights.hf_folder import required_hf_bytes
 

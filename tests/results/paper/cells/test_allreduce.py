@@ -79,7 +79,7 @@ def test_half_written_study_is_cells_that_say_so(tmp_path):
     cells = allreduce_cells(tmp_path, "smoke")
     assert {c.place.column for c in cells} == {"star", "tree", "ring"}
     assert {c.place.row for c in cells} == {"0", *LINKS_MS}  # whichever a claim asks for
-    assert {c.word for c in cells} == {"unusable"}
+    assert {c.missing_reason for c in cells} == {"unusable"}
     assert all("not JSON" in c.detail for c in cells)
 
 
@@ -102,10 +102,10 @@ def test_a_changed_figure_is_a_problem_of_the_book(tmp_path):
 def test_figure_3_says_why_there_is_no_study(tmp_path, words, word):
     write_index(tmp_path, Index("small", (), (StudyEntry("allreduce", "figure3", **words),)))
     measured = [c for c in open_result_set(tmp_path).exhibit("figure3") if c.evidence == "measured"]
-    assert {(c.word, c.detail) for c in measured} == {(word, *words.values())}
+    assert {(c.missing_reason, c.detail) for c in measured} == {(word, *words.values())}
     study(tmp_path, POINT)
     cells = open_result_set(tmp_path).exhibit("figure3")
-    assert not any(c.word for c in cells if c.evidence == "measured")
+    assert not any(c.missing_reason for c in cells if c.evidence == "measured")
 
 
 def test_published_study_has_a_digest():

@@ -60,7 +60,7 @@ def opened(folder, **config):
 
 def test_without_a_count_of_devices_there_is_no_share(tmp_path):
     (found,) = opened(tmp_path).of(Place(*SHARE, "compute_share"), "measured")
-    assert (found.value, found.word) == (None, "unusable")
+    assert (found.value, found.missing_reason) == (None, "unusable")
     assert "how many devices" in found.detail
 
 

@@ -5,7 +5,7 @@ import pytest
 from msgspec.structs import replace
 
 from results.paper.cell import Cell, Place
-from results.paper.cells.result_set import read_book
+from results.paper.cells.result_set import read_result_set
 from results.paper.index import Entry, Index, write_index
 from results.records.codec import decode_record
 from results.records.hashing import make_run_id
@@ -39,7 +39,7 @@ def entry(record=None, column="on", **changes):
 
 def test_a_run_gives_its_row_and_column_every_metric(tmp_path):
     write_index(tmp_path, Index("small", (entry(make_run(tmp_path)),)))
-    book = read_book(tmp_path)
+    book = read_result_set(tmp_path)
     [cell] = book.of(PLACE)
     assert (cell.evidence, cell.scale, cell.backend, cell.dilation) == (
         "measured", "small", "docker", 8.0,
@@ -56,7 +56,7 @@ def test_kinds_of_evidence_stand_side_by_side(tmp_path):
     runs = [make_run(tmp_path), make_run(tmp_path, backend="sim")]
     write_index(tmp_path, Index("small", tuple(entry(run) for run in runs)))
     paper = Cell(PLACE, "reported", 1.9, source="Table 1")
-    book = read_book(tmp_path, [paper])
+    book = read_result_set(tmp_path, [paper])
     assert [c.evidence for c in book.of(PLACE)] == ["reported", "measured", "simulated"]
     assert book.of(PLACE, "reported") == (paper,)
 
@@ -73,8 +73,8 @@ def test_every_cell_without_a_number_has_its_word(tmp_path):
         ),
     )
     write_index(tmp_path, index)
-    cells = {c.place.column: c for c in read_book(tmp_path).exhibit("table1")}
-    assert {name: c.word for name, c in cells.items()} == {
+    cells = {c.place.column: c for c in read_result_set(tmp_path).exhibit("table1")}
+    assert {name: c.missing_reason for name, c in cells.items()} == {
         "oom": "oom", "waiting": "not run", "refused": "infeasible",
     }  # fmt: skip
     assert "rank 0: killed" in cells["oom"].detail
@@ -84,8 +84,8 @@ def test_every_cell_without_a_number_has_its_word(tmp_path):
 
 def test_a_failure_is_not_called_infeasible(tmp_path):
     write_index(tmp_path, Index("small", (entry(failure="OSError: No space left"),)))
-    [cell] = read_book(tmp_path).of(PLACE)
-    assert (cell.word, cell.evidence, cell.detail) == (
+    [cell] = read_result_set(tmp_path).of(PLACE)
+    assert (cell.missing_reason, cell.evidence, cell.detail) == (
         "failed", "measured", "OSError: No space left",
     )  # fmt: skip
 
@@ -96,7 +96,7 @@ def test_what_was_to_be_simulated_is_never_filed_as_measured(tmp_path, changes):
     if changes == "unusable":
         changes = {"run_id": make_run_id("tpi", {})}  # there is none
     write_index(tmp_path, Index("small", (replace(sim, **changes),)))
-    [cell] = read_book(tmp_path).of(PLACE)
+    [cell] = read_result_set(tmp_path).of(PLACE)
     assert cell.backend == "sim"
     assert cell.evidence == ("infeasible" if "refusal" in changes else "simulated")
 
@@ -105,11 +105,11 @@ def test_a_record_of_another_system_is_refused_by_name(tmp_path):
     record = make_run(tmp_path)
     wrong = replace(entry(record), system="galaxy", row="yi-34b")
     write_index(tmp_path, Index("small", (entry(record), wrong)))
-    book = read_book(tmp_path)
-    assert book.of(PLACE)[0].word == ""
+    book = read_result_set(tmp_path)
+    assert book.of(PLACE)[0].missing_reason == ""
     [cell] = book.of(dataclasses.replace(PLACE, row="yi-34b"))
     [problem] = book.problems
-    assert (cell.word, cell.detail) == ("unusable", problem)
+    assert (cell.missing_reason, cell.detail) == ("unusable", problem)
     assert f"{record.run_id} is of tpi, expected galaxy" in problem
 
 
@@ -129,7 +129,7 @@ def test_a_record_of_another_setting_is_refused_by_name(tmp_path, override, is_o
     }  # fmt: skip
     record = make_run(tmp_path, config=config)
     write_index(tmp_path, Index("small", (replace(entry(record), overrides=(override,)),)))
-    problems = read_book(tmp_path).problems
+    problems = read_result_set(tmp_path).problems
     assert len(problems) == is_other
     assert not problems or f"expected {override}" in problems[0]
 
@@ -139,8 +139,8 @@ def test_a_run_that_was_stopped_before_its_first_repeat_ended_was_not_run(tmp_pa
     stopped = replace(record, status="interrupted", reason="by the user", metrics=None, samples=())
     RunStore(tmp_path).write(stopped)
     write_index(tmp_path, Index("small", (entry(stopped),)))
-    [cell] = read_book(tmp_path).of(PLACE)
-    assert (cell.word, cell.detail) == ("not run", "interrupted: by the user")
+    [cell] = read_result_set(tmp_path).of(PLACE)
+    assert (cell.missing_reason, cell.detail) == ("not run", "interrupted: by the user")
 
 
 def _change_a_byte(path):
@@ -170,9 +170,9 @@ def test_a_record_that_cannot_be_used_is_named_and_the_rest_is_read(tmp_path, sp
     bad, good = make_run(tmp_path, "bad"), make_run(tmp_path, "good")
     write_index(tmp_path, Index("small", (entry(bad, "bad"), entry(good, "good"))))
     spoil(tmp_path / bad.run_id / "run.json")
-    book = read_book(tmp_path)
+    book = read_result_set(tmp_path)
     cells = {c.place.column: c for c in book.exhibit("table1")}
-    assert (cells["bad"].word, cells["good"].word) == ("unusable", "")
+    assert (cells["bad"].missing_reason, cells["good"].missing_reason) == ("unusable", "")
     [problem] = book.problems
     assert bad.run_id in problem
     assert words in problem
@@ -184,7 +184,7 @@ def test_a_samples_file_with_one_byte_changed_is_named(tmp_path):
     write_index(tmp_path, Index("small", (entry(record),)))
     samples = tmp_path / record.run_id / "samples-000.jsonl"
     samples.write_bytes(samples.read_bytes().replace(b"900", b"901", 1))
-    [problem] = read_book(tmp_path).problems
+    [problem] = read_result_set(tmp_path).problems
     assert "samples-000.jsonl: changed after it was written" in problem
 
 
@@ -192,7 +192,7 @@ def test_a_samples_file_with_one_byte_changed_is_named(tmp_path):
     "changes",
     [
         {"calibration": {"dilation": {"factor": "8"}}},
-        {"calibration": {"links": [{"delay_s": 1}]}},
+        {"calibration": {"links": [{"delay_s": "1"}]}},
         {"calibration": {"limits": [{"memory": "8 GiB"}]}},
         {"config": {"testbed": "klonet"}},
         {"config": {"options": {"shares": [1, "2"]}}},
@@ -218,8 +218,8 @@ def test_published_records_are_read(request):
         (lambda: Place("table9", "a", "b", "ttft_s"), "exhibit"),
         (lambda: Place("table1", "a", "b", "speed"), "metric"),
         (lambda: Cell(PLACE, "guessed", 1.0), "evidence"),
-        (lambda: Cell(PLACE, "measured", word="maybe"), "word"),
-        (lambda: Cell(PLACE, "measured"), "neither a value nor a word"),
+        (lambda: Cell(PLACE, "measured", missing_reason="maybe"), "missing_reason"),
+        (lambda: Cell(PLACE, "measured"), "neither a value nor a reason"),
     ],
 )
 def test_cells_that_cannot_be_are_refused(make, words):

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from results.paper.cells.load import open_result_set
-from results.paper.cells.result_set import read_book
+from results.paper.cells.result_set import read_result_set
 from results.paper.cells.validation import PAIRED, median_error, noise_floors, pairs_of, worst_pair
 from results.paper.index import Entry, Index, write_index
 from results.records.schema import RunRecord
@@ -78,7 +78,7 @@ def noisy(folder, repeats, run_ids=("tpi-00000000000000aa",)):
             record = store.append(record, make_repeat(index, 100 + index))
     entry = Entry("table1", "llama2-3b", "on", "tpi", (), run_ids[-1])
     write_index(folder, Index("small", (entry,)))
-    return read_book(folder)
+    return read_result_set(folder)
 
 
 def test_noise_floor_is_the_ratio_of_the_halves_of_the_repeats(tmp_path):

@@ -1,7 +1,7 @@
 import pytest
 
 from results.paper.cell import Place
-from results.paper.cells.result_set import read_book
+from results.paper.cells.result_set import read_result_set
 from results.paper.cells.substitutions import stand_in
 from results.paper.claims.evidence import MEASURED, OURS, REPORTED, SIMULATED, View
 from results.paper.index import Entry, Index, write_index
@@ -85,7 +85,7 @@ def stored(folder, gaps_ms):
             record = store.append(record, make_repeat(index, gap_ms + index))
         entries.append(Entry("table3", "llama2-3b", column, column, (), run_id))
     write_index(folder, Index("small", tuple(entries)))
-    return read_book(folder)
+    return read_result_set(folder)
 
 
 def test_a_ratio_of_two_runs_is_bootstrapped_from_their_repeats(tmp_path):

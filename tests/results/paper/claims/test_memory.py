@@ -12,7 +12,7 @@ from results.paper.claims.verdict import NOT_REPRODUCED, REPRODUCED, UNDECIDED
 from results.paper.render.layouts import MODELS
 from tests.results.claim_books import GIB, cell, view
 from tpi.model_config import load_preset
-from tpi.planner.window_replay import published_peak_bytes
+from tpi.planner.propositions import published_peak_bytes
 
 TWO = ("llama2-3b", "llama2-70b")
 

@@ -96,7 +96,7 @@ def test_same_tokens_by_the_check_of_each_run(check, verdict):
     entry = Entry("table1", "llama2-3b", "on", "tpi", (), "tpi-1")
     seen = View(book(records={"tpi-1": record}, entries=(entry,)), MEASURED)
     assert same_tokens(seen).verdict == verdict
-    assert same_tokens(View(seen.book, SIMULATED)).verdict == UNDECIDED
+    assert same_tokens(View(seen.results, SIMULATED)).verdict == UNDECIDED
 
 
 def test_a_record_of_another_system_gives_no_tokens():

@@ -7,11 +7,11 @@ from tests.results.claim_books import known
 from tests.results.examples import as_calibration, as_config, make_repeat
 from tpi.model_config import load_preset
 from tpi.planner.memory import block_bytes
-from tpi.planner.window_replay import LayerTimes
+from tpi.planner.propositions import LayerTimes
 from tpi.program.events import Event
 from tpi.weights.shard import make_shard_plan
 
-LIMITS = [{"read_bps": 1e6}, {"read_bps": 2e6}]
+LIMITS = [{"read_bps": 1_000_000}, {"read_bps": 2_000_000}]
 TINY = load_preset("tiny")
 CONFIG = {"model": {"name": "tiny"}, "options": {"window": 2}}
 

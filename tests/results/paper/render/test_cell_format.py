@@ -1,13 +1,13 @@
 import pytest
 
+from results.paper.cell import KINDS
 from results.paper.render.cell_format import (
-    KINDS,
     LEGEND,
     FormattedCell,
+    format_cell,
     in_words,
     markdown_legend,
     markdown_of,
-    show,
 )
 from tests.results.books import GIB, cell
 
@@ -27,30 +27,30 @@ MEMORY = "table1 llama2-3b on peak_memory_bytes"
         (cell(MEMORY, "computed", value=1.5 * GIB), "= 1.5 GiB"),
         (cell(MEMORY, "reported", value=137.7 * GIB), "[137.7 GiB]"),
         (cell(TTFT, "reported", value=29.4), "[29.4 s]"),
-        (cell(TTFT, "reported", word="oom"), "[oom]"),
-        (cell(TTFT, word="oom", scale="small"), "**oom**"),
-        (cell(TTFT, word="not run", scale="smoke"), "not run"),
-        (cell(TTFT, word="unusable", scale="smoke"), "unusable"),
-        (cell(TTFT, "infeasible", word="infeasible"), "infeasible"),
+        (cell(TTFT, "reported", missing_reason="oom"), "[oom]"),
+        (cell(TTFT, missing_reason="oom", scale="small"), "**oom**"),
+        (cell(TTFT, missing_reason="not run", scale="smoke"), "not run"),
+        (cell(TTFT, missing_reason="unusable", scale="smoke"), "unusable"),
+        (cell(TTFT, "infeasible", missing_reason="infeasible"), "infeasible"),
         (cell("table7 dell cpu text", "reported", text="Apple\x1b M1"), "[Apple  M1]"),
     ],
 )
 def test_each_kind_of_cell_has_its_mark(made, text):
-    assert markdown_of(show(made)) == text
+    assert markdown_of(format_cell(made)) == text
 
 
 @pytest.mark.parametrize(
     ("made", "text"),
     [
         (cell(TTFT, value=1.45, scale="small"), "**1.45 s** tiny"),
-        (cell(TTFT, word="oom"), "**oom** tiny"),
-        (cell(TTFT, word="not run"), "not run"),
+        (cell(TTFT, missing_reason="oom"), "**oom** tiny"),
+        (cell(TTFT, missing_reason="not run"), "not run"),
         (cell(TTFT, "simulated", value=1.45), "*~1.45 s*"),
         (cell(TTFT, "reported", value=1.5), "[1.5 s]"),
     ],
 )
 def test_only_what_ran_is_marked_with_what_stood_in(made, text):
-    assert markdown_of(show(made, "tiny")) == text
+    assert markdown_of(format_cell(made, "tiny")) == text
 
 
 def test_no_two_kinds_look_alike():
@@ -88,4 +88,4 @@ def test_value_has_its_unit(metric, value, text):
 
 def test_interval_is_in_the_unit_of_the_median():
     made = cell(MEMORY, value=1000 * 2.0**20, low=900 * 2.0**20, high=1.25 * GIB, n=3)
-    assert show(made).text == "1000 MiB (900-1280)"
+    assert format_cell(made).text == "1000 MiB (900-1280)"

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from results.paper.cell import EXHIBITS
-from results.paper.render.cell_format import KINDS, FormattedCell
+from results.paper.cell import EXHIBITS, KINDS
+from results.paper.render.cell_format import FormattedCell
 from results.paper.render.latex import escape, latex, latex_of
 from results.paper.render.layouts import MODELS, label_of
 from tests.results.books import book, cell, every_kind
@@ -66,5 +66,7 @@ def test_escaped_text_holds_no_command_and_no_open_brace(text):
 
 
 def test_what_a_record_says_is_escaped():
-    made = cell("table1 yi-34b on ttft_s", word="failed", detail=r"rank_1: 100% \end{table}")
+    made = cell(
+        "table1 yi-34b on ttft_s", missing_reason="failed", detail=r"rank_1: 100% \end{table}"
+    )
     assert r"rank\_1: 100\% \textbackslash{}end\{table\}" in latex(book(made), "table1")

@@ -86,7 +86,9 @@ def test_doubt_that_all_values_share_is_said_once_without_a_number():
 
 
 def test_path_of_the_folder_is_no_part_of_a_note(tmp_path):
-    made = cell("table1 yi-34b on ttft_s", word="unusable", detail=f"record {tmp_path}/a/run.json")
+    made = cell(
+        "table1 yi-34b on ttft_s", missing_reason="unusable", detail=f"record {tmp_path}/a/run.json"
+    )
     assert "record a/run.json" in markdown(book(made, folder=tmp_path), "table1")
 
 

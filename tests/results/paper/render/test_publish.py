@@ -3,7 +3,7 @@ import subprocess
 import pytest
 from msgspec.structs import replace
 
-from results.paper.cells.result_set import read_book
+from results.paper.cells.result_set import read_result_set
 from results.paper.index import Entry, Index, read_index, write_index
 from results.paper.render.publish import SUMS_FILE, main, publish
 from results.records.schema import RunRecord
@@ -33,7 +33,7 @@ def folder(tmp_path):
 def test_an_exhibit_is_copied_with_its_records_and_their_sums(folder, tmp_path):
     out = tmp_path / "published"
     assert publish(folder, out, ["table1"]) == [ONE]
-    book = read_book(out)
+    book = read_result_set(out)
     assert (list(book.records), book.problems) == ([ONE], ())
     assert [entry.row for entry in book.entries] == ["llama2-3b", "llama2-7b"]
     done = subprocess.run(["sha256sum", "-c", SUMS_FILE], cwd=out, capture_output=True, text=True)

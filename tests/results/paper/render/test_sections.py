@@ -18,7 +18,7 @@ def test_without_any_cell_every_place_has_its_word(exhibit):
     cells = shown_cells(book(), exhibit)
     rows = {c.place.row for c in cells}
     assert rows == set(LAYOUTS[exhibit].rows)
-    assert {(c.evidence, c.word) for c in cells} == {
+    assert {(c.evidence, c.missing_reason) for c in cells} == {
         ("reported", "not found"),
         ("measured", "not run"),
     }
@@ -79,15 +79,20 @@ def test_systems_that_load_first_have_both_times_to_first_token():
 def test_not_run_gives_way_to_another_run_of_the_same_place():
     place = "table1 llama2-3b on ttft_s"
     shown = shown_cells(
-        book(cell(place, word="not run"), cell(place, value=1.0), cell(place, word="oom")), "table1"
+        book(
+            cell(place, missing_reason="not run"),
+            cell(place, value=1.0),
+            cell(place, missing_reason="oom"),
+        ),
+        "table1",
     )
     here = [c for c in shown if str(c.place) == place and c.evidence == "measured"]
-    assert [c.word or c.value for c in here] == [1.0, "oom"]
+    assert [c.missing_reason or c.value for c in here] == [1.0, "oom"]
 
 
 def test_what_could_not_be_simulated_stands_in_the_line_of_the_simulator():
     place = "table1 llama2-3b on ttft_s"
-    made = cell(place, "infeasible", word="infeasible", backend="sim", scale="full")
+    made = cell(place, "infeasible", missing_reason="infeasible", backend="sim", scale="full")
     (line,) = [
         line
         for line in sections_of(book(made), "table1")[0].groups[0].lines
@@ -121,7 +126,7 @@ def test_facts_take_their_metrics_from_the_cells():
     by_name = {column.name: column.metric for column in section.columns}
     assert by_name["cpu"] == "text"
     assert by_name["cores"] == "count"
-    assert not any(c.word == "not run" for c in section.cells())
+    assert not any(c.missing_reason == "not run" for c in section.cells())
 
 
 def test_shares_of_a_row_stand_side_by_side_whatever_their_column():
@@ -142,10 +147,12 @@ def test_labels_for_people():
 
 
 def test_run_without_a_number_has_its_word_at_every_metric():
-    made = cell("figure1b tpi run ttft_s", word="unusable", scale="small", detail="changed")
+    made = cell(
+        "figure1b tpi run ttft_s", missing_reason="unusable", scale="small", detail="changed"
+    )
     shown = [c for c in shown_cells(book(made), "figure1b") if c.place.row == "tpi"]
     ours = [c for c in shown if c.evidence == "measured"]
-    assert {c.word for c in ours} == {"unusable"}
+    assert {c.missing_reason for c in ours} == {"unusable"}
     assert {c.place.metric for c in ours} == {
         "allreduce_share",
         "compute_share",
@@ -160,4 +167,4 @@ def test_metric_that_a_good_run_lacks_is_not_called_not_run():
         for c in shown_cells(book(made), "table1")
         if str(c.place) == "table1 llama2-3b on token_latency_s" and c.evidence == "measured"
     ]
-    assert (shown.word, shown.detail) == ("not found", "the run does not say")
+    assert (shown.missing_reason, shown.detail) == ("not found", "the run does not say")

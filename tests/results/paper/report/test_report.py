@@ -12,14 +12,14 @@ from results.paper.claims.list import CLAIMS
 from results.paper.index import Entry
 from results.paper.render.layouts import title_of
 from results.paper.report.exhibits import FIGURES
-from results.paper.report.main import ReportError, html_of, main, make_report, write_report
+from results.paper.report.main import ReportError, html_of, main, write_report
 from results.paper.report.runs import command_of
 from results.paper.values.paper_values import reported_cells
 from results.records.schema import RunRecord
 from tests.results.claim_books import book, cell
 from tests.results.examples import as_calibration, as_config, as_environment
 from tests.results.paper.claims.test_evidence import stored
-from tests.results.paper.report.test_limits_summary import PROOF
+from tests.results.paper.report.test_trust import PROOF
 
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'
 _VOID = ("meta", "img")
@@ -84,7 +84,7 @@ class Page(HTMLParser):
 
 def page_of(shown, images=None, failures=()):
     """The page: whole, alone, and its links lead somewhere in it."""
-    text = html_of(make_report(shown, images or {}, failures))
+    text = html_of(shown, images or {}, failures)
     return checked(text)
 
 

@@ -42,5 +42,5 @@ def test_without_a_study_the_word_stands_in_the_panel():
     with house_style():
         figure = draw_allreduce(book(*CELLS[2:]), "figure3")
         assert [t.get_text() for t in figure.axes[0].texts] == ["measured: not run"]
-        figure = draw_allreduce(book(*CELLS[2:], at(0, word="unusable")), "figure3")
+        figure = draw_allreduce(book(*CELLS[2:], at(0, missing_reason="unusable")), "figure3")
     assert [axes.texts[0].get_text() for axes in figure.axes] == ["measured: unusable"] * 3

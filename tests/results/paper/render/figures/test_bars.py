@@ -15,7 +15,7 @@ FIGURE5 = (
     cell("figure5a 8 tpi token_latency_s", "reported", value=26.1),
     cell("figure5a 8 tpi token_latency_s", value=20.0, dilation=8.0, low=18.0, high=21.0, n=3),
     cell("figure5a 8 tpi token_latency_s", "simulated", value=22.0),
-    cell("figure5a 4 tpi token_latency_s", word="oom"),
+    cell("figure5a 4 tpi token_latency_s", missing_reason="oom"),
 )
 
 
@@ -61,7 +61,7 @@ def test_figure6_groups_by_system_and_has_both_times():
     cells = [
         cell("figure6 llama2-3b tpi ttft_s", "reported", value=2.0),
         cell("figure6 llama2-3b standalone first_token_s", "reported", value=9.0),
-        cell("figure6 llama2-70b mp token_latency_s", "reported", word="oom"),
+        cell("figure6 llama2-70b mp token_latency_s", "reported", missing_reason="oom"),
     ]
     ttft, latency = panels_of(book(*cells), "figure6")
     assert (ttft.metric, latency.metric) == ("ttft_s", "token_latency_s")
@@ -72,7 +72,7 @@ def test_figure6_groups_by_system_and_has_both_times():
     )  # fmt: skip
     assert ttft.series[0] == "llama2-3b"
     assert [bar.cell.value for bar in ttft.bars if bar.cell.value] == [9.0, 2.0]
-    (oom,) = [bar for bar in latency.bars if bar.cell.word == "oom"]
+    (oom,) = [bar for bar in latency.bars if bar.cell.missing_reason == "oom"]
     assert (oom.group, oom.series) == (1, 3)
 
 

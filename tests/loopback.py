@@ -8,7 +8,6 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from types import TracebackType
 
 from tpi.comm.transport import Recv, Send, WireCounters
 from tpi.comm.wire import HEADER_BYTES, FrameHeader, FrameType
@@ -133,12 +132,7 @@ class MemoryMesh:
     def __enter__(self) -> "MemoryMesh":
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, exc: BaseException | None, traceback: object) -> None:
         if exc is None:
             self.end()
         else:

@@ -5,7 +5,7 @@ import pytest
 from results.paper.report import main as report
 from results.records import trace_file
 from tpi.errors import ConfigError
-from tpi.outfile import check_out
+from tpi.files import check_out
 
 
 def test_a_new_or_a_regular_file_may_be_written(tmp_path):

@@ -1,30 +1,28 @@
 """Whose a container is: the labels that every one carries, and whether its harness still lives.
 
-A process number alone may have been given to somebody else since, so a label also holds when the
+A process number alone may have been given to another process since, so a label also holds when the
 process started, in the kernel's ticks since boot. Another host's label is never called dead.
 """
 
 import os
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Self
 
 from testbed.host.procfs import PROC, read_stat
 
 PREFIX = "org.tpi-lab."
+_KEYS = tuple(f"{PREFIX}{name}" for name in ("run", "host", "pid", "start"))
 
 
 @dataclass(frozen=True, slots=True)
 class RunLabel:
-    """The run that something was made for.
+    """The run that something was made for, and the harness process that made it.
 
     Attributes:
-        run_id: The run's.
-        host: Name of the machine on which the harness runs.
-        pid: The harness's.
-        start_ticks: When it started, in clock ticks since boot.
+        start_ticks: When the harness started, in clock ticks since boot.
     """
 
     run_id: str
@@ -40,26 +38,17 @@ class RunLabel:
 
     @classmethod
     def parse(cls, labels: Mapping[str, str]) -> Self | None:
-        """Read a container's labels; None if they are not ours or not whole."""
+        """Read a container's labels; None if they are not ours or not complete."""
         try:
-            return cls(
-                labels[f"{PREFIX}run"],
-                labels[f"{PREFIX}host"],
-                int(labels[f"{PREFIX}pid"]),
-                int(labels[f"{PREFIX}start"]),
-            )
+            run_id, host, pid, start = (labels[key] for key in _KEYS)
+            return cls(run_id, host, int(pid), int(start))
         except (KeyError, ValueError):
             return None
 
     @property
     def labels(self) -> dict[str, str]:
         """As Docker holds them."""
-        return {
-            f"{PREFIX}run": self.run_id,
-            f"{PREFIX}host": self.host,
-            f"{PREFIX}pid": str(self.pid),
-            f"{PREFIX}start": str(self.start_ticks),
-        }
+        return dict(zip(_KEYS, map(str, astuple(self)), strict=True))
 
 
 def start_ticks(pid: int, proc: Path = PROC) -> int | None:
@@ -69,7 +58,7 @@ def start_ticks(pid: int, proc: Path = PROC) -> int | None:
 
 
 def is_alive(label: RunLabel, proc: Path = PROC) -> bool:
-    """Whether the harness that made it may still run: it does here, or it is another host's."""
+    """Whether the harness of a label may still run; another host's always may."""
     if label.host != socket.gethostname():
         return True
     return start_ticks(label.pid, proc) == label.start_ticks

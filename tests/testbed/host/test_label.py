@@ -3,7 +3,7 @@
 import os
 import socket
 
-from testbed.label import RunLabel, is_alive, start_ticks
+from testbed.host.label import RunLabel, is_alive, start_ticks
 
 
 def write_stat(proc, pid, state="S", start=4711, name="python (x) y"):

@@ -2,7 +2,7 @@ from itertools import pairwise
 
 import pytest
 
-from tpi.comm.topology import chunks, slices
+from tpi.comm.allreduces.base import chunks, slices
 
 
 @pytest.mark.parametrize("world_size", range(1, 6))
