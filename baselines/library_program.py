@@ -1,78 +1,71 @@
-"""The program side of the contract, for baselines: a spec in, events out.
+"""The program of a system that is a library's model: `main` serves what `load` returns.
 
-A baseline supplies `load`, which reads the weights and returns a `Model` (`model.py`); `main` does
-the rest: the spec, `go ID` lines, events with their stamps, counters, errors and exit status. Of a
-model that several ranks share the master obeys `go ID` lines and the workers follow. Read `main`
-first. Standard output carries events only; whatever a library prints goes to standard error.
+A `LibraryModel` makes tokens. One that knows what it sent is `Counting`, one that knows when it
+waited is `Traced`, and one that several ranks share is `Shared`: its master announces each request,
+its workers follow. `_Hosted` makes the host's `Model` (`tpi/program/model.py`) of any of these.
 """
 
-import logging
-import os
-import signal
-import sys
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 from msgspec.structs import replace
 
-from baselines.library_model import Model, Shared, Snapshot, Traced
-from baselines.library_spans import request_spans
-from tpi.errors import EXIT_INTERRUPTED, EXIT_OK, ConfigError, TpiError
-from tpi.program.events import CommandReader, EventWriter
-from tpi.program.lease import out_of_memory_named
-from tpi.program.log import setup_logging
-from tpi.program.procfs import peak_rss_bytes
-from tpi.program.spec import NodeSpec, Request, load_spec
+from tpi.errors import ConfigError
+from tpi.program import host
+from tpi.program.model import Model, OpenedModel, Passes, Spent
+from tpi.program.procfs import own_number
+from tpi.program.spec import NodeSpec, Request
 from tpi.ranks import MASTER_RANK
-from tpi.trace import Tracer, rows_of
-
-log = logging.getLogger(__name__)
-
-_EXIT_DEFECT = 1
-# An idle rank ends by itself when its input closes; if it does not, this ends it.
-_LEASE_GRACE_S = 5.0
+from tpi.trace import Span, Tracer
 
 
-Load = Callable[[NodeSpec], Model]
+class LibraryModel(Protocol):
+    """A loaded model that makes tokens greedily. A context manager is left at the end."""
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What the `ready` event says about it."""
+
+    def generate(
+        self, prompt_ids: Sequence[int], new_tokens: int, on_token: Callable[[int], None]
+    ) -> None:
+        """Call `on_token` with each of exactly `new_tokens` ids as soon as it is known.
+
+        Raises:
+            ConfigError: The prompt does not fit the model.
+        """
 
 
-class Lease:
-    """Ends the process when whoever started it is gone; if it is idle, not before a grace."""
+@runtime_checkable
+class Counting(Protocol):
+    """A model that knows what it sent; any other has sent nothing."""
 
-    def __init__(self, grace_s: float = _LEASE_GRACE_S) -> None:
-        self._lost = threading.Event()
-        self._is_busy = False
-        self._grace_s = grace_s
+    def sent(self) -> tuple[int | None, int | None]:
+        """Bytes and messages so far; None is what nobody can count."""
 
-    @contextmanager
-    def busy(self) -> Iterator[None]:
-        """While the body runs, losing the lease ends the process at once."""
-        self._is_busy = True
-        try:
-            self.check()
-            yield
-        finally:
-            # After an error too: its event and its exit status matter more than the lease.
-            self._is_busy = False
 
-    def lost(self) -> None:
-        """Called by the thread that reads standard input, when that closes."""
-        self._lost.set()
-        if self._is_busy:
-            # The main thread may be deep inside a matrix product or a page fault.
-            os._exit(EXIT_INTERRUPTED)
-        timer = threading.Timer(self._grace_s, os._exit, (EXIT_INTERRUPTED,))
-        timer.daemon = True
-        timer.start()
+@runtime_checkable
+class Traced(Protocol):
+    """A model that can tell when it waited; any other computes all the time."""
 
-    def check(self) -> None:
-        """End the process if the lease was lost before it was busy."""
-        if self._lost.is_set():
-            raise SystemExit(EXIT_INTERRUPTED)
+    @property
+    def tracer(self) -> Tracer:
+        """Gets "wait_weights" and "allreduce"."""
+
+
+@runtime_checkable
+class Shared(Protocol):
+    """A model of several ranks."""
+
+    def announce(self, request: Request) -> None:
+        """On the master: tell the workers what comes next."""
+
+    def follow(self) -> tuple[str, Sequence[int]] | None:
+        """On a worker: wait for the master's next request, its id and prompt; None at the end."""
+
+
+Load = Callable[[NodeSpec], LibraryModel]
 
 
 def main(load: Load, argv: Sequence[str] | None = None, *, shared: bool = False) -> int:
@@ -80,26 +73,19 @@ def main(load: Load, argv: Sequence[str] | None = None, *, shared: bool = False)
 
     `load` of a `shared` system, one that runs on several devices, returns a `Shared` model.
     """
-    arguments = sys.argv[1:] if argv is None else argv
-    events = EventWriter.claim_stdout()
-    try:
-        if len(arguments) != 1:
-            raise ConfigError("usage: python -m baselines.SYSTEM SPEC")
-        spec = load_spec(Path(arguments[0]))
+
+    def open_model(spec: NodeSpec) -> OpenedModel:
         _check_devices(spec, shared)
-        with out_of_memory_named(spec.rank):
-            _serve(spec, load, events)
-    except TpiError as exc:
-        log.error("%s", exc)  # noqa: TRY400  # a line for people; the trace says nothing to them
-        events.error(exc)
-        return exc.exit_status
-    except (KeyboardInterrupt, BrokenPipeError):
-        return EXIT_INTERRUPTED
-    except Exception as exc:
-        log.exception("a defect of this program")
-        events.error(exc)
-        return _EXIT_DEFECT
-    return EXIT_OK
+        return _loaded(spec, load)
+
+    return host.main(open_model, argv, at_once=True)
+
+
+@contextmanager
+def _loaded(spec: NodeSpec, load: Load) -> Iterator[Model]:
+    model = load(spec)
+    with model if isinstance(model, AbstractContextManager) else nullcontext():
+        yield _Hosted(spec, model)
 
 
 def _check_devices(spec: NodeSpec, shared: bool) -> None:
@@ -111,105 +97,105 @@ def _check_devices(spec: NodeSpec, shared: bool) -> None:
         )
 
 
-def _serve(spec: NodeSpec, load: Load, events: EventWriter) -> None:
-    setup_logging(spec.rank)
-    # SIGTERM ends it even inside a long call, which a Python handler would wait for.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    lease = Lease(_LEASE_GRACE_S * spec.time_scale)
-    commands = CommandReader(on_lease_lost=lease.lost).start()
-    with lease.busy():
-        model = load(spec)
-    if spec.keep_spans and isinstance(model, Traced):
-        model.tracer.keep = True
-    is_master = spec.rank == MASTER_RANK
-    with model if isinstance(model, AbstractContextManager) else nullcontext():
-        events.emit("ready", verify_s=0.0, **model.facts)
-        for request, go_ns in _asked(spec, commands) if is_master else _followed(spec, model):
-            with lease.busy():
-                _serve_request(spec, request, go_ns, model, events)
-            # Idle before `end`: whoever reads that may close our input at once, and we end well.
-            events.emit("end", id=request.id)
+class _Hosted:
+    """A library's model as the host's: what it does not count itself is counted around it."""
 
+    def __init__(self, spec: NodeSpec, model: LibraryModel) -> None:
+        self.facts = {"verify_s": 0.0, **model.facts}
+        self.tracer = model.tracer if isinstance(model, Traced) else Tracer()
+        self.tracer.keep = spec.keep_spans
+        self._spec = spec
+        self._model = model
 
-def _asked(spec: NodeSpec, commands: CommandReader) -> Iterator[tuple[Request, int]]:
-    """What standard input asks for, and when that came."""
-    for _ in spec.requests:
-        go = commands.next()
-        if go is None:
-            return
-        yield spec.request(go.request_id), go.t_ns
+    def spent(self) -> Spent:
+        """Bytes that the kernel read from disk for this process, and what the model sent."""
+        sent = self._model.sent() if isinstance(self._model, Counting) else (0, 0)
+        return Spent(own_number("io", "read_bytes"), *sent)
 
+    def generate(self, request: Request, go_ns: int, on_token: Callable[[int], int]) -> Passes:
+        """Have the library generate; from `go` to the last token it computes unless it waits."""
+        if self._spec.rank == MASTER_RANK and isinstance(self._model, Shared):
+            self._model.announce(request)
+        token_ns: list[int] = []
+        first = [self.spent()]
+        waited_ns = self._waited_ns()
 
-def _followed(spec: NodeSpec, model: Model) -> Iterator[tuple[Request, int]]:
-    """What the master has begun, and when we heard of it."""
-    if not isinstance(model, Shared):
-        raise ConfigError(f"{spec.system}: has no workers, got rank {spec.rank}")
-    while (begun := model.follow()) is not None:
+        def count(token: int) -> None:
+            token_ns.append(on_token(token))
+            if len(token_ns) == 1:
+                first.append(self.spent())
+
+        self._model.generate(request.prompt_ids or (), request.new_tokens, count)
+        tracer, end_ns = self.tracer, token_ns[-1] if token_ns else go_ns
+        compute_ns = end_ns - go_ns - (self._waited_ns() - waited_ns)
+        tracer.totals_ns["compute"] += max(0, compute_ns)
+        if tracer.keep:
+            # Of what came after the last span that was kept nothing is known.
+            known_ns = tracer.spans[-1].end_ns if tracer.is_full else end_ns
+            known = [at_ns for at_ns in token_ns if at_ns <= known_ns]
+            tracer.spans[:] = request_spans(tracer.spans, go_ns, known)
+        return Passes(request.new_tokens, first[-1])
+
+    def _waited_ns(self) -> int:
+        return self.tracer.totals_ns["wait_weights"] + self.tracer.totals_ns["allreduce"]
+
+    def follow(self) -> Request | None:
+        """Wait for what the master announces.
+
+        Raises:
+            ConfigError: The model is not shared.
+        """
+        if not isinstance(self._model, Shared):
+            raise ConfigError(f"{self._spec.system}: has no workers, got rank {self._spec.rank}")
+        begun = self._model.follow()
+        if begun is None:
+            return None
         request_id, prompt_ids = begun
-        request = replace(spec.request(request_id), prompt_ids=tuple(prompt_ids))
-        yield request, time.monotonic_ns()
+        return replace(self._spec.request(request_id), prompt_ids=tuple(prompt_ids))
+
+    def check(self) -> None:
+        """A library's peers are found lost when they are needed."""
 
 
-@dataclass(slots=True)
-class _Progress:
-    """Where one request stands: snapshots before it and at its first token, last stamp."""
+def request_spans(seen: Sequence[Span], go_ns: int, token_ns: Sequence[int]) -> list[Span]:
+    """Everything from `go` to the last token, in order: what was seen, and computing between.
 
-    last_ns: int
-    marks: list[Snapshot] = field(default_factory=list)
-    token_ns: list[int] = field(default_factory=list)
+    Args:
+        seen: Spans that do not overlap, in order.
+        go_ns: When the request began.
+        token_ns: When each token was known.
+    """
+    spans: list[Span] = []
+    kind, layer, now_ns = "", 0, go_ns
+    end_ns = token_ns[-1] if token_ns else go_ns
+    cuts = [(at_ns, None) for at_ns in token_ns]
+    inside = [(s.start_ns, s) for s in seen if s.end_ns <= end_ns]
+    moments: list[tuple[int, Span | None]] = [*cuts, *inside]
+    for at_ns, span in sorted(moments, key=lambda moment: moment[0]):
+        if at_ns < now_ns:  # of before the request
+            continue
+        if at_ns > now_ns:
+            spans.append(Span("compute", now_ns, at_ns, kind, layer))
+        now_ns = at_ns
+        if span is not None:
+            spans.append(span)
+            kind, layer, now_ns = span.kind, span.layer, span.end_ns
+    return spans
 
 
-def _serve_request(
-    spec: NodeSpec, request: Request, go_ns: int, model: Model, events: EventWriter
+def refuse_prompt(
+    prompt_ids: Sequence[int], new_tokens: int, vocab_size: int, positions: int
 ) -> None:
-    progress = _Progress(go_ns, [Snapshot.of(model)])
-    is_master = spec.rank == MASTER_RANK
-    if is_master:
-        events.emit("request", t_ns=go_ns, id=request.id)
-        if isinstance(model, Shared):
-            model.announce(request)
+    """Refuse what would fail deep inside a library, or silently run past a model's positions.
 
-    def on_token(token: int) -> None:
-        progress.last_ns = time.monotonic_ns()
-        progress.token_ns.append(progress.last_ns)
-        if is_master:
-            events.emit("token", t_ns=progress.last_ns, id=request.id, token=token)
-        if len(progress.marks) == 1:
-            progress.marks.append(Snapshot.of(model))
-
-    model.generate(request.prompt_ids or (), request.new_tokens, on_token)
-    last = Snapshot.of(model)
-    first = progress.marks[0]
-    wait_s = last.spent.wait_weights_s - first.spent.wait_weights_s
-    allreduce_s = last.spent.allreduce_s - first.spent.allreduce_s
-    events.emit(
-        "counters",
-        id=request.id,
-        rank=spec.rank,
-        steps=request.new_tokens,
-        **last.since(first),
-        **last.since(progress.marks[-1], "_decode"),
-        compute_s=max(0.0, (progress.last_ns - go_ns) / 1e9 - wait_s - allreduce_s),
-        allreduce_s=allreduce_s,
-        wait_weights_s=wait_s,
-        rss_hwm=peak_rss_bytes(),
-    )
-    if spec.keep_spans:
-        _write_spans(spec.rank, request, go_ns, progress.token_ns, model, events)
-
-
-def _write_spans(
-    rank: int,
-    request: Request,
-    go_ns: int,
-    token_ns: Sequence[int],
-    model: Model,
-    events: EventWriter,
-) -> None:
-    tracer = model.tracer if isinstance(model, Traced) else Tracer()
-    cut, seen = tracer.is_full, tracer.take()
-    if cut:  # of what came later nothing is known
-        token_ns = [at_ns for at_ns in token_ns if at_ns <= seen[-1].end_ns]
-    spans = request_spans(seen, go_ns, token_ns)
-    if not request.warmup:
-        events.spans(request.id, rank, rows_of(spans), cut=cut)
+    Raises:
+        ConfigError: No ids, an id outside the vocabulary, or more tokens than positions.
+    """
+    if not prompt_ids:
+        raise ConfigError("the prompt is empty")
+    if max(prompt_ids) >= vocab_size:
+        raise ConfigError(f"token id {max(prompt_ids)}, the vocabulary has {vocab_size}")
+    if len(prompt_ids) + new_tokens > positions:
+        raise ConfigError(
+            f"{len(prompt_ids)} + {new_tokens} tokens, the model has {positions} positions"
+        )

@@ -1,24 +1,17 @@
 """What a testbed is: it makes devices, starts programs on them and takes them away.
 
 The harness knows only these protocols, so plain processes, containers and a simulator fit behind
-one interface. A program's standard output arrives line by line in an `Inbox` that all devices of a
-run share, so that one thread can wait for all; the last item of a process is its `Exit`. Closing a
-program's standard input ends its lease (`tpi/program/events.py`).
+one interface. What programs say arrives in an `Inbox` that all devices of a run share
+(`tpi/program/process.py`).
 """
 
-import queue
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, Self
 
 from tpi.errors import TpiError
-
-# Longest line that is handed on whole; of a longer one only this much, marked `truncated`.
-MAX_LINE_BYTES = 64 << 10
-# A program that writes faster than the harness reads waits; it cannot fill the host's memory: at
-# most 32 MiB of the longest lines.
-MAX_WAITING_LINES = 512
+from tpi.program.process import Inbox, Process
 
 
 class DeviceError(TpiError):
@@ -26,45 +19,6 @@ class DeviceError(TpiError):
 
     exit_status = 15
     code = "device"
-
-
-@dataclass(frozen=True, slots=True)
-class Exit:
-    """How a program ended.
-
-    Attributes:
-        code: Exit status, or minus the number of the signal that killed it.
-        stopped: Whether the testbed stopped it; its code then says nothing about the program.
-        oom: Whether it or a process that it started was killed for lack of the device's memory.
-        t_ns: CLOCK_MONOTONIC when the end was seen.
-        log_tail: The last lines of its standard error.
-        host_oom: Whether the host ran out of memory instead; then the run says nothing.
-    """
-
-    code: int
-    stopped: bool
-    oom: bool
-    t_ns: int
-    log_tail: str = ""
-    host_oom: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Output:
-    """A line of one device's program without its line end, or its exit (always the last)."""
-
-    device: int
-    line: bytes = b""
-    truncated: bool = False
-    exit: Exit | None = None
-
-
-Inbox = queue.Queue[Output]
-
-
-def make_inbox() -> Inbox:
-    """An inbox of bounded size for all programs of one run."""
-    return queue.Queue(MAX_WAITING_LINES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,29 +55,6 @@ class VerificationReport:
         """Both."""
         figures = {**self.figures, **later.figures}
         return VerificationReport(figures, tuple(dict.fromkeys((*self.problems, *later.problems))))
-
-
-class Process(Protocol):
-    """A program that was started on a device."""
-
-    @property
-    def start_ns(self) -> int:
-        """CLOCK_MONOTONIC just before it was started."""
-
-    def send(self, line: str) -> None:
-        """Write one line to its standard input; nothing happens if it has ended."""
-
-    def release(self) -> None:
-        """Close its standard input: its lease ends, and it should end by itself."""
-
-    def signal(self, number: int) -> None:
-        """Send a signal to it and its session; nothing happens once it ended."""
-
-    def wait(self, timeout_s: float) -> Exit | None:
-        """Wait for its end; None if it still runs after `timeout_s`."""
-
-    def stop(self, grace_s: float = 2.0) -> Exit:
-        """End it: close its input, terminate, after `grace_s` kill, and reap. Twice is fine."""
 
 
 class Device(Protocol):

@@ -102,7 +102,8 @@ def run_engines(
                 if rank == 0:
                     _lead(engine, prompts, new_tokens, requests, result)
                 else:
-                    engine.serve(lambda _request, _steps: None)
+                    while engine.follow() is not None:
+                        engine.take_part()
                 result.disk_bytes[rank] = engine.disk_bytes
         except TpiError as exc:
             result.errors[rank] = exc

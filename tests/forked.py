@@ -21,10 +21,10 @@ from typing import Self
 from baselines.galaxy import setup as galaxy_setup
 from baselines.transformers import collectives, gloo
 from baselines.transformers import loading as huggingface
-from tpi.program import entry, node
+from tpi.program import host, node
 
 # What programs import, but no program itself: that one must run as `__main__`.
-_OURS = (collectives, entry, galaxy_setup, gloo, huggingface, node)
+_OURS = (collectives, galaxy_setup, gloo, host, huggingface, node)
 _LIBRARIES = (
     "torch.distributed.tensor",
     "transformers.distributed.configuration_utils",

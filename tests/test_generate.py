@@ -1,6 +1,7 @@
 """`tpi generate` as people use it: ends cleanly when told to, and names who broke it."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.checkpoints import PROMPT_IDS
-from tests.nodes import make_specs, split_checkpoint
-from tpi.errors import PeerLostError, WeightsError
-from tpi.local_nodes import LocalNodes
+from tests.checkpoints import PROMPT_IDS, make_checkpoint, reference_tokens
+from tests.nodes import split_checkpoint
+from tpi.errors import PeerLostError, TpiError, WeightsError
+from tpi.launch import GenerateOptions, generate
+from tpi.program.local_process import LocalProcess
 
 LONG = 20000
 SRC = Path(__file__).parents[1]
@@ -27,29 +29,7 @@ def shards(tmp_path_factory):
     return split_checkpoint(folder, "gqa2", 3, max_position_embeddings=LONG + 64)
 
 
-class FakeNodes(LocalNodes):
-    """Nodes that are lines of Python, so that the order of their words can be chosen."""
-
-    def __init__(self, programs, folder):
-        shards = folder / "none"
-        for rank in range(len(programs)):
-            (shards / f"rank-{rank}").mkdir(parents=True)
-            (shards / f"rank-{rank}" / "manifest.json").touch()
-        super().__init__(make_specs(shards, new_tokens=1, max_tokens=9), folder)
-        self._programs = programs
-
-    def _start(self, spec):
-        real = subprocess.Popen
-
-        def fake(_command, **options):
-            return real([sys.executable, "-c", self._programs[spec.rank]], **options)
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("tpi.local_nodes.subprocess.Popen", fake)
-            super()._start(spec)
-
-
-END = 'print(\'{"event": "end", "t_ns": 1, "id": "r0"}\', flush=True)\n'
+READY = 'print(\'{"event": "ready", "t_ns": 9223372036854775807}\', flush=True)\n'
 WAIT = "import sys; sys.stdin.read()\n"
 KILLED = (
     "import os, sys; print('my last line', file=sys.stderr, flush=True); os.kill(os.getpid(), 9)\n"
@@ -59,41 +39,54 @@ ACCUSES = (
 )
 
 
-def test_rank_that_has_said_end_may_leave_before_the_others_have(tmp_path):
-    # Rank 0 ends only once rank 1, which said `end` and left, has been waited for here.
-    programs = ["input()\n" + END + WAIT, END]
-    with FakeNodes(programs, tmp_path) as nodes:
-        assert nodes.next_event(10)[0] == 1
-        nodes._processes[1].wait(10)
-        nodes._readers[1].join(10)
-        nodes.go("r0")
-        assert nodes.next_event(10)[0] == 0
-        assert nodes.ended == {0, 1}
+def error_of(programs, monkeypatch, tmp_path):
+    """What `generate` raises if its nodes are these lines of Python."""
+    shards = split_checkpoint(tmp_path / "model", "mha", len(programs))
+
+    def start(spec, folder, inbox):
+        log = folder / f"rank-{spec.rank}.log"
+        return LocalProcess(spec.rank, [sys.executable, "-c", programs[spec.rank]], inbox, log)
+
+    monkeypatch.setattr("tpi.launch.start_node", start)
+    with pytest.raises(TpiError) as caught:
+        generate(GenerateOptions(shards, None, "3,4"), lambda _text: None)
+    return caught.value
 
 
-def test_rank_that_dies_without_a_word_is_named_by_what_the_others_say(tmp_path):
+def test_rank_that_dies_without_a_word_is_named_by_what_the_others_say(monkeypatch, tmp_path):
     told = ACCUSES % ("weights", "rank 1 has a bad block")
-    with FakeNodes(["input()\n" + told, KILLED], tmp_path) as nodes:
-        nodes._readers[1].join(10)  # the end of rank 1 comes first, the reason after it
-        nodes.go("r0")
-        with pytest.raises(WeightsError, match=r"bad block.*SIGKILL.*my last line"):
-            nodes.next_event(10)
+    late = "import time; time.sleep(0.5)\n" + told  # the end of rank 1 comes first
+    error = error_of([late, KILLED], monkeypatch, tmp_path)
+    assert isinstance(error, WeightsError)
+    assert re.search("bad block.*rank 1 ended with signal SIGKILL.*my last line", str(error))
 
 
-def test_rank_of_which_nobody_says_why_it_died_is_named_with_its_status_and_log(tmp_path):
-    with (
-        FakeNodes(["raise SystemExit(7)", KILLED], tmp_path) as nodes,
-        pytest.raises(PeerLostError, match=r"rank \d is gone; rank \d ended with (status 7|sig)"),
-    ):
-        nodes.next_event(10)
+@pytest.mark.parametrize("programs", [["raise SystemExit(7)", WAIT], [WAIT, KILLED]])
+def test_rank_of_which_nobody_says_why_it_died_is_named_with_its_status_and_log(
+    programs, monkeypatch, tmp_path
+):
+    error = error_of(programs, monkeypatch, tmp_path)
+    assert isinstance(error, PeerLostError)
+    assert re.search(r"rank \d is gone; rank \d ended with (status 7|signal SIGKILL)", str(error))
 
 
-def test_go_to_a_dead_master_is_told_as_its_death(tmp_path):
-    with FakeNodes([KILLED], tmp_path) as nodes:
-        nodes._processes[0].wait(10)
-        nodes.go("r0")
-        with pytest.raises(PeerLostError, match="rank 0 ended with signal SIGKILL"):
-            nodes.next_event(10)
+def test_go_to_a_dead_master_is_told_as_its_death(monkeypatch, tmp_path):
+    error = error_of([READY + KILLED], monkeypatch, tmp_path)
+    assert "rank 0 ended with signal SIGKILL" in str(error)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(90)
+def test_stop_token_ends_the_text_before_all_tokens_are_made(tmp_path):
+    expected = list(reference_tokens(make_checkpoint(tmp_path / "whole", "mha")))
+    shards = split_checkpoint(tmp_path / "model", "mha", 2, eos_token_id=expected[5])
+    shown: list[str] = []
+    prompt = ",".join(map(str, PROMPT_IDS))
+    summary = generate(GenerateOptions(shards, None, prompt, new_tokens=12), shown.append)
+    tokens = expected[: expected.index(expected[5]) + 1]
+    assert [int(text) for text in "".join(shown).split()] == tokens
+    assert summary.num_tokens == len(tokens)
+    assert len(summary.peak_bytes) == 2
 
 
 @contextmanager

@@ -1,12 +1,11 @@
-"""Sums, kept spans and their rows, and the trace file that is made of them."""
+"""Sums, kept spans and their rows."""
 
-import json
 import threading
 
 import pytest
 
 import tpi.trace
-from tpi.trace import SPAN_NAMES, Bar, Span, Tracer, chrome_events, rows_of, write_trace
+from tpi.trace import SPAN_NAMES, Span, Tracer, rows_of
 
 
 def test_sums_are_kept_and_spans_only_if_asked():
@@ -72,28 +71,3 @@ def test_rows_have_the_names_of_the_contract_and_leave_out_the_rest():
     rows = list(rows_of(Span(name, 1, 2, "attn", 0) for name in names))
     assert [row[0] for row in rows] == list(SPAN_NAMES)
     assert rows[2] == ("load", 1, 2, "attn.0")
-
-
-def test_chrome_events_have_a_thread_for_each_kind():
-    bars = [Bar("compute", "attn.0", 1.0, 3.5), Bar("load", "ffn.0", 2.0, 4.0, {"step": 1})]
-    events = chrome_events(7, "rank 7", [*bars, Bar("compute", "sum", 4.0, 5.0)])
-    names = [(e["name"], e["tid"], e["args"]) for e in events if e["ph"] == "M"]
-    assert names == [
-        ("process_name", 0, {"name": "rank 7"}),
-        ("thread_name", 0, {"name": "compute"}),
-        ("thread_name", 1, {"name": "load"}),
-    ]
-    drawn = [(e["name"], e["tid"], e["ts"], e["dur"]) for e in events if e["ph"] == "X"]
-    assert drawn == [("attn.0", 0, 1.0, 2.5), ("ffn.0", 1, 2.0, 2.0), ("sum", 0, 4.0, 1.0)]
-    assert [e["args"] for e in events if e["ph"] == "X"] == [{}, {"step": 1}, {}]
-    assert {e["pid"] for e in events} == {7}
-
-
-def test_trace_file_of_a_rank_holds_every_span(tmp_path):
-    tracer = Tracer(keep=True)
-    tracer.add("allreduce", 1000, 3000, "attn", 1, step=4)
-    write_trace(tracer, tmp_path / "trace.json", 2)
-    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
-    (drawn,) = [e for e in events if e["ph"] == "X"]
-    assert (drawn["cat"], drawn["ts"], drawn["dur"], drawn["pid"]) == ("allreduce", 1.0, 2.0, 2)
-    assert (drawn["name"], drawn["args"]) == ("allreduce", {"block": "attn.1", "step": 4})

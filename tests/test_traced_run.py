@@ -6,7 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from results.paper.render.window_history import window_history
-from results.records.schema import PeakMemory, RankEvent, Repeat
+from results.records.schema import PeakMemory, Repeat
 from results.records.trace_file import trace_events
 from tests.nodes import PROMPT, Nodes, make_specs, split_checkpoint
 from tpi.program.events import check_event
@@ -80,7 +80,7 @@ def test_every_block_is_computed_once_a_step_and_loaded_before(tmp_path):
 def test_window_never_holds_more_than_it_may_and_every_block_passes_through(tmp_path):
     nodes = serve(tmp_path, window=2)
     events = [
-        RankEvent(rank, check_event(said))
+        check_event(said, rank)
         for rank in (0, 1)
         for name in ("ready", "request", "token", "spans", "end")
         for said in nodes.events(rank, name)

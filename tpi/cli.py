@@ -125,12 +125,12 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
 
 
 def _node(args: argparse.Namespace) -> int:
-    from tpi.program.entry import open_spec
+    from tpi.program.host import open_spec, serve
 
     spec = open_spec(args.spec)
-    from tpi.program.node import run_node
+    from tpi.program.node import open_tpi  # loads torch, after its threads are set
 
-    return run_node(spec)
+    return serve(spec, open_tpi)
 
 
 # --- tpi generate --------------------------------------------------------------------------

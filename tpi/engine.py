@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 
 from tpi.comm.allreduce import Reducer
-from tpi.comm.broadcast import Broadcast, StepBroadcast
+from tpi.comm.broadcast import Broadcast, Received, StepBroadcast
 from tpi.comm.transport import Transport
 from tpi.comm.wire import FrameType, Op
-from tpi.errors import ConfigError
+from tpi.errors import ConfigError, FrameError
 from tpi.model.llama import Llama
 from tpi.model_config import ModelConfig
 from tpi.options import ComputeOptions
@@ -79,6 +79,7 @@ class Engine:
         self._request = 0
         self.num_steps = 0
         self.after_step: Callable[[], None] = lambda: None
+        self._begun: Received | None = None
 
     # --- the master ------------------------------------------------------------------------
 
@@ -225,19 +226,33 @@ class Engine:
 
     # --- a worker --------------------------------------------------------------------------
 
-    def serve(self, on_request_end: Callable[[int, int], None]) -> None:
-        """Follow the master until it ends the session.
+    def follow(self) -> int | None:
+        """Wait until the master begins a request; its number, or None at the session's end.
 
-        `on_request_end` gets a request's number and how many of its steps were decode steps.
+        Raises:
+            FrameError: the master ends a request that it has not begun.
         """
-        while True:
-            received = self._broadcast.receive(self.num_steps)
-            if received.control is FrameType.END_SESSION:
-                return
-            if received.control is FrameType.END_REQUEST:
-                on_request_end(received.info.request, received.num_decode_steps)
-                continue
+        received = self._broadcast.receive(self.num_steps)
+        if received.control is FrameType.END_REQUEST:
+            raise FrameError(f"rank 0 ended request {received.info.request} before its first step")
+        self._begun = None if received.control is FrameType.END_SESSION else received
+        return None if self._begun is None else received.info.request
+
+    def take_part(self) -> int:
+        """Walk the steps of the request that `follow` found; how many of them were decode steps.
+
+        Raises:
+            FrameError: the master ends the session within the request.
+        """
+        received, self._begun = self._begun, None
+        if received is None:
+            raise RuntimeError("only a worker that follows can take part")
+        while received.control is None:
             self._worker_step(received.hidden_BSD, received.info)
+            received = self._broadcast.receive(self.num_steps)
+        if received.control is not FrameType.END_REQUEST:
+            raise FrameError("rank 0 ended the session within a request")
+        return received.num_decode_steps
 
     @torch.inference_mode()
     def _worker_step(self, hidden_BSD: torch.Tensor, info: Broadcast) -> None:

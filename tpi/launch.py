@@ -1,28 +1,37 @@
 """`tpi generate`: one prompt on N node processes of this machine, text as it comes.
 
-`generate` writes a spec for each node, has `local_nodes.py` run them, asks for one request and
+`generate` writes a spec for each node, starts them, has a `ProgramSession` ask for one request, and
 turns tokens into text.
 """
 
 import os
 import secrets
+import signal
 import socket
+import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 
 from msgspec.structs import replace
 
-from tpi.errors import ConfigError
-from tpi.local_nodes import Interrupts, LocalNodes
+from tpi.errors import ConfigError, PeerLostError, TpiError, error_from_code
 from tpi.options import GREEDY, ComputeOptions, SamplingOptions
 from tpi.program.events import Event
-from tpi.program.spec import NodeSpec, OwnOptions, Request, to_json
+from tpi.program.local_process import LocalProcess
+from tpi.program.process import Exit, Inbox
+from tpi.program.program_session import Deadlines, Failure, ProgramSession
+from tpi.program.spec import NodeSpec, OwnOptions, Request, dump_spec, to_json
 from tpi.tokenizer import StreamDecoder, Tokenizer
 from tpi.weights.blockfile import Manifest, open_shard_folder
 
-_READY_TIMEOUT_S = 3600.0  # the first start hashes every shard
+# The first start hashes every shard. A node says by itself when it is lost, silent or stalled; the
+# wait for a token only bounds a defect.
+_DEADLINES = Deadlines(ready_s=3600.0, token_s=86400.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,16 +72,27 @@ def generate(options: GenerateOptions, show: Callable[[str], None]) -> Summary:
     prompt_ids = _prompt_ids(options, tokenizer)
     specs = _make_specs(options, folders, manifest, prompt_ids)
     text = _Text(show, tokenizer)
+    session = ProgramSession(specs[0].requests, _DEADLINES, text.event, may_stop=True)
     with (
-        Interrupts() as interrupts,
+        _interrupts(session.kill),
         tempfile.TemporaryDirectory(prefix="tpi-") as folder,
+        session,
     ):
-        nodes = LocalNodes(specs, Path(folder))
-        interrupts.hurry = nodes.kill
-        with nodes:
-            nodes.collect("ready", _READY_TIMEOUT_S)
-            nodes.go("r0")
-            return _follow(nodes, text, len(specs))
+        for spec in specs:
+            session.add(start_node(spec, Path(folder), session.inbox))
+        failure = session.run()
+    if failure is not None:
+        raise _error(failure, session)
+    text.end()
+    return _summary(session.events)
+
+
+def start_node(spec: NodeSpec, folder: Path, inbox: Inbox) -> LocalProcess:
+    """Start `tpi node` for a spec, which is written to the folder beside its log."""
+    path = folder / f"spec-{spec.rank}.json"
+    dump_spec(spec, path)
+    argv = [sys.executable, "-m", "tpi.cli", "node", str(path)]
+    return LocalProcess(spec.rank, argv, inbox, folder / f"rank-{spec.rank}.log")
 
 
 def shard_folders(folder: Path, devices: int | None) -> tuple[Path, ...]:
@@ -152,30 +172,28 @@ class _Text:
         self._decoder = None if tokenizer is None else StreamDecoder(tokenizer)
         self._first = True
 
-    def token(self, token: int) -> None:
+    def event(self, event: Event) -> None:
+        """Show a token."""
+        if event.name != "token":
+            return
         if self._decoder is not None:
-            self._show(self._decoder.push(token))
+            self._show(self._decoder.push(event.token))
         else:
-            self._show(f"{token}" if self._first else f" {token}")
+            self._show(f"{event.token}" if self._first else f" {event.token}")
         self._first = False
 
     def end(self) -> None:
+        """Show what was held back."""
         if self._decoder is not None:
             self._show(self._decoder.finish())
 
 
-def _follow(nodes: LocalNodes, text: _Text, world_size: int) -> Summary:
-    start_ns, stamps = 0, list[int]()
-    peaks: dict[int, int] = {}
-    for rank, event in _until_all_ended(nodes, world_size):
-        if event.name == "request":
-            start_ns = event.t_ns
-        elif event.name == "token":
-            stamps.append(event.t_ns)
-            text.token(event.token)
-        elif event.name == "counters":
-            peaks[rank] = int(event.number("rss_hwm"))
-    text.end()
+def _summary(events: Sequence[Event]) -> Summary:
+    (start_ns,) = (event.t_ns for event in events if event.name == "request")
+    stamps = [event.t_ns for event in events if event.name == "token"]
+    peaks = {
+        event.rank: int(event.number("rss_hwm")) for event in events if event.name == "counters"
+    }
     gaps = len(stamps) - 1
     return Summary(
         num_tokens=len(stamps),
@@ -185,7 +203,49 @@ def _follow(nodes: LocalNodes, text: _Text, world_size: int) -> Summary:
     )
 
 
-def _until_all_ended(nodes: LocalNodes, world_size: int) -> Iterator[tuple[int, Event]]:
-    # A node says by itself when it is lost, silent or stalled; this only bounds a defect.
-    while len(nodes.ended) < world_size:
-        yield nodes.next_event(timeout_s=86400.0)
+def _error(failure: Failure, session: ProgramSession) -> TpiError:
+    """What ranks reported; of one that left without a word, also how it ended."""
+    reported = [_reported(event) for event in session.events if event.name == "error"]
+    end = None if failure.ended is None else session.exits[failure.ended]
+    if end is None:
+        return reported[0] if reported else TpiError(failure.reason)
+    error = reported[0] if reported else PeerLostError(f"rank {failure.ended} is gone")
+    return type(error)(f"{error}; rank {failure.ended} {_how_it_ended(end)}")
+
+
+def _reported(event: Event) -> TpiError:
+    message = str(event.fields["message"])
+    named = message if message.startswith("rank ") else f"rank {event.rank}: {message}"
+    return error_from_code(str(event.fields["code"]), named)
+
+
+def _how_it_ended(end: Exit) -> str:
+    log = end.log_tail.strip()
+    last = log.splitlines()[-1] if log else "nothing"
+    names = {-number: f"signal {number.name}" for number in signal.Signals}
+    how = names.get(end.code, f"status {end.code}")
+    return f"ended with {how} and without a word; last in its log: {last}"
+
+
+@contextmanager
+def _interrupts(hurry: Callable[[], None]) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM raises KeyboardInterrupt; a later one kills the nodes at once.
+
+    A later one raises nothing, so that nothing stops the clean-up that the first has begun.
+    """
+    seen: list[int] = []
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        seen.append(number)
+        if len(seen) == 1:
+            raise KeyboardInterrupt
+        hurry()
+
+    is_main = threading.current_thread() is threading.main_thread()  # the only one that may
+    names = (signal.SIGINT, signal.SIGTERM) if is_main else ()
+    old = [(name, signal.signal(name, handle)) for name in names]
+    try:
+        yield
+    finally:
+        for name, handler in old:
+            signal.signal(name, handler)

@@ -10,15 +10,12 @@ for which block (`attn.3`, `ffn.3`, `head.0`, or nothing). A span of `load` may 
 others; the rest of a rank's spans follow one another. `events.py` writes and checks them.
 """
 
-import json
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, Literal, NamedTuple, get_args
 
 from msgspec import Meta
@@ -122,47 +119,3 @@ def rows_by_line(rows: Iterable[Row]) -> Iterator[list[Row]]:
     left = iter(rows)
     while some := list(islice(left, MAX_ROWS)):
         yield some
-
-
-class Bar(NamedTuple):
-    """What a timeline shows of a span; times in microseconds, `args` when it is clicked on."""
-
-    kind: str
-    name: str
-    start_us: float
-    end_us: float
-    args: Mapping[str, object] = MappingProxyType({})
-
-
-def chrome_events(pid: int, process: str, bars: Iterable[Bar]) -> list[dict[str, object]]:
-    """One process of a Chrome/Perfetto trace, with a thread for each kind of span."""
-    threads: dict[str, int] = {}
-    events: list[dict[str, object]] = []
-    for bar in bars:
-        tid = threads.setdefault(bar.kind, len(threads))
-        events.append(
-            {
-                "name": bar.name, "cat": bar.kind, "ph": "X", "pid": pid, "tid": tid,
-                "ts": bar.start_us, "dur": bar.end_us - bar.start_us, "args": {**bar.args},
-            }
-        )  # fmt: skip
-    named = [_name("process_name", pid, 0, process)]
-    named += [_name("thread_name", pid, tid, kind) for kind, tid in threads.items()]
-    return [*named, *events]
-
-
-def _name(what: str, pid: int, tid: int, name: str) -> dict[str, object]:
-    return {"name": what, "ph": "M", "pid": pid, "tid": tid, "args": {"name": name}}
-
-
-def write_trace(tracer: Tracer, path: Path, rank: int) -> None:
-    """Write the kept spans as a Chrome/Perfetto trace file, this rank as one process.
-
-    Units: microseconds of CLOCK_MONOTONIC.
-    """
-    bars = (
-        Bar(s.name, s.name, s.start_ns / 1e3, s.end_ns / 1e3, {"block": s.label, "step": s.step})
-        for s in tracer.spans
-    )
-    events = chrome_events(rank, f"rank {rank}", bars)
-    path.write_text(json.dumps({"traceEvents": events}), encoding="utf-8")

@@ -7,6 +7,7 @@ weights that stay views of a file come in during the multiplication, where nobod
 from computing.
 """
 
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,8 +17,6 @@ from typing import Any, Self
 import accelerate
 from accelerate.hooks import AlignDevicesHook, SequentialHook
 
-from baselines.library_model import Spent
-from baselines.library_spans import block_of
 from baselines.transformers.loading import Generator
 from tpi.errors import ResourceError, map_errors
 from tpi.trace import Tracer
@@ -26,6 +25,20 @@ OffloadFolder = tempfile.TemporaryDirectory[str]
 
 _READS = "reads through the page cache: what is cached costs no disk read and counts as none"
 _FITS = "nothing is offloaded: max_memory holds the whole model and room for its largest layer"
+
+
+# Names of modules in Transformers' Llama-like models.
+_LAYER = re.compile(r"model\.layers\.(\d+)\.(\w+)")
+_FFN = ("mlp", "post_attention_layernorm")
+
+
+def block_of(module: str) -> tuple[str, int]:
+    """Kind and index of the block that a module belongs to, by its name; ("", 0) if of none."""
+    if match := _LAYER.match(module):
+        return "ffn" if match[2] in _FFN else "attn", int(match[1])
+    if module == "model.embed_tokens":
+        return "embed", 0
+    return ("head", 0) if module in ("lm_head", "model.norm") else ("", 0)
 
 
 class HookClock:
@@ -39,11 +52,6 @@ class HookClock:
                 hook.pre_forward = self._timed(hook.pre_forward, block_of(name))
                 hook.post_forward = self._timed(hook.post_forward, block_of(name))
                 self.num_hooks += 1
-
-    @property
-    def seconds(self) -> float:
-        """The sum so far."""
-        return self.tracer.seconds("wait_weights")
 
     def _timed(self, call: Callable[..., Any], block: tuple[str, int]) -> Callable[..., Any]:
         def timed(*args: Any, **kwargs: Any) -> Any:
@@ -66,19 +74,15 @@ class OffloadedModel(Generator):
     """A model whose weights live on disk; its offload folder goes when it is left."""
 
     def __init__(self, model: Any, folder: OffloadFolder, *notes: str) -> None:
-        self._clock = HookClock(model)
-        self.tracer = self._clock.tracer
+        clock = HookClock(model)
+        self.tracer = clock.tracer
         self._folder = folder
         super().__init__(
             model,
             accelerate=accelerate.__version__,
-            offloaded_modules=self._clock.num_hooks,
-            notes=[_READS if self._clock.num_hooks else _FITS, *notes],
+            offloaded_modules=clock.num_hooks,
+            notes=[_READS if clock.num_hooks else _FITS, *notes],
         )
-
-    def spent(self) -> Spent:
-        """Seconds in the hooks so far; nothing is sent."""
-        return Spent(wait_weights_s=self._clock.seconds)
 
     def __enter__(self) -> Self:
         return self

@@ -14,7 +14,8 @@ from typing import ClassVar
 
 from baselines.options import Shared
 from baselines.validators import check_flag
-from tpi.program.entry import main
+from tpi.program.host import main
+from tpi.program.model import OpenedModel
 from tpi.program.spec import NodeSpec
 
 
@@ -35,13 +36,13 @@ class GalaxyOptions(Shared, frozen=True, kw_only=True):
         check_flag(f"{self.where}overlap", self.overlap)
 
 
-def serve(spec: NodeSpec) -> int:
-    """Serve one rank; returns the exit status."""
+def open_model(spec: NodeSpec) -> OpenedModel:
+    """Open one rank's part."""
     from baselines.galaxy.setup import setup  # loads torch, after its threads are set
-    from tpi.program.node import run_node
+    from tpi.program.node import open_node
 
-    return run_node(spec, setup)
+    return open_node(spec, setup)
 
 
 if __name__ == "__main__":
-    sys.exit(main(serve))
+    sys.exit(main(open_model))

@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from baselines.library_model import refuse_prompt
-from baselines.library_program import main
+from baselines.library_program import main, refuse_prompt
 from baselines.llamacpp.gguf_layout import MODEL_FILE
 from baselines.llamacpp.library import library_log, set_fields
 from baselines.llamacpp.options import LlamacppOptions

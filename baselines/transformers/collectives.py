@@ -54,11 +54,6 @@ class CollectiveClock:
 
         return timed
 
-    @property
-    def seconds(self) -> float:
-        """The sum so far."""
-        return self.tracer.seconds("allreduce")
-
 
 def sent_bytes() -> int | None:
     """Payload bytes that this process's TCP connections have sent, without repetitions.

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from transformers.generation.streamers import BaseStreamer
 from transformers.initialization import no_init_weights
 
-from baselines.library_model import refuse_prompt
+from baselines.library_program import refuse_prompt
 from tpi.errors import WeightsError, map_errors
 
 # The library is typed in part only; strict checking would refuse the rest.

@@ -12,8 +12,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
-from baselines.library_model import Model, Spent
-from baselines.library_program import main
+from baselines.library_program import LibraryModel, main
 from baselines.options import SystemOptions
 from tpi.errors import EXIT_OK, ConfigError
 from tpi.model_config import ModelConfig, load_config
@@ -52,7 +51,6 @@ class TensorParallelModel:
     def __init__(self, model: "Generator", group: "GlooGroup", clock: "CollectiveClock") -> None:
         self._model = model
         self._group = group
-        self._clock = clock
         self.tracer = clock.tracer
         self.facts: Mapping[str, Any] = {**model.facts, "notes": [_NOTE]}
         self.announce = group.announce
@@ -65,11 +63,11 @@ class TensorParallelModel:
         with self._group.peers_named("a request"):
             self._model.generate(prompt_ids, new_tokens, on_token)
 
-    def spent(self) -> Spent:
-        """Seconds in collectives and bytes sent so far."""
+    def sent(self) -> tuple[int | None, None]:
+        """Bytes sent so far; nobody counts messages."""
         from baselines.transformers.collectives import sent_bytes
 
-        return Spent(allreduce_s=self._clock.seconds, wire_bytes=sent_bytes(), messages=None)
+        return sent_bytes(), None
 
     def __enter__(self) -> Self:
         return self
@@ -78,7 +76,7 @@ class TensorParallelModel:
         self._group.close(well=exc_type is None)
 
 
-def load(spec: NodeSpec) -> Model:
+def load(spec: NodeSpec) -> LibraryModel:
     """Join the others, then load this rank's share; one device alone is plain Transformers.
 
     Raises:

@@ -32,7 +32,7 @@ from harness.run.emulation import open_testbed
 from harness.run.failure import run_command
 from harness.run.scratch import scratch_folder
 from results.paper.cells.allreduce import Point
-from testbed.base import Device, DeviceError, Inbox, Process, make_inbox
+from testbed.base import Device, DeviceError
 from testbed.docker.watchdog import watchdog
 from testbed.host.hostlock import host_lock
 from testbed.host.label import RunLabel
@@ -41,6 +41,7 @@ from testbed.links.link import LinkSpec, wire_bytes
 from tpi.comm.allreduces.registry import PAPER_ALLREDUCES, find_allreduce
 from tpi.decode import decode
 from tpi.errors import EXIT_OK, ConfigError
+from tpi.program.process import Inbox, Process, make_inbox
 
 _HOPS_TO_CORE = 2  # of the paper's topology: device, gateway, core
 _START_S, _LEAD_S, _ANSWER_S = 180.0, 0.05, 60.0

@@ -63,17 +63,17 @@ class RepeatProgress:
         """Keep the devices, on which all programs run now."""
         self._devices, self.phase = devices, "loading"
 
-    def event(self, rank: int, event: Event) -> None:
+    def event(self, event: Event) -> None:
         """Follow one event."""
         if event.name == "ready":
             self._num_ready += 1
             self.phase = f"ready {self._num_ready} of {self._world_size}"
-        elif event.name == "request" and rank == MASTER_RANK:
+        elif event.name == "request" and event.rank == MASTER_RANK:
             request = self._requests.get(event.request_id)
             self.phase = "warm-up" if request and request.warmup else "measured"
             self.token, self.new_tokens = 0, request.new_tokens if request else 0
             self._request_ns, self.ttft_s, self.latency_s = event.t_ns, None, None
-        elif event.name == "token" and rank == MASTER_RANK:
+        elif event.name == "token" and event.rank == MASTER_RANK:
             self._take_token(event.t_ns)
 
     def read_memory(self) -> None:

@@ -20,11 +20,15 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from itertools import count, pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 import tpi
 from tpi.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tpi.program.program_session import ProgramSession
 
 Once = Callable[[], float]
 RANKS, SUM_ELEMENTS = 4, 8192  # 32 KiB of float32: one token of a 70B model
@@ -135,12 +139,26 @@ def import_cli(_folder: Path) -> Iterator[Once]:
 
 
 @contextmanager
-def token(folder: Path, requests: int = MOST_REQUESTS, trace: str | None = None) -> Iterator[Once]:
+def token(folder: Path) -> Iterator[Once]:
     """Mean time between 9 tokens of the model `tiny` on 2 local devices, window 2."""
-    from tpi.launch import free_port
-    from tpi.local_nodes import LocalNodes
+    with _nodes(folder, MOST_REQUESTS) as session:
+        left = iter(session.requests)
+
+        def once() -> float:
+            session.events.clear()
+            session.serve(next(left))
+            stamps_ns = [event.t_ns for event in session.events if event.name == "token"]
+            return statistics.mean(b - a for a, b in pairwise(stamps_ns)) / 1e9
+
+        yield once
+
+
+@contextmanager
+def _nodes(folder: Path, requests: int, *, keep_spans: bool = False) -> Iterator["ProgramSession"]:
+    from tpi.launch import free_port, start_node
     from tpi.model_config import load_preset
     from tpi.options import ComputeOptions
+    from tpi.program.program_session import Deadlines, ProgramSession
     from tpi.program.spec import NodeSpec, Request
     from tpi.weights.shard import make_shard_plan
     from tpi.weights.split import split
@@ -157,25 +175,17 @@ def token(folder: Path, requests: int = MOST_REQUESTS, trace: str | None = None)
             system="tpi", rank=rank, world_size=DEVICES, session="ab" * 16, bind="127.0.0.1",
             master=master, model_dir=shards / f"rank-{rank}", threads=1,
             compute=ComputeOptions(max_tokens=len(prompt) + NEW_TOKENS),
-            options={"trace": f"{trace}-{rank}.json"} if trace else {},
+            keep_spans=keep_spans,
             requests=tuple(Request(n, NEW_TOKENS, None if rank else prompt) for n in names),
         )
         for rank in range(DEVICES)
     ]  # fmt: skip
-    left = iter(names)
-    with LocalNodes(specs, folder) as nodes:
-        nodes.collect("ready", _READY_S)
-
-        def once() -> float:
-            nodes.go(next(left))
-            stamps_ns, ended = [], 0
-            while ended < DEVICES:
-                _, event = nodes.next_event(_READY_S)
-                stamps_ns += [event.t_ns] if event.name == "token" else []
-                ended += event.name == "end"
-            return statistics.mean(b - a for a, b in pairwise(stamps_ns)) / 1e9
-
-        yield once
+    deadlines = Deadlines(_READY_S, _READY_S, _READY_S)
+    with ProgramSession(specs[0].requests, deadlines, keep_spans=keep_spans) as session:
+        for spec in specs:
+            session.add(start_node(spec, folder, session.inbox))
+        session.wait_ready()
+        yield session
 
 
 @contextmanager
@@ -238,12 +248,17 @@ def serve(folder: Path) -> None:
 
 def spans(folder: Path) -> None:
     """Run a worker that keeps its spans, and count its allreduces."""
-    with token(folder, 1, trace=str(folder / "spans")) as once:
-        once()
-    kept = json.loads((folder / f"spans-{DEVICES - 1}.json").read_text())["traceEvents"]
-    events = [event for event in kept if event["name"] == "allreduce"]
-    steps = {event["args"]["step"] for event in events}
-    _write({"tpi": tpi.__file__, "allreduces": len(events) / len(steps)})
+    with _nodes(folder, 1, keep_spans=True) as session:
+        session.serve(session.requests[0])
+    own = [event for event in session.events if event.rank == DEVICES - 1]
+    (counters,) = [event for event in own if event.name == "counters"]
+    found = sum(
+        row[0] == "allreduce"
+        for event in own
+        if event.name == "spans"
+        for row in event.fields["spans"]  # type: ignore[attr-defined]
+    )
+    _write({"tpi": tpi.__file__, "allreduces": found / counters.number("steps")})
 
 
 def take_part(rank: int, port: int) -> None:

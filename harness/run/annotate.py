@@ -69,7 +69,7 @@ def _disk_caps(record: RunRecord) -> list[int]:
 
 def _said(repeat: Repeat) -> list[Said]:
     """Notes that programs gave with `ready`; each once, whichever ranks said it."""
-    ready = [item.event for item in repeat.events if item.event.name == "ready"]
+    ready = [event for event in repeat.events if event.name == "ready"]
     notes = (note for event in ready for note in _notes_of(event))
     return [Said(text) for text in dict.fromkeys(notes)]
 

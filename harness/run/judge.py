@@ -125,13 +125,13 @@ def _cause(outcome: Outcome) -> tuple[str, str]:
     for rank, end in enumerate(outcome.exits):
         if end is not None and end.code < 0 and not end.stopped:
             return "crashed", f"rank {rank}: ended early with signal {-end.code}"
-    errors = [e for e in outcome.events if e.event.name == "error"]
-    errors.sort(key=lambda e: (e.event.fields["code"] in _SECONDARY, e.event.t_ns))
+    errors = [e for e in outcome.events if e.name == "error"]
+    errors.sort(key=lambda e: (e.fields["code"] in _SECONDARY, e.t_ns))
     if not errors:
         return "crashed", outcome.failure.reason if outcome.failure else ""
     first = errors[0]
-    status = "oom" if first.event.fields["code"] == "resource" else "crashed"
-    return status, f"rank {first.rank}: {first.event.fields['message']}"
+    status = "oom" if first.fields["code"] == "resource" else "crashed"
+    return status, f"rank {first.rank}: {first.fields['message']}"
 
 
 def _facts(outcome: Outcome) -> RepeatFacts:

@@ -6,12 +6,13 @@ from pathlib import Path
 
 from harness.plan.types import Plan, SystemPlan
 from harness.run.emulation import drop_page_cache, emulated_testbed, private_copies
-from harness.run.runner import Deadlines, Launch
+from harness.run.runner import Launch
 from harness.run.scratch import scratch_folder
 from harness.run.weights import WeightSet
 from testbed.base import Testbed
 from testbed.local.local import LocalTestbed
 from tpi.errors import ResourceError, map_errors
+from tpi.program.program_session import Deadlines
 from tpi.program.spec import Request
 from tpi.weights.blockfile import open_shard_folder
 

@@ -59,15 +59,21 @@ class FaultyRun:
         """All programs were started."""
         self._watch.started(devices)
 
-    def event(self, rank: int, event: Event) -> None:
+    def event(self, event: Event) -> None:
         """A rank said something; the start of the measured request starts the clock."""
-        if rank == MASTER_RANK and (event.name, event.request_id) == ("request", self._request_id):
+        if event.rank == MASTER_RANK and (event.name, event.request_id) == (
+            "request",
+            self._request_id,
+        ):
             for fault in self._faults:
                 self._start(fault)
-        if rank == MASTER_RANK and (event.name, event.request_id) == ("end", self._request_id):
+        if event.rank == MASTER_RANK and (event.name, event.request_id) == (
+            "end",
+            self._request_id,
+        ):
             self._stop()
             self._undo()
-        self._watch.event(rank, event)
+        self._watch.event(event)
 
     def _start(self, fault: LinkFault) -> None:
         value = fault.value / 1e3 * self._dilation if fault.kind == "delay" else fault.value

@@ -1,25 +1,34 @@
 """One repeat of one system: programs are started on fresh devices, spoken to, and taken down.
 
-`run_repeat` writes each device's spec, starts its program, and lets a `ProgramSession` do the talk.
-It judges nothing but what only the conversation can see (`Failure`); the rest is `verdict.py`'s.
-Read `run_repeat` first.
+`run_repeat` writes each device's spec, starts its program, and lets a `ProgramSession` do the rest.
+It judges nothing but what only the session can see (`Failure`); the rest is `judge.py`'s.
 """
 
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
-from harness.run.conversation import Deadlines, Failure, ProgramSession, Watch
-from results.records.schema import RankEvent
-from testbed.base import Device, Exit, Meters, Testbed, VerificationReport
+from testbed.base import Device, Meters, Testbed, VerificationReport
 from tpi.options import ComputeOptions
-from tpi.program.spec import NodeSpec, Request, spec_to_json
+from tpi.program.events import Event
+from tpi.program.process import Exit
+from tpi.program.program_session import Deadlines, Failure, ProgramSession
+from tpi.program.spec import NodeSpec, Request, to_json
 from tpi.ranks import MASTER_RANK
 
-__all__ = ["Deadlines", "Failure", "Launch", "Outcome", "Watch", "make_specs", "run_repeat"]
+
+class Watch(Protocol):
+    """Whoever wants to see a repeat while it runs; called from the harness's own thread."""
+
+    def started(self, devices: Sequence[Device]) -> None:
+        """All programs were started; the devices' meters may be read from any thread."""
+
+    def event(self, event: Event) -> None:
+        """A rank said something that keeps the contract."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +58,7 @@ class Outcome:
     """Everything that was seen of one repeat; `events` as they came, the rest by rank."""
 
     start_ns: tuple[int, ...]
-    events: tuple[RankEvent, ...]
+    events: tuple[Event, ...]
     exits: tuple[Exit | None, ...]
     meters: tuple[Meters, ...]
     facts: tuple[dict[str, object], ...]
@@ -69,21 +78,22 @@ def run_repeat(launch: Launch, testbed: Testbed, watch: Watch | None = None) -> 
         if before.problems:  # nothing that is measured now would count
             return _unproved(devices, before)
         deadlines = launch.deadlines.scaled(launch.time_scale)
-        talk = ProgramSession(launch.requests, deadlines, watch, keep_spans=launch.keep_spans)
+        hear = (lambda _: None) if watch is None else watch.event
+        session = ProgramSession(launch.requests, deadlines, hear, keep_spans=launch.keep_spans)
         for device, spec in zip(devices, make_specs(launch, devices), strict=True):
             argv = [device.python, *launch.program]
-            talk.join(device.run(argv, talk.inbox, spec_to_json(spec)))
+            session.add(device.run(argv, session.inbox, to_json(spec)))
         if watch is not None:
             watch.started(devices)
-        failure = talk.hold()
+        failure = session.run()
         meters = tuple(device.meter() for device in devices)
         facts = tuple(device.facts() for device in devices)
         # Of what failed anyway nothing has to be proved, and its devices may be gone.
         after = testbed.verify("after") if failure is None else VerificationReport()
         return Outcome(
-            start_ns=talk.start_ns,
-            events=tuple(talk.events),
-            exits=tuple(talk.exits),
+            start_ns=session.start_ns,
+            events=tuple(session.events),
+            exits=tuple(session.exits),
             meters=meters,
             facts=facts,
             failure=failure,

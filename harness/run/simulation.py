@@ -1,5 +1,6 @@
 """Executes a plan by the simulator, whose answers become run records like any other."""
 
+import dataclasses
 from collections.abc import Callable
 
 from msgspec.structs import replace
@@ -12,7 +13,7 @@ from harness.run.jobs import Executor, Job, Jobs
 from harness.run.launch import MEASURED_ID
 from harness.run.weights import locate
 from results.records.notes import Said
-from results.records.schema import PeakMemory, RankEvent, Repeat, RepeatFacts
+from results.records.schema import PeakMemory, Repeat, RepeatFacts
 from testbed.sim.base import SimDevice, SimOutcome, SimRun
 from testbed.sim.calibration import Calibration
 from tpi.errors import ConfigError, ResourceError, map_errors
@@ -86,6 +87,6 @@ def repeat_of(outcome: SimOutcome) -> Repeat:
         reason=outcome.reason,
         start_ns=(0,) * len(outcome.rss_hwm),
         peak_memory=PeakMemory(outcome.rss_hwm, outcome.anon_peak, cgroup_peak=no_one),
-        events=tuple(RankEvent(rank, event) for rank, event in outcome.events),
+        events=tuple(dataclasses.replace(event, rank=rank) for rank, event in outcome.events),
         facts=RepeatFacts(simulated=True),
     )

@@ -18,7 +18,6 @@ from results.records.numbers import Count
 from results.records.schema import (
     SCHEMA_VERSION,
     TIME_SHARES,
-    RankEvent,
     RecordError,
     Repeat,
     RunRecord,
@@ -26,7 +25,7 @@ from results.records.schema import (
 from tpi.decode import Text, convert, decode
 from tpi.errors import map_errors
 from tpi.files import parse_json
-from tpi.program.events import EventError, check_event
+from tpi.program.events import Event, EventError, check_event
 
 _DIGEST = "record_sha256"
 Json = dict[str, object]
@@ -145,16 +144,15 @@ def _check_record(record: RunRecord, where: str) -> None:
         raise RecordError(f"{where}: metrics.time_share must have all of {TIME_SHARES}, or none")
 
 
-def _event_to_json(entry: RankEvent) -> Json:
-    event = entry.event
-    return {"rank": entry.rank, "event": event.name, "t_ns": event.t_ns, "fields": event.fields}
+def _event_to_json(event: Event) -> Json:
+    return {"rank": event.rank, "event": event.name, "t_ns": event.t_ns, "fields": event.fields}
 
 
-def _event(line: bytes, where: str) -> RankEvent:
+def _event(line: bytes, where: str) -> Event:
     found = decode(line, _EventLine, f"{where}: event", RecordError)
     with map_errors({EventError: RecordError}, where):
-        event = check_event({"event": found.event, "t_ns": found.t_ns, **found.fields})
-    return RankEvent(found.rank, event)
+        raw = {"event": found.event, "t_ns": found.t_ns, **found.fields}
+        return check_event(raw, found.rank)
 
 
 def _digest(body: Json) -> str:

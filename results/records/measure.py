@@ -83,11 +83,11 @@ def _largest(by_rank: Sequence[tuple[int | None, ...]]) -> tuple[int | None, ...
 
 def _of_request(repeat: Repeat, name: str, rank: int = 0) -> list[Event]:
     return [
-        e.event
+        e
         for e in repeat.events
         if e.rank == rank
-        and e.event.name == name
-        and (name == "ready" or e.event.request_id == repeat.request_id)
+        and e.name == name
+        and (name == "ready" or e.request_id == repeat.request_id)
     ]
 
 
@@ -119,7 +119,7 @@ def _peak_memory(repeat: Repeat) -> PeakMemory:
     """The meters' peaks; VmHWM also as each program read it itself at the end."""
     own: list[int | None] = []
     for rank in range(len(repeat.start_ns)):
-        events = [e.event for e in repeat.events if e.rank == rank and e.event.name == "counters"]
+        events = [e for e in repeat.events if e.rank == rank and e.name == "counters"]
         own.append(max((int(e.number("rss_hwm")) for e in events), default=0) or None)
     return largest([repeat.peak_memory, PeakMemory(rss_hwm=tuple(own))])
 

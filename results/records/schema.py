@@ -135,14 +135,6 @@ class Check(Struct, frozen=True, forbid_unknown_fields=True):
         return self.kind != "none" and self.passed is None
 
 
-@dataclass(frozen=True, slots=True)
-class RankEvent:
-    """An event and the rank it came from."""
-
-    rank: int
-    event: Event
-
-
 class ProgramEnd(Struct, frozen=True, forbid_unknown_fields=True):
     """How a rank's program ended."""
 
@@ -182,7 +174,7 @@ class Repeat(Struct, frozen=True, forbid_unknown_fields=True):
     reason: str
     start_ns: tuple[Count, ...]  # by rank, CLOCK_MONOTONIC just before the program was started
     peak_memory: PeakMemory  # as the testbed's meters saw it
-    events: tuple[RankEvent, ...]
+    events: tuple[Event, ...]
     facts: RepeatFacts = RepeatFacts()
     dilation: Factor = 1.0
 
@@ -190,9 +182,7 @@ class Repeat(Struct, frozen=True, forbid_unknown_fields=True):
     def tokens(self) -> tuple[int, ...]:
         """Token ids of the measured request, in order."""
         return tuple(
-            e.event.token
-            for e in self.events
-            if e.event.name == "token" and e.event.request_id == self.request_id
+            e.token for e in self.events if e.name == "token" and e.request_id == self.request_id
         )
 
 

@@ -3,7 +3,6 @@
 They come from `spans` events (`tpi/trace.py`), which a run writes with `trace=true`.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from results.records.schema import RecordError, Repeat
@@ -32,13 +31,13 @@ def spans_of(repeat: Repeat) -> list[RankSpan]:
     Raises:
         RecordError: There are spans, and no request that they belong to.
     """
-    found = list(_events(repeat, _EVENT))
-    if not found:
+    events = _events(repeat, _EVENT)
+    if not events:
         return []
     go_ns, second = _go_ns(repeat), 1e9 * repeat.dilation
     spans = [
-        RankSpan(rank, name, label, (start_ns - go_ns) / second, (end_ns - go_ns) / second)
-        for rank, event in found
+        RankSpan(event.rank, name, label, (start_ns - go_ns) / second, (end_ns - go_ns) / second)
+        for event in events
         for name, start_ns, end_ns, label in event.fields["spans"]  # type: ignore[attr-defined]
         if end_ns >= go_ns
     ]
@@ -47,17 +46,15 @@ def spans_of(repeat: Repeat) -> list[RankSpan]:
 
 def is_cut(repeat: Repeat) -> bool:
     """Whether a rank had more spans than it kept: the last part of its request is then missing."""
-    return any(event.fields.get("cut") is True for _, event in _events(repeat, _EVENT))
+    return any(event.fields.get("cut") is True for event in _events(repeat, _EVENT))
 
 
-def _events(repeat: Repeat, name: str) -> Iterator[tuple[int, Event]]:
-    for entry in repeat.events:
-        if entry.event.name == name and entry.event.request_id == repeat.request_id:
-            yield entry.rank, entry.event
+def _events(repeat: Repeat, name: str) -> list[Event]:
+    return [e for e in repeat.events if e.name == name and e.request_id == repeat.request_id]
 
 
 def _go_ns(repeat: Repeat) -> int:
-    for rank, event in _events(repeat, "request"):
-        if rank == MASTER_RANK:
+    for event in _events(repeat, "request"):
+        if event.rank == MASTER_RANK:
             return event.t_ns
     raise RecordError(f"repeat {repeat.index}: spans without a request {repeat.request_id!r}")

@@ -17,7 +17,7 @@ from tpi.command_line import Parser
 from tpi.errors import ConfigError, ResourceError, TpiError, map_errors
 from tpi.files import check_out, write_atomic
 from tpi.ranks import MASTER_RANK
-from tpi.trace import SPAN_NAMES, Bar, chrome_events
+from tpi.trace import SPAN_NAMES
 
 
 def trace_events(repeat: Repeat, system: str = "") -> list[dict[str, object]]:
@@ -32,17 +32,34 @@ def trace_events(repeat: Repeat, system: str = "") -> list[dict[str, object]]:
     events: list[dict[str, object]] = []
     for rank in sorted({span.rank for span in spans}):
         own = sorted((s for s in spans if s.rank == rank), key=lambda s: SPAN_NAMES.index(s.name))
-        events += chrome_events(rank, f"{system} rank {rank}".strip(), map(_bar, own))
+        events += _process(rank, f"{system} rank {rank}".strip(), own)
     return [*events, *_tokens(repeat)]
 
 
-def _bar(span: RankSpan) -> Bar:
-    return Bar(span.name, span.label or span.name, 1e6 * span.start_s, 1e6 * span.end_s)
+def _process(rank: int, name: str, spans: Sequence[RankSpan]) -> list[dict[str, object]]:
+    """One process of the trace, with a thread for each kind of span."""
+    threads = {kind: tid for tid, kind in enumerate(dict.fromkeys(s.name for s in spans))}
+    return [
+        _named("process_name", rank, 0, name),
+        *(_named("thread_name", rank, tid, kind) for kind, tid in threads.items()),
+        *(
+            {
+                "name": span.label or span.name, "cat": span.name, "ph": "X",
+                "pid": rank, "tid": threads[span.name],
+                "ts": 1e6 * span.start_s, "dur": 1e6 * span.end_s - 1e6 * span.start_s, "args": {},
+            }
+            for span in spans
+        ),
+    ]  # fmt: skip
+
+
+def _named(what: str, pid: int, tid: int, name: str) -> dict[str, object]:
+    return {"name": what, "ph": "M", "pid": pid, "tid": tid, "args": {"name": name}}
 
 
 def _tokens(repeat: Repeat) -> list[dict[str, object]]:
     """A mark across rank 0's process at each token."""
-    own = [e.event for e in repeat.events if e.event.request_id == repeat.request_id]
+    own = [event for event in repeat.events if event.request_id == repeat.request_id]
     (go_ns,) = [event.t_ns for event in own if event.name == "request"]
     stamps = [event.t_ns for event in own if event.name == "token"]
     return [

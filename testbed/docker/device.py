@@ -11,7 +11,7 @@ import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from testbed.base import DeviceError, Inbox, Meters
+from testbed.base import DeviceError, Meters
 from testbed.docker.container import Container
 from testbed.docker.container_spec import ContainerSpec
 from testbed.docker.exec_process import ExecProcess
@@ -19,6 +19,7 @@ from testbed.docker.meter import ContainerMeter
 from testbed.host.procfs import PROC
 from testbed.limits.cgroup import Cgroup
 from tpi.errors import ConfigError, map_errors
+from tpi.program.process import Inbox
 
 WORK, SPECS, TMP = "/work", "/specs", "/tmp"
 # Below what the kernel gives to outgoing connections.

@@ -16,12 +16,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from testbed.base import DeviceError, Exit, Inbox
+from testbed.base import DeviceError
 from testbed.docker.container import Container
 from testbed.docker.daemon import STDERR, STDOUT, FrameParser
-from testbed.local.lines import BoundedLog, LineFeeder
+from tpi.program.process import Exit, Inbox, LineFeeder
 
 _READ_BYTES = 64 << 10
+_LOG_TAIL_BYTES = 4096
+_MAX_LOG_BYTES = 16 << 20
 _POLL_S, _OVER_S = 0.003, 0.1
 # Between the daemon's answer and the program lies runc: 0.05 s here, more on a loaded host.
 _START_S = 30.0
@@ -230,6 +232,35 @@ class ExecProcess:
             return judge_memory(self._counters, self._read_counters())
         except DeviceError:  # the container has gone, and took them with it
             return False, False
+
+
+class BoundedLog:
+    """A file that stops growing at some size, and its last lines."""
+
+    def __init__(self, path: Path, max_bytes: int = _MAX_LOG_BYTES) -> None:
+        self._file = path.open("xb")
+        self._left = max_bytes
+        self._tail = b""
+
+    @property
+    def tail(self) -> str:
+        """The last lines, whether or not they are in the file."""
+        return self._tail.decode("utf-8", "replace")
+
+    def write(self, data: bytes) -> None:
+        """Take the next bytes; nothing happens once it is closed."""
+        self._tail = (self._tail + data)[-_LOG_TAIL_BYTES:]
+        if self._left <= 0 or self._file.closed:
+            return
+        self._file.write(data[: self._left])
+        self._left -= len(data)
+        if self._left <= 0:
+            self._file.write(b"\n[the rest was not kept: the log had grown too large]\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file; the tail is kept. Twice is fine."""
+        self._file.close()
 
 
 def judge_memory(before: MemoryCounters, after: MemoryCounters) -> tuple[bool, bool]:

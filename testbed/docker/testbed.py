@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Self
 
-from testbed.base import DeviceError, VerificationReport, make_inbox
+from testbed.base import DeviceError, VerificationReport
 from testbed.docker.container import Container
 from testbed.docker.container_spec import ContainerSpec, check_readable
 from testbed.docker.daemon import Daemon
@@ -30,6 +30,7 @@ from testbed.links.link import LinkSpec
 from testbed.links.network import Network, open_network
 from testbed.local.local import device_environment
 from testbed.verify.verifier import LimitVerifier
+from tpi.program.process import make_inbox
 from tpi.weights.verify import stamp_path
 
 log = logging.getLogger(__name__)

@@ -72,12 +72,6 @@ def session_of(pid: int, proc: Path = PROC) -> int | None:
     return None if fields is None else int(fields[3])
 
 
-def oom_kills(proc: Path = PROC) -> int:
-    """How many processes the kernel's OOM killer has ended since boot; 0 if it does not say."""
-    lines = _text(proc / "vmstat").splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
-
-
 def meminfo(proc: Path = PROC) -> dict[str, int]:
     """The host's memory in bytes, by the kernel's names; empty if it does not say."""
     values = {}

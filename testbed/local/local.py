@@ -1,7 +1,7 @@
 """Plain processes on this machine: a testbed that needs nothing and limits nothing, and says so.
 
-Each program gets its own session and process group (`process.py`), so that Ctrl-C reaches only the
-harness and whatever a program starts ends with it.
+Each program gets its own session and process group (`tpi/program/local_process.py`), so that Ctrl-C
+reaches only the harness and whatever a program starts ends with it.
 """
 
 import json
@@ -12,9 +12,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
-from testbed.base import DeviceError, Inbox, Meters, VerificationReport
+from testbed.base import DeviceError, Meters, VerificationReport
 from testbed.host.procfs import PeakSampler
-from testbed.local.process import LocalProcess
+from tpi.errors import map_errors
+from tpi.program.local_process import LocalProcess
+from tpi.program.process import Inbox
 
 _ROOT = Path(__file__).resolve().parents[2]
 _LOOPBACK = "127.0.0.1"
@@ -60,7 +62,10 @@ class LocalDevice:
             path = work_dir / "spec.json"
             path.write_text(json.dumps(spec), encoding="utf-8")
             argv = [*argv, str(path)]
-        process = LocalProcess(self.index, argv, inbox, self._env, work_dir)
+        with map_errors({OSError: DeviceError}, f"device {self.index}: cannot start {argv[0]}"):
+            process = LocalProcess(
+                self.index, argv, inbox, work_dir / "stderr.log", self._env, work_dir
+            )
         self._processes.append(process)
         return process
 

@@ -1,7 +1,7 @@
 """From clocks and counters to the events that the real programs would have written.
 
 A system's schedule leaves a `Mark` at the start of the measured request and after each token;
-`to_events` turns them into events as `tpi/program/session.py` writes them: `ready` of every rank,
+`to_events` turns them into events as `tpi/program/host.py` writes them: `ready` of every rank,
 `request` and `token` of rank 0, `counters` and `end` of every rank, and `spans` if kept.
 """
 

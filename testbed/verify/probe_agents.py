@@ -15,8 +15,9 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from testbed.base import Device, DeviceError, Inbox, Process, make_inbox
+from testbed.base import Device, DeviceError
 from tpi.decode import decode
+from tpi.program.process import Inbox, Process, make_inbox
 
 # Without site packages the interpreter starts in a third of the time.
 _PROGRAM = ("-S", "-m", "testbed.verify.probe_agent")

@@ -39,13 +39,13 @@ sys.exit(main(load))
 SHARED = """
 import json, sys, time
 from pathlib import Path
-from baselines.library_model import Spent
 from baselines.library_program import main
+from tpi.trace import Tracer
 
 class Model:
     facts = {}
     def __init__(self, spec):
-        self.folder, self.turn, self.sent, self.waited = spec.model_dir, 0, 0, 0.0
+        self.folder, self.turn, self.num_bytes, self.tracer = spec.model_dir, 0, 0, Tracer()
     def announce(self, request):
         self.say([request.id, list(request.prompt_ids)])
     def say(self, what):
@@ -57,12 +57,13 @@ class Model:
             time.sleep(0.01)
         self.turn += 1
         return json.loads(path.read_text())
-    def spent(self):
-        return Spent(self.waited, self.waited / 2, self.sent, None)
+    def sent(self):
+        return self.num_bytes, None
     def generate(self, prompt_ids, new_tokens, on_token):
         for i in range(new_tokens):
-            self.waited += 1e-9
-            self.sent += 100
+            self.tracer.add("wait_weights", 0, 2)
+            self.tracer.add("allreduce", 0, 1)
+            self.num_bytes += 100
             on_token(prompt_ids[0] + i)
     def __enter__(self):
         return self
@@ -239,8 +240,8 @@ def test_worker_follows_the_master_and_ends_with_it(tmp_path):
         assert counters["rank"] == rank
         assert (counters["wire_bytes_sent"], counters["wire_bytes_sent_decode"]) == (300, 200)
         assert counters["messages_sent"] is counters["messages_sent_decode"] is None
-        assert counters["wait_weights_s"] == pytest.approx(3e-9)
-        assert counters["allreduce_s"] == pytest.approx(1.5e-9)
+        assert counters["wait_weights_s"] == pytest.approx(6e-9)
+        assert counters["allreduce_s"] == pytest.approx(3e-9)
 
 
 def test_idle_worker_whose_input_closes_ends_after_a_grace(tmp_path):

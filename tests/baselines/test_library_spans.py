@@ -1,28 +1,10 @@
 """Between what a library's clocks saw, a baseline computes."""
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baselines.library_spans import block_of, request_spans
+from baselines.library_program import request_spans
 from tpi.trace import Span
-
-
-@pytest.mark.parametrize(
-    ("module", "block"),
-    [
-        ("model.layers.12.self_attn.q_proj", ("attn", 12)),
-        ("model.layers.0.input_layernorm", ("attn", 0)),
-        ("model.layers.3.post_attention_layernorm", ("ffn", 3)),
-        ("model.layers.3.mlp.down_proj", ("ffn", 3)),
-        ("model.embed_tokens", ("embed", 0)),
-        ("model.norm", ("head", 0)),
-        ("lm_head", ("head", 0)),
-        ("", ("", 0)),
-    ],
-)
-def test_block_of_a_module_is_told_by_its_name(module, block):
-    assert block_of(module) == block
 
 
 def test_without_clocks_it_computes_from_token_to_token():

@@ -10,7 +10,7 @@ from baselines.registry import all_systems, simulate
 from results.paper.cells.sim_compare import figures_of
 from results.paper.render.window_history import window_history
 from results.records.measure import measure
-from results.records.schema import PeakMemory, RankEvent, Repeat
+from results.records.schema import PeakMemory, Repeat
 from testbed.links.link import LinkSpec
 from testbed.sim.base import SimDevice
 from testbed.sim.calibration import load_calibration
@@ -27,7 +27,7 @@ def outcome_of(system, **changes):
 
 
 def repeat_of(outcome, world_size):
-    events = tuple(RankEvent(rank, event) for rank, event in outcome.events)
+    events = tuple(replace(event, rank=rank) for rank, event in outcome.events)
     peaks = PeakMemory(rss_hwm=outcome.rss_hwm, anon_peak=outcome.anon_peak)
     return Repeat(0, "r0", "ok", "", (0,) * world_size, peaks, events)
 

@@ -11,15 +11,16 @@ from typing import Any
 import docker
 
 from harness.run.judge import judge
-from harness.run.runner import Deadlines, Launch, run_repeat
+from harness.run.runner import Launch, run_repeat
 from results.records.schema import Repeat
-from testbed.base import Exit
 from testbed.docker.testbed import DockerTestbed
 from testbed.host.label import RunLabel
 from testbed.limits.limits import DeviceLimits
 from testbed.links.link import LinkSpec
 from tests.faults.faulty import program
 from tpi.options import ComputeOptions
+from tpi.program.process import Exit
+from tpi.program.program_session import Deadlines
 from tpi.program.spec import Request
 
 _SOCKET = "/var/run/docker.sock"
@@ -90,7 +91,7 @@ class Seen:
         """Keep the devices."""
         self.devices = list(devices)
 
-    def event(self, rank: int, event: Any) -> None:
+    def event(self, event: Any) -> None:
         """Act, once."""
         if event.name == self._name and self._act is not None:
             act, self._act = self._act, None

@@ -15,7 +15,6 @@ from tpi.program.spec import (
     load_spec,
     own_options,
     parse_spec,
-    spec_to_json,
     to_json,
 )
 
@@ -37,7 +36,7 @@ SPEC = NodeSpec(
 
 
 def raw_spec(**changes: Any) -> dict[str, Any]:
-    return {**spec_to_json(SPEC), **changes}
+    return {**to_json(SPEC), **changes}
 
 
 def test_spec_written_and_read_is_the_same(tmp_path):
@@ -136,15 +135,13 @@ def test_request_is_found_by_id():
         SPEC.request("r9")
 
 
-def test_own_options_have_defaults_and_are_checked(tmp_path):
+def test_own_options_have_defaults_and_are_checked():
     options = own_options(SPEC, OwnOptions)
     assert options == OwnOptions(sampling=SamplingOptions(top_k=3))
-    traced = OwnOptions(trace=tmp_path / "trace.json")
-    assert own_options(replace(SPEC, options=to_json(traced)), OwnOptions) == traced
+    assert own_options(replace(SPEC, options=to_json(options)), OwnOptions) == options
     for raw, message in [
         ({"window": 2}, "spec options: unknown key 'window'"),
         ({"sampling": {"top_p": 2}}, "spec options: sampling.top_p must be a number in 0..1"),
-        ({"trace": ""}, "spec options: trace must be a non-empty string or null, got ''"),
     ]:
         with pytest.raises(ConfigError) as caught:
             own_options(parse_spec(raw_spec(options=raw)), OwnOptions)
@@ -152,4 +149,4 @@ def test_own_options_have_defaults_and_are_checked(tmp_path):
 
 
 def test_spec_is_plain_json():
-    assert json.loads(json.dumps(spec_to_json(SPEC))) == spec_to_json(SPEC)
+    assert json.loads(json.dumps(to_json(SPEC))) == to_json(SPEC)

@@ -6,7 +6,7 @@ from msgspec import convert
 from msgspec.structs import replace
 
 from results.records.run_config import RunConfig
-from results.records.schema import PeakMemory, RankEvent, Repeat, RunEnvironment
+from results.records.schema import PeakMemory, Repeat, RunEnvironment
 from results.records.testbed_facts import RunCalibration
 from tpi.program.events import Event
 
@@ -26,17 +26,15 @@ COUNTERS = {
 }
 
 
-def token(t_ns: int, token_id: int, request_id: str = "m") -> RankEvent:
-    return RankEvent(0, Event("token", t_ns, {"id": request_id, "token": token_id}))
+def token(t_ns: int, token_id: int, request_id: str = "m") -> Event:
+    return Event("token", t_ns, {"id": request_id, "token": token_id}, 0)
 
 
-def rank_events(rank: int, ready_ns: int, end_ns: int, **counters: Any) -> list[RankEvent]:
+def rank_events(rank: int, ready_ns: int, end_ns: int, **counters: Any) -> list[Event]:
     return [
-        RankEvent(rank, Event("ready", ready_ns, {"verify_s": 0.1})),
-        RankEvent(
-            rank, Event("counters", end_ns, {"id": "m", "rank": rank, **COUNTERS, **counters})
-        ),
-        RankEvent(rank, Event("end", end_ns, {"id": "m"})),
+        Event("ready", ready_ns, {"verify_s": 0.1}, rank),
+        Event("counters", end_ns, {"id": "m", "rank": rank, **COUNTERS, **counters}, rank),
+        Event("end", end_ns, {"id": "m"}, rank),
     ]
 
 
@@ -47,9 +45,9 @@ def make_repeat(index: int = 0, gap_ms: int = 100, status: str = "ok", **changes
     events = [
         *rank_events(0, 2_500 * MS, end_ns),
         *rank_events(1, 3_000 * MS, end_ns, rss_hwm=100 * MIB),
-        RankEvent(0, Event("request", 3_100 * MS, {"id": "w"})),
+        Event("request", 3_100 * MS, {"id": "w"}, 0),
         token(3_200 * MS, 99, "w"),
-        RankEvent(0, Event("request", 4_000 * MS, {"id": "m"})),
+        Event("request", 4_000 * MS, {"id": "m"}, 0),
         *(token(first_ns + i * gap_ns, 7 + i) for i in range(3)),
     ]
     values: dict[str, Any] = {
@@ -64,17 +62,17 @@ def make_repeat(index: int = 0, gap_ms: int = 100, status: str = "ok", **changes
     return Repeat(**(values | changes))
 
 
-def spans(rank: int, rows: list[list[Any]], request_id: str = "m", **more: Any) -> RankEvent:
+def spans(rank: int, rows: list[list[Any]], request_id: str = "m", **more: Any) -> Event:
     """A `spans` event; times of the rows are milliseconds since the request of `make_repeat`."""
     stamped = [
         [name, round((4_000 + start) * MS), round((4_000 + end) * MS), label]
         for name, start, end, label in rows
     ]
     fields = {"id": request_id, "rank": rank, "spans": stamped, **more}
-    return RankEvent(rank, Event("spans", 5_000 * MS, fields))
+    return Event("spans", 5_000 * MS, fields, rank)
 
 
-def make_traced(*said: RankEvent, **changes: Any) -> Repeat:
+def make_traced(*said: Event, **changes: Any) -> Repeat:
     """`make_repeat` with these events more."""
     repeat = make_repeat(**changes)
     return replace(repeat, events=(*repeat.events, *said))

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from testbed.base import Device, Exit, Inbox
+from testbed.base import Device
+from tpi.program.process import Exit, Inbox
 
 # Says that its handlers are in place, then waits for the end of its lease.
 OBEDIENT = "import sys; print('up', flush=True); sys.stdin.read()"

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from testbed.base import MAX_LINE_BYTES, MAX_WAITING_LINES, DeviceError, make_inbox
+from testbed.base import DeviceError
 from testbed.local.local import LocalTestbed
 from tests.testbed.beds import make_bed
 from tests.testbed.programs import (
@@ -20,6 +20,8 @@ from tests.testbed.programs import (
     read_to_exit,
     start,
 )
+from tpi.program.events import MAX_LINE_BYTES
+from tpi.program.process import MAX_WAITING_LINES, make_inbox
 
 
 @pytest.fixture(params=["local", pytest.param("docker", marks=pytest.mark.docker)])

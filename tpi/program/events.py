@@ -46,11 +46,17 @@ class EventError(TpiError):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One line of a program, checked; `fields` holds everything but `event` and `t_ns`."""
+    """One line of a program, checked.
+
+    Attributes:
+        fields: Everything but `event` and `t_ns`.
+        rank: Whose program wrote it.
+    """
 
     name: str
     t_ns: int
     fields: Mapping[str, object] = field(default_factory=dict)
+    rank: int = 0
 
     @property
     def request_id(self) -> str:
@@ -182,8 +188,8 @@ def _parse_command(line: bytes) -> Go | TpiError:
     return ConfigError(f"unknown command on standard input: {line[:60]!r} (known: go ID)")
 
 
-def parse_event(line: bytes | str) -> Event:
-    """Check one line of a program's standard output.
+def parse_event(line: bytes | str, rank: int = 0) -> Event:
+    """Check one line of the standard output of that rank's program.
 
     Raises:
         EventError: Too long, not JSON, unknown, or a field is missing or of the wrong type.
@@ -194,10 +200,10 @@ def parse_event(line: bytes | str) -> Event:
         raw = msgspec.json.decode(line)
     except (ValueError, RecursionError) as exc:
         raise EventError(f"not an event: {_shown(line)}") from exc
-    return check_event(raw)
+    return check_event(raw, rank)
 
 
-def check_event(raw: object) -> Event:
+def check_event(raw: object, rank: int = 0) -> Event:
     """Make an event of a decoded line.
 
     Raises:
@@ -206,48 +212,48 @@ def check_event(raw: object) -> Event:
     name = raw.get("event") if isinstance(raw, dict) else None
     if not isinstance(raw, dict) or not isinstance(name, str) or name not in _EVENTS:
         raise EventError(f"not an event: {shown(raw)}")
-    said = convert(raw, _EVENTS[name], f"event {name}", EventError)
-    if isinstance(said, _Spans) and any(start > end for _, start, end, _ in said.spans):
+    checked = convert(raw, _EVENTS[name], f"event {name}", EventError)
+    if isinstance(checked, _SpansEvent) and any(start > end for _, start, end, _ in checked.spans):
         raise EventError("event spans: spans must end after they begin")
     fields = {key: value for key, value in raw.items() if key not in ("event", "t_ns")}
-    return Event(name, said.t_ns, fields)
+    return Event(name, checked.t_ns, fields, rank)
 
 
-class _Said(Struct):
+class _AnyEvent(Struct):
     """What every event has; facts and numbers beside what is named here are free."""
 
     t_ns: Annotated[int, Meta(ge=0)]
 
 
-class _Of(_Said):
+class _RequestEvent(_AnyEvent):
     id: str
 
 
-class _Token(_Of):
+class _TokenEvent(_RequestEvent):
     token: Annotated[int, Meta(ge=0)]
 
 
-class _OfRank(_Of):
+class _RankEvent(_RequestEvent):
     rank: Annotated[int, Meta(ge=0)]
 
 
-class _Spans(_OfRank):
+class _SpansEvent(_RankEvent):
     spans: Rows
 
 
-class _Error(_Said):
+class _ErrorEvent(_AnyEvent):
     code: str
     message: str
 
 
-_EVENTS: Final[Mapping[str, type[_Said]]] = {
-    "ready": _Said,
-    "request": _Of,
-    "token": _Token,
-    "counters": _OfRank,
-    "spans": _Spans,
-    "end": _Of,
-    "error": _Error,
+_EVENTS: Final[Mapping[str, type[_AnyEvent]]] = {
+    "ready": _AnyEvent,
+    "request": _RequestEvent,
+    "token": _TokenEvent,
+    "counters": _RankEvent,
+    "spans": _SpansEvent,
+    "end": _RequestEvent,
+    "error": _ErrorEvent,
 }
 
 

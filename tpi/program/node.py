@@ -1,18 +1,17 @@
-"""`tpi node SPEC`: one rank, from its shard folder to its last event.
+"""`tpi node SPEC`: one rank of an engine over a mesh, as the host's `Model`.
 
 A `Setup` says what is peculiar to a system; `tpi_setup` makes TPI-LLM's from a spec, and the
-baselines that are built of the same parts have theirs. `run_node` does the rest: it joins the mesh
-and serves, the master obeying `go ID` lines, workers following the master. Every way out says why:
-an `error` event here, an ABORT frame to the peers.
+baselines that are built of the same parts have theirs. `open_node` does the rest: it joins the
+mesh, opens the engine, and tells every peer by an ABORT frame why it ends.
 """
 
 import hashlib
 import json
-import logging
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -22,25 +21,20 @@ from tpi.comm.deadlines import Deadlines
 from tpi.comm.join import join
 from tpi.comm.mesh import SocketMesh
 from tpi.comm.transport import Transport
-from tpi.engine import Engine
-from tpi.errors import EXIT_INTERRUPTED, EXIT_OK, ConfigError, IncompatibleError, TpiError
-from tpi.options import window_word
+from tpi.engine import Engine, Prompt
+from tpi.errors import FrameError, IncompatibleError
+from tpi.options import GREEDY, SamplingOptions, window_word
 from tpi.planner.memory import WindowChoice
-from tpi.program.events import CommandReader, EventWriter
 from tpi.program.heap import return_freed_tensors
-from tpi.program.lease import InterruptedByUser, Lease, interruptible, out_of_memory_named
-from tpi.program.log import setup_logging
+from tpi.program.lease import out_of_memory_named
+from tpi.program.model import Model, OpenedModel, Passes, Spent
 from tpi.program.procfs import peak_rss_bytes
-from tpi.program.session import Session
-from tpi.program.spec import NodeSpec, OwnOptions, own_options
+from tpi.program.spec import NodeSpec, OwnOptions, Request, own_options
 from tpi.ranks import Ranks
-from tpi.trace import Tracer, write_trace
+from tpi.sampling import Sampler
+from tpi.trace import Tracer
 from tpi.weights.blockfile import Manifest, open_shard_folder, read_manifest
 from tpi.weights.window import Window
-
-log = logging.getLogger(__name__)
-_LEASE_GRACE_S = 5.0
-_EXIT_DEFECT = 1
 
 OpenedEngine = AbstractContextManager[tuple[Engine, Window, WindowChoice]]
 
@@ -54,14 +48,14 @@ class Setup:
         agreed: What all ranks must have alike, or their frames mean nothing.
         peer_links: Whether workers talk to each other.
         open: Makes the engine once the ranks are joined; it leaves with the context.
-        own: How tokens are picked, and where spans go.
+        sampling: How tokens are picked.
     """
 
     manifest: Manifest
     agreed: tuple[object, ...]
     peer_links: bool
     open: Callable[[Transport, Tracer, OnWait], OpenedEngine]
-    own: OwnOptions = field(default_factory=OwnOptions)
+    sampling: SamplingOptions = GREEDY
 
     @property
     def fingerprint(self) -> bytes:
@@ -77,8 +71,6 @@ def tpi_setup(spec: NodeSpec) -> Setup:
         ResourceError: a memory budget that cannot work.
     """
     own, options = own_options(spec, OwnOptions), spec.compute
-    if own.trace is not None and spec.keep_spans:
-        raise ConfigError("spec options: trace and keep_spans exclude each other: give one")
     manifest = read_shard(spec, spec.rank, spec.world_size)
     plan_rank(manifest, options)  # a budget that cannot work is refused before the join
 
@@ -93,7 +85,7 @@ def tpi_setup(spec: NodeSpec) -> Setup:
         ),
         peer_links=find_allreduce(options.allreduce).needs_peer_links,
         open=open_it,
-        own=own,
+        sampling=own.sampling,
     )  # fmt: skip
 
 
@@ -114,59 +106,115 @@ def read_shard(spec: NodeSpec, rank: int, world_size: int) -> Manifest:
     return manifest
 
 
-def run_node(spec: NodeSpec, make_setup: Callable[[NodeSpec], Setup] = tpi_setup) -> int:
-    """Serve one rank as its spec says; returns the exit status."""
-    setup_logging(spec.rank)
+class EngineModel:
+    """An engine over a mesh, serving the requests of a spec.
+
+    A worker hears of a request by its first step, and sees no token.
+    """
+
+    def __init__(
+        self,
+        spec: NodeSpec,
+        engine: Engine,
+        sampling: SamplingOptions,
+        tracer: Tracer,
+        facts: Mapping[str, Any],
+        check: Callable[[], None],
+    ) -> None:
+        self.facts = facts
+        self.tracer = tracer
+        self.check = check
+        self._spec = spec
+        self._engine = engine
+        self._sampling = sampling
+        self._history: list[Spent] = []
+        engine.after_step = lambda: self._history.append(self.spent())
+
+    def spent(self) -> Spent:
+        """Bytes and messages so far."""
+        return Spent(self._engine.disk_bytes, self._engine.wire_bytes, self._engine.messages)
+
+    def generate(
+        self,
+        request: Request,
+        go_ns: int,  # noqa: ARG002 - the protocol's
+        on_token: Callable[[int], int],
+    ) -> Passes:
+        """Lead a request, or take part in it; counters are noted after every step.
+
+        A worker learns only at the end which of the steps were decode steps.
+        """
+        self._history = [self.spent()]
+        is_worker = request.prompt_ids is None
+        num_decode = self._engine.take_part() if is_worker else self._lead(request, on_token)
+        num_steps = len(self._history) - 1
+        if not 0 <= num_decode <= num_steps:
+            raise FrameError(
+                f"rank 0 counts {num_decode} decode steps, here were {num_steps} steps"
+            )
+        return Passes(num_steps, self._history[num_steps - num_decode])
+
+    def _lead(self, request: Request, on_token: Callable[[int], int]) -> int:
+        prompt = Prompt((request.prompt_ids or (),))
+        index = self._spec.requests.index(request)
+        sampler = Sampler(self._sampling)
+        num_tokens = 0
+        for (token,) in self._engine.generate(prompt, request.new_tokens, sampler, index):
+            on_token(token)
+            num_tokens += 1
+            if token in self._sampling.stop_ids:
+                break
+        self._engine.end_request(num_tokens - 1)
+        return num_tokens - 1
+
+    def follow(self) -> Request | None:
+        """Wait for the first step of the master's next request.
+
+        Raises:
+            FrameError: The master speaks of a request that the spec has not.
+        """
+        index = self._engine.follow()
+        if index is None:
+            return None
+        if not 0 <= index < len(self._spec.requests):
+            raise FrameError(
+                f"rank 0 began request {index}, the spec has {len(self._spec.requests)}"
+            )
+        return self._spec.requests[index]
+
+
+def open_tpi(spec: NodeSpec) -> OpenedModel:
+    """Open TPI-LLM's part of a spec, as `open_node`."""
+    return open_node(spec, tpi_setup)
+
+
+def open_node(spec: NodeSpec, make_setup: Callable[[NodeSpec], Setup]) -> OpenedModel:
+    """Put one rank together; entering what is returned joins the others and loads the weights."""
     torch.set_num_threads(spec.threads)
     return_freed_tensors()
-    events = EventWriter.claim_stdout()
-    try:
-        with interruptible():
-            _serve(spec, make_setup(spec), events)
-    except TpiError as exc:
-        log.error("%s", exc)  # noqa: TRY400  # a line for people; the trace says nothing to them
-        return _say(events, exc, exc.exit_status)
-    except (InterruptedByUser, KeyboardInterrupt, BrokenPipeError) as exc:
-        log.info("interrupted: %s", exc)
-        return EXIT_INTERRUPTED
-    except Exception as exc:
-        log.exception("a defect of this program")
-        return _say(events, exc, _EXIT_DEFECT)
-    return EXIT_OK
+    return _joined_model(spec, make_setup(spec))
 
 
-def _say(events: EventWriter, error: Exception, status: int) -> int:
-    with suppress(BrokenPipeError):  # nobody listens any more
-        events.error(error)
-    return status
-
-
-def _serve(spec: NodeSpec, setup: Setup, events: EventWriter) -> None:
-    trace = setup.own.trace
+@contextmanager
+def _joined_model(spec: NodeSpec, setup: Setup) -> Iterator[Model]:
+    """The model once all ranks are joined; the master ends the session when it leaves."""
     rss_before_weights = peak_rss_bytes()
-    tracer = Tracer(keep=spec.keep_spans or trace is not None)
-    lease = Lease(_LEASE_GRACE_S * spec.time_scale)
-    commands = CommandReader(on_lease_lost=lease.lost).start()
-    try:
-        with _joined(spec, setup) as mesh, out_of_memory_named(spec.rank):
-            # After the join: whatever is wrong with a shard is then told to every rank.
-            verify_s = _verify(spec, setup.manifest)
-            with setup.open(mesh, tracer, _watcher(mesh)) as (engine, window, choice):
-                events.emit(
-                    "ready",
-                    verify_s=verify_s,
-                    notes=list(window.notes),
-                    window=window_word(choice.window),
-                    retained=len(choice.retained),
-                    predicted_peak_bytes=choice.peak_bytes,
-                    rss_before_weights=rss_before_weights,
-                )
-                sampling = setup.own.sampling
-                session = Session(spec, sampling, engine, tracer, events, lease, mesh.check)
-                session.run(commands)
-    finally:
-        if trace is not None:
-            write_trace(tracer, trace, spec.rank)
+    tracer = Tracer(keep=spec.keep_spans)
+    with _joined(spec, setup) as mesh, out_of_memory_named(spec.rank):
+        # After the join: whatever is wrong with a shard is then told to every rank.
+        verify_s = _verify(spec, setup.manifest)
+        with setup.open(mesh, tracer, _watcher(mesh)) as (engine, window, choice):
+            facts = {
+                "verify_s": verify_s,
+                "notes": list(window.notes),
+                "window": window_word(choice.window),
+                "retained": len(choice.retained),
+                "predicted_peak_bytes": choice.peak_bytes,
+                "rss_before_weights": rss_before_weights,
+            }
+            yield EngineModel(spec, engine, setup.sampling, tracer, facts, mesh.check)
+            if mesh.ranks.is_master:
+                engine.end_session()
 
 
 def _verify(spec: NodeSpec, manifest: Manifest) -> float:

@@ -19,3 +19,12 @@ def own_number(file: str, key: str) -> int:
         if name == key:
             return int(value.split()[0])
     return 0
+
+
+def oom_kills(proc: Path = Path("/proc")) -> int:
+    """How many processes the kernel's OOM killer has ended since boot; 0 if it does not say."""
+    try:
+        text = (proc / "vmstat").read_text()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) for line in text.splitlines() if line.startswith("oom_kill "))

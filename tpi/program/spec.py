@@ -2,7 +2,7 @@
 
 The harness writes one file per device, the program reads it with `load_spec`. `NodeSpec` is what
 every system has in common; `options` belongs to the system, which decodes them with `own_options`.
-Nothing here needs torch. Read `NodeSpec` first.
+Nothing here needs torch.
 
     {"schema": 2, "system": "tpi", "rank": 0, "world_size": 2, "session": "<32 hex digits>",
      "bind": "127.0.0.1", "master": "127.0.0.1:4711", "model_dir": "...", "threads": 1,
@@ -101,11 +101,9 @@ class OwnOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     Attributes:
         sampling: How tokens are picked.
-        trace: File that gets every span, or None; not with `keep_spans`.
     """
 
     sampling: SamplingOptions = GREEDY
-    trace: Path | None = None
 
 
 def load_spec(path: Path) -> NodeSpec:
@@ -138,20 +136,15 @@ def parse_spec(raw: object, where: str = "spec") -> NodeSpec:
     return spec
 
 
-def spec_to_json(spec: NodeSpec) -> dict[str, object]:
-    """The JSON form; `parse_spec` of it gives the spec again."""
-    raw: dict[str, object] = to_json(spec)
-    return raw
-
-
-def to_json(value: Struct) -> Any:
-    """The JSON form of a spec or of a system's own options."""
-    return msgspec.json.decode(msgspec.json.encode(value, enc_hook=str))  # str: of paths
+def to_json(value: Struct) -> dict[str, Any]:
+    """The JSON form of a spec or of a system's own options; `parse_spec` takes a spec's again."""
+    encoded = msgspec.json.encode(value, enc_hook=str)  # str: of paths
+    return msgspec.json.decode(encoded, type=dict[str, Any])
 
 
 def dump_spec(spec: NodeSpec, path: Path) -> None:
     """Write the spec, after checking it as its reader will."""
-    raw = spec_to_json(spec)
+    raw = to_json(spec)
     parse_spec(raw)
     path.write_text(json.dumps(raw), encoding="utf-8")
 

@@ -140,9 +140,9 @@ def layer_times(
 def _per_step(repeat: Repeat) -> tuple[float, float] | None:
     """Computing and allreduces of a mean step of a mean device, undilated."""
     counters = [
-        event.event
+        event
         for event in repeat.events
-        if event.event.name == "counters" and event.event.request_id == repeat.request_id
+        if event.name == "counters" and event.request_id == repeat.request_id
     ]
     names = ("compute_s", "allreduce_s")
     if len(counters) < len(repeat.start_ns) or any(

@@ -130,5 +130,5 @@ def _steps(stays: Sequence[_Stay]) -> list[Step]:
 
 def _number(repeat: Repeat, rank: int, name: str) -> int:
     """A number of a rank's `ready` event; 0 without one."""
-    ready = (e.event for e in repeat.events if e.rank == rank and e.event.name == "ready")
+    ready = (e for e in repeat.events if e.rank == rank and e.name == "ready")
     return sum(int(event.number(name)) for event in ready)

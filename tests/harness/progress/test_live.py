@@ -3,13 +3,14 @@
 import io
 import re
 import threading
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from rich.console import Console
 
 from harness.progress.live import Live
-from results.records.schema import PeakMemory, RankEvent, Repeat
+from results.records.schema import PeakMemory, Repeat
 from testbed.base import Meters
 from tpi.program.events import Event
 from tpi.program.spec import Request
@@ -78,7 +79,7 @@ def judged(status="ok", events=EVENTS, memory=(500, 400)):
     end = {"id": "r0", "rank": 0}
     return Repeat(
         0, "r0", status, "", (0, 0), PeakMemory(rss_hwm=tuple(m * MIB for m in memory)),
-        tuple(RankEvent(rank, event) for rank, event in [*events, (0, Event("end", 7, end))]),
+        tuple(replace(event, rank=rank) for rank, event in [*events, (0, Event("end", 7, end))]),
     )  # fmt: skip
 
 
@@ -94,7 +95,7 @@ def test_each_phase_of_a_repeat_is_in_its_systems_row():
             watch.started(devices(300, 200))
             rows.append(shown.screen())
             for rank, event in EVENTS:
-                watch.event(rank, event)
+                watch.event(replace(event, rank=rank))
                 rows.append(shown.screen())
         rows.append(shown.screen())
         shown.live.ended("tpi", judged())
@@ -166,7 +167,7 @@ def test_every_line_fits_any_terminal(width):
     ):
         watch.started(devices(*range(1000, 1007)))
         for rank, event in EVENTS:
-            watch.event(rank, event)
+            watch.event(replace(event, rank=rank))
         with shown.live.waiting("reference: Transformers in float32"):
             lines = shown.screen(4000)
     assert max(len(line) for line in lines) <= width
@@ -260,7 +261,7 @@ def test_plain_output_is_a_line_at_the_start_and_at_most_one_each_half_minute():
         watch.started(devices(300, 200))
         lines += shown.screen(30)
         for rank, event in EVENTS:
-            watch.event(rank, event)
+            watch.event(replace(event, rank=rank))
             lines += shown.screen(15)
         shown.live.line("something else")
         lines += shown.screen(20)

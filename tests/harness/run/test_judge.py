@@ -1,14 +1,16 @@
 import pytest
 
 from harness.run.judge import check_bounded, check_exact, checked_status, judge
-from harness.run.runner import Failure, Outcome
-from results.records.schema import Check, RankEvent
-from testbed.base import Exit, Meters
+from harness.run.runner import Outcome
+from results.records.schema import Check
+from testbed.base import Meters
 from tpi.program.events import Event
+from tpi.program.process import Exit
+from tpi.program.program_session import Failure
 
 
 def event(rank, name, t_ns, /, **fields):
-    return RankEvent(rank, Event(name, t_ns, fields))
+    return Event(name, t_ns, fields, rank)
 
 
 def outcome(events, exits=(0, 0), failure=None):

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,15 +50,15 @@ class FakeWatch:
     def started(self, devices):
         self.seen.append("started")
 
-    def event(self, rank, event):
-        self.seen.append((rank, event.name))
+    def event(self, event):
+        self.seen.append((event.rank, event.name))
 
 
 def run(faults, count, request_id="r0", rank=0, dilation=1.0, error=None):
     testbed, watch = FakeTestbed(count, error), FakeWatch()
     with FaultyRun(watch, testbed, faults, request_id, dilation) as faulty:
         faulty.started([])
-        faulty.event(rank, GO)
+        faulty.event(replace(GO, rank=rank))
         if count:
             assert testbed.enough.wait(5)
     return testbed.calls, watch.seen, faulty.log
@@ -99,9 +100,9 @@ def test_the_end_of_the_request_undoes_what_is_still_in_force():
     testbed, faults = FakeTestbed(2), [LinkFault(1, "drop", 0.5), LinkFault(0, "cut", for_s=0.01)]
     faults.append(LinkFault(0, "delay", 9, at_s=60))
     with FaultyRun(FakeWatch(), testbed, faults, "r0", 1.0) as faulty:
-        faulty.event(0, GO)
+        faulty.event(GO)
         testbed.wait_for([(0, "cut", 0.0), (1, "drop", 0.5)])
-        faulty.event(0, END)
+        faulty.event(END)
         assert testbed.calls[3:] == [(1, "drop", -1.0)]
 
 

@@ -10,13 +10,14 @@ import pytest
 import harness.run.reference
 from harness.run.judge import judge
 from harness.run.launch import make_launch
-from harness.run.protocol_checker import Contract, ContractError
-from harness.run.runner import Deadlines, Launch, run_repeat
+from harness.run.runner import Launch, run_repeat
 from results.records.measure import measure
 from results.records.store import RunStore
 from testbed.local.local import LocalTestbed
 from tests.harness.run.test_experiment import experiment
 from tpi.options import ComputeOptions
+from tpi.program.program_session import Deadlines
+from tpi.program.protocol_checker import Contract, ContractError
 from tpi.program.spec import Request
 
 pytestmark = pytest.mark.timeout(60)  # real processes, on whatever machine
@@ -125,7 +126,7 @@ def test_record_holds_the_times_of_the_script(tmp_path):
         assert record.metrics.ttft_s.median == pytest.approx(0.123456789, abs=US)
         assert record.metrics.token_latency_s.median == pytest.approx(3.020002 / 4, abs=US)
         (repeat,) = RunStore(tmp_path / "runs").repeats(record)
-        stamps = [e.event.t_ns for e in repeat.events if e.event.name == "token"]
+        stamps = [e.t_ns for e in repeat.events if e.name == "token"]
         assert stamps[-1] - stamps[2] == sum(GAPS_NS)
 
 

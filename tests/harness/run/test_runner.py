@@ -5,10 +5,11 @@ import threading
 import pytest
 
 from harness.run.judge import judge
-from harness.run.runner import Deadlines, Launch, run_repeat
+from harness.run.runner import Launch, run_repeat
 from results.records.schema import ProgramEnd
 from testbed.local.local import LocalTestbed
 from tpi.options import ComputeOptions
+from tpi.program.program_session import Deadlines
 from tpi.program.spec import Request
 
 pytestmark = pytest.mark.timeout(60)  # real processes, on whatever machine
@@ -27,16 +28,16 @@ class Seen:
     def started(self, devices):
         self.devices = list(devices)
 
-    def event(self, rank, event):
-        if (rank, event.name) == (0, "ready"):
+    def event(self, event):
+        if (event.rank, event.name) == (0, "ready"):
             self.devices[0].meter()  # it waits for its `go`, so it is there to be measured
-        self.events.append((rank, event))
+        self.events.append(event)
 
 
 class Interrupting(Seen):
     """One at which the user presses Ctrl-C when the first token comes."""
 
-    def event(self, rank, event):
+    def event(self, event):
         if event.name == "token":
             raise KeyboardInterrupt
 
@@ -70,13 +71,13 @@ def test_run_repeat_gives_all_events_of_all_ranks(tmp_path):
     assert (repeat.status, repeat.reason) == ("ok", "")
     assert repeat.tokens == (5, 6, 7, 8)
     assert [e.code for e in outcome.exits] == [0, 0]
-    names = [e.event.name for e in repeat.events if e.rank == 1]
+    names = [e.name for e in repeat.events if e.rank == 1]
     assert names == ["ready", "counters", "end", "counters", "end"]
-    assert seen.events == [(e.rank, e.event) for e in repeat.events]
+    assert seen.events == [*repeat.events]
     assert [device.index for device in seen.devices] == [0, 1]
     assert seen.devices[0].meter().rss_hwm  # after `down` too
-    warmup = [e for e in repeat.events if e.event.request_id == "warmup"]
-    assert [e.event.name for e in warmup if e.rank == 0] == [
+    warmup = [e for e in repeat.events if e.request_id == "warmup"]
+    assert [e.name for e in warmup if e.rank == 0] == [
         "request", "token", "token", "counters", "end",
     ]  # fmt: skip
     # Rank 1 waits for nobody: it may be gone before it is looked at.

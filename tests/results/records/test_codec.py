@@ -6,7 +6,7 @@ from msgspec.structs import replace
 from results.records.codec import decode_record, decode_repeat, encode_record, encode_repeat
 from results.records.measure import measure, summarize
 from results.records.notes import DistinctLayers
-from results.records.schema import Check, RankEvent, RecordError, RunRecord, SampleFile
+from results.records.schema import Check, RecordError, RunRecord, SampleFile
 from tests.results.examples import as_config, as_environment, make_repeat
 from tpi.program.events import Event
 
@@ -98,6 +98,6 @@ def test_samples_without_their_last_lines_are_refused():
 
 
 def test_event_that_does_not_fit_is_refused_when_written():
-    repeat = make_repeat(events=(RankEvent(0, Event("token", 1, {"id": "m"})),))
+    repeat = make_repeat(events=(Event("token", 1, {"id": "m"}, 0),))
     with pytest.raises(RecordError, match="event token: token"):
         encode_repeat(repeat)

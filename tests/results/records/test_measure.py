@@ -1,7 +1,7 @@
 import pytest
 
 from results.records.measure import measure, summarize
-from results.records.schema import PeakMemory, RankEvent, RecordError
+from results.records.schema import PeakMemory, RecordError
 from tests.results.examples import MIB, MS, make_repeat, token
 from tpi.program.events import Event
 
@@ -17,10 +17,7 @@ def test_times_are_those_of_the_definitions():
 
 def test_times_are_right_to_the_microsecond_after_years_of_uptime():
     years_ns = 10**18
-    events = tuple(
-        RankEvent(e.rank, Event(e.event.name, e.event.t_ns + years_ns, e.event.fields))
-        for e in make_repeat().events
-    )
+    events = tuple(Event(e.name, e.t_ns + years_ns, e.fields, e.rank) for e in make_repeat().events)
     start_ns = (years_ns + 1_000 * MS, years_ns + 1_010 * MS)
     metrics = measure(make_repeat(events=events, start_ns=start_ns))
     assert metrics.ttft_s == pytest.approx(0.3, abs=1e-7)
@@ -49,7 +46,7 @@ def test_peak_is_the_larger_of_meter_and_program():
 
 
 def test_one_token_has_no_latency():
-    events = [e for e in make_repeat().events if e.event.fields.get("token") not in (8, 9)]
+    events = [e for e in make_repeat().events if e.fields.get("token") not in (8, 9)]
     metrics = measure(make_repeat(events=tuple(events)))
     assert metrics.token_latency_s is None
     assert metrics.gaps_s == ()
@@ -58,7 +55,7 @@ def test_one_token_has_no_latency():
 
 
 def test_program_that_counts_nothing_has_times_only():
-    events = [e for e in make_repeat().events if e.event.name != "counters"]
+    events = [e for e in make_repeat().events if e.name != "counters"]
     metrics = measure(make_repeat(events=tuple(events)))
     assert metrics.wire_bytes_per_token is None
     assert metrics.time_share == {}
@@ -71,7 +68,7 @@ def test_program_that_counts_nothing_has_times_only():
     [("ready", "rank 0 has 0 ready"), ("request", "0 request"), ("token", "no tokens")],
 )
 def test_incomplete_events_are_refused(drop, message):
-    events = tuple(e for e in make_repeat().events if e.event.name != drop)
+    events = tuple(e for e in make_repeat().events if e.name != drop)
     with pytest.raises(RecordError, match=message):
         measure(make_repeat(events=events))
 

@@ -42,7 +42,7 @@ def test_what_was_not_kept_is_known():
 
 def test_spans_without_their_request_are_refused():
     traced = make_traced(spans(0, [["compute", 1, 2, ""]]))
-    events = tuple(e for e in traced.events if e.event.name != "request")
+    events = tuple(e for e in traced.events if e.name != "request")
     with pytest.raises(RecordError, match="repeat 0: spans without a request 'm'"):
         spans_of(replace(traced, events=events))
 

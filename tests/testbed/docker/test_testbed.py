@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from testbed.base import DeviceError, VerificationReport, make_inbox
+from testbed.base import DeviceError, VerificationReport
 from testbed.docker.daemon import Daemon
 from testbed.docker.device import DockerDevice
 from testbed.docker.testbed import DockerTestbed
@@ -27,6 +27,7 @@ from testbed.verify.verifier import LimitVerifier
 from tests.testbed.beds import DaemonProxy, NoLinks, containers_of, device_image, inspect, make_bed
 from tests.testbed.programs import OBEDIENT, is_gone, read_line, read_to_exit, start
 from tpi.errors import ConfigError
+from tpi.program.process import make_inbox
 
 MIB = 1 << 20
 LIMITS = DeviceLimits(cpus=0.5, memory=96 * MIB, read_bps=32 * MIB, write_bps=16 * MIB)
@@ -416,7 +417,7 @@ def test_devices_reach_each_other_over_their_links(tmp_path, inbox):
 HARNESS = """
 import sys
 from pathlib import Path
-from testbed.base import make_inbox
+from tpi.program.process import make_inbox
 from tests.testbed.beds import make_bed
 from testbed.host.label import RunLabel
 from tests.testbed.programs import STUBBORN, read_line, start

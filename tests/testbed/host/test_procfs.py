@@ -9,11 +9,11 @@ from testbed.host.procfs import (
     PeakSampler,
     host_swap_bytes,
     number_after,
-    oom_kills,
     process_tree,
     read_memory,
     session_of,
 )
+from tpi.program.procfs import oom_kills
 
 
 def write_process(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed.base import DeviceError, make_inbox
+from testbed.base import DeviceError
 from testbed.host.label import RunLabel, start_ticks
 from testbed.limits.limits import DeviceLimits
 from testbed.limits.swap import (
@@ -30,6 +30,7 @@ from tests.testbed.beds import make_bed
 from tests.testbed.cgroups import write
 from tests.testbed.programs import read_line, read_to_exit, start
 from tpi.errors import ConfigError
+from tpi.program.process import make_inbox
 
 MIB = 1 << 20
 HEADER = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"

@@ -6,9 +6,9 @@ import shutil
 
 import pytest
 
-from testbed.base import make_inbox
 from testbed.local.local import LocalTestbed
 from tests.testbed.programs import HOLDS_50_MIB, is_gone, read_line, start
+from tpi.program.process import make_inbox
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from testbed.base import DeviceError, Exit, Inbox, Meters, Output, make_inbox
+from testbed.base import DeviceError, Meters
 from testbed.docker.testbed import DockerTestbed
 from testbed.host.label import RunLabel
 from testbed.limits.limits import DeviceLimits
@@ -21,6 +21,7 @@ from testbed.verify.probe_agents import Agents
 from testbed.verify.tolerances import Expected, ProbeReport
 from tests.testbed.beds import device_image
 from tpi.errors import ConfigError
+from tpi.program.process import Exit, Inbox, Output, make_inbox
 
 MIB = 1 << 20
 KLONET = LinkSpec(0.002, 300e6, 0.0, 16 * MIB)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from testbed.base import DeviceError, make_inbox
+from testbed.base import DeviceError
 from testbed.docker.testbed import DockerTestbed
 from testbed.host.label import RunLabel
 from testbed.limits.cgroup import open_cgroup
@@ -20,6 +20,7 @@ from tests.testbed.cgroups import make_v1
 from tests.testbed.programs import read_to_exit, start
 from tests.testbed.verify.test_probe import FakeDevice, good
 from tpi.errors import ConfigError
+from tpi.program.process import make_inbox
 
 TCP = {"RetransSegs": 0, "OutSegs": 1}
 SETTINGS = {"net.ipv4.tcp_congestion_control": "reno"}

@@ -2,7 +2,7 @@ import pytest
 from msgspec import structs
 
 from results.paper.claims.stalls import Prediction, layer_times, predict, predict_run
-from results.records.schema import RankEvent, RunRecord
+from results.records.schema import RunRecord
 from tests.results.claim_books import known
 from tests.results.examples import as_calibration, as_config, make_repeat
 from tpi.model_config import load_preset
@@ -42,9 +42,9 @@ def test_layer_times_are_undilated():
 
 def test_without_counters_there_are_no_times():
     repeat = make_repeat()
-    kept = [e for e in repeat.events if e.event.name != "counters"]
+    kept = [e for e in repeat.events if e.name != "counters"]
     assert layer_times(TINY, [structs.replace(repeat, events=tuple(kept))], 1e6) is None
-    bare = [*kept, *(RankEvent(r, Event("counters", 9, {"id": "m", "rank": r})) for r in (0, 1))]
+    bare = [*kept, *(Event("counters", 9, {"id": "m", "rank": r}, r) for r in (0, 1))]
     assert layer_times(TINY, [structs.replace(repeat, events=tuple(bare))], 1e6) is None
 
 

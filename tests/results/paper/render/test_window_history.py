@@ -1,7 +1,6 @@
 """Which blocks are in memory when, from hand-made spans."""
 
 from results.paper.render.window_history import window_history
-from results.records.schema import RankEvent
 from tests.results.examples import make_repeat, make_traced, spans
 from tpi.program.events import Event
 
@@ -50,7 +49,7 @@ def test_retained_block_never_leaves():
 def test_in_one_pass_ready_tells_retained_blocks_from_those_that_were_there():
     rows = [["compute", 0, 1, "attn.0"], ["load", 1, 2, "ffn.0"], ["compute", 2, 3, "ffn.0"]]
     assert history(rows)[-1] == (3, ())
-    ready = RankEvent(1, Event("ready", 1, {"retained": 1}))
+    ready = Event("ready", 1, {"retained": 1}, 1)
     assert history(rows, ready, rank=1)[-1] == (3, ("attn.0",))
 
 
@@ -60,7 +59,7 @@ def test_in_one_pass_what_the_window_held_is_no_retained_block():
         ["load", 1, 4, "ffn.1"], ["compute", 4, 5, "ffn.1"], ["compute", 5, 6, "attn.2"],
         ["load", 5, 9, "attn.0"],
     ]  # fmt: skip
-    ready = RankEvent(1, Event("ready", 1, {"retained": 2}))
+    ready = Event("ready", 1, {"retained": 2}, 1)
     found = history(rows, ready, rank=1)
     # attn.2 lies behind the first block loaded, ffn.0 is an FFN block; attn.0, attn.1 were held.
     assert found[-1] == (5, ("attn.2", "ffn.0", "attn.0"))
@@ -93,7 +92,7 @@ def test_skipped_head_that_is_still_read_goes_for_the_load_that_needs_its_slot()
         ["load", 5, 6, "attn.0"], ["load", 6, 7, "ffn.0"], ["compute", 7, 8, "attn.0"],
         ["compute", 8, 9, "ffn.0"], ["load", 8, 10, "head.0"], ["compute", 10, 11, "head.0"],
     ]  # fmt: skip
-    ready = RankEvent(1, Event("ready", 1, {"window": 2, "retained": 0}))
+    ready = Event("ready", 1, {"window": 2, "retained": 0}, 1)
     found = history(rows, ready, rank=1)
     assert (6, ("attn.0", "ffn.0")) in found
     assert max(len(labels) for _, labels in found) == 2

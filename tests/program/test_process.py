@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from testbed.base import MAX_LINE_BYTES, Exit, Output
-from testbed.local.lines import BoundedLog, LineFeeder
+from testbed.docker.exec_process import BoundedLog
+from tpi.program.events import MAX_LINE_BYTES
+from tpi.program.process import Exit, LineFeeder, Output
 
 
 def fed(pieces):

@@ -1,9 +1,9 @@
-"""The harness's end of all programs' standard input and output, through one repeat.
+"""The other end of all programs' standard input and output, from their start to their end.
 
-`ProgramSession.hold` waits until all are ready, sends `go` for one request after the other, and
+`ProgramSession.run` waits until all are ready, sends `go` for one request after the other, and
 keeps every event of every rank until all have ended. What goes wrong becomes a `Failure`: a
 deadline that passed, a program that ended early or reported an error, or one whose output broke
-the contract (`harness/run/protocol_checker.py`). Read `hold` first.
+the contract (`protocol_checker.py`).
 """
 
 import queue
@@ -11,27 +11,16 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Self
 
-from harness.run.protocol_checker import Contract, ContractError
-from results.records.schema import RankEvent
-from testbed.base import Device, Exit, Inbox, Output, Process, make_inbox
 from tpi.program.events import Event
+from tpi.program.process import Exit, Inbox, Output, Process, make_inbox
+from tpi.program.protocol_checker import Contract, ContractError
 from tpi.program.spec import Request
 from tpi.ranks import MASTER_RANK
 
 # To write a stack takes milliseconds; a paused program does not write one.
 _DUMP_S = 2.0
-
-
-class Watch(Protocol):
-    """Whoever wants to see a repeat while it runs; called from the harness's own thread."""
-
-    def started(self, devices: Sequence[Device]) -> None:
-        """All programs were started; the devices' meters may be read from any thread."""
-
-    def event(self, rank: int, event: Event) -> None:
-        """A rank said something that keeps the contract."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,53 +41,62 @@ class Deadlines:
 
     def scaled(self, time_scale: float) -> "Deadlines":
         """All of them multiplied."""
-        return Deadlines(
-            self.ready_s * time_scale,
-            self.token_s * time_scale,
-            self.end_s * time_scale,
-            self.last_words_s * time_scale,
-        )
+        limits = (self.ready_s, self.token_s, self.end_s, self.last_words_s)
+        return Deadlines(*(limit * time_scale for limit in limits))
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What the harness itself saw go wrong.
+    """What was seen to go wrong.
 
     Attributes:
-        status: One of the run record's.
+        status: `timeout`, `crashed` or `oom`.
         reason: In one line, opening with the rank.
         is_breach: Whether a program broke the contract: then nobody else is to blame.
+        ended: The rank whose program ended early, if that is it.
     """
 
     status: str
     reason: str
     is_breach: bool = False
+    ended: int | None = None
 
 
-class _Stop(Exception):  # not an error: it ends the conversation
-    def __init__(self, status: str, reason: str, *, is_breach: bool = False) -> None:
-        super().__init__(reason)
-        self.failure = Failure(status, reason, is_breach)
+class SessionFailed(Exception):
+    """A session cannot go on."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.reason)
+        self.failure = failure
 
 
 class ProgramSession:
-    """One repeat's; `inbox` is where all of its programs are heard."""
+    """One start of a system; `inbox` is where all of its programs are heard.
+
+    Args:
+        requests: What is asked for.
+        deadlines: When to give up.
+        on_event: Called with every event that keeps the contract.
+        keep_spans: Whether spans are wanted.
+        may_stop: Whether a request may end before it has all its tokens.
+    """
 
     def __init__(
         self,
         requests: Sequence[Request],
         deadlines: Deadlines,
-        watch: Watch | None = None,
+        on_event: Callable[[Event], None] = lambda _: None,
         *,
         keep_spans: bool = False,
+        may_stop: bool = False,
     ) -> None:
-        self._requests = requests
+        self.requests = requests
         self._deadlines = deadlines
-        self._watch = watch
-        self._contract = Contract(requests, keep_spans=keep_spans)
+        self._on_event = on_event
+        self._contract = Contract(requests, keep_spans=keep_spans, may_stop=may_stop)
         self._processes: list[Process] = []
         self.inbox: Inbox = make_inbox()
-        self.events: list[RankEvent] = []
+        self.events: list[Event] = []
         self.exits: list[Exit | None] = []
 
     @property
@@ -106,40 +104,65 @@ class ProgramSession:
         """When each program was started."""
         return tuple(process.start_ns for process in self._processes)
 
-    def join(self, process: Process) -> None:
+    def add(self, process: Process) -> None:
         """Let a program take part; the first is rank 0."""
         self._contract.started(len(self._processes), process.start_ns)
         self._processes.append(process)
         self.exits.append(None)
 
-    def hold(self) -> Failure | None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.stop()
+
+    def run(self) -> Failure | None:
         """Have every request answered, and see all programs end."""
         failure = None
         try:
-            self._until_all("ready", "", self._deadlines.ready_s)
-            for request in self._requests:
-                self._serve(request)
+            self.wait_ready()
+            for request in self.requests:
+                self.serve(request)
             self._contract.asked("")
             self._until_gone()
-        except _Stop as stop:
+        except SessionFailed as stop:
             failure = stop.failure
             # A breach is its own cause, and one who floods would only go on.
             if not failure.is_breach:
                 self._hear_last_words()
             if failure.status == "timeout":
                 self._dump_stacks()
-        self._stop()
+        self.stop()
         return failure
 
-    def _serve(self, request: Request) -> None:
+    def wait_ready(self) -> None:
+        """Wait until all programs are ready.
+
+        Raises:
+            SessionFailed: They are not in time.
+        """
+        self._until_all("ready", "", self._deadlines.ready_s)
+
+    def serve(self, request: Request) -> None:
+        """Ask for one request and wait until every rank has ended it.
+
+        Raises:
+            SessionFailed: It is not answered as the contract says, or not in time.
+        """
+        count = self._contract.count
         self._contract.asked(request.id)
         self._processes[MASTER_RANK].send(f"go {request.id}")
-        for index in range(request.new_tokens):
-            what = f"token {index + 1} of {request.new_tokens} of request {request.id}"
+        while not count(MASTER_RANK, "end", request.id):
+            done = count(MASTER_RANK, "token", request.id)
+            if done == request.new_tokens:
+                break
             self._until(
-                lambda n=index: self._contract.count(MASTER_RANK, "token", request.id) > n,  # type: ignore[misc]
+                lambda done=done: (  # type: ignore[misc]
+                    count(MASTER_RANK, "token", request.id) > done
+                    or count(MASTER_RANK, "end", request.id) > 0
+                ),
                 self._deadlines.token_s,
-                what,
+                f"token {done + 1} of {request.new_tokens} of request {request.id}",
             )
         self._until_all("end", request.id, self._deadlines.end_s)
 
@@ -173,7 +196,8 @@ class ProgramSession:
                 output = self.inbox.get(timeout=max(deadline - time.monotonic(), 0))
             except queue.Empty:
                 ranks = ", ".join(str(rank) for rank in missing())
-                raise _Stop("timeout", f"rank {ranks}: waited {timeout_s:g} s for {what}") from None
+                reason = f"rank {ranks}: waited {timeout_s:g} s for {what}"
+                raise SessionFailed(Failure("timeout", reason)) from None
             self._take(output)
 
     def _take(self, output: Output) -> None:
@@ -181,21 +205,20 @@ class ProgramSession:
         if output.exit is not None:
             self.exits[rank] = output.exit
             if not self._may_end(rank, output.exit):
-                raise _Stop(*_describe_exit(rank, output.exit))
+                raise SessionFailed(_early_end(rank, output.exit))
             return
         try:
             event = self._contract.take(rank, output.line, truncated=output.truncated)
         except ContractError as exc:
-            raise _Stop("crashed", str(exc), is_breach=True) from exc
-        self.events.append(RankEvent(rank, event))
+            raise SessionFailed(Failure("crashed", str(exc), is_breach=True)) from exc
+        self.events.append(event)
         if event.name == "error":
-            raise _Stop("crashed", f"rank {rank}: {event.fields['message']}")
-        if self._watch is not None:
-            self._watch.event(rank, event)
+            raise SessionFailed(Failure("crashed", f"rank {rank}: {event.fields['message']}"))
+        self._on_event(event)
 
     def _may_end(self, rank: int, end: Exit) -> bool:
         """Status 0 after the last request is how programs end; anything else is early."""
-        return end.code == 0 and self._contract.count(rank, "end", self._requests[-1].id) > 0
+        return end.code == 0 and self._contract.count(rank, "end", self.requests[-1].id) > 0
 
     def _hear_last_words(self) -> None:
         """Let the other ranks name what they saw; nothing they say can fail the repeat again."""
@@ -205,7 +228,7 @@ class ProgramSession:
                 self._take(self.inbox.get(timeout=max(deadline - time.monotonic(), 0)))
             except queue.Empty:
                 return
-            except _Stop:
+            except SessionFailed:
                 continue
 
     def _dump_stacks(self) -> None:
@@ -217,18 +240,24 @@ class ProgramSession:
         for process in hanging:
             process.wait(max(deadline - time.monotonic(), 0))
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
+        """End what still runs: close all inputs, then terminate or kill. Twice is fine."""
         for rank, process in enumerate(self._processes):
             if self.exits[rank] is None:
                 process.release()
         for rank, process in enumerate(self._processes):
             self.exits[rank] = self.exits[rank] or process.stop()
 
+    def kill(self) -> None:
+        """Kill what still runs, without waiting; may be called from a signal handler."""
+        for process in self._processes:
+            process.signal(signal.SIGKILL)
 
-def _describe_exit(rank: int, end: Exit) -> tuple[str, str]:
+
+def _early_end(rank: int, end: Exit) -> Failure:
     log = end.log_tail.strip().splitlines()
     last = f": {log[-1][:200]}" if log else ""
     if end.oom:
-        return "oom", f"rank {rank}: killed, out of memory{last}"
+        return Failure("oom", f"rank {rank}: killed, out of memory{last}", ended=rank)
     how = f"signal {-end.code}" if end.code < 0 else f"status {end.code}"
-    return "crashed", f"rank {rank}: ended early with {how}{last}"
+    return Failure("crashed", f"rank {rank}: ended early with {how}{last}", ended=rank)

@@ -2,7 +2,7 @@
 
 Two threads serve it: one cuts its output into lines, one waits for its end, ends what is left of
 its group and reaps it. Only a group whose leader was started here and is not yet reaped is ever
-signalled, so that no number that was given to somebody else is hit. Read `_await_end` first.
+signalled, so that no number that was given to somebody else is hit.
 """
 
 import contextlib
@@ -14,9 +14,10 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from testbed.base import MAX_LINE_BYTES, DeviceError, Exit, Inbox
-from testbed.host.procfs import oom_kills
-from testbed.local.lines import LineFeeder
+from tpi.errors import ResourceError
+from tpi.program.events import MAX_LINE_BYTES
+from tpi.program.process import Exit, Inbox, LineFeeder
+from tpi.program.procfs import oom_kills
 
 _LOG_TAIL_BYTES = 4096
 # A killed process still has to give back its memory, some GiB of it.
@@ -24,14 +25,32 @@ _KILL_S = 30.0
 
 
 class LocalProcess:
-    """A program in its own process group; see `testbed.base.Process`."""
+    """A program in its own process group; see `process.Process`.
+
+    Args:
+        device: Number that its lines carry in the inbox.
+        argv: The program.
+        inbox: Gets its lines and its exit.
+        log: File that gets its standard error.
+        env: Its environment; this process's own unless given.
+        cwd: Where it starts; here unless given.
+
+    Raises:
+        OSError: It cannot be started.
+    """
 
     def __init__(
-        self, device: int, argv: Sequence[str], inbox: Inbox, env: Mapping[str, str], work_dir: Path
+        self,
+        device: int,
+        argv: Sequence[str],
+        inbox: Inbox,
+        log: Path,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
     ) -> None:
         self._device = device
         self._lines = LineFeeder(device, inbox)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler of ours may signal in turn
         self._reaped = False
         self._ended = threading.Event()
         self._exit: Exit | None = None
@@ -39,20 +58,17 @@ class LocalProcess:
         self.start_ns = time.monotonic_ns()
         # Held open until its end: a harness that is interrupted twice removes the folder before.
         with contextlib.ExitStack() as undo:
-            try:
-                self._log = undo.enter_context((work_dir / "stderr.log").open("w+b"))
-                self._popen = subprocess.Popen(
-                    list(argv),
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=self._log,
-                    env=dict(env),
-                    cwd=work_dir,
-                    start_new_session=True,
-                    bufsize=0,
-                )
-            except OSError as exc:
-                raise DeviceError(f"device {device}: cannot start {argv[0]}: {exc}") from exc
+            self._log = undo.enter_context(log.open("w+b"))
+            self._popen = subprocess.Popen(
+                list(argv),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._log,
+                env=env,
+                cwd=cwd,
+                start_new_session=True,
+                bufsize=0,
+            )
             undo.pop_all()
         self._reader = threading.Thread(target=self._read, name=f"stdout-{device}", daemon=True)
         self._waiter = threading.Thread(target=self._await_end, name=f"exit-{device}", daemon=True)
@@ -98,7 +114,7 @@ class LocalProcess:
         """End it: close its input, terminate, after `grace_s` kill, and reap. Twice is fine.
 
         Raises:
-            DeviceError: The kernel does not let it go (it hangs in a device's driver).
+            ResourceError: The kernel does not let it go (it hangs in a device's driver).
         """
         # Also where it ended by itself: its exit must not wait for room in a full inbox for ever.
         self._lines.stopping = True
@@ -108,7 +124,7 @@ class LocalProcess:
             self.signal(signal.SIGKILL)
             self._ended.wait(_KILL_S)
         if self._exit is None:
-            raise DeviceError(f"device {self._device}: process {self.pid} cannot be killed")
+            raise ResourceError(f"device {self._device}: process {self.pid} cannot be killed")
         return self._exit
 
     def signal(self, number: int) -> None:
