@@ -19,7 +19,7 @@ from pathlib import Path
 from testbed.base import DeviceError
 from testbed.docker.container import Container
 from testbed.docker.daemon import STDERR, STDOUT, FrameParser
-from tpi.program.process import Exit, Inbox, LineFeeder
+from tpi.program.process import Exit, Inbox, Process
 
 _READ_BYTES = 64 << 10
 _LOG_TAIL_BYTES = 4096
@@ -27,7 +27,6 @@ _MAX_LOG_BYTES = 16 << 20
 _POLL_S, _OVER_S = 0.003, 0.1
 # Between the daemon's answer and the program lies runc: 0.05 s here, more on a loaded host.
 _START_S = 30.0
-_KILL_S = 30.0
 # The longest wait, after the end, for what a descendant keeps open; Docker waits 2 s too.
 _DRAIN_S = 3.0
 _STATUS_S = 10.0
@@ -44,8 +43,10 @@ class MemoryCounters:
     was_full: bool
 
 
-class ExecProcess:
-    """A program in a container; see `testbed.base.Process`."""
+class ExecProcess(Process):
+    """A program in a container."""
+
+    cannot_be_killed = DeviceError
 
     def __init__(
         self,
@@ -57,12 +58,9 @@ class ExecProcess:
         log: Path,
     ) -> None:
         """Start it in `work_dir` (inside); its standard error goes to `log`, out of its reach."""
-        self._device = device
+        super().__init__(device, inbox)
         self._container = container
-        self._lines = LineFeeder(device, inbox)
         self._sending = threading.Lock()
-        self._ended = threading.Event()
-        self._exit: Exit | None = None
         try:
             self._counters = self._read_counters()
         except DeviceError as exc:
@@ -76,15 +74,7 @@ class ExecProcess:
             self.pid = self._await_pid(argv[0])
             undo.pop_all()
         self._handle = container.open_handle(self.pid) if self.pid else None
-        self._reader = threading.Thread(target=self._read, name=f"stdout-{device}", daemon=True)
-        self._waiter = threading.Thread(target=self._await_end, name=f"exit-{device}", daemon=True)
-        self._reader.start()
-        self._waiter.start()
-
-    @property
-    def running(self) -> bool:
-        """Whether its end was not yet seen."""
-        return not self._ended.is_set()
+        self._serve(self._read, self._await_end)
 
     def send(self, line: str) -> None:
         """Write one line to its standard input; nothing happens if it has ended."""
@@ -96,36 +86,14 @@ class ExecProcess:
         with contextlib.suppress(OSError):
             self._stream.close_input()
 
-    def wait(self, timeout_s: float) -> Exit | None:
-        """Wait for its end; None if it still runs after `timeout_s`."""
-        self._ended.wait(timeout_s)
-        return self._exit
-
-    def ask_to_end(self) -> None:
-        """Close its input and terminate it, without waiting."""
-        self._lines.stopping = True
-        self.release()
-        self.signal(signal.SIGTERM)
-        # A stopped process would keep its SIGTERM waiting.
-        self.signal(signal.SIGCONT)
-
-    def stop(self, grace_s: float = 2.0) -> Exit:
-        """End it: close its input, terminate, after `grace_s` kill, and reap. Twice is fine."""
-        self._lines.stopping = True
-        if not self._ended.is_set():
-            self.ask_to_end()
-            if not self._ended.wait(grace_s):
-                self._container.thaw()
-                self.signal(signal.SIGKILL)
-                self._ended.wait(_KILL_S)
-        if self._exit is None:
-            raise DeviceError(f"device {self._device}: process {self.pid} cannot be killed")
-        return self._exit
-
     def signal(self, number: int) -> None:
         """Send a signal to it and its session; nothing happens once it ended."""
         if self.pid and not self._ended.is_set():
             self._container.signal(self.pid, number)
+
+    def _kill(self) -> None:
+        self._container.thaw()
+        super()._kill()
 
     def _await_pid(self, program: str) -> int:
         """Its number on the host; 0 if it has ended already."""
@@ -171,7 +139,7 @@ class ExecProcess:
         t_ns, stopped = time.monotonic_ns(), self._lines.stopping
         if self.pid:
             self._container.signal(self.pid, signal.SIGKILL)
-        self._drain()
+        self._drain(_DRAIN_S)
         code = self._status()
         oom, host_oom = self._judge_memory()
         self._log.close()
@@ -198,15 +166,13 @@ class ExecProcess:
             return True
         return state is None or state[1] is not None
 
-    def _drain(self) -> None:
+    def _drain(self, timeout_s: float) -> None:
         """Read what the program wrote last; not what a descendant that left it may still write."""
-        self._reader.join(timeout=_DRAIN_S)
-        while self._reader.is_alive() and self._lines.is_waiting:
-            self._reader.join(timeout=0.2)
+        super()._drain(timeout_s)
         if self._reader.is_alive():
             with contextlib.suppress(OSError):
                 self._stream.hang_up()
-            self._reader.join(timeout=_DRAIN_S)
+            self._reader.join(timeout=timeout_s)
 
     def _status(self) -> int:
         """Its exit status, or minus the number of the signal that killed it."""

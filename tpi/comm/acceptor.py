@@ -17,14 +17,7 @@ from dataclasses import dataclass, field, replace
 from tpi.comm.deadlines import Deadlines
 from tpi.comm.messages import Abort, FrameParser, Hello
 from tpi.comm.wire import FrameHeader, FrameType
-from tpi.errors import (
-    AuthError,
-    CommError,
-    FrameError,
-    IncompatibleError,
-    PeerLostError,
-    TpiError,
-)  # fmt: skip
+from tpi.errors import AuthError, CommError, FrameError, IncompatibleError, PeerLostError, TpiError
 
 log = logging.getLogger(__name__)
 MAX_STRANGERS = 16

@@ -15,13 +15,7 @@ from tpi.comm.deadlines import Deadlines
 from tpi.comm.mesh import SocketMesh
 from tpi.comm.messages import Abort, Address, FrameParser, Hello, decode_addresses, encode_addresses
 from tpi.comm.wire import FrameHeader, FrameType
-from tpi.errors import (
-    ConfigError,
-    FrameError,
-    PeerLostError,
-    PeerTimeoutError,
-    error_from_code,
-)  # fmt: skip
+from tpi.errors import ConfigError, FrameError, PeerLostError, PeerTimeoutError, error_from_code
 from tpi.ranks import MASTER_RANK, Ranks
 
 _FIRST_RETRY_S = 0.02

@@ -14,18 +14,15 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tpi.errors import ResourceError
 from tpi.program.events import MAX_LINE_BYTES
-from tpi.program.process import Exit, Inbox, LineFeeder
+from tpi.program.process import Exit, Inbox, Process
 from tpi.program.procfs import oom_kills
 
 _LOG_TAIL_BYTES = 4096
-# A killed process still has to give back its memory, some GiB of it.
-_KILL_S = 30.0
 
 
-class LocalProcess:
-    """A program in its own process group; see `process.Process`.
+class LocalProcess(Process):
+    """A program in its own process group.
 
     Args:
         device: Number that its lines carry in the inbox.
@@ -48,12 +45,9 @@ class LocalProcess:
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
     ) -> None:
-        self._device = device
-        self._lines = LineFeeder(device, inbox)
+        super().__init__(device, inbox)
         self._lock = threading.RLock()  # a signal handler of ours may signal in turn
         self._reaped = False
-        self._ended = threading.Event()
-        self._exit: Exit | None = None
         self._oom_kills = oom_kills()
         self.start_ns = time.monotonic_ns()
         # Held open until its end: a harness that is interrupted twice removes the folder before.
@@ -70,15 +64,8 @@ class LocalProcess:
                 bufsize=0,
             )
             undo.pop_all()
-        self._reader = threading.Thread(target=self._read, name=f"stdout-{device}", daemon=True)
-        self._waiter = threading.Thread(target=self._await_end, name=f"exit-{device}", daemon=True)
-        self._reader.start()
-        self._waiter.start()
-
-    @property
-    def pid(self) -> int:
-        """Process id, also the id of its group; for fault tests and the meter."""
-        return self._popen.pid
+        self.pid = self._popen.pid  # also the id of its group
+        self._serve(self._read, self._await_end)
 
     def send(self, line: str) -> None:
         """Write one line to its standard input; nothing happens if it has ended."""
@@ -92,40 +79,10 @@ class LocalProcess:
             with contextlib.suppress(OSError):
                 self._popen.stdin.close()
 
-    def wait(self, timeout_s: float) -> Exit | None:
-        """Wait for its end; None if it still runs after `timeout_s`."""
-        self._ended.wait(timeout_s)
-        return self._exit
-
     @property
     def running(self) -> bool:
         """Whether it was not yet reaped."""
         return not self._reaped
-
-    def ask_to_end(self) -> None:
-        """Close its input and terminate it, without waiting."""
-        self._lines.stopping = True
-        self.release()
-        self.signal(signal.SIGTERM)
-        # A paused process would keep its SIGTERM waiting.
-        self.signal(signal.SIGCONT)
-
-    def stop(self, grace_s: float = 2.0) -> Exit:
-        """End it: close its input, terminate, after `grace_s` kill, and reap. Twice is fine.
-
-        Raises:
-            ResourceError: The kernel does not let it go (it hangs in a device's driver).
-        """
-        # Also where it ended by itself: its exit must not wait for room in a full inbox for ever.
-        self._lines.stopping = True
-        if not self._ended.is_set():
-            self.ask_to_end()
-            self._ended.wait(grace_s)
-            self.signal(signal.SIGKILL)
-            self._ended.wait(_KILL_S)
-        if self._exit is None:
-            raise ResourceError(f"device {self._device}: process {self.pid} cannot be killed")
-        return self._exit
 
     def signal(self, number: int) -> None:
         """Send a signal to its process group; nothing happens once it was reaped."""
@@ -154,9 +111,7 @@ class LocalProcess:
             self._reaped = True
         oom = code == -signal.SIGKILL and not stopped and oom_kills() > self._oom_kills
         # A descendant that left the group may hold the pipe open; its output is not waited for.
-        self._reader.join(timeout=1.0)
-        while self._reader.is_alive() and self._lines.is_waiting:
-            self._reader.join(timeout=0.2)
+        self._drain(1.0)
         self._exit = Exit(code, stopped, oom, t_ns, self._log_tail())
         self._ended.set()
         self.release()

@@ -6,15 +6,22 @@ Closing a program's standard input ends its lease (`events.py`).
 
 import contextlib
 import queue
+import signal
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar
 
+from tpi.errors import ResourceError, TpiError
 from tpi.program.events import MAX_LINE_BYTES
 
 # A program that writes faster than its lines are read waits; it cannot fill the host's memory: at
 # most 32 MiB of the longest lines.
 MAX_WAITING_LINES = 512
 _RETRY_S = 0.2
+# A killed process still has to give back its memory, some GiB of it.
+_KILL_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,29 +61,6 @@ Inbox = queue.Queue[Output]
 def make_inbox() -> Inbox:
     """An inbox of bounded size for all programs of one run."""
     return queue.Queue(MAX_WAITING_LINES)
-
-
-class Process(Protocol):
-    """A program that was started on a device."""
-
-    @property
-    def start_ns(self) -> int:
-        """CLOCK_MONOTONIC just before it was started."""
-
-    def send(self, line: str) -> None:
-        """Write one line to its standard input; nothing happens if it has ended."""
-
-    def release(self) -> None:
-        """Close its standard input: its lease ends, and it should end by itself."""
-
-    def signal(self, number: int) -> None:
-        """Send a signal to it and its session; nothing happens once it ended."""
-
-    def wait(self, timeout_s: float) -> Exit | None:
-        """Wait for its end; None if it still runs after `timeout_s`."""
-
-    def stop(self, grace_s: float = 2.0) -> Exit:
-        """End it: close its input, terminate, after `grace_s` kill, and reap. Twice is fine."""
 
 
 class LineFeeder:
@@ -129,3 +113,83 @@ class LineFeeder:
                 return
         with contextlib.suppress(queue.Full):
             self._inbox.put_nowait(output)
+
+
+class Process(ABC):
+    """A program that was started on a device; derived classes start, signal and reap it."""
+
+    start_ns: int  # CLOCK_MONOTONIC just before it was started
+    pid: int
+    cannot_be_killed: ClassVar[type[TpiError]] = ResourceError
+
+    def __init__(self, device: int, inbox: Inbox) -> None:
+        self._device = device
+        self._lines = LineFeeder(device, inbox)
+        self._ended = threading.Event()
+        self._exit: Exit | None = None
+
+    def _serve(self, read: Callable[[], None], await_end: Callable[[], None]) -> None:
+        """Run two threads: one reads its output, one waits for its end and sets `_exit`."""
+        name = f"stdout-{self._device}"
+        self._reader = threading.Thread(target=read, name=name, daemon=True)
+        waiter = threading.Thread(target=await_end, name=f"exit-{self._device}", daemon=True)
+        self._reader.start()
+        waiter.start()
+
+    @property
+    def running(self) -> bool:
+        """Whether its end was not yet seen."""
+        return not self._ended.is_set()
+
+    @abstractmethod
+    def send(self, line: str) -> None:
+        """Write one line to its standard input; nothing happens if it has ended."""
+
+    @abstractmethod
+    def release(self) -> None:
+        """Close its standard input: its lease ends, and it should end by itself."""
+
+    @abstractmethod
+    def signal(self, number: int) -> None:
+        """Send a signal to it and its session; nothing happens once it ended."""
+
+    def wait(self, timeout_s: float) -> Exit | None:
+        """Wait for its end; None if it still runs after `timeout_s`."""
+        self._ended.wait(timeout_s)
+        return self._exit
+
+    def ask_to_end(self) -> None:
+        """Close its input and terminate it, without waiting."""
+        self._lines.stopping = True
+        self.release()
+        self.signal(signal.SIGTERM)
+        # A paused process would keep its SIGTERM waiting.
+        self.signal(signal.SIGCONT)
+
+    def stop(self, grace_s: float = 2.0) -> Exit:
+        """End it: close its input, terminate, after `grace_s` kill, and reap. Twice is fine.
+
+        Raises:
+            TpiError: The kernel does not let it go (it hangs in a device's driver).
+        """
+        # Also where it ended by itself: its exit must not wait for room in a full inbox for ever.
+        self._lines.stopping = True
+        if not self._ended.is_set():
+            self.ask_to_end()
+            if not self._ended.wait(grace_s):
+                self._kill()
+                self._ended.wait(_KILL_S)
+        if self._exit is None:
+            raise self.cannot_be_killed(
+                f"device {self._device}: process {self.pid} cannot be killed"
+            )
+        return self._exit
+
+    def _kill(self) -> None:
+        self.signal(signal.SIGKILL)
+
+    def _drain(self, timeout_s: float) -> None:
+        """Read what it wrote last, as long as somebody takes it."""
+        self._reader.join(timeout=timeout_s)
+        while self._reader.is_alive() and self._lines.is_waiting:
+            self._reader.join(timeout=_RETRY_S)

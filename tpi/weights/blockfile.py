@@ -244,7 +244,7 @@ def _check_block_file(entry: BlockEntry) -> None:
 def _explain_header(fd: int, entry: BlockEntry) -> None:
     """Raise what is wrong with a header that is not the expected one."""
     where = str(entry.path)
-    found = read_header(fd, where).by_name()
+    found = read_header(fd, where)
     for place in entry.places:
         got = found.pop(place.name, None)
         if got is None:

@@ -24,8 +24,8 @@ from tpi.errors import WeightsError
 from tpi.files import ClosedAtExit, open_regular, read_full, read_small_file, write_atomic
 from tpi.model_config import DTYPE_BYTES, ModelConfig, load_config
 from tpi.weights.dtypes import RAW_DTYPES, RawArray
-from tpi.weights.layout import SAFETENSORS_DTYPES
-from tpi.weights.safetensors_header import HeaderTensor, read_header
+from tpi.weights.layout import SAFETENSORS_DTYPES, TensorPlace
+from tpi.weights.safetensors_header import read_header
 from tpi.weights.shard import make_shard_plan, rank_blocks
 
 log = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ class HFCheckpoint(ClosedAtExit):
         self.config = config
         self.description = str(folder)
         self._fds: dict[Path, int] = {}
-        self._entries: dict[str, tuple[Path, HeaderTensor]] = {}
+        self._entries: dict[str, tuple[Path, TensorPlace]] = {}
         try:
             self._open_files()
             self._untie_if_different()
@@ -167,11 +167,11 @@ class HFCheckpoint(ClosedAtExit):
         for path, names in _weight_files(self.folder).items():
             fd = open_regular(path, WeightsError, follow=True)
             self._fds[path] = fd
-            header = read_header(fd, str(path)).by_name()
+            header = read_header(fd, str(path))
             wanted = header if names is None else {n: header[n] for n in names if n in header}
             self._entries |= {name: (path, entry) for name, entry in wanted.items()}
 
-    def _find(self, name: str) -> tuple[Path, HeaderTensor]:
+    def _find(self, name: str) -> tuple[Path, TensorPlace]:
         if name == _EMBED and name not in self._entries and self.config.tied_embeddings:
             name = _HEAD  # tied, and saved under the other of its two names
         if name not in self._entries:

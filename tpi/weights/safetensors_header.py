@@ -10,13 +10,13 @@ The format's own library accepts duplicate keys; this parser does not.
 
 import math
 import os
-from dataclasses import dataclass
 from typing import Annotated
 
 from msgspec import Meta, Struct
 
 from tpi.decode import convert, decode, shown
 from tpi.errors import WeightsError
+from tpi.weights.layout import TensorPlace
 
 # A model of 1000 layers has a header of 1 MB; parsed JSON takes some ten times its length.
 MAX_HEADER_BYTES = 8 << 20
@@ -39,31 +39,10 @@ class _Entry(Struct, frozen=True, forbid_unknown_fields=True):
     data_offsets: tuple[_Size, _Size]
 
 
-@dataclass(frozen=True, slots=True)
-class HeaderTensor:
-    """One tensor: `dtype` is the format's word ("BF16"); the span counts from the file's start."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-    num_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class SafetensorsHeader:
-    """The tensors of a file in the order of their bytes, and where the data begins."""
-
-    data_offset: int
-    tensors: tuple[HeaderTensor, ...]
-
-    def by_name(self) -> dict[str, HeaderTensor]:
-        """The tensors by name."""
-        return {tensor.name: tensor for tensor in self.tensors}
-
-
-def read_header(fd: int, where: str) -> SafetensorsHeader:
+def read_header(fd: int, where: str) -> dict[str, TensorPlace]:
     """Read and check the header of an open regular file; `where` is its name, for errors.
+
+    Gives the tensors by name, in the order of their bytes; dtypes are the format's words ("BF16").
 
     Raises:
         WeightsError: The file is not safetensors, is truncated or has bytes too many, or its
@@ -80,7 +59,7 @@ def read_header(fd: int, where: str) -> SafetensorsHeader:
     return parse_header(head + text, file_bytes, where)
 
 
-def parse_header(head: bytes, file_bytes: int, where: str) -> SafetensorsHeader:
+def parse_header(head: bytes, file_bytes: int, where: str) -> dict[str, TensorPlace]:
     """As `read_header`, from the file's first bytes (the length, the JSON, maybe more)."""
     if head.startswith(_PICKLE_STARTS):
         raise WeightsError(f"{where}: a pickle or zip archive under a safetensors name; refused")
@@ -106,10 +85,10 @@ def parse_header(head: bytes, file_bytes: int, where: str) -> SafetensorsHeader:
     tensors = [_parse_tensor(name, entry, 8 + length, where) for name, entry in raw.items()]
     tensors.sort(key=lambda t: (t.offset, t.num_bytes))
     _check_cover(tensors, 8 + length, file_bytes, where)
-    return SafetensorsHeader(8 + length, tuple(tensors))
+    return {tensor.name: tensor for tensor in tensors}
 
 
-def _parse_tensor(name: str, raw: object, data_offset: int, where: str) -> HeaderTensor:
+def _parse_tensor(name: str, raw: object, data_offset: int, where: str) -> TensorPlace:
     at = f"{where}: tensor {name[:80]!r}"
     entry = convert(raw, _Entry, at, WeightsError)
     if entry.dtype not in DTYPE_BYTES:
@@ -121,10 +100,10 @@ def _parse_tensor(name: str, raw: object, data_offset: int, where: str) -> Heade
             f"{at}: {entry.dtype} of shape {shown(list(entry.shape))} takes {num_bytes} bytes, "
             f"data_offsets {shown([start, end])} span {end - start}"
         )
-    return HeaderTensor(name, entry.dtype, entry.shape, data_offset + start, num_bytes)
+    return TensorPlace(name, entry.dtype, entry.shape, data_offset + start, num_bytes)
 
 
-def _check_cover(tensors: list[HeaderTensor], start: int, file_bytes: int, where: str) -> None:
+def _check_cover(tensors: list[TensorPlace], start: int, file_bytes: int, where: str) -> None:
     end = start
     for tensor in tensors:
         if tensor.offset != end:

@@ -21,7 +21,7 @@ from testbed.verify.probe_agents import Agents
 from testbed.verify.tolerances import Expected, ProbeReport
 from tests.testbed.beds import device_image
 from tpi.errors import ConfigError
-from tpi.program.process import Exit, Inbox, Output, make_inbox
+from tpi.program.process import Exit, Inbox, Output, Process, make_inbox
 
 MIB = 1 << 20
 KLONET = LinkSpec(0.002, 300e6, 0.0, 16 * MIB)
@@ -41,20 +41,21 @@ def good(device: int, command: Mapping[str, Any]) -> Mapping[str, Any]:
     return {"event": command["do"], **GOOD[command["do"]]}
 
 
-class FakeProcess:
+class FakeProcess(Process):
     """An agent that answers at once, by a function; keeps how it was treated."""
 
     start_ns = 0
 
     def __init__(self, device: "FakeDevice", inbox: Inbox) -> None:
-        self._device, self._inbox = device, inbox
+        super().__init__(device.index, inbox)
+        self._fake, self._inbox = device, inbox
         self.treated: list[str] = []
         self._say({"event": "up"} if device.starts else Exit(1, False, False, 0, "x\nno python"))
 
     def send(self, line: str) -> None:
         command = json.loads(line)
-        self._device.asked.append((self._device.index, command))
-        self._say(self._device.answers(self._device.index, command))
+        self._fake.asked.append((self._fake.index, command))
+        self._say(self._fake.answers(self._fake.index, command))
 
     def release(self) -> None:
         self.treated.append("release")
@@ -71,9 +72,9 @@ class FakeProcess:
 
     def _say(self, answer: Mapping[str, Any] | Exit | None) -> None:
         if isinstance(answer, Exit):
-            self._inbox.put(Output(self._device.index, exit=answer))
+            self._inbox.put(Output(self._fake.index, exit=answer))
         elif answer is not None:
-            self._inbox.put(Output(self._device.index, json.dumps(answer).encode()))
+            self._inbox.put(Output(self._fake.index, json.dumps(answer).encode()))
 
 
 class FakeDevice:
