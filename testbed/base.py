@@ -117,6 +117,8 @@ class Testbed(Protocol):
     def down(self) -> None:
         """Stop every program and take all devices away. Twice is fine."""
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> Self:
+        return self
 
-    def __exit__(self, *exc_info: object) -> None: ...
+    def __exit__(self, *exc_info: object) -> None:
+        self.down()

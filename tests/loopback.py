@@ -83,8 +83,6 @@ class MemoryMesh:
             raise FrameError(f"rank {recv.peer}: {exc}") from exc
         self._received[recv.peer] += 1
         if header.kind is FrameType.TENSOR:
-            self.counters.messages_received += 1
-            self.counters.bytes_received += HEADER_BYTES + len(payload)
             into = recv.into if isinstance(recv.into, memoryview) else recv.into(header)
             into[:] = payload
         recv.got = header

@@ -15,8 +15,8 @@ from msgspec.structs import replace
 
 from tests.checkpoints import make_checkpoint
 from tests.forked import ForkedProgram
-from tpi.launch import free_port
 from tpi.options import ComputeOptions
+from tpi.program.local_process import free_port
 from tpi.program.spec import NodeSpec, Request, dump_spec
 from tpi.weights.checkpoint import open_checkpoint
 from tpi.weights.shard import make_shard_plan

@@ -54,9 +54,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-# --- tpi split -----------------------------------------------------------------------------
-
-
 def _add_split(parser: argparse.ArgumentParser) -> None:
     from tpi.arguments import count, numbers
     from tpi.model_config import DTYPES
@@ -111,17 +108,11 @@ def _source(model: str, seed: int, distinct_layers: int | None, dtype: str) -> "
     )
 
 
-# --- tpi plan ------------------------------------------------------------------------------
-
-
 def _add_plan(parser: argparse.ArgumentParser) -> None:
     from tpi.planner import report
 
     report.add_arguments(parser)
     parser.set_defaults(run=report.run)
-
-
-# --- tpi node ------------------------------------------------------------------------------
 
 
 def _node(args: argparse.Namespace) -> int:
@@ -131,9 +122,6 @@ def _node(args: argparse.Namespace) -> int:
     from tpi.program.node import open_tpi  # loads torch, after its threads are set
 
     return serve(spec, open_tpi)
-
-
-# --- tpi generate --------------------------------------------------------------------------
 
 
 def _add_generate(parser: argparse.ArgumentParser) -> None:

@@ -81,8 +81,6 @@ class Engine:
         self.after_step: Callable[[], None] = lambda: None
         self._begun: Received | None = None
 
-    # --- the master ------------------------------------------------------------------------
-
     def generate(
         self, prompt: Prompt, new_tokens: int, sampler: Sampler, request: int = 0
     ) -> Iterator[tuple[int, ...]]:
@@ -186,8 +184,6 @@ class Engine:
         """Tell the workers that nothing more will come."""
         self._broadcast.end_session()
 
-    # --- every rank ------------------------------------------------------------------------
-
     @property
     def disk_bytes(self) -> int:
         """Bytes read from disk for the blocks and rows that were taken so far."""
@@ -223,8 +219,6 @@ class Engine:
         op = Op.ATTN if kind == "attn" else Op.FFN
         reduce = self._reducer.reduce if last else self._reducer.all_reduce
         reduce(partial_BSD, step=self.num_steps, layer=layer, op=op)
-
-    # --- a worker --------------------------------------------------------------------------
 
     def follow(self) -> int | None:
         """Wait until the master begins a request; its number, or None at the session's end.

@@ -7,7 +7,6 @@ turns tokens into text.
 import os
 import secrets
 import signal
-import socket
 import sys
 import tempfile
 import threading
@@ -22,7 +21,7 @@ from msgspec.structs import replace
 from tpi.errors import ConfigError, PeerLostError, TpiError, error_from_code
 from tpi.options import GREEDY, ComputeOptions, SamplingOptions
 from tpi.program.events import Event
-from tpi.program.local_process import LocalProcess
+from tpi.program.local_process import LocalProcess, free_port
 from tpi.program.process import Exit, Inbox
 from tpi.program.program_session import Deadlines, Failure, ProgramSession
 from tpi.program.spec import NodeSpec, OwnOptions, Request, dump_spec, to_json
@@ -155,13 +154,6 @@ def _make_specs(
         replace(master, rank=rank, model_dir=folders[rank].absolute(), requests=worker_requests)
         for rank in range(1, world_size)
     ]
-
-
-def free_port() -> int:
-    """A port of the loopback interface that is free now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 class _Text:

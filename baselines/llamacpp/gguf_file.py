@@ -8,7 +8,7 @@ quantizer, in a process of its own. What the file holds is in `gguf_layout.py`.
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +36,7 @@ from tpi.weights.journal import JOURNAL_FILE, Journal
 from tpi.weights.layout import align_up
 from tpi.weights.newfile import (
     TEMPORARY_SUFFIX,
-    NewFile,
+    Progress,
     WriteQueue,
     lock_folder,
     require_free_bytes,
@@ -47,8 +47,6 @@ __all__ = ["MODEL_FILE", "make_gguf", "problems", "required_gguf_bytes", "write_
 
 _PLAIN_FILE = "plain.gguf"
 _SPARE_BYTES = 16 << 20
-
-Progress = Callable[[int, int], None]
 
 
 def make_gguf(
@@ -108,15 +106,13 @@ def write_gguf(
     tensors = list(gguf_tensors(source.config, file_type))
     header = gguf_header(source.config, tensors, file_type)
     total = len(header) + sum(align_up(t.num_bytes, ALIGN_BYTES) for t in tensors)
-    with WriteQueue() as queue:
+    with WriteQueue(progress, total=total) as queue:
         file = queue.create(path)
         queue.append(file, memoryview(header))
         for tensor in tensors:
             for raw in _chunks(source, tensor):
                 queue.append(file, raw.data.cast("B"))
-                if progress is not None:
-                    progress(file.num_bytes, total)
-            _pad(queue, file)
+            queue.pad(file, align_up(file.num_bytes, ALIGN_BYTES))
         queue.finish(file).result()
     sync_folder(path.parent)
 
@@ -155,11 +151,6 @@ def _ranges(source: TensorSource, tensor: GgufTensor) -> Iterator[tuple[int, int
     step = max(first // head, 1) * head
     for start in range(0, rows, step):
         yield start, min(start + step, rows)
-
-
-def _pad(queue: WriteQueue, file: NewFile) -> None:
-    missing = align_up(file.num_bytes, ALIGN_BYTES) - file.num_bytes
-    queue.append(file, memoryview(bytes(missing)))
 
 
 def _make_quantized(

@@ -112,7 +112,7 @@ def window(folder: Path) -> Iterator[Once]:
 @contextmanager
 def allreduce(_folder: Path) -> Iterator[Once]:
     """A star allreduce of 32 KiB between 4 processes on loopback."""
-    from tpi.launch import free_port
+    from tpi.program.local_process import free_port
 
     port = free_port()
     with ExitStack() as stack:
@@ -155,9 +155,10 @@ def token(folder: Path) -> Iterator[Once]:
 
 @contextmanager
 def _nodes(folder: Path, requests: int, *, keep_spans: bool = False) -> Iterator["ProgramSession"]:
-    from tpi.launch import free_port, start_node
+    from tpi.launch import start_node
     from tpi.model_config import load_preset
     from tpi.options import ComputeOptions
+    from tpi.program.local_process import free_port
     from tpi.program.program_session import Deadlines, ProgramSession
     from tpi.program.spec import NodeSpec, Request
     from tpi.weights.shard import make_shard_plan

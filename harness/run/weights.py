@@ -23,7 +23,8 @@ from tpi.units import format_bytes
 from tpi.weights import direct_io
 from tpi.weights.checkpoint import TensorSource, open_checkpoint
 from tpi.weights.hf_folder import write_hf_folder
-from tpi.weights.split import Progress, split
+from tpi.weights.newfile import Progress
+from tpi.weights.split import split
 from tpi.weights.synthetic import SyntheticSource
 
 # What must stay free on the disk beside the weights: records, logs, other people.

@@ -98,11 +98,6 @@ class DockerDevice:
         return self._container.pid
 
     @property
-    def container_id(self) -> str:
-        """Docker's id of it; empty once it is gone."""
-        return self._container.id
-
-    @property
     def cgroup(self) -> Cgroup:
         """Its control group."""
         return self._container.cgroup

@@ -15,9 +15,8 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Self
 
-from testbed.base import DeviceError, VerificationReport
+from testbed.base import DeviceError, Testbed, VerificationReport
 from testbed.docker.container import Container
 from testbed.docker.container_spec import ContainerSpec, check_readable
 from testbed.docker.daemon import Daemon
@@ -49,8 +48,8 @@ NetworkFactory = Callable[[Sequence[LinkSpec]], Network]
 VerifierFactory = Callable[[Sequence[DockerDevice], Network], LimitVerifier]
 
 
-class DockerTestbed:
-    """Devices that are containers; see `testbed.base.Testbed`."""
+class DockerTestbed(Testbed):
+    """Devices that are containers."""
 
     name = "docker"
 
@@ -145,12 +144,6 @@ class DockerTestbed:
             failures = self._remove_devices()
         if failures:
             raise failures[0]
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.down()
 
     def _remove_devices(self) -> list[DeviceError]:
         for device in self._devices:

@@ -11,11 +11,12 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from testbed.base import DeviceError
 from testbed.links.endpoints import AttachedDevices, known_sysctls, mac_of, sysctl_command
 from testbed.links.link import MTU_BYTES, LinkSpec
-from testbed.links.linkfault import check_fault
+from testbed.links.linkfault import AS_SPECIFIED, check_fault
 from testbed.links.nettools import HeldNamespace, namespace_of
 
 _ETHERNET_BYTES = 14
@@ -30,25 +31,18 @@ CORE_SYSCTLS = {
 
 @dataclass(frozen=True, slots=True)
 class LinkFaults:
-    """The faults of a link at the moment; with `drop_frac` None it has its own loss."""
+    """The faults of a link at the moment, by their kinds; with `drop` None it has its own loss."""
 
-    is_cut: bool = False
-    extra_delay_s: float = 0.0
-    drop_frac: float | None = None
-    duplicate_frac: float = 0.0
+    cut: float = 0.0
+    delay: float = 0.0  # seconds more
+    drop: float | None = None
+    duplicate: float = 0.0
 
     def with_fault(self, kind: str, value: float) -> "LinkFaults":
         """The same but for one fault; one that does not exist is a ConfigError."""
         check_fault(kind, value)
-        match kind:
-            case "cut":
-                return replace(self, is_cut=bool(value))
-            case "delay":
-                return replace(self, extra_delay_s=value)
-            case "drop":
-                return replace(self, drop_frac=None if value < 0 else value)
-            case _:
-                return replace(self, duplicate_frac=value)
+        change: dict[str, Any] = {kind: None if value == AS_SPECIFIED else value}
+        return replace(self, **change)
 
 
 def core_end(index: int) -> str:
@@ -117,14 +111,14 @@ def queue_packets(link: LinkSpec, extra_delay_s: float = 0.0) -> int:
 
 def netem_arguments(link: LinkSpec, faults: LinkFaults) -> str:
     """One direction of a link, always whole: `change` would reset what is left out."""
-    loss_frac = link.loss_frac if faults.drop_frac is None else faults.drop_frac
-    loss_frac = 1.0 if faults.is_cut else loss_frac
-    delay_us = (link.delay_s + faults.extra_delay_s) * 1e6
-    words = [f"limit {queue_packets(link, faults.extra_delay_s)}", f"delay {delay_us:.3f}us"]
+    loss_frac = link.loss_frac if faults.drop is None else faults.drop
+    loss_frac = 1.0 if faults.cut else loss_frac
+    delay_us = (link.delay_s + faults.delay) * 1e6
+    words = [f"limit {queue_packets(link, faults.delay)}", f"delay {delay_us:.3f}us"]
     if loss_frac > 0:
         words.append(f"loss random {loss_frac * 100:.6f}%")
-    if faults.duplicate_frac > 0:
-        words.append(f"duplicate {faults.duplicate_frac * 100:.6f}%")
+    if faults.duplicate > 0:
+        words.append(f"duplicate {faults.duplicate * 100:.6f}%")
     if link.rate_bps is not None:
         # Negative overhead: rates count IP bytes, not Ethernet's.
         words.append(f"rate {round(link.rate_bps)}bit {-_ETHERNET_BYTES}")

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from testbed.base import DeviceError
+from tpi.files import ClosedAtExit
 
 _TIMEOUT_S, _END_S = 30.0, 5.0
 # Where the tools are, also for a root whose PATH is a user's.
@@ -130,7 +131,7 @@ def namespace_inode(pid: int) -> int | None:
         return None
 
 
-class HeldNamespace:
+class HeldNamespace(ClosedAtExit):
     """A fresh network namespace; it ends when closed or when this process ends, by SIGKILL too.
 
     Its holder is `cat` on a pipe from us: an echo shows that it is there, and it ends with us.
@@ -172,12 +173,6 @@ class HeldNamespace:
         for stream in (self._holder.stdout, self._holder.stderr):
             if stream is not None:
                 stream.close()
-
-    def __enter__(self) -> "HeldNamespace":
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
 
     def _await_echo(self) -> None:
         stdin, stdout, stderr = self._holder.stdin, self._holder.stdout, self._holder.stderr

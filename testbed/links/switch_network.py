@@ -84,11 +84,6 @@ class SwitchNetwork:
         self._switch = SwitchProcess([*command, *ports])
         self.backend = f"switch-{self._switch.ready.backend}"
 
-    @property
-    def pid(self) -> int:
-        """Process id of the switch."""
-        return self._switch.pid
-
     def attach(self, index: int, pid: int) -> str:
         """Give the namespace of a process its link; gives the device's address."""
         self._switch.check()
@@ -152,11 +147,6 @@ class SwitchProcess:
         except BaseException:
             self.close()
             raise
-
-    @property
-    def pid(self) -> int:
-        """Its process id, for tests and the record."""
-        return self._popen.pid
 
     def ask(self, command: str, event: str) -> SwitchEvent:
         """Send one command and give its answer; a refusal or none in time is a DeviceError."""

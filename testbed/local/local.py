@@ -6,16 +6,14 @@ reaches only the harness and whatever a program starts ends with it.
 
 import json
 import os
-import socket
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Self
 
-from testbed.base import DeviceError, Meters, VerificationReport
+from testbed.base import DeviceError, Meters, Testbed, VerificationReport
 from testbed.host.procfs import PeakSampler
 from tpi.errors import map_errors
-from tpi.program.local_process import LocalProcess
+from tpi.program.local_process import LocalProcess, free_port
 from tpi.program.process import Inbox
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -44,9 +42,7 @@ class LocalDevice:
 
     def free_port(self) -> int:
         """A TCP port of the loopback that nobody listens on at the moment."""
-        with socket.socket() as probe:
-            probe.bind((_LOOPBACK, 0))
-            return int(probe.getsockname()[1])
+        return free_port()
 
     def path_of(self, host_path: Path) -> str:
         """The same path: a local device sees everything."""
@@ -102,8 +98,8 @@ class LocalDevice:
         return [p.pid for p in self._processes if p.running]
 
 
-class LocalTestbed:
-    """Devices that are plain processes of this machine; see `testbed.base.Testbed`."""
+class LocalTestbed(Testbed):
+    """Devices that are plain processes of this machine."""
 
     name = "local"
     notes = NOTES
@@ -149,12 +145,6 @@ class LocalTestbed:
             device.ask_to_end()
         for device in devices:
             device.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.down()
 
 
 def device_environment(threads: int) -> dict[str, str]:

@@ -6,7 +6,7 @@ it is a problem, and the repeat does not count.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from testbed.links.tcp_counters import unexplained_retransmissions
@@ -58,10 +58,6 @@ class RunConditions:
     unexplained_retransmissions: int | None = None
     late_us: Mapping[str, float] | None = None
     problems: tuple[str, ...] = ()
-
-    def to_json(self) -> dict[str, object]:
-        """As it stands in the run record."""
-        return asdict(self)
 
 
 def conditions_between(

@@ -83,10 +83,6 @@ class Figure:
         got = f"{self.measured * factor:.{digits}f} {unit}"
         return f"device {self.device}: {name} {got}, expected {wanted}"
 
-    def to_json(self) -> dict[str, object]:
-        """As it stands in the run record."""
-        return {**asdict(self), "deviation": self.deviation}
-
 
 @dataclass(frozen=True, slots=True)
 class ProbeReport:
@@ -103,7 +99,7 @@ class ProbeReport:
     def to_json(self) -> dict[str, object]:
         """As it stands in the run record."""
         return {
-            "figures": [figure.to_json() for figure in self.figures],
+            "figures": [{**asdict(f), "deviation": f.deviation} for f in self.figures],
             "problems": list(self.problems),
             "wall_s": round(self.wall_s, 3),
         }

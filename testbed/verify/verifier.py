@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Protocol
 
 from testbed.base import Device, DeviceError, VerificationReport
@@ -83,7 +84,7 @@ class LimitVerifier:
             may_resend=self._may_resend,
             may_swap=any(e.limits.swap for e in self._expected),
         )
-        return VerificationReport({"conditions": found.to_json()}, found.problems)
+        return VerificationReport({"conditions": asdict(found)}, found.problems)
 
     def _link_problems(self) -> list[str]:
         try:

@@ -70,8 +70,6 @@ class Channel:
         self.peer_waits = False  # its last heartbeat said that it waits for somebody else
         self.frame_ns = 0  # when the first byte of the frame in progress came; 0 if there is none
 
-    # --- out -------------------------------------------------------------------------------
-
     def send(self, header: FrameHeader, payload: memoryview | None) -> bool:
         """Begin a frame; True if the kernel took all of it."""
         head = header.encode_as(self._epoch, self._send_sequence)
@@ -91,8 +89,6 @@ class Channel:
             return self.outbox.flush()
         except OSError as exc:
             raise self._lost(str(exc)) from exc
-
-    # --- in --------------------------------------------------------------------------------
 
     def post(self, recv: Recv, index: int, now_ns: int) -> None:
         """Say what the next tensor is and where it goes.
@@ -230,8 +226,6 @@ class Channel:
             raise self._lost("it closed the connection")
         self.life_ns = now_ns
         return got
-
-    # --- the end ---------------------------------------------------------------------------
 
     def progress_text(self) -> str:
         """How far the frame under way has come: "n of m bytes"."""

@@ -184,9 +184,6 @@ class _Joiner:
         return body
 
 
-# --- addresses -----------------------------------------------------------------------------
-
-
 def parse_address(text: str) -> Address:
     """Split "host:port" or "[v6]:port".
 

@@ -64,8 +64,6 @@ class SocketMesh:
         )
         self._heartbeat.start()
 
-    # --- transfers -------------------------------------------------------------------------
-
     def transfer(
         self,
         sends: Sequence[Send],
@@ -92,7 +90,6 @@ class SocketMesh:
             while True:
                 for index in done:
                     left -= 1
-                    self._count(recvs[index])
                     if on_recv is not None:
                         on_recv(index)
                 if not left and not self._sending:
@@ -131,11 +128,6 @@ class SocketMesh:
         if send.header.kind is FrameType.TENSOR:
             self.counters.messages_sent += 1
             self.counters.bytes_sent += size
-
-    def _count(self, recv: Recv) -> None:
-        if recv.got is not None and recv.got.kind is FrameType.TENSOR:
-            self.counters.messages_received += 1
-            self.counters.bytes_received += HEADER_BYTES + recv.got.payload_bytes
 
     def _turn(self, now_ns: int, timeout_s: float) -> list[int]:
         """Wait for any peer, read and write what is possible; which receives are complete now."""
@@ -194,8 +186,6 @@ class SocketMesh:
         place = FrameHeader(FrameType.TENSOR, step=step, layer=layer, op=op).describe()
         return f"rank {self.ranks.rank} was at the {place}"
 
-    # --- deadlines -------------------------------------------------------------------------
-
     def _check_deadlines(self, now_ns: int, since_ns: int) -> None:
         if self._given_up:
             raise CommError("this rank has given up the transfer")
@@ -226,8 +216,6 @@ class SocketMesh:
         if error is not None:
             raise error
 
-    # --- between transfers -----------------------------------------------------------------
-
     def check(self) -> None:
         """Raise if a peer has left, fallen silent or reported an error; never waits.
 
@@ -254,8 +242,6 @@ class SocketMesh:
             FrameType.HEARTBEAT, step=step, layer=layer, op=op, start=self._detail,
             flags=Flag.WAITING if self._waiting else 0, epoch=self._epoch,
         ).encode()  # fmt: skip
-
-    # --- the end ---------------------------------------------------------------------------
 
     def give_up(self) -> None:
         """End a transfer of another thread with CommError, within a tick."""

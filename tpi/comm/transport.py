@@ -38,12 +38,10 @@ class Recv:
 
 @dataclass(slots=True)
 class WireCounters:
-    """Tensor frames and their bytes, headers included; heartbeats and control are not counted."""
+    """Tensor frames sent and their bytes, headers included, without heartbeats and control."""
 
     bytes_sent: int = 0
-    bytes_received: int = 0
     messages_sent: int = 0
-    messages_received: int = 0
 
 
 class Transport(Protocol):

@@ -8,6 +8,7 @@ signalled, so that no number that was given to somebody else is hit.
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -123,3 +124,10 @@ class LocalProcess(Process):
             size = os.fstat(log.fileno()).st_size
             tail = os.pread(log.fileno(), _LOG_TAIL_BYTES, max(0, size - _LOG_TAIL_BYTES))
         return tail.decode("utf-8", "replace")
+
+
+def free_port() -> int:
+    """A port of the loopback interface that is free now."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])

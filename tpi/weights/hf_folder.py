@@ -6,7 +6,6 @@ takes the folder for a model. Interrupted, it goes on with the first file that i
 
 import hashlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 from tpi.errors import ConfigError
@@ -23,12 +22,10 @@ from tpi.weights.checkpoint import (
 from tpi.weights.dtypes import convert
 from tpi.weights.journal import JOURNAL_FILE, Journal
 from tpi.weights.layout import SAFETENSORS_DTYPES, align_up, tensor_bytes
-from tpi.weights.newfile import WriteQueue, lock_folder, require_free_bytes, write_error
+from tpi.weights.newfile import Progress, WriteQueue, lock_folder, require_free_bytes, write_error
 
 MAX_FILE_BYTES = 4 << 30
 _SPARE_BYTES = 16 << 20
-
-Progress = Callable[[int, int], None]
 
 
 def required_hf_bytes(config: ModelConfig, dtype: str) -> int:
@@ -87,8 +84,7 @@ def _write_locked(
     todo, total = sum(sizes[name] for name in missing), sum(sizes.values())
     require_free_bytes(folder, todo + _SPARE_BYTES)
     (folder / CONFIG_FILE).unlink(missing_ok=True)
-    done = total - todo
-    with WriteQueue() as queue:
+    with WriteQueue(progress, total - todo, total) as queue:
         for name in missing:
             file = queue.create(folder / name)
             queue.append(file, memoryview(headers[name]))
@@ -98,9 +94,6 @@ def _write_locked(
                     where = f"{source.description}: tensor {tensor}"
                     raw = convert(raw, source.tensor_dtype(tensor), dtype, where)
                     queue.append(file, raw.data.cast("B"))
-                    if progress is not None:
-                        progress(done + file.num_bytes, total)
-            done += file.num_bytes
             journal.enter({name: queue.finish(file).result()})
     sync_folder(folder)
     _write_small_files(source, folder, dtype, files)

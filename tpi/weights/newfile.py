@@ -11,7 +11,7 @@ import fcntl
 import hashlib
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,6 +23,8 @@ TEMPORARY_SUFFIX = ".partial"
 _FLUSH_BYTES = 16 << 20
 _MAX_PENDING_BYTES = 48 << 20
 
+Progress = Callable[[int, int], None]
+
 
 class NewFile:
     """One file in the making; `append` and `finish` go through a `WriteQueue`."""
@@ -31,7 +33,7 @@ class NewFile:
         self.path = path
         self.num_bytes = 0
         self.temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
-        self._sha = hashlib.sha256()
+        self.sha = hashlib.sha256()
         self._written = 0
         self._flushed = 0
         self._failure: TpiError | None = None
@@ -45,10 +47,6 @@ class NewFile:
     def is_closed(self) -> bool:
         """Whether the file is complete or given up."""
         return self._fd is None
-
-    def hash(self, data: memoryview) -> None:
-        """Take bytes into the SHA-256; in order."""
-        self._sha.update(data)
 
     def write(self, data: memoryview) -> None:
         """Write bytes at the end, and keep the page cache from filling."""
@@ -82,7 +80,7 @@ class NewFile:
             self.temporary.replace(self.path)
         except OSError as exc:
             raise write_error(self.path, exc) from exc
-        return self._sha.hexdigest()
+        return self.sha.hexdigest()
 
     def abandon(self) -> None:
         """Remove what is under the temporary name; harmless once complete."""
@@ -98,9 +96,13 @@ class NewFile:
 
 
 class WriteQueue:
-    """Hashes and writes in the background, each file's bytes in the order of `append`."""
+    """Hashes and writes in the background, each file's bytes in the order of `append`.
 
-    def __init__(self) -> None:
+    `progress` gets (bytes done, bytes in all) after every `append`, counted on from `done`.
+    """
+
+    def __init__(self, progress: Progress | None = None, done: int = 0, total: int = 0) -> None:
+        self._progress, self._done, self._total = progress, done, total
         self._hasher = ThreadPoolExecutor(1, "split-hash")
         self._writer = ThreadPoolExecutor(1, "split-write")
         self._pending: deque[tuple[int, tuple[Future[None], Future[None]]]] = deque()
@@ -121,12 +123,20 @@ class WriteQueue:
         """
         while self._pending and self._pending_bytes + len(data) > _MAX_PENDING_BYTES:
             self._retire()
-        hashed = self._hasher.submit(file.hash, data)
+        hashed = self._hasher.submit(file.sha.update, data)
         written = self._writer.submit(file.write, data)
         file.num_bytes += len(data)
         self._last_hash[file] = hashed
         self._pending.append((len(data), (hashed, written)))
         self._pending_bytes += len(data)
+        self._done += len(data)
+        if self._progress is not None:
+            self._progress(self._done, self._total)
+
+    def pad(self, file: NewFile, offset: int) -> None:
+        """Fill a file with zeros up to `offset`."""
+        if offset > file.num_bytes:
+            self.append(file, memoryview(bytes(offset - file.num_bytes)))
 
     def finish(self, file: NewFile) -> "Future[str]":
         """Complete a file after all that was appended; the result is its SHA-256."""

@@ -5,7 +5,7 @@ while written. The journal says which blocks are complete and durable; manifests
 folder that looks finished is finished, and running an interrupted split again does the rest.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,13 +26,18 @@ from tpi.weights.checkpoint import TensorSource, copy_tokenizer, row_chunks
 from tpi.weights.dtypes import RawArray, convert
 from tpi.weights.journal import Journal
 from tpi.weights.layout import BlockLayout, make_layout
-from tpi.weights.newfile import NewFile, WriteQueue, lock_folder, require_free_bytes, write_error
+from tpi.weights.newfile import (
+    NewFile,
+    Progress,
+    WriteQueue,
+    lock_folder,
+    require_free_bytes,
+    write_error,
+)
 from tpi.weights.shard import BlockId, BlockSpec, ShardPlan, SourceSlice, rank_blocks
 
 # For manifests, journal, tokenizer, folders.
 _SPARE_BYTES = 16 << 20
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,16 +145,8 @@ def _split_locked(job: _Job, progress: Progress | None) -> SplitResult:
     job.journal.remove_manifests()
     for folder in ranks:
         folder.mkdir(exist_ok=True)
-    done = total - todo
-
-    def advance(num_bytes: int) -> None:
-        nonlocal done
-        done += num_bytes
-        if progress is not None:
-            progress(done, total)
-
-    with WriteQueue() as queue:
-        _write_blocks(job, missing, queue, advance)
+    with WriteQueue(progress, total - todo, total) as queue:
+        _write_blocks(job, missing, queue)
     _link_repeated(job)
     copy_tokenizer(job.source, ranks[0])
     for rank, folder in enumerate(ranks):
@@ -187,16 +184,11 @@ def _parts(config: ModelConfig, plan: ShardPlan, dtype: str) -> dict[BlockId, li
     return parts
 
 
-def _write_blocks(
-    job: _Job,
-    blocks: Mapping[BlockId, Sequence[_Part]],
-    queue: WriteQueue,
-    advance: Callable[[int], None],
-) -> None:
+def _write_blocks(job: _Job, blocks: Mapping[BlockId, Sequence[_Part]], queue: WriteQueue) -> None:
     finishing: list[tuple[_Part, Future[str]]] = []
     for parts in blocks.values():
         files = [queue.create(job.out / part.name) for part in parts]
-        _write_block(job, list(zip(parts, files, strict=True)), queue, advance)
+        _write_block(job, list(zip(parts, files, strict=True)), queue)
         # One block late: its last bytes reach the disk while this one's first are made.
         _enter(job, finishing)
         finishing = [(part, queue.finish(file)) for part, file in zip(parts, files, strict=True)]
@@ -208,33 +200,19 @@ def _enter(job: _Job, finishing: Sequence[tuple[_Part, Future[str]]]) -> None:
     job.journal.enter({part.name: future.result() for part, future in finishing})
 
 
-def _write_block(
-    job: _Job,
-    targets: Sequence[tuple[_Part, NewFile]],
-    queue: WriteQueue,
-    advance: Callable[[int], None],
-) -> None:
+def _write_block(job: _Job, targets: Sequence[tuple[_Part, NewFile]], queue: WriteQueue) -> None:
     """Write one block of all ranks, every chunk of the source read once."""
-
-    def append(file: NewFile, data: memoryview) -> None:
-        queue.append(file, data)
-        advance(len(data))
-
-    def pad(file: NewFile, offset: int) -> None:
-        if offset > file.num_bytes:
-            append(file, memoryview(bytes(offset - file.num_bytes)))
-
     for part, file in targets:
-        append(file, memoryview(part.layout.header))
+        queue.append(file, memoryview(part.layout.header))
     # Ranks differ in that some lack a bias, never in the order.
     for name in max(([t.name for t in part.spec.tensors] for part, _ in targets), key=len):
         cuts = list(_cuts(targets, name))
         for file, offset, _ in cuts:
-            pad(file, offset)
+            queue.pad(file, offset)
         for file, piece in _pieces(job.source, [(f, cut) for f, _, cut in cuts], job.dtype):
-            append(file, piece.data.cast("B"))
+            queue.append(file, piece.data.cast("B"))
     for part, file in targets:
-        pad(file, part.layout.num_bytes)
+        queue.pad(file, part.layout.num_bytes)
 
 
 def _cuts(

@@ -22,9 +22,9 @@ from tests.forked import ForkedProgram
 from tests.nodes import Nodes
 from tests.weights.shard_folders import small_config
 from tpi.errors import ConfigError
-from tpi.launch import free_port
 from tpi.model_config import load_preset
 from tpi.options import ComputeOptions
+from tpi.program.local_process import free_port
 from tpi.program.spec import NodeSpec, Request, dump_spec
 
 KINDS = ("mha", "gqa2", "tied", "llama3_rope", "bias", "qk_norm")

@@ -208,7 +208,7 @@ class TestMemory:
     def test_container_killed_by_somebody_is_not_out_of_memory(self, daemon, device, inbox):
         start(device, inbox, OBEDIENT)
         read_line(inbox)
-        daemon.client.kill(device.container_id)
+        daemon.client.kill(device._container.id)
         _, end = read_to_exit(inbox)
         assert (end.code, end.oom, end.host_oom) == (-signal.SIGKILL, False, False)
         with pytest.raises(DeviceError, match="device 0: cannot start python3: "):
@@ -235,7 +235,7 @@ class TestIsolation:
         assert {path for path in writes if writes[path] == "ok"} == {"/work/x", "/tmp/x"}
 
     def test_docker_says_so_too(self, device):
-        about = inspect(device.container_id)
+        about = inspect(device._container.id)
         host = about["HostConfig"]
         assert host["NetworkMode"] == "none"
         assert (host["CapDrop"], host["CapAdd"], host["Privileged"]) == (["ALL"], None, False)
@@ -272,12 +272,12 @@ class TestEnds:
     def test_paused_container_is_removed(self, bed, daemon, device, inbox):
         start(device, inbox, OBEDIENT)
         read_line(inbox)
-        daemon.client.pause(device.container_id)
+        daemon.client.pause(device._container.id)
         bed.down()
         assert read_to_exit(inbox)[1].stopped
 
     def test_idle_paused_container_is_removed(self, bed, daemon, device):
-        container_id = device.container_id
+        container_id = device._container.id
         daemon.client.pause(container_id)
         bed.down()
         assert container_id not in containers_of(bed.label)
@@ -285,7 +285,7 @@ class TestEnds:
     def test_program_in_a_paused_container_is_stopped(self, daemon, device, inbox):
         process = start(device, inbox, OBEDIENT)
         read_line(inbox)
-        daemon.client.pause(device.container_id)
+        daemon.client.pause(device._container.id)
         assert process.stop(grace_s=0.1).stopped
 
     def test_foreign_containers_are_left_alone(self, bed, daemon):

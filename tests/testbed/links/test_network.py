@@ -262,8 +262,8 @@ def test_dead_switch_is_an_error_of_the_device(rooms):
     assert isinstance(network, SwitchNetwork)
     try:
         network.attach(0, rooms[0].pid)
-        os.kill(network.pid, signal.SIGKILL)
-        os.waitid(os.P_PID, network.pid, os.WEXITED | os.WNOWAIT)
+        os.kill(network._switch._popen.pid, signal.SIGKILL)
+        os.waitid(os.P_PID, network._switch._popen.pid, os.WEXITED | os.WNOWAIT)
         with pytest.raises(DeviceError, match="switch: ended"):
             network.counters()
     finally:

@@ -87,8 +87,8 @@ def test_network_starts_tells_faults_counts_and_ends(record):
 
 def test_switch_that_was_killed_is_noticed(record):
     network = SwitchNetwork(_command(record), _LINKS, dilation=1.0, label="abcdef")
-    os.kill(network.pid, signal.SIGKILL)
-    os.waitid(os.P_PID, network.pid, os.WEXITED | os.WNOWAIT)
+    os.kill(network._switch._popen.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, network._switch._popen.pid, os.WEXITED | os.WNOWAIT)
     with pytest.raises(DeviceError, match=r"switch: ended \(exit status -9\)"):
         network.verify()
     with pytest.raises(DeviceError, match="switch: ended"):

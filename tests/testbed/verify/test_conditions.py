@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ def test_differences_of_a_quiet_repeat():
 
 
 def test_they_are_json():
-    found = json.loads(json.dumps(conditions_between(BEGIN, END).to_json()))
+    found = json.loads(json.dumps(asdict(conditions_between(BEGIN, END))))
     assert found["devices"][0]["throttled_share"] == 0.25
     assert found["problems"] == []
 
