@@ -84,10 +84,10 @@ def _split(args: argparse.Namespace) -> int:
             text = f"\r{format_bytes(done)} of {format_bytes(total)}"
             print(text, end="", file=sys.stderr, flush=True)
 
-    result = split(source, plan, args.out, dtype=args.dtype, progress=progress, force=args.force)
+    num_bytes = split(source, plan, args.out, dtype=args.dtype, progress=progress, force=args.force)
     if show:
         print(file=sys.stderr)
-    done = "were complete" if result.was_complete else format_bytes(result.written_bytes)
+    done = format_bytes(num_bytes) if num_bytes else "were complete"
     print(f"{args.devices} shards in {args.out}: {done}")
     return EXIT_OK
 

@@ -95,10 +95,6 @@ class Tracer:
         else:
             self.is_full = True
 
-    def seconds(self, name: str) -> float:
-        """Total seconds under `name` so far."""
-        return self.totals_ns[name] / 1e9
-
     def take(self) -> list[Span]:
         """Hand over the spans kept so far and forget them; another thread may add meanwhile."""
         taken = self.spans[:]

@@ -176,8 +176,7 @@ class DockerDevice:
     def ask_to_end(self) -> None:
         """Tell everything that runs on this device to end, without waiting."""
         for process in self._processes:
-            if process.running:
-                process.ask_to_end()
+            process.ask_to_end()
 
     def close(self) -> None:
         """End everything on the device, take the last readings, have the container removed."""

@@ -91,8 +91,7 @@ class LocalDevice:
     def ask_to_end(self) -> None:
         """Tell everything that was started on this device to end, without waiting."""
         for process in self._processes:
-            if process.running:
-                process.ask_to_end()
+            process.ask_to_end()
 
     def _running_pids(self) -> list[int]:
         return [p.pid for p in self._processes if p.running]

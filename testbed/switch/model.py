@@ -51,11 +51,11 @@ class Counters:
 
 @dataclass(slots=True)
 class Faults:
-    """What is wrong with a port at the moment; without a `drop_ppm` its loss is as specified."""
+    """What is wrong with a port at the moment; with a `drop_ppm` of -1 its loss is as specified."""
 
-    cut: bool = False
+    cut: int = 0
     extra_ns: int = 0
-    drop_ppm: int | None = None
+    drop_ppm: int = -1
     duplicate_ppm: int = 0
 
 
@@ -130,7 +130,7 @@ class Port:
     @property
     def loss_ppm(self) -> int:
         """As specified, or as a fault has it."""
-        return self.spec.loss_ppm if self.faults.drop_ppm is None else self.faults.drop_ppm
+        return self.spec.loss_ppm if self.faults.drop_ppm < 0 else self.faults.drop_ppm
 
     def due_ns(self) -> int | None:
         """When the next frame is to be delivered, if none comes before it."""

@@ -18,11 +18,12 @@ MAX_QUEUE_BYTES = 1 << 40
 MAX_PORTS = 1024
 MAX_LINE_BYTES = 4095
 USAGE = "usage: switch [--seed N] NAME,DELAY_NS,RATE_BPS,QUEUE_BYTES,LOSS_PPM ..."
+# The field of `Faults`, and the range of its values.
 FAULTS = {
-    "cut": (0, 1),
-    "delay": (0, MAX_DELAY_NS),
-    "drop": (-1, PPM),
-    "duplicate": (0, PPM),
+    "cut": ("cut", 0, 1),
+    "delay": ("extra_ns", 0, MAX_DELAY_NS),
+    "drop": ("drop_ppm", -1, PPM),
+    "duplicate": ("duplicate_ppm", 0, PPM),
 }
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,15}\Z")
 _NUMBER = re.compile(r"-?[0-9]{1,19}\Z")
@@ -100,17 +101,8 @@ def _fault(switch: Switch, port: str, kind: str, text: str) -> str:
     index = _number(port, 0, len(switch.ports) - 1)
     if kind not in FAULTS:
         raise ConfigError(f"unknown kind, expected {', '.join(FAULTS)}")
-    value = _number(text, *FAULTS[kind])
-    faults = switch.ports[index].faults
-    match kind:
-        case "cut":
-            faults.cut = bool(value)
-        case "delay":
-            faults.extra_ns = value
-        case "drop":
-            faults.drop_ppm = None if value < 0 else value
-        case "duplicate":
-            faults.duplicate_ppm = value
+    field, low, high = FAULTS[kind]
+    setattr(switch.ports[index].faults, field, _number(text, low, high))
     return json.dumps({"event": "fault", "port": index, "kind": kind})
 
 

@@ -28,7 +28,7 @@ def main() -> None:
     before = sent_bytes() or 0
     dist.all_reduce(torch.ones(ALLREDUCE_BYTES // 4))
     dist.barrier()
-    say(sent=(sent_bytes() or 0) - before, seconds=clock.tracer.seconds("allreduce"))
+    say(sent=(sent_bytes() or 0) - before, seconds=clock.tracer.totals_ns["allreduce"] / 1e9)
     for dtype, folder in zip(sys.argv[2::2], sys.argv[3::2], strict=True):
         sharing = DistributedConfig(tp_size=spec.world_size)
         model = load_model(Path(folder), dtype, 1, distributed_config=sharing)

@@ -151,7 +151,7 @@ def test_a_lost_packet_took_its_time_on_the_link():
     switch = Switch([PLAIN, FREE])
     switch.ports[0].faults.drop_ppm = model.PPM
     switch.receive(0, frame(1), 0)
-    switch.ports[0].faults.drop_ppm = None
+    switch.ports[0].faults.drop_ppm = -1
     switch.receive(0, frame(1), 0)
     assert [at for at, _, _ in delivered(switch)] == [2 * MS + 80_000]
 

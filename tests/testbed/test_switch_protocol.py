@@ -58,9 +58,9 @@ def test_each_fault_is_in_force_when_it_is_answered(switch):
     for command in ("cut 0", "delay 0", "drop -1", "duplicate 0"):
         obey(switch, f"fault 1 {command}")
     assert (faults.cut, faults.extra_ns, faults.drop_ppm, faults.duplicate_ppm) == (
-        False,
         0,
-        None,
+        0,
+        -1,
         0,
     )
 

@@ -155,6 +155,17 @@ def _identity(status: os.stat_result) -> tuple[int, int, int, int]:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
+def open_block(entry: "BlockEntry") -> DirectFile:
+    """Open a block's file; a WeightsError if it is not as long as its manifest says."""
+    file = DirectFile(entry.path)
+    if file.num_bytes != entry.num_bytes:
+        file.close()
+        raise WeightsError(
+            f"{entry.path}: {file.num_bytes} bytes, the manifest says {entry.num_bytes}"
+        )
+    return file
+
+
 class FileReader:
     """Reads blocks from their files, all opened at the start and kept open.
 
@@ -168,11 +179,7 @@ class FileReader:
         self._files: dict[Path, DirectFile] = {}
         try:
             for entry in entries:
-                self._files[entry.path] = file = DirectFile(entry.path)
-                if file.num_bytes != entry.num_bytes:
-                    raise WeightsError(
-                        f"{entry.path}: {file.num_bytes} bytes, the manifest says {entry.num_bytes}"
-                    )
+                self._files[entry.path] = open_block(entry)
         except WeightsError:
             self.close()
             raise

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 
 import torch
 
-from tpi.errors import ConfigError, WeightsError
+from tpi.errors import ConfigError
 from tpi.files import ClosedAtExit
 from tpi.weights.arena import Arena
 from tpi.weights.blockfile import BlockEntry
-from tpi.weights.direct_io import DirectFile
+from tpi.weights.direct_io import open_block
 from tpi.weights.layout import PAGE_BYTES, align_up
 
 
@@ -28,23 +28,13 @@ class EmbeddingRows(ClosedAtExit):
         self._place = next(p for p in entry.places if p.name == "weight")
         self._vocab_size, self._width = self._place.shape
         self._row_bytes = self._place.num_bytes // self._vocab_size
-        self._file = DirectFile(entry.path)
-        if self._file.num_bytes != entry.num_bytes:
-            self._file.close()
-            raise WeightsError(
-                f"{entry.path}: {self._file.num_bytes} bytes, the manifest says {entry.num_bytes}"
-            )
+        self._file = open_block(entry)
         self._arena = Arena(align_up(self._row_bytes, PAGE_BYTES) + PAGE_BYTES)
 
     @property
     def bytes_read(self) -> int:
         """Bytes read from the file so far, whole spans."""
         return self._file.bytes_read
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What a user should know about how rows are read."""
-        return (self._file.note,) if self._file.note is not None else ()
 
     def rows(self, ids: Sequence[int]) -> torch.Tensor:
         """Return the rows of `ids` in their order.

@@ -41,19 +41,6 @@ _SPARE_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class SplitResult:
-    """What a split did: bytes written now, and bytes that an earlier run had left complete."""
-
-    written_bytes: int
-    kept_bytes: int
-
-    @property
-    def was_complete(self) -> bool:
-        """Whether there was nothing left to write."""
-        return self.written_bytes == 0
-
-
-@dataclass(frozen=True, slots=True)
 class _Part:
     """One block of one rank: where it goes and how it is laid out."""
 
@@ -91,8 +78,8 @@ def split(
     dtype: str | None = None,
     progress: Progress | None = None,
     force: bool = False,
-) -> SplitResult:
-    """Write one shard folder per rank.
+) -> int:
+    """Write one shard folder per rank; gives the bytes written, 0 if all was complete.
 
     Args:
         source: The checkpoint; read once, in chunks of rows.
@@ -133,14 +120,14 @@ def required_bytes(
     )
 
 
-def _split_locked(job: _Job, progress: Progress | None) -> SplitResult:
+def _split_locked(job: _Job, progress: Progress | None) -> int:
     stored = {block: parts for block, parts in job.parts.items() if job.is_stored(block)}
     missing = {block: p for block, p in stored.items() if not all(map(job.holds, p))}
     total = sum(part.layout.num_bytes for parts in stored.values() for part in parts)
     todo = sum(part.layout.num_bytes for parts in missing.values() for part in parts)
     ranks = [job.out / f"rank-{rank}" for rank in range(job.plan.world_size)]
     if _looks_complete(job, ranks):
-        return SplitResult(0, total)
+        return 0
     require_free_bytes(job.out, todo + _SPARE_BYTES)
     job.journal.remove_manifests()
     for folder in ranks:
@@ -152,7 +139,7 @@ def _split_locked(job: _Job, progress: Progress | None) -> SplitResult:
     for rank, folder in enumerate(ranks):
         _write_manifest(job, rank, folder)
     job.journal.finish()
-    return SplitResult(todo, total - todo)
+    return todo
 
 
 def _looks_complete(job: _Job, ranks: Sequence[Path]) -> bool:
