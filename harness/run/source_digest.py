@@ -3,7 +3,7 @@
 The modules are found by following imports from the program's own, wherever in a file they stand.
 Nothing is imported, so that no torch is loaded. Followed are this project's packages and the
 package that the program comes from. A text that names a module counts as an import, because
-programs are started by name (`python -m testbed.switch`).
+programs are started by name (`python -m testbed.switch.switch`).
 
 Comments, docstrings, blank lines and layout are not part of the digest. C files beside the modules
 are digested by their text without comments.

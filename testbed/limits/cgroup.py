@@ -24,6 +24,8 @@ class Cgroup:
     """
 
     version = 2
+    _current, _peak, _events = "memory.current", "memory.peak", "memory.events"
+    _anon, _file = "anon", "file"  # of `memory.stat`
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -31,12 +33,12 @@ class Cgroup:
     @property
     def memory_current(self) -> int:
         """Bytes charged now, page cache included."""
-        return _number(self.folder / "memory.current")
+        return _number(self.folder / self._current)
 
     @property
     def memory_peak(self) -> int | None:
         """The most bytes ever charged; None where the kernel does not keep it (before 5.19)."""
-        path = self.folder / "memory.peak"
+        path = self.folder / self._peak
         return _number(path) if path.exists() else None
 
     @property
@@ -53,12 +55,12 @@ class Cgroup:
     @property
     def anon_bytes(self) -> int:
         """Anonymous memory now."""
-        return _row(self.folder / "memory.stat", "anon")
+        return _row(self.folder / "memory.stat", self._anon)
 
     @property
     def file_bytes(self) -> int:
         """Page cache now, shared memory included."""
-        return _table(self.folder / "memory.stat")["file"]
+        return _table(self.folder / "memory.stat")[self._file]
 
     @property
     def swap_bytes(self) -> int:
@@ -69,12 +71,12 @@ class Cgroup:
     @property
     def oom_kills(self) -> int:
         """Processes in it that the OOM killer ended, for whatever limit."""
-        return _table(self.folder / "memory.events").get("oom_kill", 0)
+        return _table(self.folder / self._events).get("oom_kill", 0)
 
     @property
     def limit_hits(self) -> int:
         """How often it reached its own limit."""
-        return _table(self.folder / "memory.events").get("max", 0)
+        return _table(self.folder / self._events).get("max", 0)
 
     @property
     def was_full(self) -> bool:
@@ -125,18 +127,13 @@ class _CgroupV1(Cgroup):
     """Version 1: one folder per controller."""
 
     version = 1
+    _current, _peak = "memory.usage_in_bytes", "memory.max_usage_in_bytes"
+    _events = "memory.oom_control"
+    _anon, _file = "total_rss", "total_cache"
 
     def __init__(self, memory: Path, cpu: Path, cpuacct: Path, blkio: Path) -> None:
         super().__init__(memory)
         self._cpu, self._cpuacct, self._blkio = cpu, cpuacct, blkio
-
-    @property
-    def memory_current(self) -> int:
-        return _number(self.folder / "memory.usage_in_bytes")
-
-    @property
-    def memory_peak(self) -> int:
-        return _number(self.folder / "memory.max_usage_in_bytes")
 
     @property
     def memory_limit(self) -> int | None:
@@ -150,20 +147,8 @@ class _CgroupV1(Cgroup):
         return None if both is None or memory is None else both - memory
 
     @property
-    def anon_bytes(self) -> int:
-        return _row(self.folder / "memory.stat", "total_rss")
-
-    @property
-    def file_bytes(self) -> int:
-        return _table(self.folder / "memory.stat")["total_cache"]
-
-    @property
     def swap_bytes(self) -> int:
         return _table(self.folder / "memory.stat").get("total_swap", 0)
-
-    @property
-    def oom_kills(self) -> int:
-        return _table(self.folder / "memory.oom_control").get("oom_kill", 0)
 
     @property
     def limit_hits(self) -> int:
@@ -175,8 +160,8 @@ class _CgroupV1(Cgroup):
 
     @property
     def was_full(self) -> bool:
-        limit = self.memory_limit
-        return limit is not None and self.memory_peak >= limit - _CHARGE_BYTES
+        limit, peak = self.memory_limit, self.memory_peak
+        return limit is not None and peak is not None and peak >= limit - _CHARGE_BYTES
 
     @property
     def cpu_usage_ns(self) -> int:
@@ -207,7 +192,7 @@ class _CgroupV1(Cgroup):
 
     def reset_peak(self) -> bool:
         with contextlib.suppress(OSError):
-            (self.folder / "memory.max_usage_in_bytes").write_text("0", encoding="ascii")
+            (self.folder / self._peak).write_text("0", encoding="ascii")
             return True
         return False
 

@@ -22,7 +22,7 @@ class SimDevice:
         cores: Its worth in cores of the calibrated host; costs of computing are divided by it.
         memory: Bytes; None is no limit.
         swap: Bytes beside `memory`.
-        disk_read_bps: Bytes per second; None is no limit. Likewise `disk_write_bps`.
+        disk_read_bps: Bytes per second, `disk_write_bps` too; None is no limit.
     """
 
     cores: float
@@ -70,7 +70,7 @@ class SimOutcome:
 
     Attributes:
         events: (rank, event), in the order of their times; the clock starts at 0.
-        rss_hwm: Predicted peak memory of each rank, in bytes; likewise `anon_peak`.
+        rss_hwm: Predicted peak memory of each rank, in bytes; `anon_peak` is its anonymous part.
         status: `ok`, or `oom` where a device's memory and swap do not suffice.
         reason: Why `status` is not `ok`: rank, need and limit.
         notes: For people: what the model leaves out.

@@ -50,7 +50,7 @@ class Calibration:
         element_s: Added to that by every element more (rows beyond the first times hidden size).
         step_s: A step beside its blocks and sums: embedding, sampling, bookkeeping.
         sum_call_s: One allreduce of two ranks or more beside its messages: checks, copies, calls.
-        send_s: Handing one message to the kernel; likewise `recv_s`, waking up and reading one.
+        send_s: Handing one message to the kernel; `recv_s` is waking up and reading one.
         packet_s: Each IP packet of a message, to sender and receiver.
         sum_bps: Bytes/s of float32 that are added to a sum as they arrive.
         disk_read_bps: Bytes/s of the host's disk, past the page cache.

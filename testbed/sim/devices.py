@@ -24,7 +24,7 @@ class Block:
         label: `attn.3`.
         ranks: Those that compute it; None for all.
         streamed: Those that read it for every step.
-        load: Nanoseconds that reading takes those; `num_bytes` likewise.
+        load: Nanoseconds that reading takes those; `num_bytes` is how much they read.
     """
 
     label: str

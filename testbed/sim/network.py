@@ -105,7 +105,7 @@ class Network:
     """The links and processors of all ranks, and how long each link is still busy.
 
     Attributes:
-        up: By rank, until when its up-link is busy; `down` likewise.
+        up: By rank, until when its up-link is busy; `down` is for the down-link.
         messages: Frames that each rank has sent; `num_bytes` with their headers.
     """
 
@@ -148,7 +148,7 @@ class Network:
         return as_ns(ip_bytes * self._byte_s[ranks])
 
     def send_ns(self, frames: "Frames", ranks: Ints) -> Ints:
-        """Time of these ranks' processors to send a frame each; likewise `recv_ns`, `add_ns`."""
+        """Time of these ranks' processors to send a frame each."""
         costs = self._calibration
         return as_ns((costs.send_s + frames.packets * costs.packet_s) / self._cores[ranks])
 

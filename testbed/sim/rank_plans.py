@@ -23,7 +23,7 @@ class RankPlan:
     """One rank's blocks and its window.
 
     Attributes:
-        attn: Bytes of each of its attn blocks, 0 if it has none; likewise `ffn`.
+        attn: Bytes of each of its attn blocks, 0 if it has none; `ffn` of each ffn block.
         head: Bytes of its head tiles, in order (master only).
         heads: Its query heads.
     """

@@ -19,7 +19,7 @@ class Turn:
 
     Attributes:
         left: The rank on the left of each.
-        sends: Ranks that send anything; None if all do. Likewise `receives`.
+        sends: Ranks that send anything, `receives` those that get anything; None if all do.
         send: Of the processor, to send; `work` to receive and add.
         up: Of the up-link; `down` of the down-link.
         first: From the beginning of the left neighbour's sending until its first packet is at the

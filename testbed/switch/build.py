@@ -49,7 +49,7 @@ def switch_command(backend: str = "auto") -> list[str]:
         found = f"none of {', '.join(_COMPILERS)} found"
         raise ConfigError(f"switch backend c: {found}; install gcc, or take auto or python")
     # Through `env`, since the switch must find this package from any working directory.
-    return ["/usr/bin/env", f"PYTHONPATH={ROOT}", sys.executable, "-m", "testbed.switch"]
+    return ["/usr/bin/env", f"PYTHONPATH={ROOT}", sys.executable, "-m", "testbed.switch.switch"]
 
 
 def compile_switch(compiler: Path, source: Path = SOURCE, cache_dir: Path = CACHE_DIR) -> Path:

@@ -11,6 +11,7 @@ import os
 import select
 import socket
 import struct
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -159,3 +160,7 @@ def main(argv: list[str]) -> int:
     say(json.dumps({"event": "ready", "backend": "python", "fifo": real_time()}))
     forward(Switch(specs, seed), taps)
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

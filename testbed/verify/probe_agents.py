@@ -35,7 +35,7 @@ class Answer(Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         event: The task, `up`, or `error`.
         port: On which it listens (`serve`).
-        cpus: Cores that it had (`burn`); likewise `read_bps` of `disk` and `rate_bps` of `send`.
+        cpus: Cores that it had (`burn`); `read_bps` is of `disk`, `rate_bps` of `send`.
         rtts_s: Of every `ping`.
         bytes: How many were read or sent.
     """

@@ -107,4 +107,4 @@ def test_cache_of_a_rank_without_heads_is_empty():
         num_layers=0, local_num_kv_heads=0, head_size=4, max_batch=2, max_tokens=10,
         dtype=torch.float32,
     )  # fmt: skip
-    assert cache.num_bytes == 0
+    assert cache._cache.nbytes == 0

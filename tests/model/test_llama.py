@@ -320,7 +320,7 @@ def test_two_stages_of_layers_give_the_logits_of_all():
             ranks.config, ranks.plan.shares[0], compute_dtype=torch.float32, max_batch=1,
             max_tokens=64, tracer=Tracer(), layers=layers,
         )  # fmt: skip
-    kept = [model.models[0]._cache.num_bytes for model in (whole, *parts)]
+    kept = [model.models[0]._cache._cache.nbytes for model in (whole, *parts)]
     assert kept[1:] == [kept[0] * 2 // 3, kept[0] // 3]
     for start, stop in ((0, 20), (20, 21), (21, 24)):
         ids = PROMPT[:, start:stop]

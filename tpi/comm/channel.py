@@ -13,7 +13,7 @@ import select
 import socket
 from collections.abc import Sequence
 
-from tpi.comm.closing import drained, find_abort
+from tpi.comm.closing import find_abort
 from tpi.comm.messages import Abort
 from tpi.comm.outbox import Outbox
 from tpi.comm.transport import Recv
@@ -48,7 +48,7 @@ class Channel:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.peer = peer
         self.fd = sock.fileno()
-        self._sock = sock
+        self.socket = sock
         self.outbox = Outbox(sock)  # what is on its way to the peer
         self._epoch = epoch
         self._send_sequence = 0
@@ -81,14 +81,14 @@ class Channel:
         try:
             return self.outbox.send(parts)
         except OSError as exc:
-            raise self._lost(str(exc)) from exc
+            raise self.lost(str(exc)) from exc
 
     def flush(self) -> bool:
         """Give the kernel more of what waits; True if nothing is left."""
         try:
             return self.outbox.flush()
         except OSError as exc:
-            raise self._lost(str(exc)) from exc
+            raise self.lost(str(exc)) from exc
 
     def post(self, recv: Recv, index: int, now_ns: int) -> None:
         """Say what the next tensor is and where it goes.
@@ -217,13 +217,13 @@ class Channel:
 
     def _read(self, view: memoryview, now_ns: int) -> int:
         try:
-            got = self._sock.recv_into(view)
+            got = self.socket.recv_into(view)
         except (BlockingIOError, InterruptedError):
             return 0
         except OSError as exc:
-            raise self._lost(str(exc)) from exc
+            raise self.lost(str(exc)) from exc
         if got == 0:
-            raise self._lost("it closed the connection")
+            raise self.lost()
         self.life_ns = now_ns
         return got
 
@@ -239,11 +239,8 @@ class Channel:
             total += self.posted.expect.header.payload_bytes
         return f"{self._head_got} of {total} bytes"
 
-    def lost(self) -> PeerLostError:
-        """The error of a connection that poll says is gone."""
-        return self._lost("it closed the connection")
-
-    def _lost(self, why: str) -> PeerLostError:
+    def lost(self, why: str = "it closed the connection") -> PeerLostError:
+        """The error of a connection that is gone."""
         return PeerLostError(f"rank {self.peer} is gone: {why}, after {self.progress_text()}")
 
     def last_words(self) -> PeerAbortError | None:
@@ -253,18 +250,14 @@ class Channel:
             skip = len(self._body) - self._body_got
         elif self.pending is not None:
             skip = self.pending.payload_bytes
-        abort = find_abort(self._sock, bytes(self._head[: self._head_got]), skip)
+        abort = find_abort(self.socket, bytes(self._head[: self._head_got]), skip)
         return None if abort is None else PeerAbortError(abort)
 
     def hang_up(self) -> None:
         """Say that nothing more will be sent; what was sent still arrives."""
         with contextlib.suppress(OSError):
-            self._sock.shutdown(socket.SHUT_WR)
-
-    def settled(self) -> bool:
-        """Drop what comes; True once the peer's kernel has all we sent, or the peer is gone."""
-        return drained(self._sock)
+            self.socket.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
         """Close the socket; twice is fine."""
-        self._sock.close()
+        self.socket.close()

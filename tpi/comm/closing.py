@@ -65,7 +65,7 @@ def settle(connections: "Iterable[Channel]", timeout_s: float) -> None:
             if flushed and not hung_up:
                 connection.hang_up()
                 left[connection] = True
-            if connection.settled() and flushed:
+            if drained(connection.socket) and flushed:
                 del left[connection]
         if left:
             select.select([], [], [], _POLL_S)

@@ -20,11 +20,6 @@ class KvCache:
         shape = (num_layers, 2, max_batch, local_num_kv_heads, max_tokens, head_size)
         self._cache = torch.empty(shape, dtype=dtype)
 
-    @property
-    def num_bytes(self) -> int:
-        """Allocated bytes; pages never written are not resident."""
-        return self._cache.nbytes
-
     def store(
         self, layer: int, start: int, k_BSKE: torch.Tensor, v_BSKE: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
