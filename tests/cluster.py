@@ -55,7 +55,7 @@ def _record_sent(engine, sent):
 
     def after_step():
         nonlocal before
-        now = (engine.messages, engine.wire_bytes)
+        now = (engine.counters.messages_sent, engine.counters.bytes_sent)
         sent.append((now[0] - before[0], now[1] - before[1]))
         before = now
 

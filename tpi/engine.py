@@ -73,7 +73,7 @@ class Engine:
         self._window = components.window
         self._tracer = components.tracer
         self._is_master = components.transport.ranks.is_master
-        self._counters = components.transport.counters
+        self.counters = components.transport.counters
         self._broadcast = broadcast
         self._reducer = reducer
         self._request = 0
@@ -190,16 +190,6 @@ class Engine:
         embedding = self._components.embedding
         rows = 0 if embedding is None else embedding.bytes_read
         return self._window.streamed_bytes + rows
-
-    @property
-    def wire_bytes(self) -> int:
-        """Bytes of tensor frames sent so far, headers included."""
-        return self._counters.bytes_sent
-
-    @property
-    def messages(self) -> int:
-        """Tensor frames sent so far."""
-        return self._counters.messages_sent
 
     def _forward(self, hidden_BSD: torch.Tensor, info: Broadcast) -> torch.Tensor:
         """Take the hidden state of a step through all layers of all ranks.

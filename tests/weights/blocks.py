@@ -45,7 +45,6 @@ class GatedReader:
     """Stands in for the files: a read begins at once, is seen, and ends when it is let go."""
 
     def __init__(self, *, open_gate: bool = False) -> None:
-        self.direct_io = True
         self.bytes_read = 0
         self.notes: tuple[str, ...] = ()
         self.closed = 0

@@ -154,7 +154,7 @@ def test_file_reader_fills_the_buffer_and_closes_its_files(tmp_path):
     arena = Arena(entries[0].num_bytes)
     reader.read(entries[1], arena.view(0, entries[1].num_bytes))
     assert bytes(arena.view(0, entries[1].num_bytes)) == entries[1].path.read_bytes()
-    assert reader.notes == () or not reader.direct_io
+    assert len(reader.notes) <= 1
     reader.close()
     reader.close()
     arena.close()

@@ -358,7 +358,6 @@ def test_impossible_options_are_config_errors(entries, options, message):
 
 def test_notes_of_the_reader_are_passed_on(entries):
     reader = GatedReader(open_gate=True)
-    reader.notes, reader.direct_io = ("through the page cache",), False
+    reader.notes = ("through the page cache",)
     with Window(entries, window=2, reader=reader).start() as window:
         assert window.notes == ("through the page cache",)
-        assert not window.direct_io

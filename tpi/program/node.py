@@ -132,7 +132,8 @@ class EngineModel:
 
     def spent(self) -> Spent:
         """Bytes and messages so far."""
-        return Spent(self._engine.disk_bytes, self._engine.wire_bytes, self._engine.messages)
+        sent = self._engine.counters
+        return Spent(self._engine.disk_bytes, sent.bytes_sent, sent.messages_sent)
 
     def generate(
         self,

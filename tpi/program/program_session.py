@@ -10,7 +10,7 @@ import queue
 import signal
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Self
 
 from tpi.program.events import Event
@@ -41,8 +41,7 @@ class Deadlines:
 
     def scaled(self, time_scale: float) -> "Deadlines":
         """All of them multiplied."""
-        limits = (self.ready_s, self.token_s, self.end_s, self.last_words_s)
-        return Deadlines(*(limit * time_scale for limit in limits))
+        return Deadlines(*(limit * time_scale for limit in astuple(self)))
 
 
 @dataclass(frozen=True, slots=True)

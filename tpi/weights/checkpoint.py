@@ -111,6 +111,9 @@ class HFCheckpoint(ClosedAtExit):
         self.folder = folder
         self.config = config
         self.description = str(folder)
+        self.distinct_layers = config.num_layers  # all count as different
+        paths = (folder / name for name in TOKENIZER_FILES)
+        self.tokenizer_files = tuple(path for path in paths if path.exists())
         self._fds: dict[Path, int] = {}
         self._entries: dict[str, tuple[Path, TensorPlace]] = {}
         try:
@@ -124,17 +127,6 @@ class HFCheckpoint(ClosedAtExit):
         except BaseException:
             self.close()
             raise
-
-    @property
-    def distinct_layers(self) -> int:
-        """All layers of a real checkpoint count as different."""
-        return self.config.num_layers
-
-    @property
-    def tokenizer_files(self) -> tuple[Path, ...]:
-        """`tokenizer.json` and its configuration, where the folder has them."""
-        paths = (self.folder / name for name in TOKENIZER_FILES)
-        return tuple(path for path in paths if path.exists())
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor by its name."""

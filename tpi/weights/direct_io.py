@@ -36,7 +36,6 @@ _O_DIRECT: int = getattr(os, "O_DIRECT", 0)
 class BlockReader(Protocol):
     """Brings a block's file into memory: files on disk, or a test's stand-in."""
 
-    direct_io: bool
     notes: tuple[str, ...]
 
     @property
@@ -183,11 +182,6 @@ class FileReader:
         except WeightsError:
             self.close()
             raise
-
-    @property
-    def direct_io(self) -> bool:
-        """Whether all reads bypass the page cache."""
-        return all(file.direct_io for file in self._files.values())
 
     @property
     def notes(self) -> tuple[str, ...]:

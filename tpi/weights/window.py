@@ -162,11 +162,6 @@ class Window(ClosedAtExit):
         self._kept_arena = Arena(self.retained_bytes)
 
     @property
-    def direct_io(self) -> bool:
-        """Whether all reads bypass the page cache."""
-        return self._reader.direct_io
-
-    @property
     def notes(self) -> tuple[str, ...]:
         """What a user should know about how the weights are read."""
         return tuple(self._reader.notes)
