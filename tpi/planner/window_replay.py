@@ -28,13 +28,11 @@ class StepTimes:
         first_s: The first step, from an empty window.
         step_s: A step in the steady state.
         stall_s: Of it, waiting for weights.
-        bound_s: What no window can beat: the larger of all computing and all loading.
     """
 
     first_s: float
     step_s: float
     stall_s: float
-    bound_s: float
 
     @property
     def is_steady(self) -> bool:
@@ -51,7 +49,7 @@ def predict_step(blocks: Sequence[BlockTimes], window: int | None) -> StepTimes:
     streamed = [b for b in blocks if b.load_s is not None]
     if window is None or window >= len(streamed):
         total = sum(b.compute_s + b.after_s for b in blocks)
-        return StepTimes(total, total, 0.0, total)
+        return StepTimes(total, total, 0.0)
     now = loader_free = 0.0
     released: list[float] = []
     ends, stalls = [0.0], []
@@ -68,6 +66,4 @@ def predict_step(blocks: Sequence[BlockTimes], window: int | None) -> StepTimes:
             now += block.compute_s + block.after_s
         ends.append(now)
         stalls.append(stall)
-    computing = sum(b.compute_s + b.after_s for b in blocks)
-    loading = sum(b.load_s for b in streamed if b.load_s is not None)
-    return StepTimes(ends[1], ends[-1] - ends[-2], stalls[-1], max(computing, loading))
+    return StepTimes(ends[1], ends[-1] - ends[-2], stalls[-1])
