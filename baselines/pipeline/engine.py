@@ -1,7 +1,7 @@
 """The pipeline's passes: a rank's own layers, then the hidden state goes to the next rank.
 
 It is TPI-LLM's engine with whole blocks of some layers: sums have one part, and a step comes from
-the rank before instead of the master. Read `PipelineEngine._forward` first.
+the rank before instead of the master.
 """
 
 import time
@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import torch
 
-from baselines.pipeline.program import PipelineOptions
+from baselines.pipeline.options import PipelineOptions
 from baselines.pipeline.stages import fixed_bytes, holds, make_stages
 from tpi.build_engine import OnWait, open_components
 from tpi.comm.allreduce import check_finite
@@ -100,13 +100,12 @@ def open_pipeline(
     on_wait: OnWait | None = None,
     *,
     stage: range,
-    poison: bool = False,
 ) -> Iterator[tuple[Engine, Window, WindowChoice]]:
     """Put one rank's engine together; `manifest` has the blocks of its stage."""
     ranks = transport.ranks
     choice = plan_stage(manifest, ranks.rank, stage, options)
     with open_components(
-        manifest, transport, options, choice, tracer, on_wait, stage, poison=poison
+        manifest, transport, options, choice, tracer, on_wait, stage
     ) as components:
         link = StepBroadcast(
             transport, components.max_elements, components.model.hidden_size,
