@@ -1,10 +1,10 @@
-"""What a system is to the harness: one `System` value with everything that is special about it.
+"""A system as the harness sees it: one `System` value holds everything that is special about it.
 
 A system is a folder of `baselines/`, or a package of its own, with a module that makes the value.
-Nobody else asks which system it is. Modules that make systems import neither torch nor NumPy,
-since every command line asks the registry; what needs them is imported inside of a method.
+No other code depends on which system it is. Modules that make systems import neither torch nor
+NumPy, since every command line asks the registry; methods import what needs them.
 """
-# ruff: noqa: ARG002 - what a method of the base is given, subclasses use
+# ruff: noqa: ARG002 - subclasses use the arguments
 
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -26,11 +26,11 @@ class System(Generic[Opts]):
     Attributes:
         name: What `systems=` calls it.
         options: Class of its options.
-        program: What starts it, after the device's Python; the path of its spec is appended.
+        program: Arguments of the device's Python that start it; the path of its spec is appended.
         simulator: `MODULE:FUNCTION` of its simulated schedule; empty if it has none.
         writer: Module that writes the weights it reads.
         packages: Python packages that must be there.
-        distributions: What an extra installs them as, whose versions decide its numbers.
+        distributions: Names under which an extra installs them; their versions decide its numbers.
         extra: The extra of this project that installs them; empty if they come with it.
         distributed: Whether it takes all devices; else one.
         order: Its place in lists, the smallest first; those of other packages come last.
@@ -63,7 +63,7 @@ class System(Generic[Opts]):
         )
 
     def problems(self, model: ModelConfig, devices: int, dtype: str, options: Opts) -> list[str]:
-        """Everything that keeps it from serving this model on so many devices."""
+        """The reasons why it cannot serve this model on so many devices."""
         return []
 
     def weight_format(

@@ -39,7 +39,7 @@ class Accelerate2024System(LibrarySystem[Accelerate2024Options]):
 
 
 def _reading(plain: Prediction, inputs: CostInputs, num_bytes: int) -> Prediction:
-    """The same with so many bytes read before each pass."""
+    """The same prediction, with so many bytes read before each pass."""
     read_s = num_bytes / inputs.read_bps()
     return replace(
         plain,

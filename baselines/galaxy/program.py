@@ -1,12 +1,12 @@
 """Galaxy (arXiv 2405.17245), tensor and sequence parallel: `-m baselines.galaxy.program SPEC`.
 
-Of the Galaxy paper it has: attention and FFN cut by heads and columns over all devices, even or
+From the Galaxy paper it has: attention and FFN cut by heads and columns over all devices, even or
 in proportion to their capability (the shard plan's shares); norms and residuals cut along the
 sequence; ring reduce-scatter and all-gather between the two in place of allreduce; and in prefill
-the tile-wise overlap of ring steps with matrix products. It has not: the planner that profiles
-the devices and searches for shares, which are given here. Nothing is known of decoding there: one
-token cannot be cut along the sequence, so here the ring then runs over the width. Weights are
-resident. `baselines/galaxy/engine.py` has the passes, `ring.py` the rings.
+the tile-wise overlap of ring steps with matrix products. It lacks the planner
+that profiles the devices and searches for shares; shares are given here. The paper does not
+describe decoding. One token cannot be cut along the sequence, so here the ring then runs over the
+width. Weights are resident. `baselines/galaxy/engine.py` has the passes, `ring.py` the rings.
 """
 
 import sys

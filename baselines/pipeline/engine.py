@@ -33,7 +33,7 @@ _SHOW_LIFE_NS = 200_000_000  # between two signs of progress; heartbeats carry o
 
 
 class NoReduce:
-    """Sums of one part: looks whether it is finite, and shows that this rank gets on."""
+    """Sums of one part: checks that it is finite, and shows that this rank makes progress."""
 
     def __init__(self, ranks: Ranks, on_wait: OnWait | None) -> None:
         self._ranks = ranks
@@ -83,7 +83,7 @@ class PipelineEngine(Engine):
         *between, last = ranks.workers
         with self._tracer.span("allreduce"):
             if ranks.is_master:
-                # A slow rank in between is no reason to think that the last one hangs.
+                # A slow rank in between does not mean that the last one hangs.
                 recv = Recv(last, Expect(header), payload, through=tuple(between))
                 transport.transfer([], [recv])
             elif ranks.rank == last:

@@ -3,7 +3,7 @@
 `GlooGroup` joins them through a store at the master's address. The master writes each request into
 the store, where workers wait for it; tensors travel over gloo. Every wait inside a request has a
 deadline, and a peer that is gone or silent is an error by name; an idle worker waits as long as
-the store lives. gloo neither encrypts nor authenticates: for networks that one trusts.
+the store lives. gloo neither encrypts nor authenticates, so the network must be trusted.
 """
 
 import json
@@ -136,7 +136,7 @@ class GlooGroup:
 
 
 def _tell_libraries(spec: NodeSpec, master: str) -> None:
-    """What torchrun would have set, and the interface that gloo is to use."""
+    """Set the variables that torchrun would set, and the interface that gloo uses."""
     host, port = parse_address(master)
     os.environ.update(
         RANK=str(spec.rank),

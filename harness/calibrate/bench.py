@@ -27,14 +27,7 @@ Multiply = Callable[[torch.Tensor, torch.Tensor], object]
 
 
 class Bench:
-    """The tasks, each a method of the name of its kind.
-
-    Args:
-        folder: Where mapped files are made.
-        matrix: Rows and columns of a matrix that widens.
-        weight_bytes: Of all matrices that take turns.
-        task_s: Least time of one measurement.
-    """
+    """The tasks, each a method of the name of its kind; figures are those of `Sizes`."""
 
     def __init__(
         self, folder: Path, matrix: tuple[int, int], weight_bytes: int, task_s: float
