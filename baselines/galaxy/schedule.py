@@ -45,7 +45,7 @@ class GalaxyEngine(Engine):
         prefill = _Prefill(self, counts)
         heads = [rank.heads for rank in self.ranks]
         attend = self.costs.on_cores(self.costs.attend(rows, start, heads))
-        # Each rank has its part of the elements: rows of the norms, columns of what is gated.
+        # Each rank has its part of the elements: rows of the norms, columns of the gate.
         block_ns = self.costs.on_cores(self.costs.block(max(1, rows // self.network.size)))
         for layer in range(len(self.layers)):
             for kind, middle in (("attn", attend), ("ffn", np.zeros_like(attend))):

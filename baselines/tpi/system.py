@@ -67,8 +67,8 @@ def _checked_window(window: _Window, memory_budget: object) -> int | None:
 class NodeSystem(System[Opts], Generic[Opts]):
     """`tpi node` on every device, or a program made of its parts.
 
-    Its memory comes from `tpi.planner.memory`, which a test holds to within 10 % of what is
-    measured. Its seconds are estimates, meant to be too many: they decide what is cut to fit
+    Its memory comes from `tpi.planner.memory`, which a test holds to within 10 % of
+    measurements. Its seconds are estimates, meant to be too many: they decide what is cut to fit
     `max_minutes`, nothing else.
     """
 

@@ -76,7 +76,7 @@ class GlooGroup:
 
     @contextmanager
     def peers_named(self, during: str) -> Iterator[None]:
-        """Give what gloo raises the name of what happened.
+        """Turn an error of gloo into one that names what happened.
 
         Raises:
             PeerTimeoutError: Nothing came from a peer for the deadline.
@@ -124,7 +124,7 @@ class GlooGroup:
         self._num_turns += 1
 
     def close(self, *, well: bool) -> None:
-        """Leave; a master that ends `well` says so, and waits a moment for all to hear it."""
+        """Leave; a master that ends `well` tells the workers and waits a moment for them."""
         if well and self.ranks.is_master:
             self._say(None)
             names = [f"left-{rank}" for rank in self.ranks.workers]

@@ -1,7 +1,7 @@
 """The expected tokens: Transformers in float32, and how far 16 bit may stray from it.
 
 `python -m baselines.transformers.reference JOB OUT` reads a job, writes its answer and ends. It is
-a program of its own, so that its memory is given back and counted for nobody.
+a program of its own, so that its memory is given back and not counted.
 
     job     {"model_dir": "...", "prompt_ids": [1, 2], "new_tokens": 32, "threads": 2,
              "answers": {"tpi": [5, 7, ...]}, "error_of": "bfloat16" or null}

@@ -21,7 +21,7 @@ from tpi.model.kernels import Kernels
 POSITIONS = 256  # of the keys that are attended to
 _HEADS, _HEAD_SIZE = 8, 128
 _SUM_ELEMENTS = 64 << 10
-_WIDTH, _ROWS = 2048, 64  # of what is done to elements beside products
+_WIDTH, _ROWS = 2048, 64  # of the work on elements beside products
 Matrices = tuple[torch.Tensor, ...]
 Multiply = Callable[[torch.Tensor, torch.Tensor], object]
 
@@ -52,7 +52,7 @@ class Bench:
         )
 
     def linear(self, dtype: str, rows: str) -> float:
-        """Likewise, through PyTorch's, which the libraries use."""
+        """Bytes of weights per second through PyTorch's kernels, which the libraries use."""
         return self._rate(torch.nn.functional.linear, dtype, dtype, rows)
 
     def attend(self, dtype: str, queries: str) -> float:

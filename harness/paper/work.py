@@ -215,7 +215,7 @@ def works_of(
 ) -> list[Work]:
     """Entries and studies as work: one run for all entries that ask for the same.
 
-    In whatever order they say it: a run that two works stood for would be predicted twice.
+    The order of overrides does not matter: a run in two works would be predicted twice.
     """
     runs: dict[tuple[str, tuple[str, ...]], RunWork] = {}
     for entry in entries:

@@ -110,5 +110,5 @@ def digest_of_source(name: str, backend: str, allreduce: str = _SUMS) -> str:
 
 
 def versions_of(name: str) -> dict[str, str | None]:
-    """Installed versions of what a system's numbers come from."""
+    """Installed versions of the packages that decide a system's numbers."""
     return dependency_versions((*DEPENDENCIES, *find_system(name).distributions))
