@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from baselines.accelerate.program import AccelerateOptions
-from baselines.accelerate.program_2024 import Accelerate2024Options
+from baselines.accelerate.program import Accelerate2024Options, AccelerateOptions
 from baselines.cost_inputs import CostInputs, Prediction
 from baselines.transformers.system import BASE_BYTES, LibrarySystem
 from tpi.model_config import DTYPE_BYTES
@@ -67,7 +66,7 @@ SYSTEMS = (
     Accelerate2024System(
         "accelerate-2024",
         Accelerate2024Options,
-        ("-m", "baselines.accelerate.program_2024"),
+        ("-m", "baselines.accelerate.program"),
         "baselines.accelerate.schedule:accelerate_2024",
         order=31,
     ),
