@@ -1,14 +1,13 @@
-"""What a system is to the harness: one `System` value with everything that is special about it.
+"""A system as the harness sees it: one `System` value holds everything that is special about it.
 
 A system is a folder of `baselines/`, or a package of its own, with a module that makes the value.
-Nobody else asks which system it is. Modules that make systems import neither torch nor NumPy,
-since every command line asks the registry; what needs them is imported inside of a method.
+No other code depends on which system it is. Modules that make systems import neither torch nor
+NumPy, since every command line asks the registry; methods import what needs them.
 """
-# ruff: noqa: ARG002 - what a method of the base is given, subclasses use
+# ruff: noqa: ARG002 - subclasses use the arguments
 
-import pkgutil
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
+from typing import Any, Generic, TypeVar
 
 from baselines.cost_inputs import CostInputs, Prediction
 from baselines.options import SystemOptions
@@ -16,11 +15,6 @@ from baselines.weight_formats import WeightFormat
 from tpi.errors import ConfigError
 from tpi.model_config import ModelConfig
 from tpi.weights.shard import make_shard_plan
-
-if TYPE_CHECKING:
-    from testbed.sim.base import SimOutcome, SimRun
-    from testbed.sim.calibration import Calibration
-
 
 Opts = TypeVar("Opts", bound=SystemOptions)
 
@@ -32,11 +26,11 @@ class System(Generic[Opts]):
     Attributes:
         name: What `systems=` calls it.
         options: Class of its options.
-        program: What starts it, after the device's Python; the path of its spec is appended.
+        program: Arguments of the device's Python that start it; the path of its spec is appended.
         simulator: `MODULE:FUNCTION` of its simulated schedule; empty if it has none.
         writer: Module that writes the weights it reads.
         packages: Python packages that must be there.
-        distributions: What an extra installs them as, whose versions decide its numbers.
+        distributions: Names under which an extra installs them; their versions decide its numbers.
         extra: The extra of this project that installs them; empty if they come with it.
         distributed: Whether it takes all devices; else one.
         order: Its place in lists, the smallest first; those of other packages come last.
@@ -63,26 +57,13 @@ class System(Generic[Opts]):
         Raises:
             ResourceError: A memory budget that cannot work; the message has the least that would.
         """
-        self._lacks("predict", "what it needs")
-
-    def simulate(self, run: "SimRun", calibration: "Calibration") -> "SimOutcome":
-        """Simulate one start with one warm request.
-
-        Raises:
-            ConfigError: It is not simulated, or options that the program would refuse.
-            ResourceError: A memory budget that cannot work, as in the program.
-        """
-        if not self.simulator:
-            from baselines.registry import all_systems
-
-            names = ", ".join(system.name for system in all_systems() if system.simulator)
-            raise ConfigError(f"testbed=sim: {self.name} is not simulated; choose among {names}")
-        _check(run)
-        outcome: SimOutcome = pkgutil.resolve_name(self.simulator)(run, calibration)
-        return outcome
+        raise ConfigError(
+            f"system {self.name}: {type(self).__name__} does not say what it needs: it has no"
+            " predict"
+        )
 
     def problems(self, model: ModelConfig, devices: int, dtype: str, options: Opts) -> list[str]:
-        """Everything that keeps it from serving this model on so many devices."""
+        """The reasons why it cannot serve this model on so many devices."""
         return []
 
     def weight_format(
@@ -102,25 +83,5 @@ class System(Generic[Opts]):
         """Options and devices for the same shape of model, cut to so many layers."""
         return options, world_size
 
-    def _lacks(self, method: str, what: str) -> NoReturn:
-        raise ConfigError(
-            f"system {self.name}: {type(self).__name__} does not say {what}: it has no {method}"
-        )
-
 
 AnySystem = System[Any]
-
-
-def _check(run: "SimRun") -> None:
-    if not run.devices or len(run.links) != len(run.devices):
-        raise ConfigError(
-            f"testbed=sim: {len(run.devices)} devices and {len(run.links)} links, expected as many"
-        )
-    if run.prompt_tokens < 1 or run.new_tokens < 1:
-        raise ConfigError(
-            f"testbed=sim: {run.prompt_tokens} prompt tokens and {run.new_tokens} new ones, "
-            "expected at least 1 each"
-        )
-    for rank, device in enumerate(run.devices):
-        if not device.cores > 0 or (device.disk_read_bps is not None and device.disk_read_bps <= 0):
-            raise ConfigError(f"testbed=sim: rank {rank}: cores and disk must be > 0: {device}")

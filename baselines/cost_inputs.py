@@ -1,6 +1,6 @@
-"""What a prediction starts from (`CostInputs`) and what it says (`Prediction`). Pure.
+"""The inputs of a prediction (`CostInputs`) and its result (`Prediction`). Pure.
 
-Rates are low ends of what was seen on two-core virtual machines (2023 EPYC and Xeon), per thread.
+Rates are the lowest that were seen on two-core virtual machines (2023 EPYC and Xeon), per thread.
 """
 
 import math
@@ -15,7 +15,7 @@ MATVEC_BPS = 3e9  # stored weights through a matrix-vector product
 _NOT_OVERLAPPED = 0.25  # of the shorter of reading and computing
 _START_CPU_S = 3.0  # importing torch, per process
 _PREFILL_FLOPS = 15e9  # floating-point operations of a prefill
-_DISK_SHARE = 0.9  # of the rate that was probed, since others use the disk too
+_DISK_SHARE = 0.9  # of the probed rate: others use the disk too
 _MESSAGE_S = 0.5e-3  # one message of an allreduce, as it costs both ends
 
 
@@ -51,7 +51,7 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class CostInputs:
-    """What all systems of a plan have in common; `devices` are all there are."""
+    """The inputs that all systems of a plan share; `devices` are all devices of the testbed."""
 
     model: ModelConfig
     storage: str
@@ -68,13 +68,13 @@ class CostInputs:
         return self.prompt_tokens + self.new_tokens
 
     def read_bps(self, devices: int = 1) -> float:
-        """What so many devices together can count on of the disk."""
+        """The disk rate that so many devices together can count on."""
         caps = [d.limits.read_bps for d in self.devices[:devices] if d.limits.read_bps]
         capped = devices * min(caps) if len(caps) == devices else self.host.read_bps
         return _DISK_SHARE * min(self.host.read_bps, capped)
 
     def cores(self, processes: int = 1) -> float:
-        """Cores of this host that so many devices keep busy, the slowest setting the pace."""
+        """Cores of this host that so many devices keep busy; the slowest sets the pace."""
         return min(self.host.cores, processes * self._cpus(processes, self.threads))
 
     def start_s(self, processes: int = 1) -> float:

@@ -1,13 +1,12 @@
 """The program of a system that is a library's model: `main` serves what `load` returns.
 
-A `LibraryModel` makes tokens. One that knows what it sent is `Counting`, one that knows when it
-waited is `Traced`, and one that several ranks share is `Shared`: its master announces each request,
-its workers follow. `_Hosted` makes the host's `Model` (`tpi/program/model.py`) of any of these.
+A `LibraryModel` makes tokens; a subclass that counts, waits or is shared by several ranks overrides
+the methods for it. `_Hosted` makes the host's `Model` (`tpi/program/model.py`) of it.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Protocol, runtime_checkable
+from contextlib import contextmanager
+from typing import Any, Self
 
 from msgspec.structs import replace
 
@@ -20,12 +19,22 @@ from tpi.ranks import MASTER_RANK
 from tpi.trace import Span, Tracer
 
 
-class LibraryModel(Protocol):
-    """A loaded model that makes tokens greedily. A context manager is left at the end."""
+class LibraryModel:
+    """A loaded model that makes tokens greedily, alone unless it says more.
 
-    @property
-    def facts(self) -> Mapping[str, Any]:
-        """What the `ready` event says about it."""
+    Attributes:
+        facts: What the `ready` event says about it.
+        tracer: Gets "wait_weights" and "allreduce"; in all other time it computes.
+    """
+
+    facts: Mapping[str, Any]
+    tracer: Tracer
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Give back what it holds; called at the end."""
 
     def generate(
         self, prompt_ids: Sequence[int], new_tokens: int, on_token: Callable[[int], None]
@@ -35,44 +44,25 @@ class LibraryModel(Protocol):
         Raises:
             ConfigError: The prompt does not fit the model.
         """
-
-
-@runtime_checkable
-class Counting(Protocol):
-    """A model that knows what it sent; any other has sent nothing."""
+        raise NotImplementedError
 
     def sent(self) -> tuple[int | None, int | None]:
         """Bytes and messages so far; None is what nobody can count."""
-
-
-@runtime_checkable
-class Traced(Protocol):
-    """A model that can tell when it waited; any other computes all the time."""
-
-    @property
-    def tracer(self) -> Tracer:
-        """Gets "wait_weights" and "allreduce"."""
-
-
-@runtime_checkable
-class Shared(Protocol):
-    """A model of several ranks."""
+        return 0, 0
 
     def announce(self, request: Request) -> None:
         """On the master: tell the workers what comes next."""
 
     def follow(self) -> tuple[str, Sequence[int]] | None:
         """On a worker: wait for the master's next request, its id and prompt; None at the end."""
+        raise ConfigError("it has no workers")
 
 
 Load = Callable[[NodeSpec], LibraryModel]
 
 
 def main(load: Load, argv: Sequence[str] | None = None, *, shared: bool = False) -> int:
-    """Serve the requests of the spec that `argv` names; returns the exit status.
-
-    `load` of a `shared` system, one that runs on several devices, returns a `Shared` model.
-    """
+    """Serve the requests of the spec that `argv` names; `shared` models run on several devices."""
 
     def open_model(spec: NodeSpec) -> OpenedModel:
         _check_devices(spec, shared)
@@ -83,8 +73,7 @@ def main(load: Load, argv: Sequence[str] | None = None, *, shared: bool = False)
 
 @contextmanager
 def _loaded(spec: NodeSpec, load: Load) -> Iterator[Model]:
-    model = load(spec)
-    with model if isinstance(model, AbstractContextManager) else nullcontext():
+    with load(spec) as model:
         yield _Hosted(spec, model)
 
 
@@ -102,19 +91,18 @@ class _Hosted:
 
     def __init__(self, spec: NodeSpec, model: LibraryModel) -> None:
         self.facts = {"verify_s": 0.0, **model.facts}
-        self.tracer = model.tracer if isinstance(model, Traced) else Tracer()
+        self.tracer = getattr(model, "tracer", None) or Tracer()
         self.tracer.keep = spec.keep_spans
         self._spec = spec
         self._model = model
 
     def spent(self) -> Spent:
         """Bytes that the kernel read from disk for this process, and what the model sent."""
-        sent = self._model.sent() if isinstance(self._model, Counting) else (0, 0)
-        return Spent(own_number("io", "read_bytes"), *sent)
+        return Spent(own_number("io", "read_bytes"), *self._model.sent())
 
     def generate(self, request: Request, go_ns: int, on_token: Callable[[int], int]) -> Passes:
         """Have the library generate; from `go` to the last token it computes unless it waits."""
-        if self._spec.rank == MASTER_RANK and isinstance(self._model, Shared):
+        if self._spec.rank == MASTER_RANK:
             self._model.announce(request)
         token_ns: list[int] = []
         first = [self.spent()]
@@ -130,7 +118,7 @@ class _Hosted:
         compute_ns = end_ns - go_ns - (self._waited_ns() - waited_ns)
         tracer.totals_ns["compute"] += max(0, compute_ns)
         if tracer.keep:
-            # Of what came after the last span that was kept nothing is known.
+            # Nothing is known of the time after the last span that was kept.
             known_ns = tracer.spans[-1].end_ns if tracer.is_full else end_ns
             known = [at_ns for at_ns in token_ns if at_ns <= known_ns]
             tracer.spans[:] = request_spans(tracer.spans, go_ns, known)
@@ -140,13 +128,7 @@ class _Hosted:
         return self.tracer.totals_ns["wait_weights"] + self.tracer.totals_ns["allreduce"]
 
     def follow(self) -> Request | None:
-        """Wait for what the master announces.
-
-        Raises:
-            ConfigError: The model is not shared.
-        """
-        if not isinstance(self._model, Shared):
-            raise ConfigError(f"{self._spec.system}: has no workers, got rank {self._spec.rank}")
+        """Wait for what the master announces."""
         begun = self._model.follow()
         if begun is None:
             return None
@@ -158,12 +140,9 @@ class _Hosted:
 
 
 def request_spans(seen: Sequence[Span], go_ns: int, token_ns: Sequence[int]) -> list[Span]:
-    """Everything from `go` to the last token, in order: what was seen, and computing between.
+    """Everything from `go` to the last token, in order: what was `seen`, and computing between.
 
-    Args:
-        seen: Spans that do not overlap, in order.
-        go_ns: When the request began.
-        token_ns: When each token was known.
+    The spans that were seen do not overlap and are in order.
     """
     spans: list[Span] = []
     kind, layer, now_ns = "", 0, go_ns
@@ -172,7 +151,7 @@ def request_spans(seen: Sequence[Span], go_ns: int, token_ns: Sequence[int]) -> 
     inside = [(s.start_ns, s) for s in seen if s.end_ns <= end_ns]
     moments: list[tuple[int, Span | None]] = [*cuts, *inside]
     for at_ns, span in sorted(moments, key=lambda moment: moment[0]):
-        if at_ns < now_ns:  # of before the request
+        if at_ns < now_ns:  # before the request
             continue
         if at_ns > now_ns:
             spans.append(Span("compute", now_ns, at_ns, kind, layer))

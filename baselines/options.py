@@ -1,7 +1,7 @@
-"""What the options of all systems have in common: how they are checked, and what they decide.
+"""The common base of all systems' options: how they are checked, and what they decide.
 
 A system's options are one type, in the words of its page in `conf/systems/`. The harness makes one
-of what a user asked for, and the program decodes the part it is told with the same type
+from the configuration, and the program decodes its part of them with the same type
 (`tpi.program.spec.own_options`). Defaults of computing are those of `tpi.options`.
 """
 
@@ -21,7 +21,7 @@ class SystemOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Base of the options of every system; a subclass checks its own in `__post_init__`.
 
     Attributes:
-        fixed: How the system computes, whatever it is asked.
+        fixed: Settings of computing that no option changes.
         told: Options that the program is told beside how it computes.
         shown: Options that the text of a simulated plan names.
         about: A sentence for each option that `--help` lists.
@@ -55,7 +55,7 @@ class SystemOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         return {name: getattr(self, name) for name in self.told}
 
     def _set(self, name: str, value: object) -> None:
-        """Replace what a user wrote by what it means; in `__post_init__` only."""
+        """Replace a user's text by its value; in `__post_init__` only."""
         force_setattr(self, name, value)
 
 

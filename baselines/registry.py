@@ -57,8 +57,34 @@ def reference_cost(inputs: CostInputs, model: ModelConfig | None = None) -> Pred
 
 
 def simulate(run: SimRun, calibration: Calibration) -> SimOutcome:
-    """Simulate one start of the system that a run names; see `System.simulate`."""
-    return find_system(run.system).simulate(run, calibration)
+    """Simulate one start with one warm request of the system that a run names.
+
+    Raises:
+        ConfigError: It is not simulated, or options that the program would refuse.
+        ResourceError: A memory budget that cannot work, as in the program.
+    """
+    system = find_system(run.system)
+    if not system.simulator:
+        names = ", ".join(system.name for system in all_systems() if system.simulator)
+        raise ConfigError(f"testbed=sim: {system.name} is not simulated; choose among {names}")
+    _check(run)
+    outcome: SimOutcome = pkgutil.resolve_name(system.simulator)(run, calibration)
+    return outcome
+
+
+def _check(run: SimRun) -> None:
+    if not run.devices or len(run.links) != len(run.devices):
+        raise ConfigError(
+            f"testbed=sim: {len(run.devices)} devices and {len(run.links)} links, expected as many"
+        )
+    if run.prompt_tokens < 1 or run.new_tokens < 1:
+        raise ConfigError(
+            f"testbed=sim: {run.prompt_tokens} prompt tokens and {run.new_tokens} new ones, "
+            "expected at least 1 each"
+        )
+    for rank, device in enumerate(run.devices):
+        if not device.cores > 0 or (device.disk_read_bps is not None and device.disk_read_bps <= 0):
+            raise ConfigError(f"testbed=sim: rank {rank}: cores and disk must be > 0: {device}")
 
 
 @cache

@@ -1,8 +1,8 @@
 """What simulated schedules share: one start and one request of ranks that compute and send.
 
-`SimEngine` has the ranks' clocks and makes a request of steps; a system's own engine says what a
-step is. `serve` loads what stays in memory, fills the windows (in the real run a warm-up request
-has left them so), serves one request, and makes the events of it.
+`SimEngine` has the ranks' clocks and makes a request of steps; a system's own engine defines a
+step. `serve` loads what stays in memory, fills the windows (as a warm-up request does in a real
+run), serves one request, and makes its events.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -87,11 +87,8 @@ def serve(
 ) -> SimOutcome:
     """One start and one request.
 
-    Args:
-        engine: Of the system.
-        rss: Peak memory of each rank.
-        kept: Bytes that each reads before it is ready.
-        windows: What each says of its window when it is ready.
+    By rank: `rss` is the peak memory, `kept` the bytes read before it is ready, and `windows` what
+    its `ready` event says about its window.
     """
     run = engine.run
     anon = tuple(max(0, peak - MAPPED_BYTES) for peak in rss)
@@ -115,7 +112,7 @@ def serve(
 
 
 def _left_out(run: SimRun, anon: tuple[int, ...]) -> tuple[str, ...]:
-    """What the model leaves out of this run, in words."""
+    """The effects on this run that the simulator leaves out, in words."""
     found = []
     if any(link.loss_frac for link in run.links):
         found.append("packet loss is not simulated: nothing is sent twice")
@@ -125,7 +122,7 @@ def _left_out(run: SimRun, anon: tuple[int, ...]) -> tuple[str, ...]:
 
 
 def resident(devices: tuple[SimDevice, ...], peaks: tuple[int, ...]) -> tuple[int, ...]:
-    """Of what each rank needs, what is in memory at once: never more than its device has."""
+    """The part of each rank's need that is in memory at once: at most what its device has."""
     return tuple(
         peak if device.memory is None else min(peak, device.memory)
         for device, peak in zip(devices, peaks, strict=True)

@@ -1,4 +1,4 @@
-"""The forms in which one set of weights lies on disk.
+"""The forms in which one set of weights is stored on disk.
 
 The numbers are the same in all: block files of shards (`tpi`, its kin, Galaxy, and the pipeline,
 whose devices read their layers from the shards of one device), a Hugging Face folder, a GGUF file.
@@ -17,7 +17,7 @@ _HASH_BPS = 0.8e9  # SHA-256, once for new shards
 
 @dataclass(frozen=True, slots=True)
 class WeightFormat:
-    """One form; `shard_plan` of shards only, `file_type` of what has to do with GGUF.
+    """One form; only shards have a `shard_plan`, only GGUF and its numbers a `file_type`.
 
     Attributes:
         kind: "shards", "hf", "gguf", or "dequantized": the numbers of a GGUF file, for reference.
@@ -29,7 +29,7 @@ class WeightFormat:
 
     @property
     def words(self) -> str:
-        """What it is, for people."""
+        """Its name for people."""
         if self.shard_plan is not None:
             return f"shards for devices={self.shard_plan.world_size}"
         if self.kind == "gguf":
@@ -51,7 +51,7 @@ HF = WeightFormat("hf")
 
 
 def reference_format(form: WeightFormat) -> WeightFormat:
-    """What the reference reads to check a system that reads `form`.
+    """The form that the reference reads to check a system that reads `form`.
 
     A quantized file holds other numbers than the checkpoint, and no honest arithmetic gives the
     checkpoint's tokens from them; so the reference is Transformers on the file's own numbers.

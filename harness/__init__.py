@@ -1,1 +1,1 @@
-"""The harness: config to runs, runs to events, events to verdicts. Read `runner.py` first."""
+"""The harness: config to runs, runs to events, events to verdicts."""

@@ -8,43 +8,27 @@ import importlib
 import sys
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from typing import NamedTuple
 
 from harness.run.signals import ignore_signals, write_nowhere
 from tpi.errors import EXIT_INTERRUPTED, EXIT_OK, ConfigError, TpiError
 
-
-class Verb(NamedTuple):
-    """The module that a verb calls, and what `lab --help` says of it."""
-
-    module: str
-    help: str
-
-
-VERBS: Mapping[str, Verb] = {
-    "doctor": Verb(
-        "testbed.doctor.doctor", "say what this machine can emulate, and what is missing"
-    ),
-    "image": Verb("testbed.image.main", "build the image of emulated devices"),
-    "calibrate": Verb("harness.calibrate.main", "measure this machine for the simulator"),
-    "demo": Verb("harness.demo", "write the small checkpoint of make demo"),
-    "paper": Verb("harness.paper.main", "run what the paper's tables and figures need"),
-    "render": Verb(
-        "results.paper.render.main", "draw the paper's tables and figures from run records"
-    ),
-    "report": Verb("results.paper.report.main", "write one HTML file from run records"),
-    "claims": Verb("results.paper.claims.judge", "judge the paper's claims by run records"),
-    "publish": Verb("results.paper.render.publish", "copy exhibits with the records behind them"),
-    "allreduce-study": Verb("harness.paper.allreduce_study", "time allreduces on emulated links"),
-    "validate": Verb(
-        "results.paper.cells.sim_compare", "set the simulator beside measured records"
-    ),
-    "published-memory": Verb(
-        "results.paper.authors_model.memory", "predict the paper's memory cells"
-    ),
-    "published-times": Verb("results.paper.authors_model.times", "predict the paper's times"),
-    "trace": Verb("results.records.trace_file", "write a traced run's spans for ui.perfetto.dev"),
-    "regression": Verb("harness.regression.main", "compare this tree with its base commit"),
+# What a verb calls, and what `lab --help` says of it.
+VERBS: Mapping[str, tuple[str, str]] = {
+    "doctor": ("testbed.doctor.doctor", "say what this machine can emulate, and what is missing"),
+    "image": ("testbed.image.main", "build the image of emulated devices"),
+    "calibrate": ("harness.calibrate.main", "measure this machine for the simulator"),
+    "demo": ("harness.demo", "write the small checkpoint of make demo"),
+    "paper": ("harness.paper.main", "run what the paper's tables and figures need"),
+    "render": ("results.paper.render.main", "draw the paper's tables and figures from run records"),
+    "report": ("results.paper.report.main", "write one HTML file from run records"),
+    "claims": ("results.paper.claims.judge", "judge the paper's claims by run records"),
+    "publish": ("results.paper.render.publish", "copy exhibits with the records behind them"),
+    "allreduce-study": ("harness.paper.allreduce_study", "time allreduces on emulated links"),
+    "validate": ("results.paper.cells.sim_compare", "set the simulator beside measured records"),
+    "published-memory": ("results.paper.authors_model.memory", "predict the paper's memory cells"),
+    "published-times": ("results.paper.authors_model.times", "predict the paper's times"),
+    "trace": ("results.records.trace_file", "write a traced run's spans for ui.perfetto.dev"),
+    "regression": ("harness.regression.main", "compare this tree with its base commit"),
 }
 
 
@@ -56,9 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name in ("--help", "-h"):
             sys.stdout.write(help_text())
             return EXIT_OK
-        verb = _verb(name)
+        module = _module(name)
         command = f"lab {name}"
-        status: int = importlib.import_module(verb.module).main(args)
+        status: int = importlib.import_module(module).main(args)
     except TpiError as exc:
         sys.stderr.write(f"{command}: {' '.join(str(exc).split())}\n")
         return exc.exit_status
@@ -86,16 +70,16 @@ def help_text() -> str:
         "",
         "Everything around a measurement; `python run.py` measures.",
         "",
-        *(f"  {name:<{width}}{verb.help}" for name, verb in VERBS.items()),
+        *(f"  {name:<{width}}{about}" for name, (_, about) in VERBS.items()),
         "",
         "lab VERB --help describes the arguments of a verb.",
     ]
     return "\n".join(lines) + "\n"
 
 
-def _verb(name: str) -> Verb:
+def _module(name: str) -> str:
     if name in VERBS:
-        return VERBS[name]
+        return VERBS[name][0]
     close = get_close_matches(name, VERBS, n=1)
     hint = f"did you mean {close[0]}?" if close else "see lab --help"
     raise ConfigError(f"unknown verb {name!r}; {hint}")

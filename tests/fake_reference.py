@@ -10,7 +10,7 @@ from baselines.transformers.reference import read_job
 
 def main() -> None:
     """Answer the job in the file that is named."""
-    job, out = read_job(Path(sys.argv[1]))
+    job, out = read_job(Path(sys.argv[1])), Path(sys.argv[2])
     calls = os.environ.get("FAKE_REFERENCE_CALLS")
     if calls is not None:
         with Path(calls).open("a") as file:

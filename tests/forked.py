@@ -18,13 +18,13 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Self
 
-from baselines.galaxy import setup as galaxy_setup
+from baselines.galaxy import engine as galaxy_engine
 from baselines.transformers import collectives, gloo
 from baselines.transformers import loading as huggingface
 from tpi.program import host, node
 
 # What programs import, but no program itself: that one must run as `__main__`.
-_OURS = (collectives, galaxy_setup, gloo, host, huggingface, node)
+_OURS = (collectives, galaxy_engine, gloo, host, huggingface, node)
 _LIBRARIES = (
     "torch.distributed.tensor",
     "transformers.distributed.configuration_utils",

@@ -1,6 +1,7 @@
 """Imports go one way, some modules stay free of torch, and nothing shipped can run foreign code."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -123,3 +124,46 @@ def test_modules_that_must_start_fast_import_no_torch():
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def _runtime_imports(tree: ast.AST) -> set[str]:
+    """Modules that a file imports anywhere but for type checkers alone."""
+    found = set()
+    todo = [tree]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            todo += node.orelse
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        todo += ast.iter_child_nodes(node)
+    return found
+
+
+def import_circle(sources: dict[str, str]) -> list[str]:
+    """Modules that import each other in a circle, those in functions included; [] if none do."""
+    graph = {
+        name: {m for m in _runtime_imports(ast.parse(text)) if m in sources and m != name}
+        for name, text in sources.items()
+    }
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as exc:
+        return list(exc.args[1])
+    return []
+
+
+def test_no_modules_import_each_other():
+    names = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in FILES}
+    sources = {name.removesuffix(".__init__"): p.read_text() for name, p in names.items()}
+    assert import_circle(sources) == []
+
+
+def test_circles_are_seen():
+    inside = "def f():\n    from p import a"
+    for_types = "if TYPE_CHECKING:\n    from p import a"
+    assert set(import_circle({"p": "", "p.a": "import p.b", "p.b": inside})) == {"p.a", "p.b"}
+    assert import_circle({"p": "", "p.a": "import p.b", "p.b": for_types}) == []

@@ -14,7 +14,6 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from harness.config.command_line import CONF_DIR
 from harness.config.compose import compose
 from harness.lab import VERBS
-from harness.paper import allreduce_study as study
 from harness.paper.allreduce_file import read_points
 from results.paper.cell import VALIDATION
 from results.paper.cells.load import open_result_set
@@ -24,6 +23,7 @@ from results.paper.render import markdown as paper_tables
 from results.paper.render import validation_table
 from results.records.comparison_table import markdown
 from results.records.store import RunStore
+from tests import study_table
 
 ROOT = Path(__file__).parent.parent
 PUBLISHED = ROOT / "results" / "published"
@@ -126,7 +126,7 @@ def test_claims_are_what_their_records_give():
 
 @pytest.mark.parametrize(("name", "text"), blocks("study"), ids=lambda each: each[:20])
 def test_study_is_what_its_figures_give(name, text):
-    assert text == study.markdown(read_points(PUBLISHED / name)).strip()
+    assert text == study_table.markdown(read_points(PUBLISHED / name)).strip()
 
 
 def test_records_of_the_paper_are_those_whose_hashes_are_listed():

@@ -1,10 +1,9 @@
 """What the two Accelerate baselines share: offloaded weights, and how long each layer waits.
 
-Accelerate brings the weights of a module in before its forward pass and drops them after it, by
-hooks; `HookClock` times these, as spans of the block that the module belongs to. Its reads go
-through the page cache, by memory maps: what the hooks convert or copy they read themselves, but
-weights that stay views of a file come in during the multiplication, where nobody can tell reading
-from computing.
+Accelerate's hooks bring the weights of a module in before its forward pass and drop them after it.
+`_time_hooks` times them, as spans of the block that the module belongs to. Reads go through the
+page cache, by memory maps. The hooks read what they convert or copy. Weights that stay views of a
+file are read during the multiplication, where reading cannot be told from computing.
 """
 
 import re
@@ -12,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import accelerate
 from accelerate.hooks import AlignDevicesHook, SequentialHook
@@ -41,24 +40,23 @@ def block_of(module: str) -> tuple[str, int]:
     return ("head", 0) if module in ("lm_head", "model.norm") else ("", 0)
 
 
-class HookClock:
-    """Adds up the seconds that a model's offloading hooks take: `wait_weights` of its tracer."""
+def _time_hooks(model: Any, tracer: Tracer) -> int:
+    """Trace a model's offloading hooks as `wait_weights` of their blocks; returns how many."""
+    num_hooks = 0
+    for name, module in model.named_modules():
+        for hook in _offloading(getattr(module, "_hf_hook", None)):
+            for part in ("pre_forward", "post_forward"):
+                setattr(hook, part, _timed(getattr(hook, part), tracer, block_of(name)))
+            num_hooks += 1
+    return num_hooks
 
-    def __init__(self, model: Any) -> None:
-        self.tracer = Tracer()
-        self.num_hooks = 0
-        for name, module in model.named_modules():
-            for hook in _offloading(getattr(module, "_hf_hook", None)):
-                hook.pre_forward = self._timed(hook.pre_forward, block_of(name))
-                hook.post_forward = self._timed(hook.post_forward, block_of(name))
-                self.num_hooks += 1
 
-    def _timed(self, call: Callable[..., Any], block: tuple[str, int]) -> Callable[..., Any]:
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            with self.tracer.span("wait_weights", *block):
-                return call(*args, **kwargs)
+def _timed(call: Callable[..., Any], tracer: Tracer, block: tuple[str, int]) -> Callable[..., Any]:
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        with tracer.span("wait_weights", *block):
+            return call(*args, **kwargs)
 
-        return timed
+    return timed
 
 
 def _offloading(hook: Any) -> Iterator[Any]:
@@ -74,18 +72,15 @@ class OffloadedModel(Generator):
     """A model whose weights live on disk; its offload folder goes when it is left."""
 
     def __init__(self, model: Any, folder: OffloadFolder, *notes: str) -> None:
-        clock = HookClock(model)
-        self.tracer = clock.tracer
+        self.tracer = Tracer()
+        num_hooks = _time_hooks(model, self.tracer)
         self._folder = folder
         super().__init__(
             model,
             accelerate=accelerate.__version__,
-            offloaded_modules=clock.num_hooks,
-            notes=[_READS if clock.num_hooks else _FITS, *notes],
+            offloaded_modules=num_hooks,
+            notes=[_READS if num_hooks else _FITS, *notes],
         )
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *exc_info: object) -> None:
         self._folder.cleanup()

@@ -1,7 +1,7 @@
 """Accelerate's schedules: what it keeps in memory, and what every pass reads again.
 
-Today's brings every module's weights in as its forward begins, through the page cache; that of
-2024 likewise, from files of its own in the dtype of the arithmetic.
+Both bring a module's weights in through the page cache when its forward pass begins. The version
+of 2024 reads them from files of its own, in the dtype of the arithmetic.
 """
 
 from baselines.transformers.schedule import LibraryPlan, fitting_bytes, num_elements, serve
@@ -28,7 +28,7 @@ def accelerate(run: SimRun, calibration: Calibration) -> SimOutcome:
         if casts
         else offloaded / calibration.page_in_bps
     )
-    # What is cast leaves its file mapped, page by page.
+    # Weights that are cast leave their file mapped, page by page.
     mapped = fitting_bytes(run.devices[0], anon, offloaded) if casts else largest // 2
     plan = LibraryPlan(
         anon=anon, steady=anon,
@@ -41,7 +41,7 @@ def accelerate(run: SimRun, calibration: Calibration) -> SimOutcome:
 
 
 def _kept(run: SimRun, weights: int, largest: int) -> int:
-    """Bytes of weights that stay in memory: all modules but for room for the largest."""
+    """Bytes of weights that stay in memory: as many as leave room for the largest module."""
     limit = run.options.get("max_memory")
     if limit is None:
         return 0

@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from baselines.accelerate.program import AccelerateOptions
-from baselines.accelerate.program_2024 import Accelerate2024Options
+from baselines.accelerate.program import Accelerate2024Options, AccelerateOptions
 from baselines.cost_inputs import CostInputs, Prediction
 from baselines.transformers.system import BASE_BYTES, LibrarySystem
 from tpi.model_config import DTYPE_BYTES
@@ -39,7 +38,7 @@ class Accelerate2024System(LibrarySystem[Accelerate2024Options]):
 
 
 def _reading(plain: Prediction, inputs: CostInputs, num_bytes: int) -> Prediction:
-    """The same with so many bytes read before each pass."""
+    """The same prediction, with so many bytes read before each pass."""
     read_s = num_bytes / inputs.read_bps()
     return replace(
         plain,
@@ -67,7 +66,7 @@ SYSTEMS = (
     Accelerate2024System(
         "accelerate-2024",
         Accelerate2024Options,
-        ("-m", "baselines.accelerate.program_2024"),
+        ("-m", "baselines.accelerate.program"),
         "baselines.accelerate.schedule:accelerate_2024",
         order=31,
     ),

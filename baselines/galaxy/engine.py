@@ -3,26 +3,43 @@
 Between the blocks each rank has the residual stream of its own tile of rows. A block begins with
 its norm on these rows, which all ranks then gather, tile by tile, multiplying each while the next
 one travels; it ends with a product whose tiles are summed on their way round the ring, each made
-while the sum of the one before travels. Read `GalaxyEngine._forward`, then `_Prefill.run`.
+while the sum of the one before travels. `setup` puts the parts of one rank together.
 """
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TypeVar
 
 import torch
+from msgspec.structs import replace
 
+from baselines.galaxy.options import GalaxyOptions
 from baselines.galaxy.ring import Place, Ring, RingSender
 from baselines.galaxy.tiles import last_owner, make_tiles, splits_rows
+from tpi.build_engine import (
+    OnWait,
+    make_allreduce,
+    make_broadcast,
+    open_components,
+    plan_rank,
+)
 from tpi.comm.allreduce import Reducer, check_finite
 from tpi.comm.broadcast import Broadcast, StepBroadcast
-from tpi.comm.transport import Recv, Send
+from tpi.comm.transport import Recv, Send, Transport
 from tpi.comm.vector import as_bytes
 from tpi.comm.wire import Expect, Op
 from tpi.engine import Engine, EngineComponents
+from tpi.errors import ConfigError
 from tpi.model.rope import apply_rope
+from tpi.options import ComputeOptions
+from tpi.planner.memory import WindowChoice
+from tpi.program.node import OpenedEngine, Setup, read_shard
+from tpi.program.spec import NodeSpec, own_options
 from tpi.ranks import MASTER_RANK
+from tpi.trace import Tracer
+from tpi.weights.blockfile import Manifest
 from tpi.weights.shard import BlockId, ShardPlan
+from tpi.weights.window import Window
 
 _Weights = Mapping[str, torch.Tensor]
 _T = TypeVar("_T")
@@ -175,3 +192,48 @@ class _Prefill:
                 payload = as_bytes(last_1D.view(-1))
                 transport.transfer([Send(MASTER_RANK, header, payload)], [])
         return last_1D
+
+
+@contextmanager
+def open_galaxy(
+    manifest: Manifest,
+    transport: Transport,
+    options: ComputeOptions,
+    tracer: Tracer,
+    on_wait: OnWait | None = None,
+    *,
+    overlap: bool = True,
+) -> Iterator[tuple[Engine, Window, WindowChoice]]:
+    """Put one rank's engine together, as `open_engine` does."""
+    choice = plan_rank(manifest, options)
+    with (
+        open_components(manifest, transport, options, choice, tracer, on_wait) as components,
+        RingSender(transport, tracer, overlap=overlap) as courier,
+    ):
+        engine = GalaxyEngine(
+            components, make_broadcast(components), make_allreduce(components),
+            plan=manifest.plan, courier=courier,
+        )  # fmt: skip
+        components.window.start()
+        yield engine, components.window, choice
+
+
+def setup(spec: NodeSpec) -> Setup:
+    """Galaxy, from a spec.
+
+    Raises:
+        ConfigError, WeightsError: options or a folder that cannot be used.
+    """
+    overlap = own_options(spec, GalaxyOptions).overlap
+    options = replace(spec.compute, **GalaxyOptions.fixed)
+    if options.max_batch != 1:
+        raise ConfigError(f"galaxy: runs with batch 1, max_batch is {options.max_batch}")
+    manifest = read_shard(spec, spec.rank, spec.world_size)
+
+    def open_it(transport: Transport, tracer: Tracer, on_wait: OnWait) -> OpenedEngine:
+        return open_galaxy(manifest, transport, options, tracer, on_wait, overlap=overlap)
+
+    agreed = (
+        "galaxy", manifest.plan_digest, options.dtype, options.max_tokens, options.prefill_chunk,
+    )  # fmt: skip
+    return Setup(manifest, agreed, peer_links=True, open=open_it)

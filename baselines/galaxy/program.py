@@ -1,44 +1,24 @@
 """Galaxy (arXiv 2405.17245), tensor and sequence parallel: `-m baselines.galaxy.program SPEC`.
 
-Of the Galaxy paper it has: attention and FFN cut by heads and columns over all devices, even or
+From the Galaxy paper it has: attention and FFN cut by heads and columns over all devices, even or
 in proportion to their capability (the shard plan's shares); norms and residuals cut along the
 sequence; ring reduce-scatter and all-gather between the two in place of allreduce; and in prefill
-the tile-wise overlap of ring steps with matrix products. It has not: the planner that profiles
-the devices and searches for shares, which are given here. Nothing is known of decoding there: one
-token cannot be cut along the sequence, so here the ring then runs over the width. Weights are
-resident. `baselines/galaxy/engine.py` has the passes, `ring.py` the rings.
+the tile-wise overlap of ring steps with matrix products. It lacks the planner
+that profiles the devices and searches for shares; shares are given here. The paper does not
+describe decoding. One token cannot be cut along the sequence, so here the ring then runs over the
+width. Weights are resident. `baselines/galaxy/engine.py` has the passes, `ring.py` the rings.
 """
 
 import sys
-from typing import ClassVar
 
-from baselines.options import Shared
-from baselines.validators import check_flag
 from tpi.program.host import main
 from tpi.program.model import OpenedModel
 from tpi.program.spec import NodeSpec
 
 
-class GalaxyOptions(Shared, frozen=True, kw_only=True):
-    """Weights are resident, and what is summed in decoding goes round the ring, unrounded."""
-
-    fixed: ClassVar = {
-        "window": None, "memory_budget": None, "allreduce": "ring", "wire_dtype": "float32"
-    }  # fmt: skip
-    told: ClassVar = ("overlap",)
-    shown: ClassVar = ("overlap",)
-    about: ClassVar = {"overlap": "of ring steps and products in prefill"}
-    where: ClassVar = "systems.galaxy."
-    overlap: bool = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_flag(f"{self.where}overlap", self.overlap)
-
-
 def open_model(spec: NodeSpec) -> OpenedModel:
     """Open one rank's part."""
-    from baselines.galaxy.setup import setup  # loads torch, after its threads are set
+    from baselines.galaxy.engine import setup  # loads torch, after its threads are set
     from tpi.program.node import open_node
 
     return open_node(spec, setup)

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from queue import SimpleQueue
-from types import TracebackType
 from typing import Self
 
 import torch
@@ -22,17 +21,15 @@ from tpi.comm.wire import Expect, FrameHeader, FrameType, Op, WireDtype
 from tpi.ranks import Ranks
 from tpi.trace import Tracer
 
-Tiles = Sequence[tuple[int, int]]
+Tiles = Sequence[tuple[int, int]]  # rows of each rank, as half-open ranges
 _Load = tuple[Sequence[Send], Sequence[Recv]]
 
 
 class RingSender:
     """Moves frames while the caller does something else; a context manager that ends its thread.
 
-    Args:
-        transport: The connected ranks; nobody else may use it while a `carry` is open.
-        tracer: Gets "allreduce": how long the caller itself waits.
-        overlap: Whether transfers run in a thread; else they come before the caller's work.
+    Nobody else may use `transport` while a `carry` is open. `tracer` gets "allreduce": how long the
+    caller itself waits. Without `overlap`, transfers come before the caller's work.
     """
 
     def __init__(self, transport: Transport, tracer: Tracer, *, overlap: bool) -> None:
@@ -89,12 +86,7 @@ class RingSender:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         if self._overlap:
             self._loads.put(None)
             self._thread.join()
@@ -128,13 +120,10 @@ class Ring:
     def gather(
         self, rows_SD: torch.Tensor, tiles: Tiles, place: Place, use: Callable[[int, int], None]
     ) -> None:
-        """Fill in the other ranks' rows, and use every tile while the next one travels.
+        """Fill in the other ranks' rows, and `use` every tile while the next one travels.
 
-        Args:
-            rows_SD: Room for all rows, float32; this rank's tile is there.
-            tiles: Rows of each rank, as half-open ranges.
-            place: For the frames.
-            use: Called with the range of each tile that has rows, this rank's first.
+        `rows_SD` has room for all rows, float32, and this rank's tile. `use` gets the range of each
+        tile that has rows, this rank's first.
         """
         for turn in range(self._size):
             here = tiles[(self._rank - turn) % self._size]
@@ -155,13 +144,8 @@ class Ring:
     ) -> torch.Tensor:
         """Sum every tile over all ranks; each part is made while the previous sum travels.
 
-        The order of the sum of a tile is that of the ring, beginning behind its owner.
-
-        Args:
-            width: Elements of a row.
-            tiles: Rows of each rank, as half-open ranges.
-            place: For the frames.
-            make: Returns this rank's part of the rows of a range, in new float32 memory.
+        A tile is summed in the order of the ring, beginning behind its owner. `make` returns this
+        rank's part of the rows of a range, in new float32 memory.
 
         Shapes: -> (rows of this rank's tile, width).
         """

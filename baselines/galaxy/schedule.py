@@ -13,27 +13,17 @@ from testbed.sim.base import SimOutcome, SimRun
 from testbed.sim.calibration import Calibration
 from testbed.sim.devices import Span
 from testbed.sim.network import Ints
-from testbed.sim.rank_plans import RankPlan, plan_ranks
 from testbed.sim.ring_turns import Turn, end_turn, make_turn, start_turn
 from tpi.ranks import MASTER_RANK
-from tpi.weights.shard import ShardPlan
 
 
 class GalaxyEngine(Engine):
     """All ranks of one session of Galaxy."""
 
-    def __init__(
-        self,
-        run: SimRun,
-        calibration: Calibration,
-        ranks: tuple[RankPlan, ...],
-        plan: ShardPlan,
-        *,
-        overlap: bool,
-    ) -> None:
-        super().__init__(run, calibration, ranks)
-        self._plan = plan
-        self._overlap = overlap
+    def __init__(self, run: SimRun, calibration: Calibration) -> None:
+        super().__init__(run, calibration)
+        plan, ranks = self.plan, self.ranks
+        self._overlap = bool(run.options.get("overlap", True))
         self._courier_ns = self.costs.on_cores(calibration.sum_call_s)
         heads = np.array([s.local_num_heads for s in plan.shares], dtype=np.float64)
         kv = np.array([s.local_num_kv_heads for s in plan.shares], dtype=np.float64)
@@ -47,15 +37,15 @@ class GalaxyEngine(Engine):
 
     def walk(self, rows: int, start: int) -> None:
         """All layers; cut along the rows where there are enough of them."""
-        if not splits_rows(self._plan, rows):
+        if not splits_rows(self.plan, rows):
             super().walk(rows, start)
             return
-        tiles = make_tiles(self._plan, rows)
+        tiles = make_tiles(self.plan, rows)
         counts = np.array([stop - begin for begin, stop in tiles])
         prefill = _Prefill(self, counts)
         heads = [rank.heads for rank in self.ranks]
         attend = self.costs.on_cores(self.costs.attend(rows, start, heads))
-        # Each rank has its part of the elements: rows of the norms, columns of what is gated.
+        # Each rank has its part of the elements: rows of the norms, columns of the gate.
         block_ns = self.costs.on_cores(self.costs.block(max(1, rows // self.network.size)))
         for layer in range(len(self.layers)):
             for kind, middle in (("attn", attend), ("ffn", np.zeros_like(attend))):
@@ -111,9 +101,7 @@ class GalaxyEngine(Engine):
 
 def simulate(run: SimRun, calibration: Calibration) -> SimOutcome:
     """Tensor and sequence parallelism on rings."""
-    plan, ranks = plan_ranks(run)
-    overlap = bool(run.options.get("overlap", True))
-    return serve_ranks(GalaxyEngine(run, calibration, ranks, plan, overlap=overlap))
+    return serve_ranks(GalaxyEngine(run, calibration))
 
 
 class _Prefill:

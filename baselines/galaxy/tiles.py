@@ -2,7 +2,7 @@
 
 A tile is the rows (positions) that one rank owns between the blocks: it holds their residual
 stream and norms them. A rank that lacks heads or columns has no norm weights of that block, so it
-owns no rows, and only hands on what passes.
+owns no rows and only passes frames on.
 """
 
 from itertools import pairwise

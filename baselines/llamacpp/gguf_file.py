@@ -8,12 +8,13 @@ quantizer, in a process of its own. What the file holds is in `gguf_layout.py`.
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from baselines.llamacpp.gguf_header import gguf_header
 from baselines.llamacpp.gguf_layout import (
     ALIGN_BYTES,
     FILE_TYPES,
@@ -21,6 +22,7 @@ from baselines.llamacpp.gguf_layout import (
     QUANTIZED,
     GgufTensor,
     file_rows,
+    gguf_architecture,
     gguf_tensors,
     problems,
     required_gguf_bytes,
@@ -31,7 +33,7 @@ from tpi.errors import ConfigError
 from tpi.files import sync_folder
 from tpi.model_config import ModelConfig, config_to_json
 from tpi.weights.checkpoint import TensorSource, row_chunks
-from tpi.weights.dtypes import RawArray, convert
+from tpi.weights.dtypes import RAW_DTYPES, RawArray, convert
 from tpi.weights.journal import JOURNAL_FILE, Journal
 from tpi.weights.layout import align_up
 from tpi.weights.newfile import (
@@ -43,8 +45,8 @@ from tpi.weights.newfile import (
     write_error,
 )
 
-__all__ = ["MODEL_FILE", "make_gguf", "problems", "required_gguf_bytes", "write_gguf"]
-
+_GGML_TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+_LLAMA_TYPES = {"float32": "ALL_F32", "float16": "MOSTLY_F16", "bfloat16": "MOSTLY_BF16"}
 _PLAIN_FILE = "plain.gguf"
 _SPARE_BYTES = 16 << 20
 
@@ -53,12 +55,6 @@ def make_gguf(
     source: TensorSource, folder: Path, file_type: str, progress: Progress | None = None
 ) -> None:
     """Make `folder/model.gguf`, or leave it where an earlier call made the same.
-
-    Args:
-        source: What to write.
-        folder: Made if missing.
-        file_type: float32, float16, bfloat16, q8_0 or q4_0.
-        progress: Called with (bytes done, bytes in all) every now and then.
 
     Raises:
         ConfigError: llama.cpp cannot run such a file, or the folder holds something else.
@@ -90,11 +86,7 @@ def write_gguf(
 ) -> None:
     """Write one GGUF file of plain numbers under its name, whole or not at all.
 
-    Args:
-        source: What to write.
-        path: The file; its folder must exist.
-        file_type: float32, float16 or bfloat16; norms and biases stay float32.
-        progress: Called with (bytes done, bytes in all) after every chunk.
+    Norms and biases stay float32.
 
     Raises:
         ConfigError: llama.cpp cannot run such a file.
@@ -115,6 +107,57 @@ def write_gguf(
             queue.pad(file, align_up(file.num_bytes, ALIGN_BYTES))
         queue.finish(file).result()
     sync_folder(path.parent)
+
+
+def gguf_header(model: ModelConfig, tensors: Sequence[GgufTensor], file_type: str) -> bytes:
+    """All bytes before the first tensor.
+
+    The package `gguf` writes whole tensors only, so it is asked for the bytes before them.
+    """
+    # Only here: the harness plans without it.
+    import gguf
+
+    writer = gguf.GGUFWriter(None, gguf_architecture(model))
+    writer.add_file_type(gguf.LlamaFileType[_LLAMA_TYPES[file_type]])
+    _describe(writer, model)
+    for tensor in tensors:
+        kind = gguf.GGMLQuantizationType[_GGML_TYPES[tensor.dtype]]
+        dtype = RAW_DTYPES[tensor.dtype]
+        writer.add_tensor_info(tensor.name, tensor.shape, dtype, tensor.num_bytes, kind)
+    data = _written(writer)
+    return data.ljust(align_up(len(data), ALIGN_BYTES), b"\0")
+
+
+def _describe(writer: Any, model: ModelConfig) -> None:
+    import gguf
+
+    # Token ids go in and come out; a vocabulary of words is never needed.
+    writer.add_tokenizer_model("none")
+    writer.add_vocab_size(model.vocab_size)
+    writer.add_context_length(model.max_positions)
+    writer.add_block_count(model.num_layers)
+    writer.add_embedding_length(model.hidden_size)
+    writer.add_feed_forward_length(model.ffn_size)
+    writer.add_head_count(model.num_heads)
+    writer.add_head_count_kv(model.num_kv_heads)
+    writer.add_key_length(model.head_size)
+    writer.add_value_length(model.head_size)
+    writer.add_layer_norm_rms_eps(model.rms_eps)
+    writer.add_rope_dimension_count(model.head_size)
+    writer.add_rope_freq_base(model.rope_theta)
+    if model.rope.kind == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(model.rope.factor)
+
+
+def _written(writer: Any) -> bytes:
+    with tempfile.TemporaryDirectory(prefix="tpi-gguf-") as folder:
+        path = Path(folder) / "header"
+        writer.write_header_to_file(path)
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        writer.close()
+        return path.read_bytes()
 
 
 def _refuse(model: ModelConfig, file_type: str) -> None:

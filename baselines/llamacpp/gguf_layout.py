@@ -1,8 +1,8 @@
 """What a GGUF file of a model holds: tensors, their names, shapes and bytes. Pure, no I/O.
 
-llama.cpp has its own tensor names, keeps norms and biases in float32, and turns neighbouring
-elements of a head in its "llama" models, where Hugging Face turns the two halves: there the rows of
-queries and keys change places. `gguf_tensors` lists a file of plain numbers, `required_gguf_bytes`
+llama.cpp has its own tensor names and keeps norms and biases in float32. Its "llama" models rotate
+neighbouring elements of a head, where Hugging Face rotates the two halves, so the rows of queries
+and keys change places. `gguf_tensors` lists a file of plain numbers, `required_gguf_bytes`
 knows the quantized ones too, and `problems` says what llama.cpp cannot do.
 """
 

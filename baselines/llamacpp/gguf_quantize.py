@@ -1,8 +1,8 @@
 """Quantizes a GGUF file with llama.cpp: `-m baselines.llamacpp.gguf_quantize IN OUT TYPE`.
 
-`quantize` starts that program and waits for it: the library aborts where it meets what it did not
-expect, keeps its buffers, and talks much, which is all the affair of a process of its own. Settings
-are those of its own tool, `llama-quantize IN OUT TYPE`.
+`quantize` starts that program and waits for it. The library aborts on unexpected input, keeps its
+buffers and prints much, so it gets a process of its own. Settings are those of its own tool,
+`llama-quantize IN OUT TYPE`.
 """
 
 import subprocess
@@ -20,25 +20,13 @@ _POLL_S = 0.25
 
 
 def quantize(plain: Path, out: Path, file_type: str, show: Callable[[int], None]) -> None:
-    """Write `plain` as a quantized file.
-
-    Args:
-        plain: A complete file of plain numbers.
-        out: The file to make; what it holds after an error is worth nothing.
-        file_type: q8_0 or q4_0.
-        show: Called with the bytes that are written, every now and then.
+    """Write `plain` as a quantized file; `show` gets the bytes written, every now and then.
 
     Raises:
         WeightsError: llama.cpp refused, with its own words.
     """
-    command = [
-        sys.executable,
-        "-m",
-        "baselines.llamacpp.gguf_quantize",
-        str(plain),
-        str(out),
-        file_type,
-    ]
+    module = "baselines.llamacpp.gguf_quantize"
+    command = [sys.executable, "-m", module, str(plain), str(out), file_type]
     with subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -59,7 +47,7 @@ def quantize(plain: Path, out: Path, file_type: str, show: Callable[[int], None]
 
 
 def _follow(process: subprocess.Popen[str], out: Path, show: Callable[[int], None]) -> list[str]:
-    """Wait for the end, telling how long its file has grown; returns what it said."""
+    """Wait for the end, showing how large its file is; returns the lines of its log."""
     while True:
         try:
             return process.communicate(timeout=_POLL_S)[1].strip().splitlines()

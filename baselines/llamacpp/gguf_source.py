@@ -1,4 +1,4 @@
-"""Reads the numbers of a GGUF file back: what a quantized model really holds, dequantized.
+"""Reads the numbers of a GGUF file back, dequantized.
 
 Quantizing to four bits changes a model, and no honest arithmetic gives the tokens of the original.
 So the reference for a quantized file is Transformers on the file's own numbers:
@@ -18,10 +18,6 @@ from tpi.weights.dtypes import RawArray
 
 class GgufSource:
     """A `TensorSource` of float32 numbers in a file that `make_gguf` made of a model.
-
-    Args:
-        path: The file.
-        model: The model that it was made of.
 
     Raises:
         WeightsError: It cannot be read, or is not of this model.

@@ -1,4 +1,4 @@
-"""What every user of the llama.cpp library does here: collect its log, set its parameters.
+"""Helpers for users of the llama.cpp library: they collect its log and set its parameters.
 
 `llama_cpp` is imported inside of functions only: it is an optional extra, and the harness plans
 without it.
@@ -26,9 +26,8 @@ def library_log() -> "LibraryLog":
 class LibraryLog:
     """Takes the library's log over: warnings and errors go to ours, the first error is kept.
 
-    The first one names the cause; those after it only say whose call failed.
-
-    Use `library_log()`: where another one took its place, the library would call freed memory.
+    The first error names the cause; later ones only name the call that failed. Use `library_log()`:
+    if a second log replaced this one, the library would call freed memory.
     """
 
     def __init__(self) -> None:

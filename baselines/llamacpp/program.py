@@ -1,9 +1,9 @@
 """llama.cpp on one device: `python -m baselines.llamacpp.program SPEC`.
 
-The library through `llama_cpp`'s C interface, on a GGUF file of the same weights; what a user would
-pick instead. Settings are its defaults but for: threads and context, which the spec gives; flash
-attention, which is off as in `llama_cpp.Llama`; and in float32 a cache of float32, since a cache of
-float16 is not float32 arithmetic. The first largest logit is the next token, as in Transformers.
+It calls the library through `llama_cpp`'s C interface, on a GGUF file of the same weights. Settings
+are its defaults, with these exceptions: the spec gives threads and context; flash attention is off,
+as in `llama_cpp.Llama`; in float32 the cache is float32, since a float16 cache is not float32
+arithmetic. The first largest logit is the next token, as in Transformers.
 """
 
 import sys
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from baselines.library_program import main, refuse_prompt
+from baselines.library_program import LibraryModel, main, refuse_prompt
 from baselines.llamacpp.gguf_layout import MODEL_FILE
 from baselines.llamacpp.library import library_log, set_fields
 from baselines.llamacpp.options import LlamacppOptions
@@ -21,15 +21,11 @@ from tpi.errors import ResourceError, TpiError, WeightsError
 from tpi.program.spec import NodeSpec, own_options
 
 
-class LlamaCppModel:
+class LlamaCppModel(LibraryModel):
     """A model of the library with one context, which holds one sequence at a time.
 
-    Args:
-        path: A GGUF file.
-        file_type: What the file holds, for the record.
-        threads: For the prompt and for single tokens alike.
-        max_tokens: Largest prompt + new tokens of any request.
-        mmap: Map the file; else read it into memory of the process.
+    `threads` serve the prompt and single tokens alike. `max_tokens` is the largest prompt + new
+    tokens of any request. Without `mmap` the file is read into memory of the process.
 
     Raises:
         WeightsError: The library cannot use the file.
@@ -97,7 +93,7 @@ class LlamaCppModel:
         model = lib.llama_model_load_from_file(str(path).encode(), params)
         if not model:
             cause = self._log.first_error
-            # The library has one status for all; its words tell no memory from a damaged file.
+            # The library has one status for all errors; only its text names a lack of memory.
             error = ResourceError if "allocate" in cause else WeightsError
             raise error(f"{path}: llama.cpp cannot load it: {cause}")
         return model

@@ -1,4 +1,4 @@
-"""llama.cpp as a system: its GGUF file in memory, and a cache of keys and values."""
+"""llama.cpp as a system: it holds its GGUF file and a cache of keys and values."""
 
 from baselines.base import System
 from baselines.cost_inputs import MATVEC_BPS, CostInputs, Prediction
@@ -32,7 +32,7 @@ class LlamacppSystem(System[LlamacppOptions]):
     def problems(
         self, model: ModelConfig, _devices: int, dtype: str, options: LlamacppOptions
     ) -> list[str]:
-        """What of the model the library or the file's type does not know."""
+        """Parts of the model that the library or the file's type does not support."""
         from baselines.llamacpp.gguf_layout import problems  # loads NumPy
 
         return problems(model, options.file_type(dtype))

@@ -1,7 +1,7 @@
 """The pipeline's passes: a rank's own layers, then the hidden state goes to the next rank.
 
 It is TPI-LLM's engine with whole blocks of some layers: sums have one part, and a step comes from
-the rank before instead of the master. Read `PipelineEngine._forward` first.
+the rank before instead of the master.
 """
 
 import time
@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import torch
 
-from baselines.pipeline.program import PipelineOptions
+from baselines.pipeline.options import PipelineOptions
 from baselines.pipeline.stages import fixed_bytes, holds, make_stages
 from tpi.build_engine import OnWait, open_components
 from tpi.comm.allreduce import check_finite
@@ -33,7 +33,7 @@ _SHOW_LIFE_NS = 200_000_000  # between two signs of progress; heartbeats carry o
 
 
 class NoReduce:
-    """Sums of one part: looks whether it is finite, and shows that this rank gets on."""
+    """Sums of one part: checks that it is finite, and shows that this rank makes progress."""
 
     def __init__(self, ranks: Ranks, on_wait: OnWait | None) -> None:
         self._ranks = ranks
@@ -83,7 +83,7 @@ class PipelineEngine(Engine):
         *between, last = ranks.workers
         with self._tracer.span("allreduce"):
             if ranks.is_master:
-                # A slow rank in between is no reason to think that the last one hangs.
+                # A slow rank in between does not mean that the last one hangs.
                 recv = Recv(last, Expect(header), payload, through=tuple(between))
                 transport.transfer([], [recv])
             elif ranks.rank == last:
@@ -100,13 +100,12 @@ def open_pipeline(
     on_wait: OnWait | None = None,
     *,
     stage: range,
-    poison: bool = False,
 ) -> Iterator[tuple[Engine, Window, WindowChoice]]:
     """Put one rank's engine together; `manifest` has the blocks of its stage."""
     ranks = transport.ranks
     choice = plan_stage(manifest, ranks.rank, stage, options)
     with open_components(
-        manifest, transport, options, choice, tracer, on_wait, stage, poison=poison
+        manifest, transport, options, choice, tracer, on_wait, stage
     ) as components:
         link = StepBroadcast(
             transport, components.max_elements, components.model.hidden_size,

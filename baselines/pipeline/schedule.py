@@ -66,7 +66,7 @@ class PipelineEngine(SimEngine):
         self.devices.run(block, self.costs.on_cores(seconds) + paging)
 
     def _send(self, source: int, target: int, num_bytes: int, *, counts: bool) -> None:
-        """`counts`: a wait within a request is a cost; that for its beginning is nobody's."""
+        """Send a message. With `counts`, the receiver's wait is part of the request."""
         before = self.devices.now.copy()
         self.network.scatter(
             self.devices.now, source, np.array([target]), self.network.message(num_bytes)

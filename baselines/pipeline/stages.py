@@ -8,7 +8,7 @@ what each device needs.
 import heapq
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 from itertools import accumulate, pairwise
 
@@ -20,30 +20,13 @@ from tpi.ranks import MASTER_RANK
 from tpi.weights.shard import BlockId, make_shard_plan
 
 
-@dataclass(frozen=True, slots=True)
-class _Sizes:
-    """Bytes of one layer's blocks (all layers are alike) and of the LM head."""
-
-    layer: int
-    head: int
-
-    def stage(self, rank: int, num_layers: int) -> int:
-        """Bytes that a rank holds with that many layers."""
-        return num_layers * self.layer + (self.head if rank == MASTER_RANK else 0)
-
-
 def make_stages(
     model: ModelConfig, world_size: int, shares: Sequence[float] | None, storage: str
 ) -> tuple[range, ...]:
-    """Give every rank a range of layers, at least one, so that the fullest is as empty as can be.
+    """Give every rank a range of layers, at least one, so that the fullest is as empty as possible.
 
-    How full a rank is: its bytes, divided by its share. Ties go to the lower rank.
-
-    Args:
-        model: The model.
-        world_size: Devices.
-        shares: The proportions of their memories; None for all alike.
-        storage: Dtype of the stored weights.
+    `shares` are the proportions of the devices' memories, None for all alike. How full a rank is:
+    its bytes, divided by its share. Ties go to the lower rank.
 
     Raises:
         ConfigError: More devices than layers, or shares that are not numbers > 0, one a device.
@@ -51,12 +34,13 @@ def make_stages(
     found = problems(model, world_size, shares)
     if found:
         raise ConfigError(f"pipeline: {found[0]}")
-    sizes = _sizes(model, storage)
+    layer, head = _sizes(model, storage)
     weights = [Fraction(share) for share in shares or (1,) * world_size]
     counts = [1] * world_size
 
     def with_one_more(rank: int) -> tuple[Fraction, int]:
-        return sizes.stage(rank, counts[rank] + 1) / weights[rank], rank
+        num_bytes = (counts[rank] + 1) * layer + head * (rank == MASTER_RANK)
+        return num_bytes / weights[rank], rank
 
     # What fills a rank grows with each layer, so always taking the least full one is best.
     heap = [with_one_more(rank) for rank in range(world_size)]
@@ -71,7 +55,7 @@ def make_stages(
 def problems(
     model: ModelConfig, world_size: int, shares: Sequence[float] | None = None
 ) -> list[str]:
-    """Everything that keeps this model from being a pipeline of so many devices."""
+    """The reasons why this model cannot be a pipeline of so many devices."""
     found = []
     if world_size > model.num_layers:
         found.append(
@@ -87,12 +71,11 @@ def problems(
     return found
 
 
-def _sizes(model: ModelConfig, storage: str) -> _Sizes:
+def _sizes(model: ModelConfig, storage: str) -> tuple[int, int]:
+    """Bytes of one layer's blocks (all layers are alike) and of the LM head."""
     blocks = block_bytes(model, make_shard_plan(model, 1), MASTER_RANK, storage)
-    return _Sizes(
-        layer=sum(n for block, n in blocks if block.kind in ("attn", "ffn") and block.index == 0),
-        head=sum(n for block, n in blocks if block.kind == "head"),
-    )
+    layer = sum(n for block, n in blocks if block.kind in ("attn", "ffn") and block.index == 0)
+    return layer, sum(n for block, n in blocks if block.kind == "head")
 
 
 def holds(rank: int, stage: range, block: BlockId) -> bool:
@@ -104,11 +87,12 @@ def holds(rank: int, stage: range, block: BlockId) -> bool:
 
 def stage_bytes(model: ModelConfig, rank: int, stage: range, storage: str) -> int:
     """Bytes of the weights that a rank keeps in memory."""
-    return _sizes(model, storage).stage(rank, len(stage))
+    layer, head = _sizes(model, storage)
+    return len(stage) * layer + head * (rank == MASTER_RANK)
 
 
 def fixed_bytes(model: ModelConfig, rank: int, stage: range, options: ComputeOptions) -> int:
-    """Memory of a rank beside its weights; what comes from the left is the step's input."""
+    """Memory of a rank beside its weights; the rank before sends the step's input."""
     own = replace(model, num_layers=len(stage))
     parts = memory_parts(own, make_shard_plan(own, 1), MASTER_RANK, options)
     if rank != MASTER_RANK:

@@ -1,8 +1,8 @@
 """TPI-LLM's own schedule: `tpi`, `tpi-resident`, `transformers-window`, on any number of ranks.
 
 A step is what `tpi/engine.py` does: the master reads the tokens' embedding and broadcasts the
-hidden state; all walk the layers, a sum behind each block, the last one to the master alone; the
-master applies the head tile by tile. Loaders run ahead meanwhile.
+hidden state. All walk the layers, with a sum after each block; the last sum goes to the master
+alone, which applies the head tile by tile. Loaders run ahead meanwhile.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ from testbed.sim.calibration import Calibration
 from testbed.sim.collectives import Collectives
 from testbed.sim.devices import Block
 from testbed.sim.network import Ints
-from testbed.sim.rank_plans import RankPlan, plan_ranks
+from testbed.sim.rank_plans import plan_ranks
 from tpi.model_config import DTYPE_BYTES
 from tpi.options import window_word
 from tpi.planner.memory import WindowChoice
@@ -24,9 +24,10 @@ from tpi.weights.shard import BlockId
 class Engine(SimEngine):
     """All ranks of one session."""
 
-    def __init__(self, run: SimRun, calibration: Calibration, ranks: tuple[RankPlan, ...]) -> None:
+    def __init__(self, run: SimRun, calibration: Calibration) -> None:
+        self.plan, self.ranks = plan_ranks(run)
+        ranks = self.ranks
         super().__init__(run, calibration, [rank.window for rank in ranks])
-        self.ranks = ranks
         self.weights = [
             run.model.num_layers * (rank.attn + rank.ffn) + sum(rank.head) for rank in ranks
         ]
@@ -104,7 +105,7 @@ class Engine(SimEngine):
             self._sum(f"ffn.{layer}", count, to_all=layer < last)
 
     def attn_ns(self, rows: int, start: int) -> Ints:
-        """What an attn block takes each rank to compute."""
+        """The time that each rank computes an attn block."""
         heads = [rank.heads for rank in self.ranks]
         products = self.costs.products([rank.attn for rank in self.ranks], rows)
         attend = self.costs.attend(rows, start, heads)
@@ -112,7 +113,7 @@ class Engine(SimEngine):
         return self.costs.on_cores(products + attend + self.costs.block(rows)) + paging
 
     def block_ns(self, num_bytes: list[int], rows: int) -> Ints:
-        """What a block of products takes each rank to compute."""
+        """The time that each rank computes a block of products."""
         seconds = self.costs.products(num_bytes, rows) + self.costs.block(rows)
         return self.costs.on_cores(seconds) + self.costs.paging(num_bytes)
 
@@ -131,8 +132,7 @@ class Engine(SimEngine):
 
 def simulate(run: SimRun, calibration: Calibration) -> SimOutcome:
     """TPI-LLM, with or without the memory scheduler, and the scheduler alone on one device."""
-    _, ranks = plan_ranks(run)
-    return serve_ranks(Engine(run, calibration, ranks))
+    return serve_ranks(Engine(run, calibration))
 
 
 def serve_ranks(engine: Engine) -> SimOutcome:

@@ -1,4 +1,4 @@
-"""What `tpi node` serves: TPI-LLM with and without its memory scheduler, and that on one device."""
+"""The systems of `tpi node`: TPI-LLM with and without its memory scheduler, also on one device."""
 
 from typing import ClassVar, Generic
 
@@ -58,17 +58,17 @@ class TpiOptions(ResidentOptions, frozen=True, kw_only=True):
 
 
 def _checked_window(window: _Window, memory_budget: object) -> int | None:
-    """Refuse what is no window; returns the budget in bytes."""
+    """Check window and budget; returns the budget in bytes."""
     if window != ALL_BLOCKS:
         check_count("window", window, or_=ALL_BLOCKS)
     return None if memory_budget is None else check_size("memory_budget", memory_budget)
 
 
 class NodeSystem(System[Opts], Generic[Opts]):
-    """`tpi node` on every device, and what is made of its parts.
+    """`tpi node` on every device, or a program made of its parts.
 
-    Its memory comes from `tpi.planner.memory`, which a test holds to within 10 % of what is
-    measured. Its seconds are estimates, meant to be too many: they decide what is cut to fit
+    Its memory comes from `tpi.planner.memory`, which a test holds to within 10 % of
+    measurements. Its seconds are estimates, meant to be too many: they decide what is cut to fit
     `max_minutes`, nothing else.
     """
 

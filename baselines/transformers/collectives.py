@@ -1,4 +1,4 @@
-"""What collectives of torch.distributed cost: seconds spent inside, bytes that sockets sent.
+"""The cost of torch.distributed's collectives: seconds spent inside, bytes that sockets sent.
 
 gloo counts nothing. `CollectiveClock` times the functions through which Transformers reaches it
 (some microseconds a call); `sent_bytes` asks the kernel, which counts per TCP connection.

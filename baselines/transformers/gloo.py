@@ -3,7 +3,7 @@
 `GlooGroup` joins them through a store at the master's address. The master writes each request into
 the store, where workers wait for it; tensors travel over gloo. Every wait inside a request has a
 deadline, and a peer that is gone or silent is an error by name; an idle worker waits as long as
-the store lives. gloo neither encrypts nor authenticates: for networks that one trusts.
+the store lives. gloo neither encrypts nor authenticates, so the network must be trusted.
 """
 
 import json
@@ -76,7 +76,7 @@ class GlooGroup:
 
     @contextmanager
     def peers_named(self, during: str) -> Iterator[None]:
-        """Give what gloo raises the name of what happened.
+        """Turn an error of gloo into one that names what happened.
 
         Raises:
             PeerTimeoutError: Nothing came from a peer for the deadline.
@@ -124,7 +124,7 @@ class GlooGroup:
         self._num_turns += 1
 
     def close(self, *, well: bool) -> None:
-        """Leave; a master that ends `well` says so, and waits a moment for all to hear it."""
+        """Leave; a master that ends `well` tells the workers and waits a moment for them."""
         if well and self.ranks.is_master:
             self._say(None)
             names = [f"left-{rank}" for rank in self.ranks.workers]
@@ -136,7 +136,7 @@ class GlooGroup:
 
 
 def _tell_libraries(spec: NodeSpec, master: str) -> None:
-    """What torchrun would have set, and the interface that gloo is to use."""
+    """Set the variables that torchrun would set, and the interface that gloo uses."""
     host, port = parse_address(master)
     os.environ.update(
         RANK=str(spec.rank),

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from transformers.generation.streamers import BaseStreamer
 from transformers.initialization import no_init_weights
 
-from baselines.library_program import refuse_prompt
+from baselines.library_program import LibraryModel, refuse_prompt
 from tpi.errors import WeightsError, map_errors
 
 # The library is typed in part only; strict checking would refuse the rest.
@@ -43,7 +43,7 @@ class TokenStream(BaseStreamer):
         """Nothing is held back, so nothing is left."""
 
 
-class Generator:
+class Generator(LibraryModel):
     """A causal language model of the library, as the contract wants it."""
 
     def __init__(self, model: Any, **facts: Any) -> None:
@@ -63,13 +63,9 @@ class Generator:
 
 
 def load_model(folder: Path, dtype: str, threads: int, **options: Any) -> Any:
-    """Read a checkpoint folder in `dtype` ("float32", "bfloat16"); into memory, if nothing else.
+    """Read a checkpoint folder in `dtype`, that of the arithmetic; into memory, if nothing else.
 
-    Args:
-        folder: A local checkpoint.
-        dtype: Of the weights once they are loaded, and so of the arithmetic.
-        threads: Of the arithmetic.
-        options: More arguments of `from_pretrained`.
+    `options` are more arguments of `from_pretrained`.
 
     Raises:
         WeightsError: The folder is missing, damaged, or needs code or files of its own.

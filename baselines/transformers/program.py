@@ -1,7 +1,7 @@
 """Plain Transformers on one device: `python -m baselines.transformers.program SPEC`.
 
-`from_pretrained` in the dtype of the arithmetic, then `generate`, nothing tuned and nothing added:
-what a person gets who follows its documentation. `load_s` covers importing and loading. Options:
+`from_pretrained` in the dtype of the arithmetic, then `generate`, nothing tuned and nothing added,
+as its documentation says. `load_s` covers importing and loading. Options:
 
     low_cpu_mem_usage   true: weights go straight from the file to their place (all that
                         Transformers 5 does). false: the paper's form and the default of its time:

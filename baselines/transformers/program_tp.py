@@ -1,7 +1,7 @@
 """Transformers' own tensor parallelism over gloo: `-m baselines.transformers.program_tp SPEC`.
 
-What a user gets with no other software: `from_pretrained` with `DistributedConfig(tp_size=N)`, one
-process a device, then `generate` on all of them. Each rank reads its slices of the checkpoint and
+It needs no other software: `from_pretrained` with `DistributedConfig(tp_size=N)`, one process a
+device, then `generate` on all of them. Each rank reads its slices of the checkpoint and
 keeps them; the embedding and the LM head are split too, and every rank has the prompt and picks
 the tokens. It has no options. `problems` says what it cannot do; it needs neither torch
 nor Transformers.
@@ -10,13 +10,13 @@ nor Transformers.
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from baselines.library_program import LibraryModel, main
 from baselines.options import SystemOptions
 from tpi.errors import EXIT_OK, ConfigError
 from tpi.model_config import ModelConfig, load_config
-from tpi.program.spec import NodeSpec, own_options
+from tpi.program.spec import NodeSpec, Request, own_options
 
 if TYPE_CHECKING:
     from baselines.transformers.collectives import CollectiveClock
@@ -45,7 +45,7 @@ def problems(model: ModelConfig, world_size: int) -> list[str]:
     ]
 
 
-class TensorParallelModel:
+class TensorParallelModel(LibraryModel):
     """This rank's share of the model, and the group of those who have the rest."""
 
     def __init__(self, model: "Generator", group: "GlooGroup", clock: "CollectiveClock") -> None:
@@ -53,8 +53,6 @@ class TensorParallelModel:
         self._group = group
         self.tracer = clock.tracer
         self.facts: Mapping[str, Any] = {**model.facts, "notes": [_NOTE]}
-        self.announce = group.announce
-        self.follow = group.follow
 
     def generate(
         self, prompt_ids: Sequence[int], new_tokens: int, on_token: Callable[[int], None]
@@ -69,11 +67,16 @@ class TensorParallelModel:
 
         return sent_bytes(), None
 
-    def __enter__(self) -> Self:
-        return self
+    def announce(self, request: Request) -> None:
+        """On the master: tell the workers what comes next."""
+        self._group.announce(request)
 
-    def __exit__(self, exc_type: type[BaseException] | None, *exc_info: object) -> None:
-        self._group.close(well=exc_type is None)
+    def follow(self) -> tuple[str, Sequence[int]] | None:
+        """On a worker: wait for the master's next request."""
+        return self._group.follow()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._group.close(well=exc_info[0] is None)
 
 
 def load(spec: NodeSpec) -> LibraryModel:
@@ -108,6 +111,6 @@ def load(spec: NodeSpec) -> LibraryModel:
 if __name__ == "__main__":
     status = main(load, shared=True)
     if status != EXIT_OK:
-        # gloo's threads may throw into the interpreter's end, once a peer is gone: SIGABRT then.
+        # Once a peer is gone, gloo's threads may abort the interpreter while it ends.
         sys.stderr.flush()
         os._exit(status)

@@ -1,11 +1,10 @@
-"""What the tokens should be: Transformers in float32, and how far 16 bit may stray from it.
+"""The expected tokens: Transformers in float32, and how far 16 bit may stray from it.
 
-`python -m baselines.transformers.reference JOB` reads a job, writes its answer to the file the job
-names, and ends; a program of its own, so that its memory is given back and counted for nobody.
+`python -m baselines.transformers.reference JOB OUT` reads a job, writes its answer and ends. It is
+a program of its own, so that its memory is given back and not counted.
 
-    job     {"schema": 1, "out": "...", "job": {"model_dir": "...", "prompt_ids": [1, 2],
-             "new_tokens": 32, "threads": 2, "answers": {"tpi": [5, 7, ...]},
-             "error_of": "bfloat16" or null}}
+    job     {"model_dir": "...", "prompt_ids": [1, 2], "new_tokens": 32, "threads": 2,
+             "answers": {"tpi": [5, 7, ...]}, "error_of": "bfloat16" or null}
     answer  {"schema": 1, "tokens": [...], "largest_logit": 21.3, "logit_error": 0.12 or null,
              "shortfalls": {"tpi": [0.0, 0.03, ...]}}
 
@@ -48,12 +47,6 @@ class ReferenceJob(Struct, frozen=True, forbid_unknown_fields=True):
     error_of: Literal["float32", "bfloat16"] | None = None
 
 
-class _JobFile(Struct, frozen=True, forbid_unknown_fields=True):
-    schema: Literal[1]
-    job: ReferenceJob
-    out: Text
-
-
 class Reference(Struct, frozen=True, forbid_unknown_fields=True):
     """What came out; see the module's docstring."""
 
@@ -64,28 +57,13 @@ class Reference(Struct, frozen=True, forbid_unknown_fields=True):
     schema: Literal[1] = 1
 
 
-def write_job(job: ReferenceJob, path: Path, out: Path) -> None:
-    """Write the file that the program reads."""
-    raw = to_builtins(_JobFile(1, job, str(out)))
-    path.write_text(json.dumps(raw), encoding="utf-8")
-
-
-def read_job(path: Path) -> tuple[ReferenceJob, Path]:
-    """The job in a file, and where its answer goes.
-
-    Raises:
-        ConfigError: It cannot be read or does not fit.
-    """
-    found = decode_file(path, _JobFile, _MAX_BYTES, ConfigError)
-    return found.job, Path(found.out)
+def read_job(path: Path) -> ReferenceJob:
+    """The job in a file; raises ConfigError if it cannot be read or does not fit."""
+    return decode_file(path, ReferenceJob, _MAX_BYTES, ConfigError)
 
 
 def read_reference(path: Path) -> Reference:
-    """The answer in a file.
-
-    Raises:
-        ConfigError: It cannot be read or does not fit.
-    """
+    """The answer in a file; raises as `read_job`."""
     return decode_file(path, Reference, _MAX_BYTES, ConfigError)
 
 
@@ -128,13 +106,13 @@ def compute(job: ReferenceJob) -> Reference:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Do the job in the file that `argv` names; returns the exit status."""
+    """Do the job in the first file that `argv` names; returns the exit status."""
     arguments = sys.argv[1:] if argv is None else argv
     try:
-        if len(arguments) != 1:
-            raise ConfigError("usage: python -m baselines.transformers.reference JOB")
-        job, out = read_job(Path(arguments[0]))
-        write_reference(compute(job), out)
+        if len(arguments) != 2:
+            raise ConfigError("usage: python -m baselines.transformers.reference JOB OUT")
+        job, out = map(Path, arguments)
+        write_reference(compute(read_job(job)), out)
     except TpiError as exc:
         sys.stderr.write(f"error: {exc}\n")
         return exc.exit_status

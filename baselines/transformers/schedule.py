@@ -1,11 +1,9 @@
-"""Transformers and Accelerate on one device: what is in memory, and what every pass reads again.
+"""Library systems on one device: what is in memory, and what every pass reads again.
 
-`transformers` keeps all weights in the dtype of the arithmetic. Stored in another dtype they are
-anonymous memory, which swap takes where memory does not do; else they are views of mapped files.
-`accelerate` brings every module's weights in as its forward begins, through the page cache;
-`accelerate-2024` likewise, from files in the dtype of the arithmetic. What a pass goes through in
-order and does not fit in the page cache, or in memory beside swap, is read anew by every pass:
-whatever goes first is what would be needed next. Read `_serve`.
+`transformers` keeps all weights in the dtype of the arithmetic. If stored in another dtype,
+they are anonymous memory, which may be swapped out; else they are views of mapped files. Every pass
+goes through the weights in the same order, so an LRU cache that is too small for them drops exactly
+what is needed next: every pass reads everything again.
 """
 
 from collections.abc import Iterator
@@ -73,7 +71,7 @@ def simulate(run: SimRun, calibration: Calibration) -> SimOutcome:
     views = maps and bool(run.options.get("low_cpu_mem_usage", True)) and run.storage == dtype
     base, anon = calibration.library_bytes, calibration.library_anon_bytes
     steady = anon + (0 if views else weights)
-    # The checkpoint beside it while it loads: mapped pages as far as there is room, or read bytes.
+    # While it loads, the checkpoint is beside it: as mapped pages that fit, or as bytes read.
     beside = 0 if views else stored
     peak = steady + (0 if maps else beside)
     plan = LibraryPlan(
@@ -90,7 +88,7 @@ def simulate(run: SimRun, calibration: Calibration) -> SimOutcome:
 
 
 def fitting_bytes(device: SimDevice, anon: int, wanted: int) -> int:
-    """Of bytes of files, those that memory has room for beside what is anonymous."""
+    """How many `wanted` bytes of files fit in memory beside the anonymous bytes."""
     return wanted if device.memory is None else max(0, min(wanted, device.memory - anon))
 
 
@@ -99,7 +97,7 @@ def serve(run: SimRun, calibration: Calibration, plan: LibraryPlan) -> SimOutcom
     if run.world_size != 1:
         raise ConfigError(f"{run.system}: takes one device, got {run.world_size}")
     device = run.devices[0]
-    # What is loaded more than once is one copy again before a request comes.
+    # Second copies of the load are gone before a request comes.
     served = plan.steady + request_bytes(run)
     anon = (max(plan.anon, served),)
     plan = replace(plan, steady=served)

@@ -16,7 +16,7 @@ _GLOO_EXCHANGE_S = 2.5e-3  # what gloo's allreduce takes beyond ours on loopback
 
 @dataclass(frozen=True)
 class LibrarySystem(System[Opts], Generic[Opts]):
-    """What reads a Hugging Face folder and holds all weights in the compute dtype."""
+    """A system that reads a Hugging Face folder and holds all weights in the compute dtype."""
 
     writer: str = "tpi.weights.hf_folder"
     packages: tuple[str, ...] = ("torch", "transformers")

@@ -21,20 +21,13 @@ from tpi.model.kernels import Kernels
 POSITIONS = 256  # of the keys that are attended to
 _HEADS, _HEAD_SIZE = 8, 128
 _SUM_ELEMENTS = 64 << 10
-_WIDTH, _ROWS = 2048, 64  # of what is done to elements beside products
+_WIDTH, _ROWS = 2048, 64  # of the work on elements beside products
 Matrices = tuple[torch.Tensor, ...]
 Multiply = Callable[[torch.Tensor, torch.Tensor], object]
 
 
 class Bench:
-    """The tasks, each a method of the name of its kind.
-
-    Args:
-        folder: Where mapped files are made.
-        matrix: Rows and columns of a matrix that widens.
-        weight_bytes: Of all matrices that take turns.
-        task_s: Least time of one measurement.
-    """
+    """The tasks, each a method of the name of its kind; figures are those of `Sizes`."""
 
     def __init__(
         self, folder: Path, matrix: tuple[int, int], weight_bytes: int, task_s: float
@@ -59,7 +52,7 @@ class Bench:
         )
 
     def linear(self, dtype: str, rows: str) -> float:
-        """Likewise, through PyTorch's, which the libraries use."""
+        """Bytes of weights per second through PyTorch's kernels, which the libraries use."""
         return self._rate(torch.nn.functional.linear, dtype, dtype, rows)
 
     def attend(self, dtype: str, queries: str) -> float:

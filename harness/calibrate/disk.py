@@ -10,7 +10,6 @@ import os
 import random
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
@@ -26,19 +25,11 @@ _SWAP_READS = 64
 _MOST_READS = 8
 
 
-@dataclass(frozen=True, slots=True)
-class DiskCosts:
-    """Fields of `Calibration`; `note` says whether O_DIRECT is refused."""
-
-    disk_read_bps: float
-    disk_request_s: float
-    read_cpu_bps: float
-    swap_bps: float
-    note: str
-
-
-def measure_disk(folder: Path, sizes: Sizes) -> DiskCosts:
+def measure_disk(folder: Path, sizes: Sizes) -> tuple[dict[str, float], str]:
     """Write one file in `folder`, read blocks of it, and remove it.
+
+    Returns:
+        Fields of `Calibration`, and a note if O_DIRECT is refused.
 
     Raises:
         ResourceError: The disk is full or cannot be written.
@@ -53,20 +44,19 @@ def measure_disk(folder: Path, sizes: Sizes) -> DiskCosts:
             DirectFile(Path(file.name)) as direct,
             contextlib.closing(Arena(max(sizes.reads))) as arena,
         ):
-            return _measure(_Reader(direct, arena), sizes, direct.note or "")
+            return _measure(_Reader(direct, arena), sizes), direct.note or ""
 
 
-def _measure(reader: "_Reader", sizes: Sizes, note: str) -> DiskCosts:
+def _measure(reader: "_Reader", sizes: Sizes) -> dict[str, float]:
     times, most = range(sizes.rounds), max(sizes.reads)
     line = fit_line(medians([[(s, reader.read_s(s)) for s in sizes.reads] for _ in times]))
-    return DiskCosts(
-        disk_read_bps=1 / line.slope if line.slope else most / line.fixed,
-        disk_request_s=line.fixed,
-        read_cpu_bps=median(reader.cpu_bps(most) for _ in times),
-        swap_bps=_SWAP_READ_BYTES
+    return {
+        "disk_read_bps": 1 / line.slope if line.slope else most / line.fixed,
+        "disk_request_s": line.fixed,
+        "read_cpu_bps": median(reader.cpu_bps(most) for _ in times),
+        "swap_bps": _SWAP_READ_BYTES
         / median(reader.read_s(_SWAP_READ_BYTES, _SWAP_READS) for _ in times),
-        note=note,
-    )
+    }
 
 
 class _Reader:

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 
-from harness.calibrate.sizes import Rounds, Sizes
+from harness.calibrate.sizes import Sizes, timed_rounds
 from testbed.local.local import device_environment
 from tpi.errors import ResourceError
 from tpi.model_config import DTYPES
@@ -56,7 +56,7 @@ def measure_kernels(folder: Path, sizes: Sizes, workers: int) -> dict[str, float
         ]  # fmt: skip
         for worker in crew:
             _answer(worker)  # it is ready
-        for _ in Rounds(sizes.rounds, sizes.part_s):
+        for _ in timed_rounds(sizes.rounds, sizes.part_s):
             for name, values in found.items():
                 for worker in crew:
                     _ask(worker, name)

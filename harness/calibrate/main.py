@@ -9,7 +9,6 @@ import contextlib
 import functools
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 
@@ -52,11 +51,11 @@ def calibrate(folder: Path, sizes: Sizes, live: Live) -> Calibration:
     with live.waiting("messages over loopback"):
         messages = measure_messages(sizes)
     with live.waiting(f"the disk of {folder}"):
-        costs = asdict(messages) | asdict(measure_disk(folder, sizes))
+        disk, note = measure_disk(folder, sizes)
     with live.waiting("programs on small models"):
-        costs |= asdict(measure_programs(folder, sizes))
+        costs = measure_programs(folder, sizes) | messages | disk
     host = f"{facts.cpu_model}, {cores} cores at once, {date.today().isoformat()}"
-    sum_s, notes = costs.pop("sum_s"), (host, busy_words(facts.load_1m, cores), costs.pop("note"))
+    sum_s, notes = costs.pop("sum_s"), (host, busy_words(facts.load_1m, cores), note)
     return Calibration(
         host="; ".join(filter(None, notes)),
         cpu_model=facts.cpu_model or "",
@@ -69,7 +68,7 @@ def calibrate(folder: Path, sizes: Sizes, live: Live) -> Calibration:
         element_s=kernels["element"],
         sum_bps=kernels["sum"],
         page_in_bps=kernels["page_in"],
-        sum_call_s=max(0.0, sum_s - 2 * (messages.send_s + messages.recv_s)),
+        sum_call_s=max(0.0, sum_s - 2 * (messages["send_s"] + messages["recv_s"])),
         **costs,
     )
 

@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from statistics import median
 
 from harness.calibrate.fits import Points, fit_line, medians
@@ -27,17 +26,8 @@ _EPOCH = bytes(range(EPOCH_BYTES))
 _WARM_UP = 5
 
 
-@dataclass(frozen=True, slots=True)
-class MessageCosts:
-    """Seconds per message for its sender and its receiver, and per packet; of `Calibration`."""
-
-    send_s: float
-    recv_s: float
-    packet_s: float
-
-
-def measure_messages(sizes: Sizes) -> MessageCosts:
-    """Send messages of all sizes to another process and back, round after round."""
+def measure_messages(sizes: Sizes) -> dict[str, float]:
+    """Send messages of all sizes to another process and back; returns as `costs_from`."""
     with ExitStack() as stack:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         counts = (listener.getsockname()[1], sizes.rounds, _WARM_UP + sizes.exchanges)
@@ -50,15 +40,18 @@ def measure_messages(sizes: Sizes) -> MessageCosts:
     return costs_from(medians([a for a, _ in found]), medians([b for _, b in found]))
 
 
-def costs_from(calls: Points, one_ways: Points) -> MessageCosts:
-    """Costs from (payload bytes, seconds): of the sender's call, and of the way to the other end.
+def costs_from(calls: Points, one_ways: Points) -> dict[str, float]:
+    """Fields of `Calibration`: seconds per message for its sender and its receiver, per packet.
+
+    Both points are (payload bytes, seconds): the sender's call, and the way to the other end.
 
     Packets cost both ends alike: they go through the same layers of the kernel.
     """
     # Large payloads wait in the call until the receiver takes them; small ones do not.
     send_s = min(seconds for _, seconds in calls)
     line = fit_line(one_ways)
-    return MessageCosts(send_s, max(line.fixed - send_s, 0.0), line.slope * MSS_BYTES / 2)
+    recv_s, packet_s = max(line.fixed - send_s, 0.0), line.slope * MSS_BYTES / 2
+    return {"send_s": send_s, "recv_s": recv_s, "packet_s": packet_s}
 
 
 def _round(mesh: SocketMesh, sizes: Sizes) -> tuple[Points, Points]:

@@ -11,9 +11,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from baselines.registry import find_system
-from harness.calibrate.sizes import Rounds, Sizes
+from harness.calibrate.sizes import Sizes, timed_rounds
 from harness.run.judge import judge
 from harness.run.launch import MEASURED_ID, PROGRAMS, WARMUP_ID
 from harness.run.runner import Launch, run_repeat
@@ -48,30 +49,18 @@ class Served:
     anon_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class ProgramCosts:
-    """Fields of `Calibration`; `sum_s` is a sum with its two messages."""
+def measure_programs(folder: Path, sizes: Sizes) -> dict[str, Any]:
+    """Serve every case on both models, in turns; returns what `costs_from` makes of it.
 
-    start_s: float
-    step_s: float
-    block_s: float
-    sum_s: float
-    library_start_s: float
-    library_step_s: float
-    library_layer_s: float
-    library_bytes: int
-    library_anon_bytes: int
-    hook_s: float
-
-
-def measure_programs(folder: Path, sizes: Sizes) -> ProgramCosts:
-    """Serve every case on both models, in turns. Raises ResourceError: A program did not answer."""
+    Raises:
+        ResourceError: A program did not answer.
+    """
     found: dict[tuple[Case, int], list[RepeatMetrics]] = {}
     with tempfile.TemporaryDirectory(dir=folder, prefix=".calibrate-") as name:
         work = Path(name).absolute()
         for layers in sizes.layers:
             _write_weights(work, layers)
-        for _ in Rounds(sizes.program_rounds, sizes.part_s):
+        for _ in timed_rounds(sizes.program_rounds, sizes.part_s):
             for case, layers in itertools.product(CASES, sizes.layers):
                 served = _serve(work, case, layers, sizes.new_tokens)
                 found.setdefault((case, layers), []).append(served)
@@ -89,23 +78,26 @@ def measure_programs(folder: Path, sizes: Sizes) -> ProgramCosts:
     )
 
 
-def costs_from(served: dict[Case, Served]) -> ProgramCosts:
-    """Costs from the figures of the cases; a negative one becomes 0."""
+def costs_from(served: dict[Case, Served]) -> dict[str, Any]:
+    """Fields of `Calibration` from the figures of the cases; a negative cost becomes 0.
+
+    `sum_s` beside them is a sum with its two messages.
+    """
     alone, pair, library, hooked = (served[case] for case in CASES)
     step_s, layer_s = _line(alone.step_s)
     library_step_s, library_layer_s = _line(library.step_s)
-    return ProgramCosts(
-        start_s=alone.ready_s,
-        step_s=step_s,
-        block_s=layer_s / _BLOCKS,
-        sum_s=max(0.0, _line(pair.step_s)[1] - layer_s) / _SUMS,
-        library_start_s=library.ready_s,
-        library_step_s=library_step_s,
-        library_layer_s=library_layer_s,
-        library_bytes=library.rss_bytes,
-        library_anon_bytes=library.anon_bytes,
-        hook_s=max(0.0, _line(hooked.step_s)[1] - library_layer_s) / _TENSORS,
-    )
+    return {
+        "start_s": alone.ready_s,
+        "step_s": step_s,
+        "block_s": layer_s / _BLOCKS,
+        "sum_s": max(0.0, _line(pair.step_s)[1] - layer_s) / _SUMS,
+        "library_start_s": library.ready_s,
+        "library_step_s": library_step_s,
+        "library_layer_s": library_layer_s,
+        "library_bytes": library.rss_bytes,
+        "library_anon_bytes": library.anon_bytes,
+        "hook_s": max(0.0, _line(hooked.step_s)[1] - library_layer_s) / _TENSORS,
+    }
 
 
 def _line(step_s: dict[int, float]) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""How much `make calibrate` measures: enough for steady figures, or little for tests."""
+"""How much `make calibrate` measures: enough for steady figures."""
 
 import time
 from collections.abc import Iterator
@@ -26,23 +26,10 @@ class Sizes:
     part_s: float = 40.0  # no round of a part begins later; the first always does
 
 
-@dataclass(frozen=True, slots=True)
-class Rounds:
+def timed_rounds(most: int, part_s: float) -> Iterator[int]:
     """Numbers of rounds: at most `most`, none begun after `part_s`; a busy machine does fewer."""
-
-    most: int
-    part_s: float
-
-    def __iter__(self) -> Iterator[int]:
-        start_s = time.monotonic()
-        for number in range(self.most):
-            if number and time.monotonic() - start_s > self.part_s:
-                return
-            yield number
-
-
-TINY = Sizes(
-    rounds=1, rows=(1, 8), matrix=(128, 64), weight_bytes=1 * MIB, task_s=0.001,
-    messages=(64, 65536), exchanges=5, file_bytes=4 * MIB, reads=(64 << 10, 1 * MIB),
-    layers=(1, 3), new_tokens=3, program_rounds=1,
-)  # fmt: skip
+    start_s = time.monotonic()
+    for number in range(most):
+        if number and time.monotonic() - start_s > part_s:
+            return
+        yield number

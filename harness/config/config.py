@@ -5,8 +5,9 @@ describes them. Checks of single values stand in annotations. Sizes are texts or
 `__post_init__`, and bytes after it.
 """
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,9 +27,7 @@ from harness.config.profiles import (
     Name,
     Size,
     TestbedChoice,
-    links_of,
     one_of,
-    profiles_of,
 )
 from testbed.links.link import LinkSpec
 from tpi.errors import ConfigError
@@ -151,13 +150,29 @@ class Config:
 
     @property
     def profiles(self) -> list[DeviceProfile]:
-        """The profile of every device."""
-        return profiles_of(self.testbed, self.device, self.devices)
+        """The profile of every device; raises ConfigError if the testbed has fewer."""
+        roster = self.testbed.roster
+        if roster and self.devices > len(roster):
+            raise ConfigError(
+                f"devices: got {self.devices}, the testbed {self.testbed.name} has {len(roster)}"
+            )
+        return list(roster.values())[: self.devices] if roster else [self.device] * self.devices
 
     @property
     def links(self) -> list[LinkSpec]:
-        """The link of every device, undilated."""
-        return links_of(self.testbed, self.link, self.devices)
+        """The link of every device, undilated; raises ConfigError."""
+        return [self._link(f"r{rank}") for rank in range(self.devices)]
+
+    def _link(self, rank: str) -> LinkSpec:
+        where, changes = f"testbed.links.{rank}.", self.testbed.links.get(rank, {})
+        known = [name for name in _names(LinkChoice) if name not in ("name", "backend", "faults")]
+        for key in changes:
+            if key not in known:
+                raise ConfigError(f"unknown option {where}{key}{nearest(key, known)}")
+        try:
+            return replace(self.link, faults=[], **changes).spec
+        except ConfigError as exc:
+            raise ConfigError(re.sub(r"^link\.", where, str(exc))) from exc
 
     def _refuse_limits(self, profiles: list[DeviceProfile], links: list[LinkSpec]) -> None:
         """Refuse limits of plain processes and emulated links between them."""

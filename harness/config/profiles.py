@@ -7,7 +7,7 @@ per rank (`links`, only what differs from the `link` axis). Values are those of 
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +18,6 @@ from baselines.validators import (
     check_number,
     check_size,
     check_text,
-    nearest,
 )
 from testbed.links.link import LinkSpec
 from tpi.errors import ConfigError
@@ -51,16 +50,9 @@ _Rate = Annotated[float | None, _between(0.01, 1e6)]
 
 @dataclass
 class DeviceProfile:
-    """What a device is like; null is "not limited".
+    """What a device is like; null is "not limited". Units are those of `help.py`.
 
-    Attributes:
-        cores: Cores that it has.
-        core_speed: Speed of one of them, where a core of this host is 1.
-        mem_gbps: Rate at which all its cores together read memory, in 10^9 bytes per second.
-        memory: Bytes.
-        swap: Bytes beside `memory`.
-        disk_read_mb_s: 10^6 bytes per second, as `disk_write_mb_s`.
-        threads: Compute threads; null takes as many as the device's share of this host has cores.
+    `threads` of null are as many as the device's share of this host has cores.
     """
 
     name: Name = "local"
@@ -143,10 +135,8 @@ class TestbedChoice:
 
     Attributes:
         dilation: `auto` is the least whole number at which the devices fit this host.
-        fit: The phase that CPU quotas are right for: `decode` (bound by memory) or `prefill`.
-        make_swap: Make a swap file if devices need swap and the host has too little.
         roster: One profile per rank, `r0`, `r1`, ...; empty if all are the `device` axis.
-        links: The options that differ on a rank's link, likewise.
+        links: The options that differ on a rank's link, by rank as in `roster`.
     """
 
     __test__ = False  # not a test, whatever its name looks like to pytest
@@ -177,35 +167,6 @@ class TestbedChoice:
         _check_ranks("testbed.roster", self.roster, whole=True)
         self.roster = {f"r{i}": self.roster[f"r{i}"] for i in range(len(self.roster))}
         _check_ranks("testbed.links", self.links, whole=False)
-
-
-def profiles_of(testbed: TestbedChoice, device: DeviceProfile, count: int) -> list[DeviceProfile]:
-    """The profile of each of the first `count` devices; raises ConfigError if there are fewer."""
-    if not testbed.roster:
-        return [device] * count
-    if count > len(testbed.roster):
-        raise ConfigError(
-            f"devices: got {count}, the testbed {testbed.name} has {len(testbed.roster)}"
-        )
-    return list(testbed.roster.values())[:count]
-
-
-def links_of(testbed: TestbedChoice, link: LinkChoice, count: int) -> list[LinkSpec]:
-    """The link of each of the first `count` devices."""
-    known = [f.name for f in fields(LinkChoice) if f.name not in ("name", "backend", "faults")]
-    specs = []
-    for rank in range(count):
-        changes = testbed.links.get(f"r{rank}", {})
-        for key in changes:
-            if key not in known:
-                raise ConfigError(
-                    f"unknown option testbed.links.r{rank}.{key}{nearest(key, known)}"
-                )
-        try:
-            specs.append(replace(link, faults=[], **changes).spec)
-        except ConfigError as exc:
-            raise ConfigError(re.sub(r"^link\.", f"testbed.links.r{rank}.", str(exc))) from exc
-    return specs
 
 
 def _check_ranks(name: str, given: Mapping[str, object], *, whole: bool) -> None:

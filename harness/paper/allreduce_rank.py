@@ -5,8 +5,8 @@
 The spec is one JSON object: rank, world_size, session, bind, master, time_scale, and `rounds`, a
 list of {"algorithm", "num_bytes"}. The program says `{"event": "up"}` once all have joined; then a
 line `ROUND AT_NS` on standard input has it start that round at that moment of CLOCK_MONOTONIC, and
-it answers `{"event": "sum", "round": ROUND, "end_ns": ..., "late_ns": ..., "ok": ...}`. At the end
-of standard input it leaves.
+it answers `{"event": "sum", "round": ROUND, "end_ns": ..., "ok": ...}`. It leaves when its input
+ends.
 """
 
 import json
@@ -75,21 +75,15 @@ def serve(spec: SumSpec, commands: Iterable[str]) -> None:
             number, at_ns = map(int, line.split())
             algorithm, count = rounds[number].algorithm, rounds[number].num_bytes
             values = torch.full((count // _FLOAT_BYTES,), float(ranks.rank + 1))
-            late_ns = _sleep_until(at_ns)
+            while (left_ns := at_ns - time.monotonic_ns()) > 0:
+                time.sleep(left_ns / 1e9)
             sums[algorithm].all_reduce(values, step=step, layer=0, op=Op.FFN)
             end_ns = time.monotonic_ns()
             expected = ranks.world_size * (ranks.world_size + 1) / 2
             is_right = bool((values == expected).all())
-            result = {"round": number, "end_ns": end_ns, "late_ns": late_ns, "ok": is_right}
+            result = {"round": number, "end_ns": end_ns, "ok": is_right}
             _write({"event": "sum", **result})
         mesh.end()
-
-
-def _sleep_until(at_ns: int) -> int:
-    """Sleep; returns by how many nanoseconds it was too long."""
-    while (left_ns := at_ns - time.monotonic_ns()) > 0:
-        time.sleep(left_ns / 1e9)
-    return -left_ns
 
 
 def _write(event: Mapping[str, object]) -> None:

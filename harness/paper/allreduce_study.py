@@ -55,7 +55,6 @@ class _Sum(Struct, frozen=True, forbid_unknown_fields=True):
     event: str
     round: int = 0
     end_ns: int = 0
-    late_ns: int = 0
     ok: bool = True
 
 
@@ -212,24 +211,6 @@ def show(points: Sequence[Point], console: Console) -> None:
     for point in points:
         table.add_row(*(cell(point) for cell in _COLUMNS.values()))
     console.print(table)
-
-
-def markdown(points: Sequence[Point]) -> str:
-    """The same as Markdown: a row per delay, with the measured latency and the bound in cells."""
-    order = PAPER_ALLREDUCES.index
-    columns = sorted({(p.num_bytes, order(p.algorithm), p.algorithm) for p in points})
-    cells = {(p.delay_ms, p.num_bytes, p.algorithm): p for p in points}
-    lines = [
-        "| delay to core | "
-        + " | ".join(f"{name}, {count} B" for count, _, name in columns)
-        + " |",
-        "|---:|" + "---:|" * len(columns),
-    ]
-    for delay_ms in dict.fromkeys(point.delay_ms for point in points):
-        row = [cells[delay_ms, count, name] for count, _, name in columns]
-        words = [f"{point.median_s * 1e3:.2f} ({point.bound_s * 1e3:.2f})" for point in row]
-        lines.append(f"| {delay_ms:g} ms | " + " | ".join(words) + " |")
-    return "\n".join(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from rich.console import Console
 
-from harness.paper.index_writer import EntryStatus, PaperIndex
+from harness.paper.index_writer import PaperIndex
 from harness.paper.work import Work, WorkStatus
 from testbed.base import DeviceError
 from testbed.host.hostlock import host_lock
@@ -63,13 +63,9 @@ class TimeLeft:
 class Driver:
     """Goes through all work; `run` is the whole of it.
 
-    Args:
-        works: What to do, in order.
-        index: What to keep up to date.
-        console: For people; `log` gets what single runs print.
-        alone: Raises DeviceError if another harness runs on this host.
-        others: Not run, but looked at if the index has to be made anew.
-        again: The command that runs an exhibit again with what failed.
+    `console` is for people, `log` gets what single runs print. `alone` raises DeviceError if
+    another harness runs on this host. `others` are not run, but looked at if the index has to be
+    made anew. `again` names the command that runs an exhibit again with what failed.
     """
 
     def __init__(
@@ -203,14 +199,11 @@ class Driver:
     def _note(self, work: Work, state: WorkStatus) -> None:
         # A record speaks for itself.
         reason = "" if state.run_id else state.reason
-        status = EntryStatus(
-            state.run_id,
-            refusal=reason if state.state == "refused" else "",
-            failure=reason if state.state == "failed" else "",
-        )
-        self._index.note(work.entries, status)
+        refusal = reason if state.state == "refused" else ""
+        failure = reason if state.state == "failed" else ""
+        self._index.note(work.entries, state.run_id, refusal, failure)
         if work.study is not None:
-            self._index.note_study(work.study, status)
+            self._index.note_study(work.study, refusal, failure)
 
     def _close(self) -> int:
         for state in ("refused", "failed"):

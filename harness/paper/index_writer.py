@@ -10,7 +10,6 @@ import fcntl
 import functools
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -24,15 +23,6 @@ from tpi.errors import ConfigError, ResourceError, map_errors
 
 _LOCK = ".lock"
 KEPT_FILE = f"{INDEX_FILE}.old"
-
-
-@dataclass(frozen=True, slots=True)
-class EntryStatus:
-    """The record of entries, or why there is none; all empty before a run."""
-
-    run_id: str = ""
-    refusal: str = ""
-    failure: str = ""
 
 
 class PaperIndex:
@@ -73,20 +63,22 @@ class PaperIndex:
         entries, studies = tuple(self._entries.values()), tuple(self._studies.values())
         return Index(self.scale, entries, studies, sources)
 
-    def note(self, entries: Iterable[Entry], standing: EntryStatus) -> None:
-        """Set the status of some entries."""
+    def note(
+        self, entries: Iterable[Entry], run_id: str = "", refusal: str = "", failure: str = ""
+    ) -> None:
+        """Set the record of some entries, or why there is none; all empty before a run."""
         for entry in entries:
             self._entries[_key(entry)] = replace(
                 entry,
-                run_id=standing.run_id,
-                refusal=_one_line(standing.refusal),
-                failure=_one_line(standing.failure),
-                source=_source(entry) if standing.run_id else "",
+                run_id=run_id,
+                refusal=_one_line(refusal),
+                failure=_one_line(failure),
+                source=_source(entry) if run_id else "",
             )
 
-    def note_study(self, study: Study, standing: EntryStatus) -> None:
+    def note_study(self, study: Study, refusal: str, failure: str) -> None:
         """Set why a study has no result; empty if it has one."""
-        words = _one_line(standing.refusal), _one_line(standing.failure)
+        words = _one_line(refusal), _one_line(failure)
         self._studies[study.name] = StudyEntry(study.name, study.exhibit, *words)
 
     def write(self) -> None:

@@ -28,12 +28,6 @@ from results.records.store import RunStore
 from tpi.errors import ConfigError, TpiError
 from tpi.units import format_bytes, format_seconds
 
-STATES = (
-    "done",  # there is a result
-    "todo",
-    "refused",  # this machine has not what it takes: `reason` says what
-    "failed",  # it went wrong, or is asked for in a way that cannot be
-)
 _DONE = ("ok", "oom", "infeasible")
 
 
@@ -42,12 +36,11 @@ class WorkStatus:
     """How a piece of work stands.
 
     Attributes:
-        state: One of `STATES`.
-        reason: Why it is refused or failed; of what is done, its figures.
-        run_id: Of its record, where there is one.
-        predicted_s: Of what is to do.
-        kind: Of what is done: `measured`, `simulated`, `oom` or `infeasible`; of what is to do, the
-            status of the record that there is.
+        state: `done`, `todo`, `refused` (this machine lacks what it takes), or `failed` (it went
+            wrong, or is asked for in a way that cannot be).
+        reason: Why it is refused or failed; its figures if it is done.
+        kind: `measured`, `simulated`, `oom` or `infeasible` if it is done; before, the status of
+            the record that there is.
     """
 
     state: str
@@ -222,7 +215,7 @@ def works_of(
 ) -> list[Work]:
     """Entries and studies as work: one run for all entries that ask for the same.
 
-    In whatever order they say it: a run that two works stood for would be predicted twice.
+    The order of overrides does not matter: a run in two works would be predicted twice.
     """
     runs: dict[tuple[str, tuple[str, ...]], RunWork] = {}
     for entry in entries:

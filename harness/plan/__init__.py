@@ -1,1 +1,1 @@
-"""From a configuration to a plan: what will run, what it needs, what is cut."""
+"""From a configuration to a plan: what will run, what it needs, and what is cut."""

@@ -1,7 +1,7 @@
 """Which systems can run as they are asked for; nothing is imported to find out.
 
-A system that was named and cannot run is refused before anything starts, all of them and all
-reasons at once; one that came by `systems=all` becomes a row of the table that says why.
+If a system that was named cannot run, the command is refused before anything starts, with all
+systems and reasons at once. One that came by `systems=all` becomes a row that says why.
 """
 
 from dataclasses import replace

@@ -7,7 +7,7 @@ from harness.plan.plan import reduced_plan
 from harness.plan.types import Plan, SystemPlan
 from results.records.testbed_words import device_words, link_words
 from testbed.sim.calibration import Calibration
-from tpi.units import format_bytes, format_seconds
+from tpi.units import counted, format_bytes, format_seconds
 
 _CHECKS = {
     "exact": "tokens equal to Transformers' in float32",
@@ -29,14 +29,9 @@ def describe(plan: Plan, to_write: int, pending: Sequence[str]) -> list[tuple[st
     lines += [(system.name, _system_text(plan, system)) for system in plan.systems]
     lines.append(("check", _check_text(plan)))
     if plan.runnable:
-        repeats = "repeat" if config.repeats == 1 else "repeats"
-        lines.append(
-            (
-                "runs",
-                f"{config.repeats} {repeats} of a prompt of {plan.prompt_tokens} and"
-                f" {plan.new_tokens} new tokens, each after a warm-up of {plan.warmup_tokens}",
-            )
-        )
+        runs = f"{counted(config.repeats, 'repeat')} of a prompt of {plan.prompt_tokens}"
+        runs += f" and {plan.new_tokens} new tokens, each after a warm-up of {plan.warmup_tokens}"
+        lines.append(("runs", runs))
     lines += [("cut", str(cut)) for cut in plan.cuts]
     return [*lines, ("time", _time_text(plan, pending))]
 
@@ -61,7 +56,7 @@ def _testbed_text(plan: Plan) -> str:
     text = f"{testbed.name} (backend {testbed.backend}):"
     if not plan.has_limits:
         return f"{text} plain processes, nothing is limited"
-    # Simulated are as many as the largest system uses.
+    # As many devices are simulated as the largest system uses.
     devices = max((system.devices for system in plan.systems), key=len)
     devices = devices if plan.is_simulated else plan.devices
     worth = _worth_text([d.limits.cpus or 1.0 for d in devices]) if plan.is_simulated else ""

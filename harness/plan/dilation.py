@@ -1,9 +1,9 @@
 """How much slower devices must run so that they fit this host, and what is enforced then. Pure.
 
 Time dilation keeps proportions: at dilation k each device gets 1/k of its CPU and disk rate, links
-get k times the delay and 1/k of the rate, and every measured time is divided by k. A device's CPU
-is worth so many cores of this host: for decode, which reads all weights for every token, its memory
-rate over that of one core here; for prefill its cores.
+get k times the delay and 1/k of the rate, and every measured time is divided by k. The CPU of a
+device is counted in cores of this host. Decode reads all weights for every token, so there it is
+the device's memory rate over that of one core here; for prefill it is the device's cores.
 """
 
 from collections.abc import Sequence
@@ -26,8 +26,8 @@ class Dilation:
 
     Attributes:
         factor: How many times slower everything runs.
-        reason: What asked for it, in words; empty where devices fit as they are.
-        oversubscribed: What does not fit although it runs; empty if all does.
+        reason: Why devices do not fit as they are; empty if they do.
+        oversubscribed: What does not fit but runs nevertheless; empty if all fits.
     """
 
     factor: float
@@ -93,7 +93,7 @@ def limits_of(
 
 
 def _threads(cpus: float, profile: DeviceProfile, host: Host) -> int:
-    """As many as its quota keeps busy: more would only take turns in it."""
+    """As many threads as its quota keeps busy: more would only take turns."""
     return max(1, min(ceil(round(cpus, 6)), host.cores, ceil(profile.cores or host.cores)))
 
 

@@ -1,15 +1,13 @@
 """From a configuration to what will be run or simulated: pure, made before anything starts.
 
 `make_plan` decides how many layers are stored, which systems fit in memory, how tokens will be
-checked, and what is cut so that all of it fits `max_minutes` (`fit_time.py`);
-`harness/plan/describe.py` puts it in words. A plan follows from the configuration and from what the
-host has at that moment: with less memory free, a system may be refused that was measured before
-(`Experiment` then keeps the measurement). What earlier runs left behind changes what is still to
-do, never what is cut.
+checked, and what is cut to fit `max_minutes` (`fit_time.py`). `describe.py` puts a plan in words.
+It depends on the configuration and on what the host has free at that moment: with less memory, a
+system may be refused that was measured before (`Experiment` then keeps the measurement). Earlier
+runs change what is still to do, never what is cut.
 
-A simulated plan is made in the same way on the host that was calibrated, which has room for
-everything: nothing is refused or cut for memory, disk or time, which are the devices' own, but for
-a memory budget that cannot work anywhere. So it is the same on every machine.
+A simulated plan is for the host that was calibrated, with room for everything: nothing is refused
+or cut but for a memory budget that cannot work anywhere. So it is the same on every machine.
 """
 
 import sys
@@ -35,7 +33,7 @@ from tpi.units import format_bytes
 from tpi.weights.shard import make_shard_plan
 from tpi.weights.split import required_bytes
 
-MEMORY_SHARE = 0.9  # of what is free; the rest is for everybody else
+MEMORY_SHARE = 0.9  # of what is free; the rest is for other programs
 WARMUP_TOKENS = 2  # a prefill and a step: every path once
 _CHECK_TOKENS = 8
 _SIMULATE_S = 1.0  # most simulations are quicker, and none is predicted
@@ -75,14 +73,9 @@ def make_plan(
 ) -> Plan:
     """Plan all runs of a configuration.
 
-    Args:
-        config: What is asked.
-        model: Its model.
-        prompt_ids: The prompt.
-        host: This one, or that of the calibration.
-        calibration: What simulated costs come from; None where processes run.
-        unavailable: Systems that were left out already, and why.
-        is_all: Systems came by `all`: one whose memory budget cannot work is left out.
+    `host` is this one, or that of the calibration that simulated costs come from. `unavailable` has
+    systems that were left out already, and why. If systems came by `all` (`is_all`), one whose
+    memory budget cannot work is left out.
 
     Raises:
         ConfigError: It cannot be done as asked; the message has the number and what would help.
@@ -99,7 +92,7 @@ def make_plan(
     check, reason = _plan_check(setting, runs)
     if is_simulated:
         check, reason = "none", "simulated: no token was computed"
-        config = replace(config, repeats=1)  # there is no chance in it
+        config = replace(config, repeats=1)  # every repeat would be the same
     layers = model.num_layers
     if synthetic and not is_simulated:
         layers = _distinct_layers(config, model, storage)
@@ -135,7 +128,7 @@ def _devices(config: Config, host: Host) -> tuple[tuple[DevicePlan, ...], Dilati
     limits = [limits_of(profile, factor, host, testbed.fit) for profile in profiles]
     if testbed.backend == "local":
         limits = [DeviceLimits(threads=config.device.threads or 1)] * config.devices
-    elif testbed.backend == "sim":  # what nothing limits computes with one thread there too
+    elif testbed.backend == "sim":  # a device without a limit computes with one thread too
         limits = [replace(each, cpus=each.cpus or 1.0, threads=1) for each in limits]
     else:
         _check_can_be_emulated(config, limits, factor)
@@ -145,7 +138,7 @@ def _devices(config: Config, host: Host) -> tuple[tuple[DevicePlan, ...], Dilati
 
 
 def _check_can_be_emulated(config: Config, limits: Sequence[DeviceLimits], factor: float) -> None:
-    """Refuse a device that the kernel cannot limit so, and a fault that the run cannot make."""
+    """Refuse limits that the kernel cannot enforce, and faults that come too late."""
     for rank, of_one in enumerate(limits):
         if of_one.cpus is not None and of_one.cpus < LEAST_CPUS:
             raise ConfigError(
@@ -195,7 +188,7 @@ def _check_fits_model(config: Config, model: ModelConfig, prompt_tokens: int) ->
 def _predict_all(
     config: Config, setting: CostInputs, *, is_all: bool
 ) -> tuple[dict[str, Prediction], dict[str, str]]:
-    """What every system costs, and why the others' memory budget cannot work."""
+    """The cost of every system, and why the memory budget of the others cannot work."""
     costs, refused = {}, {}
     for name, options in config.systems.items():
         try:
@@ -233,7 +226,7 @@ def _plan_system(
 def _memory_refusal(config: Config, setting: CostInputs, system: SystemPlan) -> str | None:
     """Why a system does not fit in this machine's memory; None if it does."""
     cost, limit = system.cost, _memory_limit(setting)
-    # A device that runs into its own limit is a result; what the host cannot hold is not.
+    # A device that reaches its own limit is a result; one that the host cannot hold is not.
     pairs = zip(cost.peak_bytes, system.limits, strict=True)
     need = sum(min(peak, limits.memory or peak) for peak, limits in pairs)
     if need <= limit:
@@ -282,7 +275,7 @@ def _plan_check(setting: CostInputs, runs: Sequence[str]) -> tuple[str, str]:
 
 
 def reduced_plan(plan: Plan) -> Plan:
-    """The check that stands in for a reference, as a plan: each system once, synthetic weights."""
+    """The check that replaces a reference, as a plan: each system once, synthetic weights."""
     model = reduced_model(plan.model)
     new_tokens = max(plan.new_tokens, min(_CHECK_TOKENS, model.max_positions - plan.prompt_tokens))
     name = Path(plan.config.model.path or plan.config.model.name).resolve().name

@@ -1,7 +1,6 @@
 """What will be done, as values: `Plan`, and a `SystemPlan` for each system of it.
 
-`plan.py` makes them from a configuration; everything that starts, simulates, writes or describes
-something takes them. A plan is the same whether processes or the simulator execute it.
+`plan.py` makes them. A plan is the same whether processes or the simulator execute it.
 """
 
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from testbed.host.rates import Host
 from testbed.limits.limits import DeviceLimits, DevicePlan
 from testbed.sim.calibration import Calibration
 from tpi.model_config import ModelConfig
+from tpi.units import counted
 
 _CHECK_LAYERS = 2
 _SWAPS_FROM = 0.95  # of a device's memory: a prediction is not exact
@@ -44,7 +44,7 @@ class SystemPlan:
 
     @property
     def name(self) -> str:
-        """Of the system."""
+        """The system's name."""
         return self.system.name
 
     @property
@@ -55,11 +55,11 @@ class SystemPlan:
     @property
     def devices_text(self) -> str:
         """`1 device`, `8 devices`."""
-        return "1 device" if self.world_size == 1 else f"{self.world_size} devices"
+        return counted(self.world_size, "device")
 
     @property
     def limits(self) -> tuple[DeviceLimits, ...]:
-        """Of its devices."""
+        """The limits of its devices."""
         return tuple(device.limits for device in self.devices)
 
     @property
@@ -102,12 +102,12 @@ class Plan:
         config: As it will run, cuts applied.
         storage: Dtype of the stored weights.
         distinct_layers: Layers that are stored, of `model.num_layers`.
-        devices: All there are; every system uses the first so many of them.
+        devices: All devices; every system uses the first so many of them.
         unavailable: Systems that came by `all` and cannot run, and why.
-        check: What tokens are checked against: `reference`, `two_layer` (the same shape cut to two
-            layers stands in for a reference) or `none`.
-        check_reason: Why it is not a check against the whole model; empty otherwise.
-        host: What the plan starts from: this host, or the calibrated one.
+        check: What tokens are checked against: `reference`, `two_layer` (a reference of the same
+            shape cut to two layers) or `none`.
+        check_reason: Why it is not a check against the whole model; empty if it is.
+        host: This host, or the calibrated one.
         calibration: What simulated costs come from; None where processes run.
         dilation: How many times slower than the devices everything runs, and why.
         predicted_s: An estimate for all of it, preparation included.

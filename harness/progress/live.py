@@ -44,12 +44,9 @@ class _Activity:
 
 
 class Live:
-    """Shows one run, and what goes on before and in it, on `console`.
+    """Shows one run, and what goes on before and in it, on `console` or standard error.
 
-    Args:
-        console: Standard error unless given.
-        clock: Seconds on a monotonic clock.
-        tick_s: How often the view is refreshed; None if the caller calls `tick` itself.
+    The view is refreshed every `tick_s`; if that is None, the caller calls `tick` itself.
     """
 
     def __init__(

@@ -16,8 +16,8 @@ from tpi.units import format_bytes, format_seconds
 _WIDE = 108  # columns
 _MANY = 8  # devices whose memory is only summed up
 _UNITS = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
-_NARROW = 80  # columns; from here on the table's keep their places whatever stands in them
-# Heading, smallest width, where it stands.
+_NARROW = 80  # columns; from this width on, the table's columns keep their places
+# Heading, smallest width, alignment.
 _COLUMNS: tuple[tuple[str, int, JustifyMethod], ...] = (
     ("system", 8, "left"), ("state", 15, "left"), ("repeat", 6, "left"), ("TTFT", 7, "right"),
     ("token", 7, "right"), ("time", 5, "right"), ("memory", 11, "left"),

@@ -137,7 +137,7 @@ class SystemProgress:
 
     @property
     def latency_s(self) -> float | None:
-        """Likewise, the mean time between tokens."""
+        """The mean time between tokens: of the measured request, else the median of the repeats."""
         if self.running is not None and self.running.phase == "measured":
             return self.running.latency_s
         return self._median(each.token_latency_s for each in self.measured)

@@ -53,7 +53,7 @@ def compare(
             raise NoBaselineError(f"{base.commit[:12]} has no tpi to measure")
         for tree in (before, after):
             tree.check_imports()
-        # Programs take the lock themselves while they count; probes have nobody who does.
+        # Programs take the lock themselves while they count; probes do not.
         findings = compare_counters(before, after, scratch, options, note)
         with host_lock(allow_concurrent=bool(options)):
             return findings + measure_timings(before, after, scratch, amount, note)

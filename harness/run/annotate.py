@@ -1,8 +1,4 @@
-"""What a repeat tells beside its times, and how it is put in words.
-
-Notes that programs gave, the devices' facts, and the disk's own rate beside a run that streamed
-much from it.
-"""
+"""What a repeat adds to a record beside its times: notes, facts, and the disk's own rate."""
 
 from msgspec.structs import replace
 
@@ -11,15 +7,14 @@ from harness.run.weights import WeightSet
 from results.records.measure import measure
 from results.records.notes import Contended, DiskShare, LinkFaults, LinkFaultsFailed, Note, Said
 from results.records.schema import Check, Repeat, RunRecord
-from tpi.program.events import Event
 from tpi.units import format_seconds
 
-# A disk's own rate is worth knowing beside a run that streams at least this much per token.
+# The disk's own rate is measured beside a run that streams at least this much per token.
 _STREAMING_BYTES = 256 << 20
 
 
 def with_findings(record: RunRecord, repeat: Repeat, check: Check, weights: WeightSet) -> RunRecord:
-    """The record with what one more repeat tells; `repeat` itself is added by the store."""
+    """The record with the findings of one more repeat; the store adds the repeat itself."""
     calibration = record.calibration
     if repeat.status == "ok" and (rate_bps := _disk_rate(repeat, weights)):
         rates = (*calibration.disk_read_bps, rate_bps)
@@ -36,13 +31,13 @@ def with_findings(record: RunRecord, repeat: Repeat, check: Check, weights: Weig
 
 
 def _disk_rate(repeat: Repeat, weights: WeightSet) -> float | None:
-    """What the disk gives now, beside a repeat that streamed much from it; else None."""
+    """The disk's rate now, beside a repeat that streamed much from it; else None."""
     per_token = measure(repeat).disk_bytes_per_token or 0
     return weight_sets.read_rate_bps(weights) if per_token >= _STREAMING_BYTES else None
 
 
 def disk_share(record: RunRecord) -> DiskShare | None:
-    """At which rate a run streamed, and which share of what its disks can give that is.
+    """The rate at which a run streamed, and its share of what the disks can give.
 
     Devices whose disks are limited are measured by their limits together, on the emulated clock;
     else all share this host's disk, by its own best rate, on this host's clock.
@@ -68,19 +63,14 @@ def _disk_caps(record: RunRecord) -> list[int]:
 
 
 def _said(repeat: Repeat) -> list[Said]:
-    """Notes that programs gave with `ready`; each once, whichever ranks said it."""
-    ready = [event for event in repeat.events if event.name == "ready"]
-    notes = (note for event in ready for note in _notes_of(event))
+    """Notes that programs gave with `ready`; each once, whichever ranks gave it."""
+    given = [event.fields.get("notes") for event in repeat.events if event.name == "ready"]
+    notes = (str(note) for each in given if isinstance(each, list) for note in each)
     return [Said(text) for text in dict.fromkeys(notes)]
 
 
-def _notes_of(event: Event) -> list[str]:
-    notes = event.fields.get("notes")
-    return list(map(str, notes)) if isinstance(notes, list) else []
-
-
 def disturbed(repeat: Repeat) -> list[Note]:
-    """What a reader must know of a repeat's surroundings."""
+    """Disturbances of a repeat that a reader must know."""
     notes: list[Note] = [Contended()] if repeat.facts.contended else []
     if faults := repeat.facts.link_faults:
         errors = [fault.error for fault in faults if fault.error]
@@ -91,7 +81,7 @@ def disturbed(repeat: Repeat) -> list[Note]:
 
 
 def in_words(repeat: Repeat, done: str = "ok") -> str:
-    """How a repeat ended, in one line; `done` is what one that is ok is called."""
+    """How a repeat ended, in one line; `done` is the word for one that is ok."""
     if repeat.status != "ok":
         return f"{repeat.status}: {repeat.reason}"
     metrics = measure(repeat)

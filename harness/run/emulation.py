@@ -1,14 +1,14 @@
-"""The emulated testbed of a planned system: containers with limits, links, swap, and their proof.
+"""The emulated testbed of a planned system: containers with limits, links and swap, verified.
 
-What the devices need on this host is made here and removed at the end: a swap file, and private
-copies for what reads through the page cache (hard links would share the cache too).
+What devices need on this host is made here and removed at the end: a swap file, and private copies
+for systems that read through the page cache (hard links would share it).
 """
 
 import os
 import secrets
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,14 +28,13 @@ if TYPE_CHECKING:  # Docker's client takes a while to import, and plain processe
     from testbed.verify.verifier import LimitVerifier
 
 
-# What nearly every program reads of the image; else the first device would be charged for it.
+# Nearly every program reads this part of the image; else the first device would pay for it.
 _WARM_UP = ("python3", "-c", "import torch")
 
 
-@contextmanager
 def emulated_testbed(
     plan: Plan, system: SystemPlan, model_dirs: Sequence[Path], work_dir: Path
-) -> Iterator[Testbed]:
+) -> AbstractContextManager[Testbed]:
     """The containers that a system runs in; none is made before the testbed's `up`.
 
     Raises:
@@ -43,10 +42,10 @@ def emulated_testbed(
         DeviceError: No daemon, no image, or no means for links.
     """
     swap = system.swap_need
-    # Swap that nothing is predicted to need is not asked of the host.
+    # The host need not provide swap that is not predicted to be needed.
     without = [replace(d, limits=replace(d.limits, swap=0)) for d in system.devices]
     devices = system.devices if swap else without
-    with open_testbed(
+    return open_testbed(
         work_dir,
         devices,
         mounts=tuple(dict.fromkeys(model_dirs)),
@@ -55,8 +54,7 @@ def emulated_testbed(
         verifier=partial(_make_verifier, plan, devices, tuple(model_dirs)),
         swap=swap,
         may_make_swap=plan.config.testbed.make_swap,
-    ) as testbed:
-        yield testbed
+    )
 
 
 def _make_verifier(
@@ -96,7 +94,7 @@ def open_testbed(
     swap: int = 0,
     may_make_swap: bool = False,
 ) -> Iterator[Testbed]:
-    """Containers with limits and links, after what dead runs left was removed."""
+    """Containers with limits and links; removes first what dead runs left."""
     from testbed.docker.cleanup import reap
     from testbed.docker.daemon import Daemon
     from testbed.docker.testbed import DockerTestbed
@@ -128,7 +126,7 @@ def open_testbed(
 
 
 def notes_of(plan: Plan, system: SystemPlan) -> list[str]:
-    """What a testbed does not limit, and how it was set up, for the record and the table."""
+    """Notes on a testbed for record and table: what it does not limit, how it was set up."""
     if not plan.is_emulated:
         return list(LOCAL_NOTES)
     notes = list(limit_notes(system.limits))
@@ -149,7 +147,7 @@ def drop_page_cache(folders: Sequence[Path]) -> None:
         if path.is_file():
             fd = os.open(path, os.O_RDONLY)
             try:
-                os.fsync(fd)  # what is dirty stays
+                os.fsync(fd)  # dirty pages would stay
                 os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
             finally:
                 os.close(fd)

@@ -1,8 +1,8 @@
 """Executes a plan by real processes: weights, repeats, checks, records.
 
-Systems alternate (A B, B A, ...) so that a slow drift of the machine hits all alike; every repeat
-gets fresh devices and a warm-up request before the measured one. A record is written after every
-repeat, so that whatever stops the program loses at most one.
+Systems alternate (A B, B A, ...), so that a slow drift of the machine affects all alike. Every
+repeat gets fresh devices and a warm-up request before the measured one. Records are written after
+every repeat, so that at most one is lost if the program is stopped.
 """
 
 from collections.abc import Mapping
@@ -69,7 +69,7 @@ class Experiment(Executor):
 
     def _run_repeats(self) -> None:
         reference = Reference(self._plan, self._weights, self._live)
-        # The reference first: where it computes in float32, its tokens are what others must give.
+        # The reference first: in float32, its tokens are those that others must give.
         jobs = sorted(self.jobs, key=lambda job: job.system.name != REFERENCE)
         todo = {job.system.name: job.todo for job in self.jobs.pending}
         with self._live.run(todo, self._plan.config.repeats):

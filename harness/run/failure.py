@@ -1,4 +1,4 @@
-"""How a command ends: its exit status, and one line if an error or an interrupt ended it."""
+"""The end of a command: its exit status, and one line if an error or an interrupt ended it."""
 
 import contextlib
 import sys

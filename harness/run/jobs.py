@@ -1,7 +1,7 @@
 """The systems of a plan: each one's record so far, what is still to do, and who does it.
 
-A job goes on with the latest record of the same run, or begins a new one; nothing finished is done
-again. Every change of a record is written at once. Runs and simulations are kept alike.
+A job continues the latest record of the same run, or begins a new one. Nothing that is finished is
+done again. Every change of a record is written at once.
 """
 
 import tempfile
@@ -114,11 +114,11 @@ class Jobs:
         refused = replace(record, status="infeasible", reason=system.refusal, notes=())
         if old is None:
             refused = self._store.write(refused)
-        # Else it is only shown: what was begun stays the latest, to go on with another time.
+        # Else it is only shown: the record that was begun stays the latest, to be continued later.
         return Job(system, refused, 0)
 
     def _kept(self, system: SystemPlan, old: RunRecord) -> Job | None:
-        """What is there already, if that is used: a measurement rather than a refusal."""
+        """The record that is there, if it is used: a measurement rather than a refusal."""
         repeats = self.plan.config.repeats
         if old.status == "infeasible":
             return None if system.refusal is None else Job(system, old, 0, is_kept=True)
@@ -150,7 +150,7 @@ class Executor(Protocol):
     @property
     def exit_status(self) -> int:
         """0 if all ended ok, or were computed or seen not to fit their device; else 1."""
-        # A device that runs into its own limit is what it is made for: a result.
+        # A device that reaches its own limit is a result.
         good = (*_GOOD, "oom") if self.jobs.plan.has_limits else _GOOD
         return EXIT_OK if all(record.status in good for record in self.records) else EXIT_FAILED
 
@@ -205,7 +205,7 @@ _Basis = tuple[RunEnvironment, RunCalibration, Mapping[str, object]]
 
 
 def _simulated(plan: Plan, calibration: Calibration) -> _Basis:
-    """What the costs were measured on; this machine has no part in the numbers."""
+    """The host that the costs were measured on; numbers do not depend on this machine."""
     host = CalibratedHost(calibration.host, calibration.cpu_model, calibration.cores)
     content, name = calibration_content(calibration), plan.config.testbed.calibration
     simulator = SimulatorFacts(name, calibration.host, digest_of(content), content)
@@ -214,7 +214,7 @@ def _simulated(plan: Plan, calibration: Calibration) -> _Basis:
 
 
 def _measured(plan: Plan, system: SystemPlan) -> _Basis:
-    """What this host is, and what is enforced on it."""
+    """Facts of this host, and what is enforced on it."""
     facts = host_environment(Path(plan.config.weights.dir))
     environment = RunEnvironment(
         host=replace(facts, versions=versions_of(system.name)),
@@ -231,26 +231,23 @@ def _measured(plan: Plan, system: SystemPlan) -> _Basis:
 
 
 def _own_ways(plan: Plan, system: SystemPlan) -> list[Note]:
-    """In what a system differs from the whole model and from the others, if it was asked to."""
+    """How a system was asked to differ from the whole model and from the others."""
     notes: list[Note] = []
     if plan.distinct_layers < plan.model.num_layers:
         notes.append(DistinctLayers(plan.distinct_layers, plan.model.num_layers))
-    threads = plan.devices[0].limits.threads
-    asked: dict[str, int | str] = {"dtype": plan.config.dtype, "threads": threads}
-    own: dict[str, int | str] = {
-        "dtype": system.options.compute(plan.config.dtype, 1).dtype,
-        "threads": system.threads[0],
-    }
-    notes += [
-        OwnSetting(name, own[name], value) for name, value in asked.items() if own[name] != value
-    ]
+    dtype = system.options.compute(plan.config.dtype, 1).dtype
+    if dtype != plan.config.dtype:
+        notes.append(OwnSetting("dtype", dtype, plan.config.dtype))
+    threads, asked = system.threads[0], plan.devices[0].limits.threads
+    if threads != asked:
+        notes.append(OwnSetting("threads", threads, asked))
     if reference_format(system.form) != HF:
         notes.append(OwnForm(system.form.words))
     return notes
 
 
 def _writable_folder(folder: Path) -> Path:
-    """The folder of records, made if need be; found out before hours are spent on one."""
+    """The folder of records, made if need be; a problem is found before hours are spent."""
     with map_errors({OSError: ConfigError}, f"results_dir {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

@@ -1,9 +1,8 @@
-"""From what was seen to a verdict: the status of a repeat, and whether tokens are right. Pure.
+"""From observations to a verdict: the status of a repeat, and whether tokens are right. Pure.
 
 `judge` turns a runner's `Outcome` into the `Repeat` that is kept. `check_exact` and `check_bounded`
-compare tokens with the reference; what a failed check means for a status is decided by
-`checked_status` alone: wrong tokens are `wrong_output`, unchecked ones where a check was planned
-`invalid`, neither ever a timing.
+compare tokens with the reference. Only `checked_status` decides what a failed check means for the
+status: wrong tokens are `wrong_output`, and a planned check that broke is `invalid`.
 """
 
 from collections.abc import Sequence
@@ -48,19 +47,19 @@ def judge(
         text = (
             f"request {request_id}: {len(repeat.tokens)} tokens came, {new_tokens} were asked for"
         )
-        return _with_status(repeat, "crashed", text)
+        return replace(repeat, status="crashed", reason=text)
     return repeat
 
 
 def checked_status(repeat: Repeat, check: Check) -> Repeat:
-    """The repeat with what the check of its tokens makes of its status.
+    """The repeat with the status that follows from the check of its tokens.
 
     A check that was planned and broke leaves a timing without one: `invalid`.
     """
     if repeat.status == "ok" and check.is_broken:
-        return _with_status(repeat, "invalid", check.detail)
+        return replace(repeat, status="invalid", reason=check.detail)
     if repeat.status == "ok" and check.passed is False:
-        return _with_status(repeat, "wrong_output", check.detail)
+        return replace(repeat, status="wrong_output", reason=check.detail)
     return repeat
 
 
@@ -86,12 +85,9 @@ def check_bounded(
 ) -> Check:
     """The reference logit of every token must lie near the largest one.
 
-    Args:
-        tokens: The system's.
-        reference: What the float32 reference makes itself.
-        shortfalls: For each token, the largest reference logit less the token's own, with the
-            system's tokens fed to the reference.
-        error_bound: Transformers' largest |16-bit - float32| logit error; twice it is allowed.
+    `shortfalls` are, for each token, the largest reference logit less the token's own, with the
+    system's tokens fed to the reference. Twice `error_bound` is allowed, Transformers' own largest
+    |16-bit - float32| logit error.
     """
     exact = check_exact(tokens, reference)
     worst = max(shortfalls, default=0.0)
@@ -107,7 +103,7 @@ def check_bounded(
 
 
 def _status(outcome: Outcome) -> tuple[str, str]:
-    # First, and also where all went on: what was killed may be a child of a program.
+    # First, and even if all programs went on: the killed process may be a child of one.
     for rank, end in enumerate(outcome.exits):
         if end is not None and end.oom:
             return "oom", _out_of_memory(outcome, rank)
@@ -121,7 +117,7 @@ def _status(outcome: Outcome) -> tuple[str, str]:
 
 
 def _cause(outcome: Outcome) -> tuple[str, str]:
-    """Of everything that ranks reported, the cause rather than a consequence."""
+    """The first cause among everything that ranks reported, not its consequences."""
     for rank, end in enumerate(outcome.exits):
         if end is not None and end.code < 0 and not end.stopped:
             return "crashed", f"rank {rank}: ended early with signal {-end.code}"
@@ -182,7 +178,3 @@ def _difference(tokens: Sequence[int], reference: Sequence[int], index: int) -> 
     if index >= min(len(tokens), len(reference)):
         return f"{len(tokens)} tokens, the reference has {len(reference)}"
     return f"token {index + 1} is {tokens[index]}, the reference has {reference[index]}"
-
-
-def _with_status(repeat: Repeat, status: str, reason: str) -> Repeat:
-    return replace(repeat, status=status, reason=reason)

@@ -16,10 +16,10 @@ from tpi.program.program_session import Deadlines
 from tpi.program.spec import Request
 from tpi.weights.blockfile import open_shard_folder
 
-# What starts a system instead of its own program, by its name.
+# Programs that replace those of systems, by name.
 PROGRAMS: dict[str, tuple[str, ...]] = {}
 WARMUP_ID, MEASURED_ID = "warmup", "r0"
-# A deadline is for what hangs, not for what is slow: far above what was predicted.
+# A deadline is for programs that hang, not for slow ones: it is far above the prediction.
 _PATIENCE_S, _PATIENCE = 120.0, 5.0
 _SLOWEST_HASH_BPS = 50e6
 
@@ -67,8 +67,8 @@ def make_testbed(
 ) -> Iterator[tuple[Testbed, tuple[Path, ...]]]:
     """The testbed of a plan while it lasts, and the model folder of each rank.
 
-    Logs, specs and what a system offloads to disk lie on the disk of the weights. Containers find
-    nothing of the weights in the page cache, and what reads through it gets a copy per device.
+    Logs, specs and offloaded weights lie on the disk of the weights. For containers the page cache
+    is emptied of the weights, and a system that reads through it gets a copy per device.
     """
     model_dirs = weights.model_dirs(system)
     with scratch_folder(Path(plan.config.weights.dir).absolute()) as work_dir, ExitStack() as stack:

@@ -1,7 +1,7 @@
 """Cuts, delays, drops and duplicates on links at moments of the measured request.
 
-The moments count from the request's start, on the emulated clock; with its end all are undone, so
-that links can prove themselves afterwards. What was done and when is kept for the record.
+Moments count from the request's start, on the emulated clock. At its end all faults are undone, so
+that links can be verified afterwards. The record keeps what was done and when.
 """
 
 import threading
@@ -23,7 +23,7 @@ _UNDONE = {"cut": 0.0, "delay": 0.0, "drop": -1.0, "duplicate": 0.0}
 class FaultyRun:
     """A watch that passes everything on, and starts the faults when the request begins.
 
-    A context manager: what has not happened by the end does not happen.
+    A context manager: faults that have not happened by its end are dropped.
     """
 
     def __init__(
@@ -61,18 +61,13 @@ class FaultyRun:
 
     def event(self, event: Event) -> None:
         """A rank said something; the start of the measured request starts the clock."""
-        if event.rank == MASTER_RANK and (event.name, event.request_id) == (
-            "request",
-            self._request_id,
-        ):
-            for fault in self._faults:
-                self._start(fault)
-        if event.rank == MASTER_RANK and (event.name, event.request_id) == (
-            "end",
-            self._request_id,
-        ):
-            self._stop()
-            self._undo()
+        if event.rank == MASTER_RANK and event.request_id == self._request_id:
+            if event.name == "request":
+                for fault in self._faults:
+                    self._start(fault)
+            elif event.name == "end":
+                self._stop()
+                self._undo()
         self._watch.event(event)
 
     def _start(self, fault: LinkFault) -> None:

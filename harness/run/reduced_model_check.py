@@ -1,4 +1,4 @@
-"""Stands in for a reference that does not fit: the same shape, cut to two layers, checked first.
+"""Replaces a reference that does not fit: the same shape, cut to two layers, is checked first.
 
 Each system runs it on the same testbed with the same devices and options, and its tokens must
 match Transformers'. Verdicts are kept under a hash of everything that decides them, the program's
@@ -30,13 +30,9 @@ _WHAT = "the same shape with two layers"
 
 
 class ReducedModelCheck:
-    """The small model of a plan, and the checks on it.
+    """The small model of a plan, and the checks on it of the systems in `names`.
 
     A context manager: weights that were made for it go when it is left.
-
-    Args:
-        full: What runs the large model.
-        names: Systems that are to be checked.
     """
 
     def __init__(self, full: Repeats, names: Sequence[str]) -> None:
@@ -55,7 +51,7 @@ class ReducedModelCheck:
             shutil.rmtree(self._weights.base, ignore_errors=True)
 
     def check(self, name: str) -> Check:
-        """Run one system's check, or look up what came out of the same one before.
+        """Run one system's check, or look up the outcome of the same check before.
 
         `passed` is None where there was no verdict; that is not kept.
 

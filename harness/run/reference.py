@@ -1,10 +1,9 @@
-"""What tokens are compared with, and the comparison: `Reference.check` judges one repeat.
+"""The comparison of tokens with a reference: `Reference.check` judges one repeat.
 
 The reference is Transformers in float32 on the same weights and prompt: its tokens come from a
 repeat of `transformers` itself where that runs in float32, and else from
 `baselines/transformers/reference.py`, run beside the testbed and not on a device. Answers are kept
-below `<results_dir>/references` under a hash of what decides them, so that nothing is computed
-twice.
+below `<results_dir>/references` under a hash of their inputs, so that nothing is computed twice.
 """
 
 import os
@@ -13,16 +12,12 @@ import sys
 import tempfile
 from pathlib import Path
 
+import msgspec
 from msgspec.structs import replace
 
 from baselines.registry import REFERENCE
 from baselines.transformers.reference import Reference as Answer
-from baselines.transformers.reference import (
-    ReferenceJob,
-    read_reference,
-    write_job,
-    write_reference,
-)
+from baselines.transformers.reference import ReferenceJob, read_reference, write_reference
 from baselines.weight_formats import reference_format
 from harness.plan.types import Plan, SystemPlan
 from harness.progress.live import Live
@@ -90,7 +85,7 @@ class Reference:
         return read_reference(path).tokens
 
     def _bounded(self, system: SystemPlan, tokens: tuple[int, ...]) -> Check:
-        """Two jobs: what the reference says itself, once, and what it thinks of these tokens."""
+        """Two jobs: the reference's own tokens, once, and its logits of the system's tokens."""
         job = replace(self._job, model_dir=str(self._weights.reference_dir(system).absolute()))
         form = {"form": reference_format(system.form).folder_name}
         own = self._once(replace(job, error_of="bfloat16"), {**form, "error_of": "bfloat16"})
@@ -110,7 +105,7 @@ class Reference:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="tpi-reference-") as folder:
             job_file = Path(folder) / "job.json"
-            write_job(job, job_file, out.absolute())
+            job_file.write_bytes(msgspec.json.encode(job))
             with (
                 self._live.waiting("reference: Transformers in float32"),
                 map_errors(
@@ -118,7 +113,7 @@ class Reference:
                 ),
             ):
                 done = subprocess.run(
-                    [sys.executable, "-m", _MODULE, str(job_file)],
+                    [sys.executable, "-m", _MODULE, str(job_file), str(out.absolute())],
                     env={**os.environ, **device_environment(job.threads)},
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,

@@ -1,4 +1,4 @@
-"""What decides the numbers of one system in one plan; its hash names the run."""
+"""Everything that decides the numbers of one system in one plan; its hash names the run."""
 
 import json
 from dataclasses import asdict
@@ -50,14 +50,14 @@ def decisive(plan: Plan, system: SystemPlan, weights: WeightSet) -> dict[str, ob
         "limits": [asdict(limits) for limits in system.limits],
         "links": [asdict(device.link) for device in system.devices if plan.has_limits],
         "source": digest_of_source(system.name, backend, compute.allreduce),
-        # Only where it is on: keeping spans takes memory. Without it ids are what they were.
+        # Only if it is on: keeping spans takes memory. Without it ids are as before.
         **({"trace": True} if plan.config.trace else {}),
         **(_simulated(plan, costs) if costs else _measured(plan, system, weights)),
     }
 
 
 def _simulated(plan: Plan, calibration: Calibration) -> dict[str, object]:
-    """No host is among it, and of the prompt only its length."""
+    """The calibration and the length of the prompt; the host has no part in it."""
     return {
         "prompt_tokens": plan.prompt_tokens,
         "calibration": digest_of(calibration_content(calibration)),
@@ -110,5 +110,5 @@ def digest_of_source(name: str, backend: str, allreduce: str = _SUMS) -> str:
 
 
 def versions_of(name: str) -> dict[str, str | None]:
-    """Installed versions of what a system's numbers come from."""
+    """Installed versions of the packages that decide a system's numbers."""
     return dependency_versions((*DEPENDENCIES, *find_system(name).distributions))

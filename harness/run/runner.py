@@ -1,7 +1,7 @@
 """One repeat of one system: programs are started on fresh devices, spoken to, and taken down.
 
 `run_repeat` writes each device's spec, starts its program, and lets a `ProgramSession` do the rest.
-It judges nothing but what only the session can see (`Failure`); the rest is `judge.py`'s.
+It judges only what the session alone can see (`Failure`); `judge.py` does the rest.
 """
 
 import secrets
@@ -22,7 +22,7 @@ from tpi.ranks import MASTER_RANK
 
 
 class Watch(Protocol):
-    """Whoever wants to see a repeat while it runs; called from the harness's own thread."""
+    """An observer of a repeat while it runs; called from the harness's own thread."""
 
     def started(self, devices: Sequence[Device]) -> None:
         """All programs were started; the devices' meters may be read from any thread."""
@@ -75,7 +75,7 @@ def run_repeat(launch: Launch, testbed: Testbed, watch: Watch | None = None) -> 
     try:
         devices = testbed.up(launch.world_size)
         before = testbed.verify("before")
-        if before.problems:  # nothing that is measured now would count
+        if before.problems:  # no measurement would count
             return _unproved(devices, before)
         deadlines = launch.deadlines.scaled(launch.time_scale)
         hear = (lambda _: None) if watch is None else watch.event
@@ -88,7 +88,7 @@ def run_repeat(launch: Launch, testbed: Testbed, watch: Watch | None = None) -> 
         failure = session.run()
         meters = tuple(device.meter() for device in devices)
         facts = tuple(device.facts() for device in devices)
-        # Of what failed anyway nothing has to be proved, and its devices may be gone.
+        # A run that failed needs no verification, and its devices may be gone.
         after = testbed.verify("after") if failure is None else VerificationReport()
         return Outcome(
             start_ns=session.start_ns,

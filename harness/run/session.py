@@ -40,7 +40,7 @@ WIDTH = 120  # where there is no terminal to ask
 
 
 class Output(Console):
-    """A stream of ours; that its reader is gone is an error, not the end of the process."""
+    """An output stream; a reader that is gone is an error, not the end of the process."""
 
     def on_broken_pipe(self) -> None:
         """Leave it to the caller."""
@@ -54,7 +54,7 @@ def console(*, quiet: bool = False, stderr: bool = False) -> Output:
 
 
 def prepare(composed: Composed) -> Plan:
-    """Plan one configuration; nothing is started or written but a probe of the disk.
+    """Plan one configuration; only a probe of the disk is started or written.
 
     Raises:
         ConfigError: It cannot be done as it was asked for.
@@ -76,12 +76,12 @@ def prepare(composed: Composed) -> Plan:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a configuration came to.
+    """The outcome of one configuration.
 
     Attributes:
-        records: One per system; of systems that cannot run, only why.
-        status: The exit status that they amount to.
-        error: What ended it in the middle.
+        records: One per system; for systems that cannot run, only the reason.
+        status: The exit status.
+        error: The error that ended it early.
     """
 
     records: tuple[RunRecord, ...]
@@ -126,7 +126,7 @@ def _execute(plan: Plan, executor: Executor, console: Console) -> Outcome:
 
 
 def require_docker(plan: Plan) -> None:
-    """Refuse before weights are made what would fail when devices are.
+    """Refuse, before weights are made, what would fail when devices are made.
 
     Raises:
         ConfigError: Devices need swap, which the host has not and was not asked to make.
@@ -141,7 +141,7 @@ def require_docker(plan: Plan) -> None:
 
 
 def require_emulation(link_backend: str | None) -> None:
-    """Refuse what cannot be emulated here at all.
+    """Refuse to go on if this host cannot emulate.
 
     Raises:
         DeviceError: No daemon, no image, or no means for links, where they are needed.

@@ -9,7 +9,7 @@ from baselines.registry import simulate
 from harness.plan.types import Plan, SystemPlan
 from harness.progress.live import Live
 from harness.run.annotate import in_words
-from harness.run.jobs import Executor, Job, Jobs
+from harness.run.jobs import Executor, Jobs
 from harness.run.launch import MEASURED_ID
 from harness.run.weights import locate
 from results.records.notes import Said
@@ -31,23 +31,20 @@ class Simulation(Executor):
         self.jobs = Jobs(plan, locate(plan))
 
     def _execute(self) -> None:
-        for job in self.jobs.pending:
-            self._simulate(job)
-
-    def _simulate(self, job: Job) -> None:
-        system, plan = job.system, self._plan
+        plan = self._plan
         if plan.calibration is None:
             raise ConfigError("testbed.backend=sim: the plan has no calibration")
-        with (
-            self._live.waiting(f"simulating {system.name} on {system.devices_text}"),
-            map_errors({ResourceError: ConfigError}, "memory_budget"),
-        ):
-            outcome = self._simulator(sim_run(plan, system), plan.calibration)
-        notes = (*job.record.notes, *map(Said, outcome.notes))
-        record = replace(job.record, notes=notes)
-        repeat = repeat_of(outcome)
-        self.jobs.append(job, record, repeat)
-        self._live.line(f"{system.name}: {in_words(repeat, 'simulated')}")
+        for job in self.jobs.pending:
+            system = job.system
+            with (
+                self._live.waiting(f"simulating {system.name} on {system.devices_text}"),
+                map_errors({ResourceError: ConfigError}, "memory_budget"),
+            ):
+                outcome = self._simulator(sim_run(plan, system), plan.calibration)
+            notes = (*job.record.notes, *map(Said, outcome.notes))
+            repeat = repeat_of(outcome)
+            self.jobs.append(job, replace(job.record, notes=notes), repeat)
+            self._live.line(f"{system.name}: {in_words(repeat, 'simulated')}")
 
 
 def sim_run(plan: Plan, system: SystemPlan) -> SimRun:

@@ -1,4 +1,4 @@
-"""A sweep's outcome: one table, one CSV and one plot, from what its jobs left in its folder.
+"""A sweep's outcome: one table, one CSV and one plot, from the files of its jobs.
 
 A job may run in another process or on another host, so each writes a part: a small file that names
 its overrides and its run records. The swept options are those in which the parts differ.
@@ -62,7 +62,7 @@ def write_part(
 
 
 def clear_parts(sweep_dir: Path) -> None:
-    """Remove what an earlier sweep into this folder may have left."""
+    """Remove the parts of an earlier sweep into this folder."""
     for path in (sweep_dir / _PARTS).glob("*.json"):
         path.unlink(missing_ok=True)
     if (sweep_dir / _PARTS).is_dir():

@@ -1,7 +1,7 @@
 """Obtains the weights a plan needs: shards for `tpi`, the Hugging Face form for the others.
 
-A set is found again by what decides its bytes: model, seed, storage dtype, distinct layers, and for
-shards the number of devices and their shares. Writing is resumed where it was interrupted, and a
+A set is found again by model, seed, storage dtype, distinct layers, and for shards the number of
+devices and their shares. Writing is resumed where it was interrupted, and a
 set that is complete is not written again (`tpi/weights/split.py`).
 """
 
@@ -12,7 +12,8 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from baselines.llamacpp.gguf_file import MODEL_FILE, make_gguf
+from baselines.llamacpp.gguf_file import make_gguf
+from baselines.llamacpp.gguf_layout import MODEL_FILE
 from baselines.llamacpp.gguf_source import GgufSource
 from baselines.weight_formats import HF, WeightFormat, reference_format
 from harness.plan.types import Plan, SystemPlan
@@ -27,9 +28,9 @@ from tpi.weights.newfile import Progress
 from tpi.weights.split import split
 from tpi.weights.synthetic import SyntheticSource
 
-# What must stay free on the disk beside the weights: records, logs, other people.
+# Must stay free on the disk beside the weights: for records, logs, other users.
 _SPARE_BYTES = 256 << 20
-# What is read to know the disk's own rate; about a second.
+# Read to measure the disk's own rate; takes about a second.
 _RATE_BYTES = 1 << 30
 
 
@@ -38,7 +39,7 @@ class WeightSet:
     """Where the weights of a plan are or will be.
 
     Attributes:
-        identity: What decides the numbers in it, for run ids and caches.
+        identity: Names the numbers in it, for run ids and caches.
         base: Folder that holds all forms that are made here.
         hf: Folder in Hugging Face form, whether it is needed or not.
         folders: Of every form that the plan needs.
@@ -101,7 +102,7 @@ def locate(plan: Plan) -> WeightSet:
 
 
 def _is_complete(form: WeightFormat, folder: Path) -> bool:
-    """Whether what is written last is there."""
+    """Whether the file that is written last is there."""
     if form.shard_plan is not None:
         ranks = range(form.shard_plan.world_size)
         return all((folder / f"rank-{r}/manifest.json").exists() for r in ranks)
@@ -150,7 +151,7 @@ def obtain(plan: Plan, weights: WeightSet, live: Live) -> None:
         TpiError: The source cannot be read, or the disk ran full.
     """
     source = make_source(plan)
-    # Complete sets go through the same calls: they look whether it is the right one, quickly.
+    # Complete sets go through the same calls, which quickly check that they are the right ones.
     for form, folder in weights.folders.items():
         if form == HF and not plan.synthetic:
             continue  # the user's own folder

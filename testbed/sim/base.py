@@ -1,6 +1,6 @@
 """The simulator's questions and answers: plain values, no torch, nothing measured.
 
-`System.simulate` (`baselines/base.py`) takes a `SimRun` and gives a `SimOutcome`, whose events are
+`simulate` (`baselines/registry.py`) takes a `SimRun` and gives a `SimOutcome`, whose events are
 those that the real programs would have written: `ready`, `request`, `token`, `counters`, `end` and,
 where they are kept, `spans`. Times are the devices' own seconds; the simulator has no dilation.
 """

@@ -18,10 +18,10 @@ pytestmark = pytest.mark.timeout(60)  # real processes, on whatever machine
 ROOT = Path(__file__).parent.parent.parent
 PROGRAM = """
 import sys
-from baselines.library_program import main
+from baselines.library_program import LibraryModel, main
 from tpi.errors import WeightsError
 
-class Model:
+class Model(LibraryModel):
     facts = {"notes": ["none"]}
     def generate(self, prompt_ids, new_tokens, on_token):
         for i in range(new_tokens):
@@ -39,10 +39,10 @@ sys.exit(main(load))
 SHARED = """
 import json, sys, time
 from pathlib import Path
-from baselines.library_program import main
+from baselines.library_program import LibraryModel, main
 from tpi.trace import Tracer
 
-class Model:
+class Model(LibraryModel):
     facts = {}
     def __init__(self, spec):
         self.folder, self.turn, self.num_bytes, self.tracer = spec.model_dir, 0, 0, Tracer()

@@ -60,7 +60,7 @@ def test_what_a_system_does_not_say_is_named():
     with pytest.raises(ConfigError, match="system toy: System does not say what it needs"):
         toy.predict(inputs, toy.options())
     with pytest.raises(ConfigError, match="toy is not simulated; choose among tpi"):
-        toy.simulate(run, free_calibration())
+        registry.simulate(run, free_calibration())
 
 
 @pytest.mark.parametrize(

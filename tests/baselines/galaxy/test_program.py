@@ -6,7 +6,7 @@ import pytest
 import torch
 from msgspec.structs import replace
 
-from baselines.galaxy.setup import open_galaxy, setup
+from baselines.galaxy.engine import open_galaxy, setup
 from baselines.galaxy.tiles import splits_rows
 from tests.baselines.distributed import check_bounded, check_logits, run_request, splitter
 from tests.baselines.galaxy.traffic import traffic
@@ -39,7 +39,7 @@ def run_galaxy(shards, prompt, new_tokens, *, overlap=True, requests=1, **option
     settings = cluster_options(prompt, new_tokens, window=None, allreduce="ring", **options)
 
     def open_rank(rank, mesh, tracer):
-        return open_galaxy(manifests[rank], mesh, settings, tracer, overlap=overlap, poison=True)
+        return open_galaxy(manifests[rank], mesh, settings, tracer, overlap=overlap)
 
     return run_engines(world_size, open_rank, prompt, new_tokens, requests=requests)
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from baselines.llamacpp import gguf_file
-from baselines.llamacpp.gguf_file import MODEL_FILE, make_gguf, write_gguf
-from baselines.llamacpp.gguf_layout import problems, required_gguf_bytes
+from baselines.llamacpp.gguf_file import make_gguf, write_gguf
+from baselines.llamacpp.gguf_layout import MODEL_FILE, problems, required_gguf_bytes
 from baselines.llamacpp.gguf_source import GgufSource
 from tpi.errors import ConfigError, WeightsError
 from tpi.model_config import ModelConfig, RopeScaling

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from msgspec import structs
 
-from baselines.llamacpp.gguf_file import MODEL_FILE, make_gguf
-from baselines.llamacpp.gguf_layout import problems
+from baselines.llamacpp.gguf_file import make_gguf
+from baselines.llamacpp.gguf_layout import MODEL_FILE, problems
 from baselines.llamacpp.gguf_source import GgufSource
 from baselines.llamacpp.program import load
 from tests.baselines.bounded import check_bounded

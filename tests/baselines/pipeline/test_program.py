@@ -40,7 +40,7 @@ def run_pipeline(shards, prompt, new_tokens, *, world_size, shares=None, request
 
     def open_rank(rank, mesh, tracer):
         own = own_blocks(whole, rank, stages[rank])
-        return open_pipeline(own, mesh, settings, tracer, stage=stages[rank], poison=True)
+        return open_pipeline(own, mesh, settings, tracer, stage=stages[rank])
 
     return run_engines(world_size, open_rank, prompt, new_tokens, requests=requests)
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from msgspec.structs import replace
@@ -20,7 +21,6 @@ from baselines.transformers.reference import (
     main,
     read_job,
     read_reference,
-    write_job,
 )
 from tests.baselines.bounded import check_bounded
 from tests.checkpoints import NEW_TOKENS as NEW
@@ -202,9 +202,9 @@ def test_reference_gives_tokens_error_and_shortfalls(checkpoint, expected):
 
 def test_reference_program_writes_its_answer(checkpoint, expected, tmp_path):
     job = ReferenceJob(str(checkpoint), PROMPT, 3, answers={"tpi": (1, 2)})
-    write_job(job, tmp_path / "job.json", tmp_path / "answer.json")
-    assert read_job(tmp_path / "job.json") == (job, tmp_path / "answer.json")
-    assert main([str(tmp_path / "job.json")]) == 0
+    (tmp_path / "job.json").write_bytes(msgspec.json.encode(job))
+    assert read_job(tmp_path / "job.json") == job
+    assert main([str(tmp_path / "job.json"), str(tmp_path / "answer.json")]) == 0
     reference = read_reference(tmp_path / "answer.json")
     assert list(reference.tokens) == expected[:3]
     assert reference.logit_error is None
@@ -212,11 +212,9 @@ def test_reference_program_writes_its_answer(checkpoint, expected, tmp_path):
 
 
 def test_bad_job_is_one_line(tmp_path, capsys):
-    (tmp_path / "job.json").write_text(
-        json.dumps({"schema": 1, "job": {"model_dir": "x"}, "out": "y"})
-    )
-    assert main([str(tmp_path / "job.json")]) == 2
-    assert main([str(tmp_path / "none.json")]) == 2
+    (tmp_path / "job.json").write_text('{"model_dir": "x"}')
+    assert main([str(tmp_path / "job.json"), "y"]) == 2
+    assert main([str(tmp_path / "none.json"), "y"]) == 2
     assert main([]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert [line.startswith("error: ") for line in lines] == [True] * 3

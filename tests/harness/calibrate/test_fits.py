@@ -55,6 +55,6 @@ def test_message_costs_add_up_to_the_way_there():
     one_way = [(x, 50e-6 + 2e-9 * x) for x in SIZES]
     calls = [(x, 20e-6 + 1e-9 * x) for x in SIZES]
     costs = costs_from(calls, one_way)
-    assert costs.send_s == pytest.approx(20e-6, rel=0.01)
-    assert costs.send_s + costs.recv_s == pytest.approx(50e-6, rel=0.01)
-    assert 2 * costs.packet_s == pytest.approx(2e-9 * MSS_BYTES, rel=0.01)
+    assert costs["send_s"] == pytest.approx(20e-6, rel=0.01)
+    assert costs["send_s"] + costs["recv_s"] == pytest.approx(50e-6, rel=0.01)
+    assert 2 * costs["packet_s"] == pytest.approx(2e-9 * MSS_BYTES, rel=0.01)

@@ -7,8 +7,9 @@ from rich.console import Console
 
 from harness.calibrate.kernels import casts, tables, task_names
 from harness.calibrate.main import busy_words
-from harness.calibrate.sizes import TINY, Rounds, Sizes
+from harness.calibrate.sizes import Sizes, timed_rounds
 from harness.calibrate.table import calibration_table, rows_of
+from tests.harness.calibrate.tiny import TINY
 from tests.harness.simulated import CALIBRATION
 
 
@@ -59,8 +60,8 @@ def test_tasks_become_tables_by_dtype_and_rows():
 
 
 def test_no_round_is_begun_late():
-    assert list(Rounds(3, part_s=60)) == [0, 1, 2]
-    assert list(Rounds(3, part_s=0)) == [0]  # the first always is
+    assert list(timed_rounds(3, part_s=60)) == [0, 1, 2]
+    assert list(timed_rounds(3, part_s=0)) == [0]  # the first always is
 
 
 def test_a_busy_machine_is_called_so():

@@ -7,9 +7,10 @@ from msgspec import to_builtins
 from msgspec.structs import replace
 
 from harness.paper.allreduce_file import Asked, keep_aside, read_points
-from harness.paper.allreduce_study import expected_s, main, markdown
+from harness.paper.allreduce_study import expected_s, main
 from results.paper.cells.allreduce import Point
 from testbed.links.link import LinkSpec
+from tests.study_table import markdown
 from tpi.errors import TpiError
 
 KLONET = LinkSpec(0.002, 300e6, 0.0, 1 << 20)

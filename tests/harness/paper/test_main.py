@@ -11,7 +11,7 @@ from rich.console import Console
 
 from harness.paper import main as paper
 from harness.paper.driver import Driver
-from harness.paper.index_writer import EntryStatus, PaperIndex, folder_lock
+from harness.paper.index_writer import PaperIndex, folder_lock
 from harness.paper.plan import Study
 from harness.paper.work import WorkStatus
 from results.paper.index import INDEX_FILE, Entry, Index, read_index, write_index
@@ -305,7 +305,7 @@ def test_one_table_keeps_what_stands_behind_the_others(tmp_path):
     kept = [Entry(**{**_fields(e), "run_id": "tpi-0000000000000004"}) for e in others]
     write_index(tmp_path, Index("smoke", (*kept, stale)))
     index = PaperIndex(tmp_path, "smoke", [entry("a", "table2"), entry("b")])
-    index.note([entry("b")], EntryStatus("tpi-0000000000000006"))
+    index.note([entry("b")], "tpi-0000000000000006")
     index.write()
     found = {(e.exhibit, e.row): e.run_id for e in read_index(tmp_path).entries}
     assert found == {
