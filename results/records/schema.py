@@ -4,7 +4,7 @@ A *repeat* is one start of a system on fresh devices, with every event of every 
 joins the repeats of one system in one configuration. Times are in seconds, sizes in bytes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -178,12 +178,26 @@ class Repeat(Struct, frozen=True, forbid_unknown_fields=True):
     facts: RepeatFacts = RepeatFacts()
     dilation: Factor = 1.0
 
+    def of_request(self, name: str, rank: int | None = None) -> list[Event]:
+        """The measured request's events of one name, of one rank if that is given."""
+        return [
+            event
+            for event in self.events
+            if (event.name, event.request_id) == (name, self.request_id)
+            and rank in (None, event.rank)
+        ]
+
+    def counters(self, names: Sequence[str]) -> list[Event]:
+        """The last counters of the request by rank; none unless every rank counted all `names`."""
+        found = [self.of_request("counters", rank)[-1:] for rank in range(len(self.start_ns))]
+        last = [event for events in found for event in events]
+        counted = [isinstance(e.fields.get(n), int | float) for e in last for n in names]
+        return last if len(counted) == len(found) * len(names) and all(counted) else []
+
     @property
     def tokens(self) -> tuple[int, ...]:
         """Token ids of the measured request, in order."""
-        return tuple(
-            e.token for e in self.events if e.name == "token" and e.request_id == self.request_id
-        )
+        return tuple(event.token for event in self.of_request("token"))
 
 
 class SampleFile(Struct, frozen=True, forbid_unknown_fields=True):

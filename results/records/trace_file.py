@@ -59,15 +59,13 @@ def _named(what: str, pid: int, tid: int, name: str) -> dict[str, object]:
 
 def _tokens(repeat: Repeat) -> list[dict[str, object]]:
     """A mark across rank 0's process at each token."""
-    own = [event for event in repeat.events if event.request_id == repeat.request_id]
-    (go_ns,) = [event.t_ns for event in own if event.name == "request"]
-    stamps = [event.t_ns for event in own if event.name == "token"]
+    (go,) = repeat.of_request("request", MASTER_RANK)
     return [
         {
             "name": f"token {number}", "cat": "token", "ph": "i", "s": "p",
-            "pid": MASTER_RANK, "tid": 0, "ts": (t_ns - go_ns) / repeat.dilation / 1e3,
+            "pid": MASTER_RANK, "tid": 0, "ts": (token.t_ns - go.t_ns) / repeat.dilation / 1e3,
         }
-        for number, t_ns in enumerate(stamps, 1)
+        for number, token in enumerate(repeat.of_request("token"), 1)
     ]  # fmt: skip
 
 

@@ -139,15 +139,9 @@ def layer_times(
 
 def _per_step(repeat: Repeat) -> tuple[float, float] | None:
     """Computing and allreduces of a mean step of a mean device, undilated."""
-    counters = [
-        event
-        for event in repeat.events
-        if event.name == "counters" and event.request_id == repeat.request_id
-    ]
     names = ("compute_s", "allreduce_s")
-    if len(counters) < len(repeat.start_ns) or any(
-        n not in c.fields for c in counters for n in names
-    ):
+    counters = repeat.counters(names)
+    if not counters:
         return None
     share = len(counters) * len(repeat.tokens) * repeat.dilation
     compute_s, allreduce_s = (sum(c.number(name) for c in counters) / share for name in names)

@@ -10,7 +10,8 @@ from results.paper.cells.validation import Pair, pairs_of
 from results.paper.render.validation_table import summary
 from results.paper.report.runs import Facts
 from results.records.schema import RunRecord
-from results.records.testbed_facts import Figure, VerificationReport
+from results.records.testbed_facts import VerificationReport
+from testbed.verify.tolerances import Figure
 from tpi.units import format_bytes, format_seconds
 
 _LIMITS = {
