@@ -114,12 +114,12 @@ def _testbed(record: RunRecord) -> list[str]:
     config, calibration = record.config, record.calibration
     factor, limits, links = calibration.dilation.factor, calibration.limits, calibration.links
     text = f"testbed {config.testbed.name} (backend {config.testbed.backend})"
-    if is_simulated(record):
+    if record.is_simulated:
         simulator = calibration.simulator or SimulatorFacts("unknown")
         text += f": every number is simulated, from the calibration {simulator.name}"
         text += f" ({simulator.host})"
     if link := config.link.name:
-        text += "; " if is_simulated(record) else ", "
+        text += "; " if record.is_simulated else ", "
         names = ", ".join(config.testbed.profile_names(len(limits))) or config.device.name
         text += f"devices {names}"
         text += _in_brackets(device_words(limits, factor))
@@ -127,11 +127,6 @@ def _testbed(record: RunRecord) -> list[str]:
     if factor != 1:
         text += f", dilation {factor:g}: every time is what was measured divided by {factor:g}"
     return [text, *record.environment.testbed_notes]
-
-
-def is_simulated(record: RunRecord) -> bool:
-    """Whether nothing in it was measured."""
-    return record.config.testbed.backend == "sim"
 
 
 def _in_brackets(text: str) -> str:
@@ -172,8 +167,8 @@ def _cells(record: RunRecord) -> tuple[str, ...]:
     devices = len(record.config.predicted_peak_bytes)
     values = (_NONE,) * (len(COLUMNS) - 4)
     if record.metrics is not None:
-        values = _values(record.metrics, has_interval=not is_simulated(record))
-    check = "not computed" if is_simulated(record) else format_check(record.check)
+        values = _values(record.metrics, has_interval=not record.is_simulated)
+    check = "not computed" if record.is_simulated else format_check(record.check)
     return (plain(record.system), record.status, str(devices or _NONE), *values, check)
 
 
@@ -200,7 +195,7 @@ def _notes(record: RunRecord) -> list[str]:
     if shares := record.config.shares:
         parts = ", ".join(f"{share / sum(shares):.0%}" for share in shares)
         notes.append(f"shares of the devices {parts}")
-    if record.check.passed is not True and record.check.detail and not is_simulated(record):
+    if record.check.passed is not True and record.check.detail and not record.is_simulated:
         notes.append(record.check.detail)
     if record.metrics is not None and (share := format_time_share(record.metrics.time_share)):
         notes.append(f"time: {share}")

@@ -243,6 +243,11 @@ class RunRecord(Struct, frozen=True, forbid_unknown_fields=True):
     schema_version: Literal[2] = SCHEMA_VERSION
 
     @property
+    def is_simulated(self) -> bool:
+        """Whether nothing in it was measured."""
+        return self.config.testbed.backend == "sim"
+
+    @property
     def num_ok(self) -> int:
         """How many repeats ended well."""
         return sum(s.status == "ok" for s in self.samples)

@@ -69,22 +69,6 @@ def _tokens(repeat: Repeat) -> list[dict[str, object]]:
     ]  # fmt: skip
 
 
-def write_trace_file(record: RunRecord, repeat: Repeat, path: Path) -> None:
-    """Write the trace file of a repeat, whole or not at all.
-
-    Raises:
-        ConfigError: The run kept no spans.
-        ResourceError: The file cannot be written.
-    """
-    body = {
-        "traceEvents": trace_events(repeat, record.system),
-        "displayTimeUnit": "ms",
-        "otherData": {"run_id": record.run_id, "repeat": repeat.index, "is_cut": is_cut(repeat)},
-    }
-    with map_errors({OSError: ResourceError}, f"cannot write {path}"):
-        write_atomic(path, json.dumps(body, allow_nan=False).encode())
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run from the command line; returns the exit status."""
     parser = Parser(prog="lab trace", description="Write a traced run's spans for ui.perfetto.dev.")
@@ -96,7 +80,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_out(given.out, keep=[given.record / "run.json"])
         record, repeat = _read(given.record, given.repeat)
         with map_errors({ConfigError: ConfigError}, str(given.record)):
-            write_trace_file(record, repeat, given.out)
+            events = trace_events(repeat, record.system)
+        facts = {"run_id": record.run_id, "repeat": repeat.index, "is_cut": is_cut(repeat)}
+        body = {"traceEvents": events, "displayTimeUnit": "ms", "otherData": facts}
+        with map_errors({OSError: ResourceError}, f"cannot write {given.out}"):
+            write_atomic(given.out, json.dumps(body, allow_nan=False).encode())
     except TpiError as exc:
         sys.stderr.write(f"trace: {exc}\n")
         return exc.exit_status

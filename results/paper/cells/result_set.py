@@ -129,7 +129,7 @@ def _run_cells(
 def mismatch_of(entry: Entry, record: RunRecord) -> str:
     """Why a record cannot be the run of an entry; empty if it can."""
     asked = dict(each.partition("=")[::2] for each in entry.overrides)
-    pairs = [(record.system, entry.system), (model_of(record), asked.get("model", ""))]
+    pairs = [(record.system, entry.system), (record.config.model.name, asked.get("model", ""))]
     pairs += [
         (f"{key}={found}", f"{key}={wanted}")
         for key, wanted in asked.items()
@@ -154,21 +154,6 @@ def _agree(found: object, wanted: str) -> bool:
         return True
 
 
-def model_of(record: RunRecord) -> str:
-    """The name of the model that ran; empty where the record does not say."""
-    return record.config.model.name
-
-
-def backend_of(record: RunRecord) -> str:
-    """The testbed's backend; empty where the record does not say."""
-    return record.config.testbed.backend
-
-
-def dilation_of(record: RunRecord) -> float:
-    """By what measured times were divided."""
-    return record.calibration.dilation.factor
-
-
 def _key(entry: Entry) -> str:
     return f"{entry.exhibit} {entry.row} {entry.column} of {entry.program}"
 
@@ -184,7 +169,7 @@ def cells_of(entry: Entry, record: RunRecord, scale: str, first: Spread | None) 
 
     `first` is loading and request to first token of each repeat together.
     """
-    metrics, backend = record.metrics, backend_of(record)
+    metrics, backend = record.metrics, record.config.testbed.backend
     if metrics is None:
         reason = _MISSING_REASONS.get(record.status, "failed")
         detail = f"{record.status}: {record.reason}"
@@ -202,7 +187,7 @@ def cells_of(entry: Entry, record: RunRecord, scale: str, first: Spread | None) 
             n=value.n,
             scale=scale,
             backend=backend,
-            dilation=dilation_of(record),
+            dilation=record.calibration.dilation.factor,
             run_id=record.run_id,
             detail="; ".join(map(str, record.notes)),
         )

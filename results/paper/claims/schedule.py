@@ -8,7 +8,6 @@ from dataclasses import replace
 from functools import partial
 
 from results.paper.cell import Place
-from results.paper.cells.result_set import model_of
 from results.paper.claims.evidence import MEASURED, REPORTED, View
 from results.paper.claims.speed import on_and_off
 from results.paper.claims.stalls import predict, predict_run
@@ -141,13 +140,20 @@ def same_tokens(view: View) -> Finding:
     if not checked:
         return joined([Item("tokens", UNDECIDED, reason="no run with a check of its tokens")])
     items = [_tokens(record) for record in checked]
-    models = {model_of(record) for record, item in zip(checked, items, strict=True) if item.verdict}
+    models = {
+        record.config.model.name
+        for record, item in zip(checked, items, strict=True)
+        if item.verdict
+    }
     return replace(joined(items), subject=", ".join(sorted(models - {""})))
 
 
 def _tokens(record: RunRecord) -> Item:
     check = record.check
-    label, detail = f"{model_of(record) or record.system}, {record.run_id}", plain(check.detail)
+    label, detail = (
+        f"{record.config.model.name or record.system}, {record.run_id}",
+        plain(check.detail),
+    )
     agreement = check.agreement
     figure = f"check {check.kind}"
     if agreement is not None:

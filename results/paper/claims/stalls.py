@@ -8,7 +8,6 @@ left out.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from results.paper.cells.result_set import dilation_of
 from results.paper.claims.verdict import percent
 from results.records.schema import Repeat, RunRecord
 from tpi.model_config import ModelConfig, load_preset, preset_names
@@ -154,4 +153,4 @@ def _disk_rate_bps(record: RunRecord) -> float | None:
     rates = [each.read_bps for each in limits if each.read_bps]
     if not rates or len(rates) < len(limits):
         return None
-    return min(rates) * dilation_of(record)
+    return min(rates) * record.calibration.dilation.factor

@@ -8,13 +8,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from results.paper.cells.load import open_result_set
 from results.paper.cells.result_set import ResultSet
 from results.paper.cells.validation import noise_floors
-from results.paper.claims.judge import basis_of_all, judge_claims
+from results.paper.claims.judge import TEMPLATES, basis_of_all, judge_claims
 from results.paper.claims.verdict import VERDICTS, in_times
 from results.paper.index import INDEX_FILE
 from results.paper.render.cell_format import LEGEND, STAND_IN_LEGEND, in_words
@@ -51,11 +51,8 @@ def html_of(results: ResultSet, images: Mapping[str, bytes], failures: Sequence[
     environment = Environment(
         loader=PackageLoader("results.paper.report"),
         autoescape=True,
-        undefined=StrictUndefined,
         finalize=_one_line,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
+        **TEMPLATES,
     )
     filters = (counted, in_times, in_words, label_of, percent)
     environment.filters.update({each.__name__: each for each in filters})
@@ -63,7 +60,7 @@ def html_of(results: ResultSet, images: Mapping[str, bytes], failures: Sequence[
         results=results,
         judgements=judgements,
         verdict_counts={verdict: verdicts.count(verdict) for verdict in VERDICTS},
-        basis=basis_of_all(judgements),
+        basis=basis_of_all(results, judgements),
         problems=[*results.problems, *failures],
         legend=LEGEND,
         stand_in_legend=STAND_IN_LEGEND,
