@@ -47,11 +47,7 @@ class _EventLine(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def encode_record(record: RunRecord) -> bytes:
-    """JSON of a record, read back and checked before it is handed out.
-
-    Raises:
-        RecordError: Something in it does not fit the schema.
-    """
+    """JSON of a record, read back and checked; a RecordError says what does not fit."""
     where = f"record {record.run_id}"
     with map_errors({TypeError: RecordError, ValueError: RecordError}, where):
         body: Json = msgspec.to_builtins(record, str_keys=True)
@@ -61,12 +57,7 @@ def encode_record(record: RunRecord) -> bytes:
 
 
 def decode_record(data: bytes, where: str) -> RunRecord:
-    """Read a record and check every field.
-
-    Raises:
-        RecordError: Not JSON, of an unknown schema version, changed after it was written, or a
-            field is missing, unknown or does not fit; the message opens with `where`.
-    """
+    """Read a record; a RecordError, opening with `where`, says what does not fit or was changed."""
     raw = _object(data, where)
     version = raw.get("schema_version")
     if version not in (migration.OLD_VERSION, SCHEMA_VERSION):
@@ -84,11 +75,7 @@ def decode_record(data: bytes, where: str) -> RunRecord:
 
 
 def encode_repeat(repeat: Repeat) -> bytes:
-    """JSON lines of a repeat.
-
-    Raises:
-        RecordError: Something in it does not fit the schema.
-    """
+    """JSON lines of a repeat, read back and checked; a RecordError says what does not fit."""
     where = f"repeat {repeat.index}"
     with map_errors({TypeError: RecordError, ValueError: RecordError}, where):
         head = {**structs.asdict(repeat), "num_events": len(repeat.events)}
@@ -101,11 +88,7 @@ def encode_repeat(repeat: Repeat) -> bytes:
 
 
 def decode_repeat(data: bytes, where: str) -> Repeat:
-    """Read a repeat and check every field.
-
-    Raises:
-        RecordError: A line is missing, cut or does not fit; the message opens with `where`.
-    """
+    """Read a repeat; a RecordError, opening with `where`, names a line that does not fit."""
     first, *lines = data.split(b"\n")
     raw = _object(first, where)
     if "events" in raw:

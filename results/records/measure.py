@@ -21,12 +21,7 @@ from tpi.ranks import MASTER_RANK
 
 
 def measure(repeat: Repeat) -> RepeatMetrics:
-    """Compute the metrics of a repeat's measured request.
-
-    Raises:
-        RecordError: The events do not hold a whole request: `ready` of every rank, `request`
-            and at least one `token` of rank 0.
-    """
+    """Metrics of the measured request; a RecordError unless the events hold all of it."""
     ready = [_only(repeat, rank, "ready") for rank in range(len(repeat.start_ns))]
     go_ns = _only(repeat, MASTER_RANK, "request").t_ns
     token_ns = [e.t_ns for e in repeat.of_request("token", MASTER_RANK)]

@@ -70,11 +70,7 @@ class _OldRecord(msgspec.Struct):
 
 
 def upgraded_record(raw: Json, where: str) -> Json:
-    """The JSON of a record of version 1 as that of today's.
-
-    Raises:
-        RecordError: Its parts are of another kind than they were.
-    """
+    """A record of version 1 in the form of today's; a RecordError if its parts do not fit."""
     old = convert(
         {name: raw.get(name) for name in _OldRecord.__struct_fields__},
         _OldRecord,

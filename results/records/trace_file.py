@@ -21,11 +21,7 @@ from tpi.trace import SPAN_NAMES
 
 
 def trace_events(repeat: Repeat, system: str = "") -> list[dict[str, object]]:
-    """The events of a trace file: all spans of a repeat, its devices named.
-
-    Raises:
-        ConfigError: The run kept no spans.
-    """
+    """The events of a trace file, devices named; a ConfigError if the run kept no spans."""
     spans = spans_of(repeat)
     if not spans:
         raise ConfigError(f"repeat {repeat.index} has no spans; run it again with trace=true")

@@ -65,15 +65,7 @@ class ResultSet:
 
 
 def read_result_set(folder: Path, others: Iterable[Cell] = ()) -> ResultSet:
-    """Read the index of a folder and every record it names.
-
-    Args:
-        folder: With `index.json` and the run records.
-        others: Cells that come from elsewhere: reported by the paper, or computed.
-
-    Raises:
-        RecordError: The index itself cannot be read.
-    """
+    """Read every record that a folder's index names; `others` are reported or computed cells."""
     index, store = read_index(folder), RunStore(folder)
     records, problems = _read_records(store, index)
     cells: dict[Place, list[Cell]] = {}
@@ -165,10 +157,7 @@ def _first_tokens(record: RunRecord, store: RunStore) -> Spread | None:
 
 
 def cells_of(entry: Entry, record: RunRecord, scale: str, first: Spread | None) -> Iterator[Cell]:
-    """The cells of one run; without a timing, cells that say why.
-
-    `first` is loading and request to first token of each repeat together.
-    """
+    """The cells of a run, or those that say why not; `first` is load and first token together."""
     metrics, backend = record.metrics, record.config.testbed.backend
     if metrics is None:
         reason = _MISSING_REASONS.get(record.status, "failed")

@@ -107,13 +107,7 @@ def _why_not(record: RunRecord) -> str:
 def layer_times(
     config: ModelConfig, repeats: Sequence[Repeat], rate_bps: float
 ) -> LayerTimes | None:
-    """Times of one layer on a mean device over all `ok` repeats; None without counters.
-
-    Args:
-        config: The model's shape and stored dtype; computing is divided by its blocks' sizes.
-        repeats: Of one run.
-        rate_bps: Bytes a second that a device reads.
-    """
+    """Times of a layer on a mean device that reads `rate_bps`; None where one did not count."""
     good = [repeat for repeat in repeats if repeat.status == "ok" and repeat.tokens]
     sums = [_per_step(repeat) for repeat in good]
     known = [each for each in sums if each is not None]

@@ -67,12 +67,7 @@ class ShownExhibit:
 
 
 def draw_all(results: ResultSet, figures_dir: Path | None) -> tuple[Mapping[str, bytes], list[str]]:
-    """SVG of every figure, and one line for each that could not be had.
-
-    Args:
-        results: What is drawn.
-        figures_dir: Where they were rendered; None draws them here.
-    """
+    """SVG of every figure, rendered before or drawn here; a line for each that failed."""
     images: dict[str, bytes] = {}
     problems = []
     for name in FIGURES:

@@ -82,17 +82,11 @@ def _one_line(value: object) -> object:
 
 
 def write_report(results: ResultSet, path: Path, figures_dir: Path | None = None) -> None:
-    """Write the report.
-
-    Args:
-        results: From `open_result_set`.
-        path: The file to write.
-        figures_dir: Where `render` put the figures; None draws them here.
+    """Write the report, with figures that `render` put in a folder, or drawn here.
 
     Raises:
         ResourceError: The disk is full or cannot be written.
         ReportError: Figures could not be drawn or read; the rest is written.
-        RecordError: As `html_of`.
     """
     images, failures = draw_all(results, figures_dir)
     text = html_of(results, images, failures)

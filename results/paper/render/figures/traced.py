@@ -24,11 +24,7 @@ class Traced:
 
 
 def traced_runs(results: ResultSet, exhibit: str) -> Iterator[Traced]:
-    """The runs of an exhibit that kept spans, in the order of the index.
-
-    Raises:
-        RecordError: A samples file has changed since the results were read.
-    """
+    """The runs of an exhibit that kept spans, in the order of the index."""
     found: dict[str, tuple[Entry, RunRecord]] = {}
     for entry in results.entries:
         if entry.exhibit == exhibit and (record := results.record_of(entry)):
