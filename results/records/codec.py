@@ -80,7 +80,10 @@ def encode_repeat(repeat: Repeat) -> bytes:
     with map_errors({TypeError: RecordError, ValueError: RecordError}, where):
         head = {**structs.asdict(repeat), "num_events": len(repeat.events)}
         del head["events"]
-        lines = [msgspec.to_builtins(head), *(_event_to_json(e) for e in repeat.events)]
+        lines = [msgspec.to_builtins(head)] + [
+            {"rank": e.rank, "event": e.name, "t_ns": e.t_ns, "fields": e.fields}
+            for e in repeat.events
+        ]
         text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
     data = text.encode()
     decode_repeat(data, where)
@@ -125,10 +128,6 @@ def _check_record(record: RunRecord, where: str) -> None:
         raise RecordError(f"{where}: status {record.status} without a reason")
     if record.metrics is not None and len(record.metrics.time_share) not in (0, len(TIME_SHARES)):
         raise RecordError(f"{where}: metrics.time_share must have all of {TIME_SHARES}, or none")
-
-
-def _event_to_json(event: Event) -> Json:
-    return {"rank": event.rank, "event": event.name, "t_ns": event.t_ns, "fields": event.fields}
 
 
 def _event(line: bytes, where: str) -> Event:

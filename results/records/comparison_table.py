@@ -4,7 +4,6 @@ The same records always give the same table. A row without a timing says why in 
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 from rich.table import Table
 from rich.text import Text
@@ -43,29 +42,15 @@ _SHARES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One system's cells in the order of the columns, and its notes."""
-
-    cells: tuple[str, ...]
-    notes: tuple[str, ...] = ()
-
-
-def make_rows(records: Sequence[RunRecord]) -> list[Row]:
-    """One row per record, in the order given."""
-    return [Row(_cells(record), tuple(_notes(record))) for record in records]
-
-
 def rich_table(records: Sequence[RunRecord], title: str = "") -> Table:
     """The table for a terminal; it fits 120 columns."""
-    rows = make_rows(records)
     table = Table(title=title or None, title_justify="left", box=None, padding=(0, 1))
     table.pad_edge, table.collapse_padding = False, True
     for name, is_number in COLUMNS:
         table.add_column(name, justify="right" if is_number else "left", no_wrap=True)
-    for row in rows:
+    for record in records:
         # As Text: a name or reason is never read as markup.
-        table.add_row(*(Text(cell) for cell in row.cells))
+        table.add_row(*map(Text, row_cells(record)))
     table.caption = Text("\n".join(note_lines(records)), style="")
     table.caption_justify = "left"
     return table
@@ -73,10 +58,9 @@ def rich_table(records: Sequence[RunRecord], title: str = "") -> Table:
 
 def markdown(records: Sequence[RunRecord]) -> str:
     """The same table as Markdown that is aligned when read as plain text."""
-    rows = make_rows(records)
     names, are_numbers = zip(*COLUMNS, strict=True)
-    lines = aligned([names, *(row.cells for row in rows)], are_numbers)
-    notes = [f"- {line}" for line in (*where_lines(records), *_all_notes(rows))]
+    lines = aligned([names, *map(row_cells, records)], are_numbers)
+    notes = [f"- {line}" for line in (*where_lines(records), *_all_notes(records))]
     return "\n".join([*lines, "", " ".join(LEGEND), "", *notes]).rstrip()
 
 
@@ -99,7 +83,7 @@ def aligned(grid: Sequence[Sequence[str]], are_numbers: Sequence[bool] = ()) -> 
 
 def note_lines(records: Sequence[RunRecord]) -> list[str]:
     """Legend, testbed and notes as they stand below the table."""
-    return [*LEGEND, *where_lines(records), *_all_notes(make_rows(records))]
+    return [*LEGEND, *where_lines(records), *_all_notes(records)]
 
 
 def where_lines(records: Sequence[RunRecord]) -> list[str]:
@@ -163,7 +147,8 @@ def format_time_share(time_share: Mapping[str, float]) -> str:
     return ", ".join(f"{words} {percent} %" for words, percent in shares if percent)
 
 
-def _cells(record: RunRecord) -> tuple[str, ...]:
+def row_cells(record: RunRecord) -> tuple[str, ...]:
+    """One system's cells, in the order of the columns."""
     devices = len(record.config.predicted_peak_bytes)
     values = (_NONE,) * (len(COLUMNS) - 4)
     if record.metrics is not None:
@@ -189,7 +174,8 @@ def _bytes(value: float | None) -> str:
     return _NONE if value is None else format_bytes(value)
 
 
-def _notes(record: RunRecord) -> list[str]:
+def row_notes(record: RunRecord) -> list[str]:
+    """What is to be known of one system's cells."""
     notes = [record.reason] if record.status != "ok" else []
     notes += map(str, record.notes)
     if shares := record.config.shares:
@@ -202,5 +188,5 @@ def _notes(record: RunRecord) -> list[str]:
     return [f"{plain(record.system)}: {plain(note)}" for note in notes]
 
 
-def _all_notes(rows: Iterable[Row]) -> list[str]:
-    return list(dict.fromkeys(note for row in rows for note in row.notes))
+def _all_notes(records: Iterable[RunRecord]) -> list[str]:
+    return list(dict.fromkeys(note for record in records for note in row_notes(record)))

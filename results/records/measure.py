@@ -65,11 +65,8 @@ def summarize(repeats: Sequence[RepeatMetrics]) -> Metrics:
 
 def largest(peaks: Sequence[PeakMemory]) -> PeakMemory:
     """The largest of each way of counting, rank by rank; None only if all are."""
-    return PeakMemory(
-        rss_hwm=_largest([p.rss_hwm for p in peaks]),
-        anon_peak=_largest([p.anon_peak for p in peaks]),
-        cgroup_peak=_largest([p.cgroup_peak for p in peaks]),
-    )
+    ways = PeakMemory.__struct_fields__
+    return PeakMemory(**{way: _largest([getattr(p, way) for p in peaks]) for way in ways})
 
 
 def _largest(by_rank: Sequence[tuple[int | None, ...]]) -> tuple[int | None, ...]:

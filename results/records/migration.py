@@ -71,12 +71,8 @@ class _OldRecord(msgspec.Struct):
 
 def upgraded_record(raw: Json, where: str) -> Json:
     """A record of version 1 in the form of today's; a RecordError if its parts do not fit."""
-    old = convert(
-        {name: raw.get(name) for name in _OldRecord.__struct_fields__},
-        _OldRecord,
-        where,
-        RecordError,
-    )
+    parts = {name: raw.get(name) for name in _OldRecord.__struct_fields__}
+    old = convert(parts, _OldRecord, where, RecordError)
     changed = {
         "config": _config(old, where),
         "environment": _environment(old.environment),

@@ -52,13 +52,10 @@ def publish(folder: Path, out: Path, exhibits: Sequence[str]) -> list[str]:
                 shutil.copyfile(folder / run / name, out / run / name)
         write_index(out, replace(index, entries=entries, studies=()))
         files = [INDEX_FILE, *(f"{run}/run.json" for run in sorted(runs))]
-        lines = [f"{_sha256(out / name)}  {name}" for name in files]
+        digests = [hashlib.sha256((out / name).read_bytes()).hexdigest() for name in files]
+        lines = [f"{digest}  {name}" for digest, name in zip(digests, files, strict=True)]
         (out / SUMS_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
     return runs
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

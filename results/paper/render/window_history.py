@@ -6,13 +6,16 @@ one always. What the window held when the request began is there from the start.
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from math import inf
 
 from results.records.schema import Repeat
 from results.records.spans import RankSpan, spans_of
 from tpi.ranks import MASTER_RANK
+
+# When a block leaves that no pass computed, given its load and the start of its next one.
+_Leave = Callable[[RankSpan, float], float | None]
 
 
 @dataclass(slots=True)
@@ -47,27 +50,19 @@ def window_history(repeat: Repeat, rank: int = MASTER_RANK) -> list[Stay]:
     first = next((s.label for s in spans if s.name == "compute"), "")
     passes = [span.start_s for span in blocks[first].computes] if first else []
     loads = sorted(span.start_s for span in spans if span.name == "load")
-    leave = _Leave(passes, _number(repeat, rank, "window"), loads)
+    window = _number(repeat, rank, "window")
+
+    def leave(load: RankSpan, next_s: float) -> float | None:
+        """When the next pass begins, or the load that needs its slot; `next_s` is its own next."""
+        ends = [p for p in passes if load.end_s <= p < next_s][:1]
+        if window:
+            ends += loads[bisect_left(loads, load.start_s) + window :][:1]
+        return min(ends, default=None)
+
     stays = [s for label, b in blocks.items() for s in _stays(label, b, leave, label in kept)]
     begin_s = min([0.0, *(stay.start_s for stay in stays if stay.start_s > -inf)])
     stays = [replace(stay, start_s=max(begin_s, stay.start_s)) for stay in stays]
     return sorted(stays, key=lambda stay: (stay.start_s, stay.label))
-
-
-@dataclass(frozen=True, slots=True)
-class _Leave:
-    """When a block leaves that no pass computed; `passes` and `loads` are the times they begin."""
-
-    passes: Sequence[float]
-    window: int
-    loads: Sequence[float]
-
-    def at(self, load: RankSpan, next_s: float) -> float | None:
-        """When the next pass begins, or the load that needs its slot; `next_s` is its own next."""
-        ends = [p for p in self.passes if load.end_s <= p < next_s][:1]
-        if self.window:
-            ends += self.loads[bisect_left(self.loads, load.start_s) + self.window :][:1]
-        return min(ends, default=None)
 
 
 def _kept(blocks: Mapping[str, _Block], count: int) -> set[str]:
@@ -106,7 +101,7 @@ def _stays(label: str, block: _Block, leave: _Leave, is_kept: bool) -> Iterator[
         next_s = loads[number + 1].start_s if number + 1 < len(loads) else inf
         ends = [c.end_s for c in computes if load.end_s <= c.start_s < next_s]
         # A pass without logits skips the head: what was loaded of it goes all the same.
-        yield Stay(label, load.start_s, ends[-1] if ends else leave.at(load, next_s))
+        yield Stay(label, load.start_s, ends[-1] if ends else leave(load, next_s))
 
 
 def _number(repeat: Repeat, rank: int, name: str) -> int:
