@@ -96,10 +96,7 @@ class RepeatMetrics:
 
 
 class Metrics(Struct, frozen=True, forbid_unknown_fields=True):
-    """The metrics of a run over its `ok` repeats.
-
-    `peak_memory` is the largest of any repeat by rank, `time_share` a mean; the rest are medians.
-    """
+    """Metrics over `ok` repeats: the largest peaks by rank, mean time shares, else medians."""
 
     load_s: Spread
     verify_s: Amount
@@ -113,21 +110,13 @@ class Metrics(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Check(Struct, frozen=True, forbid_unknown_fields=True):
-    """How the tokens were checked, and the result.
+    """How the tokens were checked, and the result."""
 
-    Attributes:
-        kind: One of `CHECKS`; `none` only where the plan has no check.
-        passed: None if nothing was compared: by plan (kind `none`), or because the check broke.
-        agreement: Fraction of tokens equal to the reference's.
-        first_difference: Position of the first token that differs; None if none does.
-        detail: For people: what was compared with what, or why nothing was.
-    """
-
-    kind: Annotated[str, one_of(CHECKS)] = "none"
-    passed: bool | None = None
-    agreement: Fraction | None = None
-    first_difference: Count | None = None
-    detail: str = ""
+    kind: Annotated[str, one_of(CHECKS)] = "none"  # `none` only where the plan has no check
+    passed: bool | None = None  # None if nothing was compared: by plan, or because the check broke
+    agreement: Fraction | None = None  # of the tokens, equal to the reference's
+    first_difference: Count | None = None  # position of the first token that differs, if one does
+    detail: str = ""  # for people: what was compared with what, or why nothing was
 
     @property
     def is_broken(self) -> bool:

@@ -21,13 +21,7 @@ class RankSpan:
 
 
 def spans_of(repeat: Repeat) -> list[RankSpan]:
-    """The spans of the measured request, by their start; none if the run was not traced.
-
-    What ended before the request began is left out.
-
-    Raises:
-        RecordError: There are spans, and no request that they belong to.
-    """
+    """Spans of the measured request by their start, without what ended before it; none untraced."""
     events, requests = repeat.of_request("spans"), repeat.of_request("request", MASTER_RANK)
     if not events:
         return []

@@ -28,20 +28,15 @@ _NOT_COMPARED = ("repeats", "max_minutes", "device.", "link.", "testbed.")
 
 @dataclass(frozen=True, slots=True)
 class ResultSet:
-    """Cells by place, the records that they come from, and what could not be read.
-
-    Attributes:
-        cells: Of each place: one for each kind of evidence and backend.
-        sources: By program, the version of its text when runs were last looked at.
-    """
+    """Cells by place, the records that they come from, and what could not be read."""
 
     scale: str  # of what was measured and simulated
-    cells: Mapping[Place, tuple[Cell, ...]]
+    cells: Mapping[Place, tuple[Cell, ...]]  # for each kind of evidence and backend
     records: Mapping[str, RunRecord] = field(default_factory=dict)  # by run id
     entries: tuple[Entry, ...] = ()  # as the index lists them
     problems: tuple[str, ...] = ()  # one line for each record or file that cannot be used
     folder: Path = Path()  # where index and records are
-    sources: Mapping[str, str] = field(default_factory=dict)
+    sources: Mapping[str, str] = field(default_factory=dict)  # program -> version in the last pass
 
     def of(self, place: Place, evidence: str | None = None) -> tuple[Cell, ...]:
         """The cells of a place, of one kind of evidence if that is given."""

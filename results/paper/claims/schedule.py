@@ -104,10 +104,7 @@ def _papers_example() -> Item:
 
 
 def shares_of_time(view: View, most: float, least: float) -> Finding:
-    """Whether communication is at most a share of model parallelism, at least one of tensor's.
-
-    Of a pipeline it is the time in which no device computes (`pipeline_shares.py`).
-    """
+    """Whether communication is at most a share of model parallelism, at least one of tensor's."""
     parts = (("pipeline", "model", at_most, most), ("tpi", "tensor", at_least, least))
     return joined([_share(view, *part) for part in parts])
 

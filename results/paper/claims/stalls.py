@@ -25,16 +25,12 @@ from tpi.weights.shard import make_shard_plan
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What is predicted of a run's steady state; shares are of a step, waiting for weights.
-
-    Attributes:
-        period: Prop. 6: the largest T for which one resident FFN block of every T hides the loads;
-            None if not even all of them do.
-    """
+    """What is predicted of a run's steady state; shares are of a step, waiting for weights."""
 
     times: LayerTimes
     is_loose: bool  # Prop. 3
     is_tight: bool  # Prop. 4
+    # Prop. 6: the largest T for which one resident FFN block of every T hides the loads, if any.
     period: int | None
     published_share: float  # by the recurrence in the proof of Prop. 3
     replay_share: float  # by `predict_step`, with the window's size

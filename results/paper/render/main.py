@@ -63,11 +63,7 @@ def render_result_set(
 
 
 def exhibits_named(words: Sequence[str] | None) -> list[str]:
-    """The exhibits in the paper's order; `figure1` is 1a, 1b and 1c.
-
-    Raises:
-        ConfigError: A word names none.
-    """
+    """Exhibits in the paper's order; `figure1` is 1a to 1c. A word that names none: ConfigError."""
     if words is None:
         return list(ALL_EXHIBITS)
     for word in words:

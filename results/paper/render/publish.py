@@ -26,10 +26,7 @@ def publish(folder: Path, out: Path, exhibits: Sequence[str]) -> list[str]:
     """Copy the records of some exhibits, and return their run ids.
 
     Raises:
-        RecordError: The index cannot be read.
-        ConfigError: There is no such exhibit, no run of it, a record that cannot be used, or a
-            folder `out` already.
-        ResourceError: The disk is full or cannot be written.
+        ConfigError: No such exhibit, no run of it, an unusable record, or `out` is there already.
     """
     names = exhibits_named(exhibits)
     index = read_index(folder)

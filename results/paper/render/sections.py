@@ -197,10 +197,7 @@ def _columns(
 
 
 def _chosen(choice: Sequence[str], column: str, cells: Iterable[Cell]) -> Sequence[str]:
-    """The metrics of the paper's values in a column, or the usual one where it has none.
-
-    Two where the paper does not say whether its times include loading.
-    """
+    """The metrics of the paper's values in a column; two where it may or may not count loading."""
     if choice == FIRST and column in LOADS_FIRST:
         return choice
     reported = {

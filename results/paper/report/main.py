@@ -36,16 +36,7 @@ class ReportError(TpiError):
 
 
 def html_of(results: ResultSet, images: Mapping[str, bytes], failures: Sequence[str] = ()) -> str:
-    """The page.
-
-    Args:
-        results: Whose claims, tables and runs it shows.
-        images: SVG by exhibit; a figure without one has its values alone.
-        failures: One line for each figure that could not be drawn.
-
-    Raises:
-        RecordError: A samples file has changed since the results were read.
-    """
+    """The page, with SVG by exhibit; `failures` has a line for each figure that is missing."""
     judgements = judge_claims(results)
     verdicts = [each.verdict for each in judgements]
     environment = Environment(
@@ -82,12 +73,7 @@ def _one_line(value: object) -> object:
 
 
 def write_report(results: ResultSet, path: Path, figures_dir: Path | None = None) -> None:
-    """Write the report, with figures that `render` put in a folder, or drawn here.
-
-    Raises:
-        ResourceError: The disk is full or cannot be written.
-        ReportError: Figures could not be drawn or read; the rest is written.
-    """
+    """Write the report, figures from a folder or drawn here; a ReportError names those missing."""
     images, failures = draw_all(results, figures_dir)
     text = html_of(results, images, failures)
     with map_errors({OSError: ResourceError}, f"cannot write {path}"):
