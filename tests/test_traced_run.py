@@ -9,6 +9,7 @@ from results.paper.render.window_history import window_history
 from results.records.schema import PeakMemory, Repeat
 from results.records.trace_file import trace_events
 from tests.nodes import PROMPT, Nodes, make_specs, split_checkpoint
+from tests.results.examples import steps_of
 from tpi.program.events import check_event
 from tpi.program.spec import Request
 
@@ -87,7 +88,7 @@ def test_window_never_holds_more_than_it_may_and_every_block_passes_through(tmp_
     ]
     repeat = Repeat(0, "r0", "ok", "", (0, 0), PeakMemory(), tuple(events))
     for rank in (0, 1):
-        steps = window_history(repeat, rank)
+        steps = steps_of(window_history(repeat, rank))
         sizes = [len(labels) for _, labels in steps]
         assert max(sizes) == 2
         blocks = {e["label"] for e in labelled(nodes, rank)}

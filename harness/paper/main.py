@@ -90,9 +90,10 @@ def _command(arguments: argparse.Namespace, verb: str) -> str:
 
 
 def _render(folder: Path, exhibits: Sequence[str]) -> Sequence[Path]:
-    from results.paper.render.main import render_folder  # matplotlib takes a second
+    from results.paper.cells.load import open_result_set  # scipy takes a second
+    from results.paper.render.main import render_result_set
 
-    return render_folder(folder, folder / _RENDERED, exhibits)
+    return render_result_set(open_result_set(folder), folder / _RENDERED, exhibits)
 
 
 def _parser() -> argparse.ArgumentParser:

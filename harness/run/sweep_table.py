@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rich.table import Table
 from rich.text import Text
 
-from results.records.comparison_table import COLUMNS, LEGEND, make_rows, where_lines
+from results.records.comparison_table import COLUMNS, LEGEND, row_cells, where_lines
 from results.records.schema import RunRecord
 
 # These columns stay in the table even if every row has the same value.
@@ -100,8 +100,7 @@ def _numbers(record: RunRecord) -> tuple[object, ...]:
 
 
 def _columns(lines: Sequence[Line]) -> list[tuple[str, ...]]:
-    rows = make_rows([line.record for line in lines])
-    return list(zip(*(row.cells for row in rows), strict=True))
+    return list(zip(*(row_cells(line.record) for line in lines), strict=True))
 
 
 def _kept(columns: Sequence[tuple[str, ...]], lines: Sequence[Line]) -> list[int]:

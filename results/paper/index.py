@@ -83,11 +83,7 @@ class Index(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def write_index(folder: Path, index: Index) -> None:
-    """Write `index.json`, whole or not at all.
-
-    Raises:
-        ResourceError: The disk is full or cannot be written.
-    """
+    """Write `index.json`, whole or not at all; a ResourceError if the disk is full."""
     body = msgspec.to_builtins(index)
     path = folder / INDEX_FILE
     with map_errors({OSError: ResourceError}, f"cannot write {path}"):
@@ -96,11 +92,7 @@ def write_index(folder: Path, index: Index) -> None:
 
 
 def read_index(folder: Path) -> Index:
-    """Read and check `index.json`.
-
-    Raises:
-        RecordError: It is missing, half written, of another version, or a field does not fit.
-    """
+    """Read `index.json`; a RecordError says what is missing or does not fit."""
     path = folder / INDEX_FILE
     where = f"index {path}"
     if not path.exists():

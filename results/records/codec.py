@@ -47,11 +47,7 @@ class _EventLine(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def encode_record(record: RunRecord) -> bytes:
-    """JSON of a record, read back and checked before it is handed out.
-
-    Raises:
-        RecordError: Something in it does not fit the schema.
-    """
+    """JSON of a record, read back and checked; a RecordError says what does not fit."""
     where = f"record {record.run_id}"
     with map_errors({TypeError: RecordError, ValueError: RecordError}, where):
         body: Json = msgspec.to_builtins(record, str_keys=True)
@@ -61,12 +57,7 @@ def encode_record(record: RunRecord) -> bytes:
 
 
 def decode_record(data: bytes, where: str) -> RunRecord:
-    """Read a record and check every field.
-
-    Raises:
-        RecordError: Not JSON, of an unknown schema version, changed after it was written, or a
-            field is missing, unknown or does not fit; the message opens with `where`.
-    """
+    """Read a record; a RecordError, opening with `where`, says what does not fit or was changed."""
     raw = _object(data, where)
     version = raw.get("schema_version")
     if version not in (migration.OLD_VERSION, SCHEMA_VERSION):
@@ -84,16 +75,15 @@ def decode_record(data: bytes, where: str) -> RunRecord:
 
 
 def encode_repeat(repeat: Repeat) -> bytes:
-    """JSON lines of a repeat.
-
-    Raises:
-        RecordError: Something in it does not fit the schema.
-    """
+    """JSON lines of a repeat, read back and checked; a RecordError says what does not fit."""
     where = f"repeat {repeat.index}"
     with map_errors({TypeError: RecordError, ValueError: RecordError}, where):
         head = {**structs.asdict(repeat), "num_events": len(repeat.events)}
         del head["events"]
-        lines = [msgspec.to_builtins(head), *(_event_to_json(e) for e in repeat.events)]
+        lines = [msgspec.to_builtins(head)] + [
+            {"rank": e.rank, "event": e.name, "t_ns": e.t_ns, "fields": e.fields}
+            for e in repeat.events
+        ]
         text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
     data = text.encode()
     decode_repeat(data, where)
@@ -101,11 +91,7 @@ def encode_repeat(repeat: Repeat) -> bytes:
 
 
 def decode_repeat(data: bytes, where: str) -> Repeat:
-    """Read a repeat and check every field.
-
-    Raises:
-        RecordError: A line is missing, cut or does not fit; the message opens with `where`.
-    """
+    """Read a repeat; a RecordError, opening with `where`, names a line that does not fit."""
     first, *lines = data.split(b"\n")
     raw = _object(first, where)
     if "events" in raw:
@@ -142,10 +128,6 @@ def _check_record(record: RunRecord, where: str) -> None:
         raise RecordError(f"{where}: status {record.status} without a reason")
     if record.metrics is not None and len(record.metrics.time_share) not in (0, len(TIME_SHARES)):
         raise RecordError(f"{where}: metrics.time_share must have all of {TIME_SHARES}, or none")
-
-
-def _event_to_json(event: Event) -> Json:
-    return {"rank": event.rank, "event": event.name, "t_ns": event.t_ns, "fields": event.fields}
 
 
 def _event(line: bytes, where: str) -> Event:

@@ -4,7 +4,6 @@ The same records always give the same table. A row without a timing says why in 
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 from rich.table import Table
 from rich.text import Text
@@ -43,29 +42,15 @@ _SHARES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One system's cells in the order of the columns, and its notes."""
-
-    cells: tuple[str, ...]
-    notes: tuple[str, ...] = ()
-
-
-def make_rows(records: Sequence[RunRecord]) -> list[Row]:
-    """One row per record, in the order given."""
-    return [Row(_cells(record), tuple(_notes(record))) for record in records]
-
-
 def rich_table(records: Sequence[RunRecord], title: str = "") -> Table:
     """The table for a terminal; it fits 120 columns."""
-    rows = make_rows(records)
     table = Table(title=title or None, title_justify="left", box=None, padding=(0, 1))
     table.pad_edge, table.collapse_padding = False, True
     for name, is_number in COLUMNS:
         table.add_column(name, justify="right" if is_number else "left", no_wrap=True)
-    for row in rows:
+    for record in records:
         # As Text: a name or reason is never read as markup.
-        table.add_row(*(Text(cell) for cell in row.cells))
+        table.add_row(*map(Text, row_cells(record)))
     table.caption = Text("\n".join(note_lines(records)), style="")
     table.caption_justify = "left"
     return table
@@ -73,10 +58,9 @@ def rich_table(records: Sequence[RunRecord], title: str = "") -> Table:
 
 def markdown(records: Sequence[RunRecord]) -> str:
     """The same table as Markdown that is aligned when read as plain text."""
-    rows = make_rows(records)
     names, are_numbers = zip(*COLUMNS, strict=True)
-    lines = aligned([names, *(row.cells for row in rows)], are_numbers)
-    notes = [f"- {line}" for line in (*where_lines(records), *_all_notes(rows))]
+    lines = aligned([names, *map(row_cells, records)], are_numbers)
+    notes = [f"- {line}" for line in (*where_lines(records), *_all_notes(records))]
     return "\n".join([*lines, "", " ".join(LEGEND), "", *notes]).rstrip()
 
 
@@ -99,7 +83,7 @@ def aligned(grid: Sequence[Sequence[str]], are_numbers: Sequence[bool] = ()) -> 
 
 def note_lines(records: Sequence[RunRecord]) -> list[str]:
     """Legend, testbed and notes as they stand below the table."""
-    return [*LEGEND, *where_lines(records), *_all_notes(make_rows(records))]
+    return [*LEGEND, *where_lines(records), *_all_notes(records)]
 
 
 def where_lines(records: Sequence[RunRecord]) -> list[str]:
@@ -114,12 +98,12 @@ def _testbed(record: RunRecord) -> list[str]:
     config, calibration = record.config, record.calibration
     factor, limits, links = calibration.dilation.factor, calibration.limits, calibration.links
     text = f"testbed {config.testbed.name} (backend {config.testbed.backend})"
-    if is_simulated(record):
+    if record.is_simulated:
         simulator = calibration.simulator or SimulatorFacts("unknown")
         text += f": every number is simulated, from the calibration {simulator.name}"
         text += f" ({simulator.host})"
     if link := config.link.name:
-        text += "; " if is_simulated(record) else ", "
+        text += "; " if record.is_simulated else ", "
         names = ", ".join(config.testbed.profile_names(len(limits))) or config.device.name
         text += f"devices {names}"
         text += _in_brackets(device_words(limits, factor))
@@ -127,11 +111,6 @@ def _testbed(record: RunRecord) -> list[str]:
     if factor != 1:
         text += f", dilation {factor:g}: every time is what was measured divided by {factor:g}"
     return [text, *record.environment.testbed_notes]
-
-
-def is_simulated(record: RunRecord) -> bool:
-    """Whether nothing in it was measured."""
-    return record.config.testbed.backend == "sim"
 
 
 def _in_brackets(text: str) -> str:
@@ -168,12 +147,13 @@ def format_time_share(time_share: Mapping[str, float]) -> str:
     return ", ".join(f"{words} {percent} %" for words, percent in shares if percent)
 
 
-def _cells(record: RunRecord) -> tuple[str, ...]:
+def row_cells(record: RunRecord) -> tuple[str, ...]:
+    """One system's cells, in the order of the columns."""
     devices = len(record.config.predicted_peak_bytes)
     values = (_NONE,) * (len(COLUMNS) - 4)
     if record.metrics is not None:
-        values = _values(record.metrics, has_interval=not is_simulated(record))
-    check = "not computed" if is_simulated(record) else format_check(record.check)
+        values = _values(record.metrics, has_interval=not record.is_simulated)
+    check = "not computed" if record.is_simulated else format_check(record.check)
     return (plain(record.system), record.status, str(devices or _NONE), *values, check)
 
 
@@ -194,18 +174,19 @@ def _bytes(value: float | None) -> str:
     return _NONE if value is None else format_bytes(value)
 
 
-def _notes(record: RunRecord) -> list[str]:
+def row_notes(record: RunRecord) -> list[str]:
+    """What is to be known of one system's cells."""
     notes = [record.reason] if record.status != "ok" else []
     notes += map(str, record.notes)
     if shares := record.config.shares:
         parts = ", ".join(f"{share / sum(shares):.0%}" for share in shares)
         notes.append(f"shares of the devices {parts}")
-    if record.check.passed is not True and record.check.detail and not is_simulated(record):
+    if record.check.passed is not True and record.check.detail and not record.is_simulated:
         notes.append(record.check.detail)
     if record.metrics is not None and (share := format_time_share(record.metrics.time_share)):
         notes.append(f"time: {share}")
     return [f"{plain(record.system)}: {plain(note)}" for note in notes]
 
 
-def _all_notes(rows: Iterable[Row]) -> list[str]:
-    return list(dict.fromkeys(note for row in rows for note in row.notes))
+def _all_notes(records: Iterable[RunRecord]) -> list[str]:
+    return list(dict.fromkeys(note for record in records for note in row_notes(record)))

@@ -17,18 +17,14 @@ from results.records.schema import (
 )
 from results.records.stats import median, spread, spread_of_means
 from tpi.program.events import Event
+from tpi.ranks import MASTER_RANK
 
 
 def measure(repeat: Repeat) -> RepeatMetrics:
-    """Compute the metrics of a repeat's measured request.
-
-    Raises:
-        RecordError: The events do not hold a whole request: `ready` of every rank, `request`
-            and at least one `token` of rank 0.
-    """
+    """Metrics of the measured request; a RecordError unless the events hold all of it."""
     ready = [_only(repeat, rank, "ready") for rank in range(len(repeat.start_ns))]
-    go_ns = _only(repeat, 0, "request").t_ns
-    token_ns = [e.t_ns for e in _of_request(repeat, "token")]
+    go_ns = _only(repeat, MASTER_RANK, "request").t_ns
+    token_ns = [e.t_ns for e in repeat.of_request("token", MASTER_RANK)]
     if not ready or not token_ns:
         raise RecordError(f"repeat {repeat.index}: no ranks or no tokens")
     if any(a > b for a, b in pairwise([go_ns, *token_ns])):
@@ -69,11 +65,8 @@ def summarize(repeats: Sequence[RepeatMetrics]) -> Metrics:
 
 def largest(peaks: Sequence[PeakMemory]) -> PeakMemory:
     """The largest of each way of counting, rank by rank; None only if all are."""
-    return PeakMemory(
-        rss_hwm=_largest([p.rss_hwm for p in peaks]),
-        anon_peak=_largest([p.anon_peak for p in peaks]),
-        cgroup_peak=_largest([p.cgroup_peak for p in peaks]),
-    )
+    ways = PeakMemory.__struct_fields__
+    return PeakMemory(**{way: _largest([getattr(p, way) for p in peaks]) for way in ways})
 
 
 def _largest(by_rank: Sequence[tuple[int | None, ...]]) -> tuple[int | None, ...]:
@@ -81,18 +74,10 @@ def _largest(by_rank: Sequence[tuple[int | None, ...]]) -> tuple[int | None, ...
     return tuple(max((v for v in column if v is not None), default=None) for column in columns)
 
 
-def _of_request(repeat: Repeat, name: str, rank: int = 0) -> list[Event]:
-    return [
-        e
-        for e in repeat.events
-        if e.rank == rank
-        and e.name == name
-        and (name == "ready" or e.request_id == repeat.request_id)
-    ]
-
-
 def _only(repeat: Repeat, rank: int, name: str) -> Event:
-    found = _of_request(repeat, name, rank)
+    found = repeat.of_request(name, rank)
+    if name == "ready":  # a program is ready once, for all requests
+        found = [e for e in repeat.events if (e.rank, e.name) == (rank, name)]
     if len(found) != 1:
         raise RecordError(
             f"repeat {repeat.index}: rank {rank} has {len(found)} {name} events, expected one"
@@ -100,19 +85,9 @@ def _only(repeat: Repeat, rank: int, name: str) -> Event:
     return found[0]
 
 
-def _counters(repeat: Repeat) -> list[Event] | None:
-    """The counters of the measured request, one per rank; None unless every rank has them."""
-    found = [_of_request(repeat, "counters", rank) for rank in range(len(repeat.start_ns))]
-    return [events[-1] for events in found] if all(found) else None
-
-
 def _per_token(repeat: Repeat, name: str, num_gaps: int) -> float | None:
-    counters = _counters(repeat)
-    if counters is None or num_gaps == 0:
-        return None
-    if any(not isinstance(c.fields.get(name), int | float) for c in counters):
-        return None
-    return sum(c.number(name) for c in counters) / num_gaps
+    counters = repeat.counters([name])
+    return sum(c.number(name) for c in counters) / num_gaps if counters and num_gaps else None
 
 
 def _peak_memory(repeat: Repeat) -> PeakMemory:
@@ -125,11 +100,9 @@ def _peak_memory(repeat: Repeat) -> PeakMemory:
 
 
 def _time_share(repeat: Repeat, request_s: float) -> dict[str, float]:
-    counters = _counters(repeat)
     names = TIME_SHARES[:-1]
-    if counters is None or request_s <= 0:
-        return {}
-    if any(f"{name}_s" not in c.fields for c in counters for name in names):
+    counters = repeat.counters([f"{name}_s" for name in names])
+    if not counters or request_s <= 0:
         return {}
     share = {
         name: sum(c.number(f"{name}_s") for c in counters) / len(counters) / request_s

@@ -70,17 +70,9 @@ class _OldRecord(msgspec.Struct):
 
 
 def upgraded_record(raw: Json, where: str) -> Json:
-    """The JSON of a record of version 1 as that of today's.
-
-    Raises:
-        RecordError: Its parts are of another kind than they were.
-    """
-    old = convert(
-        {name: raw.get(name) for name in _OldRecord.__struct_fields__},
-        _OldRecord,
-        where,
-        RecordError,
-    )
+    """A record of version 1 in the form of today's; a RecordError if its parts do not fit."""
+    parts = {name: raw.get(name) for name in _OldRecord.__struct_fields__}
+    old = convert(parts, _OldRecord, where, RecordError)
     changed = {
         "config": _config(old, where),
         "environment": _environment(old.environment),

@@ -4,7 +4,7 @@ A *repeat* is one start of a system on fresh devices, with every event of every 
 joins the repeats of one system in one configuration. Times are in seconds, sizes in bytes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -96,10 +96,7 @@ class RepeatMetrics:
 
 
 class Metrics(Struct, frozen=True, forbid_unknown_fields=True):
-    """The metrics of a run over its `ok` repeats.
-
-    `peak_memory` is the largest of any repeat by rank, `time_share` a mean; the rest are medians.
-    """
+    """Metrics over `ok` repeats: the largest peaks by rank, mean time shares, else medians."""
 
     load_s: Spread
     verify_s: Amount
@@ -113,21 +110,13 @@ class Metrics(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Check(Struct, frozen=True, forbid_unknown_fields=True):
-    """How the tokens were checked, and the result.
+    """How the tokens were checked, and the result."""
 
-    Attributes:
-        kind: One of `CHECKS`; `none` only where the plan has no check.
-        passed: None if nothing was compared: by plan (kind `none`), or because the check broke.
-        agreement: Fraction of tokens equal to the reference's.
-        first_difference: Position of the first token that differs; None if none does.
-        detail: For people: what was compared with what, or why nothing was.
-    """
-
-    kind: Annotated[str, one_of(CHECKS)] = "none"
-    passed: bool | None = None
-    agreement: Fraction | None = None
-    first_difference: Count | None = None
-    detail: str = ""
+    kind: Annotated[str, one_of(CHECKS)] = "none"  # `none` only where the plan has no check
+    passed: bool | None = None  # None if nothing was compared: by plan, or because the check broke
+    agreement: Fraction | None = None  # of the tokens, equal to the reference's
+    first_difference: Count | None = None  # position of the first token that differs, if one does
+    detail: str = ""  # for people: what was compared with what, or why nothing was
 
     @property
     def is_broken(self) -> bool:
@@ -178,12 +167,26 @@ class Repeat(Struct, frozen=True, forbid_unknown_fields=True):
     facts: RepeatFacts = RepeatFacts()
     dilation: Factor = 1.0
 
+    def of_request(self, name: str, rank: int | None = None) -> list[Event]:
+        """The measured request's events of one name, of one rank if that is given."""
+        return [
+            event
+            for event in self.events
+            if (event.name, event.request_id) == (name, self.request_id)
+            and rank in (None, event.rank)
+        ]
+
+    def counters(self, names: Sequence[str]) -> list[Event]:
+        """The last counters of the request by rank; none unless every rank counted all `names`."""
+        found = [self.of_request("counters", rank)[-1:] for rank in range(len(self.start_ns))]
+        last = [event for events in found for event in events]
+        counted = [isinstance(e.fields.get(n), int | float) for e in last for n in names]
+        return last if len(counted) == len(found) * len(names) and all(counted) else []
+
     @property
     def tokens(self) -> tuple[int, ...]:
         """Token ids of the measured request, in order."""
-        return tuple(
-            e.token for e in self.events if e.name == "token" and e.request_id == self.request_id
-        )
+        return tuple(event.token for event in self.of_request("token"))
 
 
 class SampleFile(Struct, frozen=True, forbid_unknown_fields=True):
@@ -227,6 +230,11 @@ class RunRecord(Struct, frozen=True, forbid_unknown_fields=True):
     samples: tuple[SampleFile, ...] = ()
     notes: tuple[Note, ...] = ()  # fewer repeats than asked, k of L distinct layers, no O_DIRECT
     schema_version: Literal[2] = SCHEMA_VERSION
+
+    @property
+    def is_simulated(self) -> bool:
+        """Whether nothing in it was measured."""
+        return self.config.testbed.backend == "sim"
 
     @property
     def num_ok(self) -> int:

@@ -6,10 +6,7 @@ They come from `spans` events (`tpi/trace.py`), which a run writes with `trace=t
 from dataclasses import dataclass
 
 from results.records.schema import RecordError, Repeat
-from tpi.program.events import Event
 from tpi.ranks import MASTER_RANK
-
-_EVENT = "spans"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,17 +21,13 @@ class RankSpan:
 
 
 def spans_of(repeat: Repeat) -> list[RankSpan]:
-    """The spans of the measured request, by their start; none if the run was not traced.
-
-    What ended before the request began is left out.
-
-    Raises:
-        RecordError: There are spans, and no request that they belong to.
-    """
-    events = _events(repeat, _EVENT)
+    """Spans of the measured request by their start, without what ended before it; none untraced."""
+    events, requests = repeat.of_request("spans"), repeat.of_request("request", MASTER_RANK)
     if not events:
         return []
-    go_ns, second = _go_ns(repeat), 1e9 * repeat.dilation
+    if not requests:
+        raise RecordError(f"repeat {repeat.index}: spans without a request {repeat.request_id!r}")
+    go_ns, second = requests[0].t_ns, 1e9 * repeat.dilation
     spans = [
         RankSpan(event.rank, name, label, (start_ns - go_ns) / second, (end_ns - go_ns) / second)
         for event in events
@@ -46,15 +39,4 @@ def spans_of(repeat: Repeat) -> list[RankSpan]:
 
 def is_cut(repeat: Repeat) -> bool:
     """Whether a rank had more spans than it kept: the last part of its request is then missing."""
-    return any(event.fields.get("cut") is True for event in _events(repeat, _EVENT))
-
-
-def _events(repeat: Repeat, name: str) -> list[Event]:
-    return [e for e in repeat.events if e.name == name and e.request_id == repeat.request_id]
-
-
-def _go_ns(repeat: Repeat) -> int:
-    for event in _events(repeat, "request"):
-        if event.rank == MASTER_RANK:
-            return event.t_ns
-    raise RecordError(f"repeat {repeat.index}: spans without a request {repeat.request_id!r}")
+    return any(event.fields.get("cut") is True for event in repeat.of_request("spans"))

@@ -32,11 +32,7 @@ class RunStore:
         return self._dir / run_id
 
     def latest(self, base_id: str) -> RunRecord | None:
-        """The newest run of that identity; None if there is none yet.
-
-        Raises:
-            RecordError: It cannot be used; nothing older is taken in its place.
-        """
+        """The newest run of that identity, if any; an unusable one is an error, not passed over."""
         run_id = self.latest_id(base_id)
         return self.read(run_id) if run_id else None
 
@@ -53,11 +49,7 @@ class RunStore:
         return f"{base_id}-{number + 1}"
 
     def read(self, run_id: str) -> RunRecord:
-        """Read a record and check it and its samples.
-
-        Raises:
-            RecordError: It is missing, of another schema, half written, or a byte has changed.
-        """
+        """Read and check a record and its samples; a RecordError says what is wrong."""
         path = self.folder(run_id) / _RECORD
         with map_errors({OSError: RecordError}, f"record {path}"):
             record = decode_record(_read_file(path), f"record {path}")
@@ -67,11 +59,7 @@ class RunStore:
         return record
 
     def repeats(self, record: RunRecord) -> list[Repeat]:
-        """All repeats of a record, in order.
-
-        Raises:
-            RecordError: A samples file is missing or not what was written.
-        """
+        """All repeats of a record, in order; a RecordError if a samples file was changed."""
         return [self._read_repeat(record.run_id, sample) for sample in record.samples]
 
     def measured(self, record: RunRecord) -> list[RepeatMetrics]:

@@ -13,6 +13,7 @@ from results.records.numbers import Amount, Count, Factor
 from testbed.limits.limits import DeviceLimits
 from testbed.links.link import LinkSpec
 from testbed.verify.conditions import RunConditions
+from testbed.verify.tolerances import Figure, ProbeReport
 
 
 class Dilation(Struct, frozen=True, forbid_unknown_fields=True):
@@ -28,29 +29,6 @@ class DiskRates(Struct, frozen=True, forbid_unknown_fields=True):
 
     read_bps: Amount | None = None
     write_bps: Amount | None = None
-
-
-class Figure(Struct, frozen=True, forbid_unknown_fields=True):
-    """One thing that was probed on one device; see `testbed.verify.tolerances`."""
-
-    device: Count
-    what: str
-    expected: float | None
-    measured: float | None
-    band: float
-    verdict: str
-    why: str = ""
-    is_upper: bool = False
-    tries: Count = 1
-    deviation: float | None = None
-
-
-class ProbeReport(Struct, frozen=True, forbid_unknown_fields=True):
-    """Everything that was probed at one moment."""
-
-    figures: tuple[Figure, ...] = ()
-    problems: tuple[str, ...] = ()
-    wall_s: Amount = 0.0
 
 
 class LinksAsSet(Struct, frozen=True, forbid_unknown_fields=True):

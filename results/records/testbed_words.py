@@ -11,12 +11,7 @@ from tpi.units import format_bytes
 
 
 def device_words(limits: Sequence[DeviceLimits], dilation: float) -> str:
-    """Memory and disk rate of devices; empty where neither is limited.
-
-    Args:
-        limits: Of each device as enforced.
-        dilation: By which the rates were divided.
-    """
+    """Memory and disk rate of devices, undilated, in words; empty where neither is limited."""
 
     def disk(rate_bps: float) -> str:
         return f"{rate_bps * dilation / 1e6:.4g} MB/s"
@@ -29,12 +24,7 @@ def device_words(limits: Sequence[DeviceLimits], dilation: float) -> str:
 
 
 def link_words(links: Sequence[LinkSpec], dilation: float) -> str:
-    """Delay to the core, rate and loss of links.
-
-    Args:
-        links: Of each device as emulated.
-        dilation: By which delays were multiplied and rates divided.
-    """
+    """Delay to the core, rate and loss of links, undilated, in words."""
     words = [
         _range([each.delay_s for each in links], lambda s: f"{s / dilation * 1e3:.3g} ms"),
         _range([each.rate_bps for each in links], lambda bps: f"{bps * dilation / 1e6:.4g} Mbit/s")

@@ -21,11 +21,7 @@ from tpi.trace import SPAN_NAMES
 
 
 def trace_events(repeat: Repeat, system: str = "") -> list[dict[str, object]]:
-    """The events of a trace file: all spans of a repeat, its devices named.
-
-    Raises:
-        ConfigError: The run kept no spans.
-    """
+    """The events of a trace file, devices named; a ConfigError if the run kept no spans."""
     spans = spans_of(repeat)
     if not spans:
         raise ConfigError(f"repeat {repeat.index} has no spans; run it again with trace=true")
@@ -59,32 +55,14 @@ def _named(what: str, pid: int, tid: int, name: str) -> dict[str, object]:
 
 def _tokens(repeat: Repeat) -> list[dict[str, object]]:
     """A mark across rank 0's process at each token."""
-    own = [event for event in repeat.events if event.request_id == repeat.request_id]
-    (go_ns,) = [event.t_ns for event in own if event.name == "request"]
-    stamps = [event.t_ns for event in own if event.name == "token"]
+    (go,) = repeat.of_request("request", MASTER_RANK)
     return [
         {
             "name": f"token {number}", "cat": "token", "ph": "i", "s": "p",
-            "pid": MASTER_RANK, "tid": 0, "ts": (t_ns - go_ns) / repeat.dilation / 1e3,
+            "pid": MASTER_RANK, "tid": 0, "ts": (token.t_ns - go.t_ns) / repeat.dilation / 1e3,
         }
-        for number, t_ns in enumerate(stamps, 1)
+        for number, token in enumerate(repeat.of_request("token"), 1)
     ]  # fmt: skip
-
-
-def write_trace_file(record: RunRecord, repeat: Repeat, path: Path) -> None:
-    """Write the trace file of a repeat, whole or not at all.
-
-    Raises:
-        ConfigError: The run kept no spans.
-        ResourceError: The file cannot be written.
-    """
-    body = {
-        "traceEvents": trace_events(repeat, record.system),
-        "displayTimeUnit": "ms",
-        "otherData": {"run_id": record.run_id, "repeat": repeat.index, "is_cut": is_cut(repeat)},
-    }
-    with map_errors({OSError: ResourceError}, f"cannot write {path}"):
-        write_atomic(path, json.dumps(body, allow_nan=False).encode())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -98,7 +76,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_out(given.out, keep=[given.record / "run.json"])
         record, repeat = _read(given.record, given.repeat)
         with map_errors({ConfigError: ConfigError}, str(given.record)):
-            write_trace_file(record, repeat, given.out)
+            events = trace_events(repeat, record.system)
+        facts = {"run_id": record.run_id, "repeat": repeat.index, "is_cut": is_cut(repeat)}
+        body = {"traceEvents": events, "displayTimeUnit": "ms", "otherData": facts}
+        with map_errors({OSError: ResourceError}, f"cannot write {given.out}"):
+            write_atomic(given.out, json.dumps(body, allow_nan=False).encode())
     except TpiError as exc:
         sys.stderr.write(f"trace: {exc}\n")
         return exc.exit_status

@@ -14,6 +14,7 @@ from results.records.schema import PeakMemory, Repeat
 from testbed.links.link import LinkSpec
 from testbed.sim.base import SimDevice
 from testbed.sim.calibration import load_calibration
+from tests.results.examples import steps_of
 from tests.testbed.sim.sims import free_calibration, make_run
 from tpi.errors import ConfigError
 from tpi.model_config import load_preset
@@ -103,7 +104,7 @@ def test_a_trace_of_any_length_shows_the_window_and_what_is_retained(new_tokens)
     assert retained > 0
     assert ready.fields["window"] == 2
     assert ready.fields["predicted_peak_bytes"] == outcome.rss_hwm[0]
-    steps = window_history(repeat_of(outcome, 2))
+    steps = steps_of(window_history(repeat_of(outcome, 2)))
     assert min(len(labels) for _, labels in steps) >= retained
     assert max(len(labels) for _, labels in steps) <= retained + 2
 

@@ -89,3 +89,12 @@ def as_calibration(parts: dict[str, Any]) -> RunCalibration:
 
 def as_environment(parts: dict[str, Any]) -> RunEnvironment:
     return convert(parts, RunEnvironment)
+
+
+def steps_of(stays):
+    """(time, labels of what is in memory) after each change."""
+    times = sorted({t for s in stays for t in (s.start_s, s.end_s) if t is not None})
+    return [
+        (t, tuple(s.label for s in stays if s.start_s <= t and (s.end_s is None or t < s.end_s)))
+        for t in times
+    ]

@@ -39,19 +39,6 @@ _BAND = 0.25
 
 Predict = Callable[[Place, Sequence[float]], float]
 
-# Each for the rate that dominates it: products, loads.
-KLONET_CELLS = (
-    Place("table1", "llama2-13b", "off", "token_latency_s"),
-    Place("table1", "llama2-70b", "on", "token_latency_s"),
-)
-# Swapping, offloading, one laptop's loads, the loads of the slowest of several.
-LAPTOP_CELLS = (
-    Place("table3", "llama2-7b", "transformers", "token_latency_s"),
-    Place("table3", "llama2-7b", "accelerate-2024", "token_latency_s"),
-    Place("table3", "llama2-7b", "transformers-window", "token_latency_s"),
-    Place("table3", "llama2-7b", "tpi", "token_latency_s"),
-)
-
 # Why predictions miss, for the cells that do: (places, reason).
 _REASONS: tuple[tuple[Callable[[Place], bool], str], ...] = (
     (
@@ -132,14 +119,22 @@ KLONET = _Testbed(
     start=(0.7e9, 30e9),
     predict=_predict_klonet,
     exhibits=("table1",),
-    chosen=KLONET_CELLS,
+    # Each for the rate that dominates it: products, loads.
+    chosen=(
+        Place("table1", "llama2-13b", "off", "token_latency_s"),
+        Place("table1", "llama2-70b", "on", "token_latency_s"),
+    ),
 )
 LAPTOPS = _Testbed(
     names=("swap_bps", "offload_bps", "one_load_bps", "load_bps"),
     start=(0.5e9, 1e9, 1e9, 0.7e9),
     predict=_predict_laptops,
     exhibits=("table3", "table8"),
-    chosen=LAPTOP_CELLS,
+    # Swapping, offloading, one laptop's loads, the loads of the slowest of several.
+    chosen=tuple(
+        Place("table3", "llama2-7b", column, "token_latency_s")
+        for column in ("transformers", "accelerate-2024", "transformers-window", "tpi")
+    ),
 )
 
 

@@ -70,11 +70,7 @@ class Study(Struct, frozen=True, forbid_unknown_fields=True):
 def allreduce_cells(
     folder: Path, scale: str, studies: Sequence[StudyEntry] = ()
 ) -> tuple[Cell, ...]:
-    """The study's cells of figure 3, measured and computed; none if there was no study.
-
-    Where the file cannot be used, or is missing and the index says why, every cell of the paper
-    has the reason.
-    """
+    """The study's cells of figure 3, or cells that say why there are none."""
     path = folder / STUDY_FILE
     if path.exists():
         try:
@@ -103,11 +99,7 @@ def _absent(reason: str, detail: str, scale: str) -> tuple[Cell, ...]:
 
 
 def read_study(path: Path) -> Study:
-    """Read a study's file; its digest is checked if it has one.
-
-    Raises:
-        RecordError: It is half written, changed, of another schema, or a field does not fit.
-    """
+    """Read a study's file and check its digest, if it has one; a RecordError says what is wrong."""
     where = f"study {path}"
     data = read_small_file(path, _MAX_BYTES, RecordError)
     raw = convert(parse_json(data, where, RecordError), dict[str, object], where, RecordError)

@@ -16,12 +16,7 @@ from results.paper.values.paper_values import reported_cells
 
 
 def open_result_set(folder: Path) -> ResultSet:
-    """Read a folder's records with the reported, computed and studied cells beside them.
-
-    Raises:
-        RecordError: The index cannot be read.
-        ConfigError: A file of the paper's values does not fit.
-    """
+    """Read a folder with its index and records; what else is known of each place stands beside."""
     others = [*reported_cells(), *computed_cells(), *published_time_cells()]
     there = {(cell.place, cell.evidence, cell.source) for cell in others}
     index = read_index(folder)

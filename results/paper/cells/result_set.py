@@ -28,20 +28,15 @@ _NOT_COMPARED = ("repeats", "max_minutes", "device.", "link.", "testbed.")
 
 @dataclass(frozen=True, slots=True)
 class ResultSet:
-    """Cells by place, the records that they come from, and what could not be read.
-
-    Attributes:
-        cells: Of each place: one for each kind of evidence and backend.
-        sources: By program, the version of its text when runs were last looked at.
-    """
+    """Cells by place, the records that they come from, and what could not be read."""
 
     scale: str  # of what was measured and simulated
-    cells: Mapping[Place, tuple[Cell, ...]]
+    cells: Mapping[Place, tuple[Cell, ...]]  # for each kind of evidence and backend
     records: Mapping[str, RunRecord] = field(default_factory=dict)  # by run id
     entries: tuple[Entry, ...] = ()  # as the index lists them
     problems: tuple[str, ...] = ()  # one line for each record or file that cannot be used
     folder: Path = Path()  # where index and records are
-    sources: Mapping[str, str] = field(default_factory=dict)
+    sources: Mapping[str, str] = field(default_factory=dict)  # program -> version in the last pass
 
     def of(self, place: Place, evidence: str | None = None) -> tuple[Cell, ...]:
         """The cells of a place, of one kind of evidence if that is given."""
@@ -65,15 +60,7 @@ class ResultSet:
 
 
 def read_result_set(folder: Path, others: Iterable[Cell] = ()) -> ResultSet:
-    """Read the index of a folder and every record it names.
-
-    Args:
-        folder: With `index.json` and the run records.
-        others: Cells that come from elsewhere: reported by the paper, or computed.
-
-    Raises:
-        RecordError: The index itself cannot be read.
-    """
+    """Read every record that a folder's index names; `others` are reported or computed cells."""
     index, store = read_index(folder), RunStore(folder)
     records, problems = _read_records(store, index)
     cells: dict[Place, list[Cell]] = {}
@@ -129,7 +116,7 @@ def _run_cells(
 def mismatch_of(entry: Entry, record: RunRecord) -> str:
     """Why a record cannot be the run of an entry; empty if it can."""
     asked = dict(each.partition("=")[::2] for each in entry.overrides)
-    pairs = [(record.system, entry.system), (model_of(record), asked.get("model", ""))]
+    pairs = [(record.system, entry.system), (record.config.model.name, asked.get("model", ""))]
     pairs += [
         (f"{key}={found}", f"{key}={wanted}")
         for key, wanted in asked.items()
@@ -154,21 +141,6 @@ def _agree(found: object, wanted: str) -> bool:
         return True
 
 
-def model_of(record: RunRecord) -> str:
-    """The name of the model that ran; empty where the record does not say."""
-    return record.config.model.name
-
-
-def backend_of(record: RunRecord) -> str:
-    """The testbed's backend; empty where the record does not say."""
-    return record.config.testbed.backend
-
-
-def dilation_of(record: RunRecord) -> float:
-    """By what measured times were divided."""
-    return record.calibration.dilation.factor
-
-
 def _key(entry: Entry) -> str:
     return f"{entry.exhibit} {entry.row} {entry.column} of {entry.program}"
 
@@ -180,11 +152,8 @@ def _first_tokens(record: RunRecord, store: RunStore) -> Spread | None:
 
 
 def cells_of(entry: Entry, record: RunRecord, scale: str, first: Spread | None) -> Iterator[Cell]:
-    """The cells of one run; without a timing, cells that say why.
-
-    `first` is loading and request to first token of each repeat together.
-    """
-    metrics, backend = record.metrics, backend_of(record)
+    """The cells of a run, or those that say why not; `first` is load and first token together."""
+    metrics, backend = record.metrics, record.config.testbed.backend
     if metrics is None:
         reason = _MISSING_REASONS.get(record.status, "failed")
         detail = f"{record.status}: {record.reason}"
@@ -202,7 +171,7 @@ def cells_of(entry: Entry, record: RunRecord, scale: str, first: Spread | None) 
             n=value.n,
             scale=scale,
             backend=backend,
-            dilation=dilation_of(record),
+            dilation=record.calibration.dilation.factor,
             run_id=record.run_id,
             detail="; ".join(map(str, record.notes)),
         )

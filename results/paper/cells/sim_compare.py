@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 from baselines.options import SystemOptions
 from baselines.registry import find_system, simulate
@@ -27,8 +28,7 @@ from tpi.model_config import load_preset
 _MAX_RECORD_BYTES = 64 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Figures:
+class Figures(NamedTuple):
     """What is compared, in seconds."""
 
     ttft_s: float
@@ -46,8 +46,7 @@ class Comparison:
     @property
     def pairs(self) -> tuple[tuple[float | None, float | None], ...]:
         """Measured and simulated TTFT, then token latency."""
-        ours, theirs = self.simulated, self.measured
-        return (theirs.ttft_s, ours.ttft_s), (theirs.token_latency_s, ours.token_latency_s)
+        return tuple(zip(self.measured, self.simulated, strict=True))
 
     @property
     def errors(self) -> tuple[float, ...]:
@@ -75,11 +74,7 @@ def figures_of(outcome: SimOutcome) -> Figures:
 
 
 def rebuild(record: RunRecord) -> SimRun:
-    """The run that a record of the Docker testbed describes.
-
-    Raises:
-        ConfigError: The record lacks something, or its model is not a preset.
-    """
+    """The run that a record describes; a ConfigError if it lacks something or has no preset."""
     config, calibration = record.config, record.calibration
     options = _options(record)
     probe, new_tokens = calibration.disk_probe, config.workload.new_tokens
@@ -129,13 +124,7 @@ def _device(
 
 
 def compare(folders: Iterable[Path], calibration: Calibration) -> list[Comparison | Skipped]:
-    """Simulate every record of the Docker testbed below these folders that ended well.
-
-    A record that cannot be read, or was changed, is skipped and says so.
-
-    Raises:
-        ConfigError: There is no such folder.
-    """
+    """Simulate every good Docker record below some folders; unusable ones say why."""
     paths: set[Path] = set()
     for folder in folders:
         if not folder.is_dir():

@@ -4,7 +4,7 @@ Every rendering marks such a value with the name of what ran, and no claim is ju
 """
 
 from results.paper.cell import Cell, Place, StudiedNetwork
-from results.paper.cells.result_set import ResultSet, model_of
+from results.paper.cells.result_set import ResultSet
 from results.records.schema import RunRecord
 
 # Exhibits of one model, or of none; in all others the row is the model.
@@ -38,7 +38,7 @@ def stand_in_name(results: ResultSet, cell: Cell) -> str:
     if cell.place.exhibit == _STUDIED:
         return _other_network(cell)
     record = results.records.get(cell.run_id)
-    if record is not None and model_of(record) and expected_model(cell.place):
+    if record is not None and record.config.model.name and expected_model(cell.place):
         return other_model(cell.place, record)
     return "smoke" if cell.scale == "smoke" and cell.evidence == "measured" else ""
 
@@ -51,7 +51,7 @@ def stand_in_names(results: ResultSet, exhibit: str) -> list[str]:
 
 def other_model(place: Place, record: RunRecord) -> str:
     """The model that ran where the paper has another one; empty where it is the paper's."""
-    name, expected = model_of(record), expected_model(place)
+    name, expected = record.config.model.name, expected_model(place)
     return name if expected and name != expected else ""
 
 

@@ -6,15 +6,15 @@ noise floor of a run is the ratio of the two halves of its repeats, or of a run 
 it in the same configuration: they differ by noise alone.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from results.paper.cell import METRICS, VALIDATION, Cell, Place
-from results.paper.cells.result_set import ResultSet, model_of
+from results.paper.cells.result_set import ResultSet
 from results.paper.cells.substitutions import stand_in
 from results.records.hashing import split_run_id
 from results.records.schema import RecordError, RunRecord, Spread
-from results.records.stats import median, ratio_of_means
+from results.records.stats import ratio_of_means
 from results.records.store import RunStore
 
 PAIRED = ("ttft_s", "token_latency_s", "peak_memory_bytes")
@@ -61,7 +61,7 @@ def _pairs_at(results: ResultSet, place: Place) -> Iterator[Pair]:
             continue  # no limit of a device held, and the simulator's do
         for simulated in _with_values(results, place, "simulated"):
             runs = results.records.get(simulated.run_id), results.records.get(measured.run_id)
-            models = {model_of(run) for run in runs if run is not None}
+            models = {run.config.model.name for run in runs if run is not None}
             if simulated.value is None or not measured.value or len(models) > 1:
                 continue
             error = simulated.value / measured.value - 1
@@ -82,16 +82,6 @@ def _has_its_costs(simulated: RunRecord | None, measured: RunRecord | None) -> b
 def _with_values(results: ResultSet, place: Place, evidence: str) -> list[Cell]:
     cells = results.of(place, evidence)
     return [cell for cell in cells if cell.value is not None and not stand_in(results, cell)]
-
-
-def median_error(pairs: Sequence[Pair]) -> float:
-    """Median of the errors' sizes, of at least one pair."""
-    return median([abs(pair.error) for pair in pairs])
-
-
-def worst_pair(pairs: Sequence[Pair]) -> Pair:
-    """The pair with the largest error, of at least one."""
-    return max(pairs, key=lambda pair: abs(pair.error))
 
 
 def noise_floors(results: ResultSet) -> list[Floor]:

@@ -136,11 +136,7 @@ def _one_host(results: ResultSet, top: Cell, bottom: Cell) -> bool:
 
 
 def samples_of(results: ResultSet, cell: Cell) -> Groups | None:
-    """One group of values a repeat, of a measured time or share; None where a cell has none.
-
-    Raises:
-        RecordError: A samples file changed since the results were read.
-    """
+    """One group of values a repeat, of a measured time or share; None where a cell has none."""
     record = results.records.get(cell.run_id)
     if record is None or cell.evidence != "measured" or not record.num_ok:
         return None

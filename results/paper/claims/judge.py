@@ -5,14 +5,16 @@ decide, else the simulator's, marked as such, else `undecided` with what is miss
 """
 
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from results.paper.cells.load import open_result_set
-from results.paper.cells.result_set import ResultSet, backend_of, model_of
+from results.paper.cells.result_set import ResultSet
 from results.paper.claims.evidence import KINDS, MEASURED, REPORTED, SIMULATED, View
 from results.paper.claims.list import CLAIMS, Claim
 from results.paper.claims.verdict import REPRODUCED, UNDECIDED, Finding
@@ -20,6 +22,14 @@ from results.paper.render.cell_format import escaped
 from tpi.command_line import Parser
 from tpi.errors import EXIT_OK, TpiError
 from tpi.units import counted
+
+# Of every template: a misspelled name is an error, and its own lines leave none behind.
+TEMPLATES: dict[str, Any] = {
+    "undefined": StrictUndefined,
+    "trim_blocks": True,
+    "lstrip_blocks": True,
+    "keep_trailing_newline": True,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +41,6 @@ class Judgement:
     basis: str  # the kind of evidence it rests on; empty where it is undecided
     reason: str  # why it is undecided
     findings: Mapping[str, Finding]  # by kind of evidence, those that say anything
-    models: tuple[str, ...] = ()  # that the measured runs are of
     dilations: tuple[float, ...] = ()  # by which the measured times that it rests on were divided
 
     @property
@@ -47,27 +56,18 @@ class Judgement:
 
 def judge_claims(results: ResultSet) -> list[Judgement]:
     """A judgement of every claim, in the order of `CLAIMS`."""
-    models = measured_models(results)
-    return [replace(judge(results, claim), models=models) for claim in CLAIMS]
+    return [judge(results, claim) for claim in CLAIMS]
 
 
-def measured_models(results: ResultSet) -> tuple[str, ...]:
-    """The models of the runs that were measured and have a timing, each once."""
-    runs = (r for r in results.records.values() if r.metrics and backend_of(r) != "sim")
-    return tuple(sorted({model_of(record) or "not named" for record in runs}))
-
-
-def basis_of_all(judgements: Sequence[Judgement]) -> str:
+def basis_of_all(results: ResultSet, judgements: Sequence[Judgement]) -> str:
     """One line: how many verdicts rest on what, and what the measured runs are of."""
-    counts = {kind.name: 0 for kind in (MEASURED, SIMULATED)}
-    for each in judgements:
-        if each.basis:
-            counts[each.basis] += 1
-    undecided = len(judgements) - sum(counts.values())
-    names = ", ".join(judgements[0].models if judgements else ()) or "none: nothing was measured"
+    counts = Counter(each.basis for each in judgements)
+    runs = [r for r in results.records.values() if r.metrics and not r.is_simulated]
+    models = sorted({record.config.model.name or "not named" for record in runs})
+    names = ", ".join(models) or "none: nothing was measured"
     return (
         f"Of {len(judgements)} verdicts {counts[MEASURED.name]} rest on measured runs,"
-        f" {counts[SIMULATED.name]} on simulated ones; {undecided} claims are undecided. Models of"
+        f" {counts[SIMULATED.name]} on simulated ones; {counts['']} claims are undecided. Models of"
         f" the measured runs: {names}."
     )
 
@@ -111,19 +111,13 @@ def _decided(view: View, claim: Claim) -> Finding:
     return replace(finding, coverage=coverage)
 
 
-def markdown(judgements: Sequence[Judgement]) -> str:
+def markdown(results: ResultSet, judgements: Sequence[Judgement]) -> str:
     """All judgements: a table of verdicts, then each claim with its rule and its numbers."""
-    environment = Environment(
-        loader=PackageLoader(__package__, "."),
-        autoescape=False,  # Markdown: `escaped` is applied to every value
-        undefined=StrictUndefined,
-        finalize=lambda value: escaped(str(value)),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    template = environment.get_template("claims.md.j2")
-    return template.render(basis=basis_of_all(judgements), judgements=judgements)
+    # Not HTML: `escaped` is applied to every value.
+    loader, finalize = PackageLoader(__package__, "."), lambda value: escaped(str(value))
+    environment = Environment(loader=loader, autoescape=False, finalize=finalize, **TEMPLATES)
+    basis = basis_of_all(results, judgements)
+    return environment.get_template("claims.md.j2").render(basis=basis, judgements=judgements)
 
 
 def summary(judgements: Sequence[Judgement]) -> str:
@@ -149,9 +143,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--summary", action="store_true", help="only a table of what is decided")
     args = parser.parse_args(argv)
     try:
-        text = (summary if args.summary else markdown)(judge_claims(open_result_set(args.folder)))
+        results = open_result_set(args.folder)
+        judgements = judge_claims(results)
     except TpiError as exc:
         sys.stderr.write(f"error: {exc}\n")
         return exc.exit_status
-    sys.stdout.write(text)
+    sys.stdout.write(summary(judgements) if args.summary else markdown(results, judgements))
     return EXIT_OK

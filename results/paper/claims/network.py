@@ -88,10 +88,7 @@ def _to_star(view: View, row: str, algorithm: str, tolerance: float) -> Item:
 
 
 def latency_bounds(view: View) -> Finding:
-    """Whether the payload is at most half of the star's time at the paper's link latency.
-
-    The other latencies and the crossing are shown and decide nothing.
-    """
+    """Whether the payload is at most half of the star's time at the paper's link latency alone."""
     if view.kind == REPORTED:
         return joined([_reported_bound()])
     if (view.kind, LARGE) not in _SOURCES:

@@ -8,7 +8,6 @@ from dataclasses import replace
 from functools import partial
 
 from results.paper.cell import Place
-from results.paper.cells.result_set import model_of
 from results.paper.claims.evidence import MEASURED, REPORTED, View
 from results.paper.claims.speed import on_and_off
 from results.paper.claims.stalls import predict, predict_run
@@ -105,10 +104,7 @@ def _papers_example() -> Item:
 
 
 def shares_of_time(view: View, most: float, least: float) -> Finding:
-    """Whether communication is at most a share of model parallelism, at least one of tensor's.
-
-    Of a pipeline it is the time in which no device computes (`pipeline_shares.py`).
-    """
+    """Whether communication is at most a share of model parallelism, at least one of tensor's."""
     parts = (("pipeline", "model", at_most, most), ("tpi", "tensor", at_least, least))
     return joined([_share(view, *part) for part in parts])
 
@@ -141,13 +137,20 @@ def same_tokens(view: View) -> Finding:
     if not checked:
         return joined([Item("tokens", UNDECIDED, reason="no run with a check of its tokens")])
     items = [_tokens(record) for record in checked]
-    models = {model_of(record) for record, item in zip(checked, items, strict=True) if item.verdict}
+    models = {
+        record.config.model.name
+        for record, item in zip(checked, items, strict=True)
+        if item.verdict
+    }
     return replace(joined(items), subject=", ".join(sorted(models - {""})))
 
 
 def _tokens(record: RunRecord) -> Item:
     check = record.check
-    label, detail = f"{model_of(record) or record.system}, {record.run_id}", plain(check.detail)
+    label, detail = (
+        f"{record.config.model.name or record.system}, {record.run_id}",
+        plain(check.detail),
+    )
     agreement = check.agreement
     figure = f"check {check.kind}"
     if agreement is not None:

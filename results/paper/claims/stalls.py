@@ -8,7 +8,6 @@ left out.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from results.paper.cells.result_set import dilation_of
 from results.paper.claims.verdict import percent
 from results.records.schema import Repeat, RunRecord
 from tpi.model_config import ModelConfig, load_preset, preset_names
@@ -26,16 +25,12 @@ from tpi.weights.shard import make_shard_plan
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What is predicted of a run's steady state; shares are of a step, waiting for weights.
-
-    Attributes:
-        period: Prop. 6: the largest T for which one resident FFN block of every T hides the loads;
-            None if not even all of them do.
-    """
+    """What is predicted of a run's steady state; shares are of a step, waiting for weights."""
 
     times: LayerTimes
     is_loose: bool  # Prop. 3
     is_tight: bool  # Prop. 4
+    # Prop. 6: the largest T for which one resident FFN block of every T hides the loads, if any.
     period: int | None
     published_share: float  # by the recurrence in the proof of Prop. 3
     replay_share: float  # by `predict_step`, with the window's size
@@ -108,13 +103,7 @@ def _why_not(record: RunRecord) -> str:
 def layer_times(
     config: ModelConfig, repeats: Sequence[Repeat], rate_bps: float
 ) -> LayerTimes | None:
-    """Times of one layer on a mean device over all `ok` repeats; None without counters.
-
-    Args:
-        config: The model's shape and stored dtype; computing is divided by its blocks' sizes.
-        repeats: Of one run.
-        rate_bps: Bytes a second that a device reads.
-    """
+    """Times of a layer on a mean device that reads `rate_bps`; None where one did not count."""
     good = [repeat for repeat in repeats if repeat.status == "ok" and repeat.tokens]
     sums = [_per_step(repeat) for repeat in good]
     known = [each for each in sums if each is not None]
@@ -139,15 +128,9 @@ def layer_times(
 
 def _per_step(repeat: Repeat) -> tuple[float, float] | None:
     """Computing and allreduces of a mean step of a mean device, undilated."""
-    counters = [
-        event
-        for event in repeat.events
-        if event.name == "counters" and event.request_id == repeat.request_id
-    ]
     names = ("compute_s", "allreduce_s")
-    if len(counters) < len(repeat.start_ns) or any(
-        n not in c.fields for c in counters for n in names
-    ):
+    counters = repeat.counters(names)
+    if not counters:
         return None
     share = len(counters) * len(repeat.tokens) * repeat.dilation
     compute_s, allreduce_s = (sum(c.number(name) for c in counters) / share for name in names)
@@ -160,4 +143,4 @@ def _disk_rate_bps(record: RunRecord) -> float | None:
     rates = [each.read_bps for each in limits if each.read_bps]
     if not rates or len(rates) < len(limits):
         return None
-    return min(rates) * dilation_of(record)
+    return min(rates) * record.calibration.dilation.factor

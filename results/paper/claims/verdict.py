@@ -63,16 +63,7 @@ def item_of(
     missing: str,
     bound: str = "",
 ) -> Item:
-    """An item of one number.
-
-    Args:
-        label: What it is about.
-        value: The number; without it the item is undecided.
-        rule: Gives the verdict.
-        figure: Puts the number in words.
-        missing: Why there is no number.
-        bound: In words, for a value whose interval holds it.
-    """
+    """An item of one number; `figure` and `bound` are its words, `missing` why there is none."""
     if value is None:
         return Item(label, UNDECIDED, reason=missing)
     verdict = rule(value)

@@ -160,8 +160,6 @@ _LABELS = {
     "accelerate-2024": "Accelerate 2024",
     "transformers-window": "Transformers + window",
     "kv_heads": "KV heads",
-    "off": "off",
-    "on": "on",
 }
 METRIC_LABELS = {
     "ttft_s": "TTFT",

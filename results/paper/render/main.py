@@ -26,31 +26,21 @@ OUT_FOLDER = "rendered"
 
 
 class RenderError(TpiError):
-    """Some exhibits could not be rendered; the others were, and are in `paths`."""
+    """Some exhibits could not be rendered; the others were."""
 
     code = "render"
-
-    def __init__(self, message: str, paths: Sequence[Path]) -> None:
-        super().__init__(message)
-        self.paths = tuple(paths)
-
-
-def render_folder(folder: Path, out_dir: Path, exhibits: Sequence[str] | None = None) -> list[Path]:
-    """Read the records of a folder and write every exhibit, or those named.
-
-    Raises:
-        RecordError: The folder's index cannot be read.
-        ConfigError: There is no such exhibit.
-        ResourceError: The disk is full or cannot be written.
-        RenderError: Some exhibits failed; it names each, and the rest is written.
-    """
-    return render_result_set(open_result_set(folder), out_dir, exhibits)
 
 
 def render_result_set(
     results: ResultSet, out_dir: Path, exhibits: Sequence[str] | None = None
 ) -> list[Path]:
-    """Write every exhibit of a results, or those named, and return the paths; raises as above."""
+    """Write every exhibit of a result set, or those named, and return the paths.
+
+    Raises:
+        ConfigError: There is no such exhibit.
+        ResourceError: The disk is full or cannot be written.
+        RenderError: Some exhibits failed; it names each, and the rest is written.
+    """
     names = exhibits_named(exhibits)
     with map_errors({OSError: ResourceError}, f"cannot write {out_dir}"):
         out_dir.mkdir(parents=True, exist_ok=True)
@@ -68,16 +58,12 @@ def render_result_set(
         except Exception as exc:  # noqa: BLE001  # a defect of one drawing must not hide the rest
             failures.append(f"{name}: {type(exc).__name__}: {exc}")
     if failures:
-        raise RenderError("; ".join(failures), paths)
+        raise RenderError("; ".join(failures))
     return paths
 
 
 def exhibits_named(words: Sequence[str] | None) -> list[str]:
-    """The exhibits in the paper's order; `figure1` is 1a, 1b and 1c.
-
-    Raises:
-        ConfigError: A word names none.
-    """
+    """Exhibits in the paper's order; `figure1` is 1a to 1c. A word that names none: ConfigError."""
     if words is None:
         return list(ALL_EXHIBITS)
     for word in words:

@@ -7,13 +7,11 @@ from collections.abc import Iterator, Sequence
 
 from results.paper.cells.result_set import ResultSet
 from results.paper.cells.substitutions import stand_in_names
-from results.paper.render.cell_format import FormattedCell, escaped, markdown_legend, markdown_of
+from results.paper.render.cell_format import escaped, markdown_legend, markdown_of
 from results.paper.render.footnotes import Footnotes, below
 from results.paper.render.layouts import LAYOUTS, label_of, title_of
 from results.paper.render.sections import Section, sections_of
 from results.records.comparison_table import aligned
-
-Grid = list[tuple[str, ...]]
 
 
 def markdown(results: ResultSet, exhibit: str) -> str:
@@ -61,15 +59,14 @@ def _dilations(results: ResultSet, exhibit: str) -> str:
     return "; ".join(words) + "."
 
 
-def _grid(section: Section, notes: Footnotes, exhibit: str) -> Grid:
+def _grid(section: Section, notes: Footnotes, exhibit: str) -> list[tuple[str, ...]]:
     grid = [("", "source", *(escaped(column.title) for column in section.columns))]
     for group in section.groups:
         for number, line in enumerate(group.lines):
             name = "" if number else label_of(group.row, exhibit)
-            texts = (notes.joined(each, _dress) + notes.numbers(each) for each in line.cells)
+            texts = (
+                notes.joined(each, lambda cell: escaped(markdown_of(cell))) + notes.numbers(each)
+                for each in line.cells
+            )
             grid.append((escaped(name), escaped(line.label), *texts))
     return grid
-
-
-def _dress(cell: FormattedCell) -> str:
-    return escaped(markdown_of(cell))

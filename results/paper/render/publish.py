@@ -26,10 +26,7 @@ def publish(folder: Path, out: Path, exhibits: Sequence[str]) -> list[str]:
     """Copy the records of some exhibits, and return their run ids.
 
     Raises:
-        RecordError: The index cannot be read.
-        ConfigError: There is no such exhibit, no run of it, a record that cannot be used, or a
-            folder `out` already.
-        ResourceError: The disk is full or cannot be written.
+        ConfigError: No such exhibit, no run of it, an unusable record, or `out` is there already.
     """
     names = exhibits_named(exhibits)
     index = read_index(folder)
@@ -52,13 +49,10 @@ def publish(folder: Path, out: Path, exhibits: Sequence[str]) -> list[str]:
                 shutil.copyfile(folder / run / name, out / run / name)
         write_index(out, replace(index, entries=entries, studies=()))
         files = [INDEX_FILE, *(f"{run}/run.json" for run in sorted(runs))]
-        lines = [f"{_sha256(out / name)}  {name}" for name in files]
+        digests = [hashlib.sha256((out / name).read_bytes()).hexdigest() for name in files]
+        lines = [f"{digest}  {name}" for digest, name in zip(digests, files, strict=True)]
         (out / SUMS_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
     return runs
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -127,17 +127,13 @@ class _CellsBySource:
 
 
 def _missing(source: Source, place: Place, *, was_run: bool) -> Cell:
-    evidence = {
-        _REPORTED.rank: "reported",
-        _COMPUTED.rank: "computed",
-        _SIMULATED.rank: "simulated",
-    }
+    evidence = ("reported", "measured", "simulated", "computed")[source.rank]
     reason, detail = "not found", ""
     if source.rank == _COMPUTED.rank:
         detail = "no formula gives it"
     elif source.rank in _RUN_RANKS:
         reason, detail = ("not found", "the run does not say") if was_run else ("not run", "")
-    return Cell(place, evidence.get(source.rank, "measured"), missing_reason=reason, detail=detail)
+    return Cell(place, evidence, missing_reason=reason, detail=detail)
 
 
 def _section(
@@ -201,10 +197,7 @@ def _columns(
 
 
 def _chosen(choice: Sequence[str], column: str, cells: Iterable[Cell]) -> Sequence[str]:
-    """The metrics of the paper's values in a column, or the usual one where it has none.
-
-    Two where the paper does not say whether its times include loading.
-    """
+    """The metrics of the paper's values in a column; two where it may or may not count loading."""
     if choice == FIRST and column in LOADS_FIRST:
         return choice
     reported = {

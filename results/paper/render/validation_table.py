@@ -4,10 +4,11 @@ A side without a number says why; such a line has no error and counts in no medi
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from statistics import median
 
 from results.paper.cell import VALIDATION, Cell, Place
 from results.paper.cells.result_set import ResultSet
-from results.paper.cells.validation import PAIRED, Pair, median_error, pairs_of, worst_pair
+from results.paper.cells.validation import PAIRED, Pair, pairs_of
 from results.paper.render.cell_format import escaped, format_cell, markdown_of
 from results.paper.render.layouts import METRIC_LABELS, VALIDATION_TITLE, label_of
 from results.records.comparison_table import aligned
@@ -44,13 +45,13 @@ def summary(pairs: Sequence[Pair]) -> Iterator[str]:
     for metric in PAIRED:
         mine = [pair for pair in pairs if pair.place.metric == metric]
         if mine:
-            worst = worst_pair(mine)
+            worst, sizes = max(mine, key=lambda p: abs(p.error)), [abs(p.error) for p in mine]
             where = f"{worst.place.row}, {label_of(worst.place.column)}"
             name = METRIC_LABELS[metric]
-            median = f"{100 * median_error(mine):.1f} %"
-            close = sum(abs(pair.error) <= _BAND for pair in mine)
+            middle = f"{100 * median(sizes):.1f} %"
+            close = sum(size <= _BAND for size in sizes)
             within = f"{close} of {len(mine)} within {100 * _BAND:g} %"
-            yield f"{name}: median {median}, worst {percent(worst.error)} ({where}), {within}"
+            yield f"{name}: median {middle}, worst {percent(worst.error)} ({where}), {within}"
 
 
 def percent(error: float) -> str:

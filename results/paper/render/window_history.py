@@ -6,14 +6,16 @@ one always. What the window held when the request began is there from the start.
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from math import inf
 
 from results.records.schema import Repeat
 from results.records.spans import RankSpan, spans_of
 from tpi.ranks import MASTER_RANK
 
-Step = tuple[float, tuple[str, ...]]
+# When a block leaves that no pass computed, given its load and the start of its next one.
+_Leave = Callable[[RankSpan, float], float | None]
 
 
 @dataclass(slots=True)
@@ -25,16 +27,16 @@ class _Block:
 
 
 @dataclass(frozen=True, slots=True)
-class _Stay:
-    """One time in memory; None is the beginning, or the end, of what is known."""
+class Stay:
+    """One block in memory; `end_s` is None where it stays to the end of the trace."""
 
     label: str
-    start_s: float | None
+    start_s: float
     end_s: float | None
 
 
-def window_history(repeat: Repeat, rank: int = MASTER_RANK) -> list[Step]:
-    """(seconds since the request, labels) after each change; empty without a trace or a window."""
+def window_history(repeat: Repeat, rank: int = MASTER_RANK) -> list[Stay]:
+    """When each block was in memory, by its start; empty without a trace or a window."""
     spans = [span for span in spans_of(repeat) if span.rank == rank and span.label]
     blocks: defaultdict[str, _Block] = defaultdict(_Block)
     for span in spans:
@@ -48,25 +50,19 @@ def window_history(repeat: Repeat, rank: int = MASTER_RANK) -> list[Step]:
     first = next((s.label for s in spans if s.name == "compute"), "")
     passes = [span.start_s for span in blocks[first].computes] if first else []
     loads = sorted(span.start_s for span in spans if span.name == "load")
-    leave = _Leave(passes, _number(repeat, rank, "window"), loads)
-    stays = [s for label, b in blocks.items() for s in _stays(label, b, leave, label in kept)]
-    return _steps(stays)
+    window = _number(repeat, rank, "window")
 
-
-@dataclass(frozen=True, slots=True)
-class _Leave:
-    """When a block leaves that no pass computed; `passes` and `loads` are the times they begin."""
-
-    passes: Sequence[float]
-    window: int
-    loads: Sequence[float]
-
-    def at(self, load: RankSpan, next_s: float) -> float | None:
+    def leave(load: RankSpan, next_s: float) -> float | None:
         """When the next pass begins, or the load that needs its slot; `next_s` is its own next."""
-        ends = [p for p in self.passes if load.end_s <= p < next_s][:1]
-        if self.window:
-            ends += self.loads[bisect_left(self.loads, load.start_s) + self.window :][:1]
+        ends = [p for p in passes if load.end_s <= p < next_s][:1]
+        if window:
+            ends += loads[bisect_left(loads, load.start_s) + window :][:1]
         return min(ends, default=None)
+
+    stays = [s for label, b in blocks.items() for s in _stays(label, b, leave, label in kept)]
+    begin_s = min([0.0, *(stay.start_s for stay in stays if stay.start_s > -inf)])
+    stays = [replace(stay, start_s=max(begin_s, stay.start_s)) for stay in stays]
+    return sorted(stays, key=lambda stay: (stay.start_s, stay.label))
 
 
 def _kept(blocks: Mapping[str, _Block], count: int) -> set[str]:
@@ -83,7 +79,7 @@ def _kept(blocks: Mapping[str, _Block], count: int) -> set[str]:
         for block in blocks.values()
         if block.computes and block.loads and block.loads[0].end_s <= block.computes[0].start_s
     ]
-    first_s = min(loaded_s, default=float("inf"))
+    first_s = min(loaded_s, default=inf)
 
     def doubt(label: str) -> tuple[bool, bool]:
         is_before = blocks[label].computes[0].start_s < first_s
@@ -93,39 +89,19 @@ def _kept(blocks: Mapping[str, _Block], count: int) -> set[str]:
     return again | set(once[: max(0, count - len(again))])
 
 
-def _stays(label: str, block: _Block, leave: _Leave, is_kept: bool) -> Iterator[_Stay]:
+def _stays(label: str, block: _Block, leave: _Leave, is_kept: bool) -> Iterator[Stay]:
     """When a block comes and goes."""
     if is_kept:
-        yield _Stay(label, None, None)
+        yield Stay(label, -inf, None)
         return
     loads, computes = block.loads, block.computes
     if computes and (not loads or computes[0].end_s < loads[0].end_s):
-        yield _Stay(label, None, computes[0].end_s)
+        yield Stay(label, -inf, computes[0].end_s)
     for number, load in enumerate(loads):
-        next_s = loads[number + 1].start_s if number + 1 < len(loads) else float("inf")
+        next_s = loads[number + 1].start_s if number + 1 < len(loads) else inf
         ends = [c.end_s for c in computes if load.end_s <= c.start_s < next_s]
         # A pass without logits skips the head: what was loaded of it goes all the same.
-        yield _Stay(label, load.start_s, ends[-1] if ends else leave.at(load, next_s))
-
-
-def _steps(stays: Sequence[_Stay]) -> list[Step]:
-    known = [stay.start_s for stay in stays if stay.start_s is not None]
-    begin_s = min([0.0, *known])
-    changes: defaultdict[float, list[tuple[bool, str]]] = defaultdict(list)
-    for stay in stays:
-        changes[begin_s if stay.start_s is None else stay.start_s].append((True, stay.label))
-        if stay.end_s is not None:
-            changes[stay.end_s].append((False, stay.label))
-    resident: list[str] = []
-    steps = []
-    for t_s in sorted(changes):
-        for comes, label in sorted(changes[t_s]):  # what goes makes room for what comes
-            if comes:
-                resident.append(label)
-            else:
-                resident.remove(label)
-        steps.append((t_s, tuple(resident)))
-    return steps
+        yield Stay(label, load.start_s, ends[-1] if ends else leave(load, next_s))
 
 
 def _number(repeat: Repeat, rank: int, name: str) -> int:

@@ -30,17 +30,14 @@ class ShownValue(NamedTuple):
 
 
 class ShownExhibit:
-    """A table or figure; notes get their numbers in the order in which cells are shown.
-
-    Attributes:
-        image: Of a figure: the drawing as a data URI; empty where there is none.
-    """
+    """A table or figure; notes get their numbers in the order in which cells are shown."""
 
     def __init__(self, results: ResultSet, name: str, svg: bytes | None = None) -> None:
         self.name, self.title = name, title_of(name)
         self.sections = sections_of(results, name)
         # As an image: no name or style in it meets those of another, and nothing in it runs.
         data = base64.b64encode(svg or b"").decode()
+        # A data URI; empty where there is no drawing.
         self.image = f"data:image/svg+xml;base64,{data}" if svg is not None else ""
         self._results, self._notes = results, Footnotes(results)
 
@@ -67,12 +64,7 @@ class ShownExhibit:
 
 
 def draw_all(results: ResultSet, figures_dir: Path | None) -> tuple[Mapping[str, bytes], list[str]]:
-    """SVG of every figure, and one line for each that could not be had.
-
-    Args:
-        results: What is drawn.
-        figures_dir: Where they were rendered; None draws them here.
-    """
+    """SVG of every figure, rendered before or drawn here; a line for each that failed."""
     images: dict[str, bytes] = {}
     problems = []
     for name in FIGURES:

@@ -8,13 +8,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from results.paper.cells.load import open_result_set
 from results.paper.cells.result_set import ResultSet
 from results.paper.cells.validation import noise_floors
-from results.paper.claims.judge import basis_of_all, judge_claims
+from results.paper.claims.judge import TEMPLATES, basis_of_all, judge_claims
 from results.paper.claims.verdict import VERDICTS, in_times
 from results.paper.index import INDEX_FILE
 from results.paper.render.cell_format import LEGEND, STAND_IN_LEGEND, in_words
@@ -36,26 +36,14 @@ class ReportError(TpiError):
 
 
 def html_of(results: ResultSet, images: Mapping[str, bytes], failures: Sequence[str] = ()) -> str:
-    """The page.
-
-    Args:
-        results: Whose claims, tables and runs it shows.
-        images: SVG by exhibit; a figure without one has its values alone.
-        failures: One line for each figure that could not be drawn.
-
-    Raises:
-        RecordError: A samples file has changed since the results were read.
-    """
+    """The page, with SVG by exhibit; `failures` has a line for each figure that is missing."""
     judgements = judge_claims(results)
     verdicts = [each.verdict for each in judgements]
     environment = Environment(
         loader=PackageLoader("results.paper.report"),
         autoescape=True,
-        undefined=StrictUndefined,
         finalize=_one_line,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
+        **TEMPLATES,
     )
     filters = (counted, in_times, in_words, label_of, percent)
     environment.filters.update({each.__name__: each for each in filters})
@@ -63,7 +51,7 @@ def html_of(results: ResultSet, images: Mapping[str, bytes], failures: Sequence[
         results=results,
         judgements=judgements,
         verdict_counts={verdict: verdicts.count(verdict) for verdict in VERDICTS},
-        basis=basis_of_all(judgements),
+        basis=basis_of_all(results, judgements),
         problems=[*results.problems, *failures],
         legend=LEGEND,
         stand_in_legend=STAND_IN_LEGEND,
@@ -85,18 +73,7 @@ def _one_line(value: object) -> object:
 
 
 def write_report(results: ResultSet, path: Path, figures_dir: Path | None = None) -> None:
-    """Write the report.
-
-    Args:
-        results: From `open_result_set`.
-        path: The file to write.
-        figures_dir: Where `render` put the figures; None draws them here.
-
-    Raises:
-        ResourceError: The disk is full or cannot be written.
-        ReportError: Figures could not be drawn or read; the rest is written.
-        RecordError: As `html_of`.
-    """
+    """Write the report, figures from a folder or drawn here; a ReportError names those missing."""
     images, failures = draw_all(results, figures_dir)
     text = html_of(results, images, failures)
     with map_errors({OSError: ResourceError}, f"cannot write {path}"):

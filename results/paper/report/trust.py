@@ -5,12 +5,13 @@ from typing import NamedTuple
 
 import msgspec
 
-from results.paper.cells.result_set import ResultSet, backend_of
+from results.paper.cells.result_set import ResultSet
 from results.paper.cells.validation import Pair, pairs_of
 from results.paper.render.validation_table import summary
 from results.paper.report.runs import Facts
 from results.records.schema import RunRecord
-from results.records.testbed_facts import Figure, VerificationReport
+from results.records.testbed_facts import VerificationReport
+from testbed.verify.tolerances import Figure
 from tpi.units import format_bytes, format_seconds
 
 _LIMITS = {
@@ -90,7 +91,7 @@ def _flattened(value: object, name: str = "") -> Iterator[tuple[str, str]]:
 def held_limits(results: ResultSet) -> Iterator[HeldLimits]:
     """What the testbed measured of itself, run by run."""
     for record in results.records.values():
-        if backend_of(record) not in ("sim", ""):
+        if record.config.testbed.backend not in ("sim", ""):
             proofs = record.calibration.proofs
             yield HeldLimits(record, limit_rows(proofs), list(condition_lines(proofs)))
 

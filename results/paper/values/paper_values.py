@@ -66,11 +66,7 @@ _Value = int | float | str | _Doubted
 
 @cache
 def reported_cells() -> tuple[Cell, ...]:
-    """Every cell that the paper has, in the order of `EXHIBITS`, with its source and doubts.
-
-    Raises:
-        ConfigError: A file is missing or something in it does not fit.
-    """
+    """Every cell of the paper, by exhibit; a ConfigError names a file that is missing or unfit."""
     folder = resources.files(__package__)
     found = {path.name for path in folder.iterdir() if path.name.endswith(".yaml")}
     if stray := sorted(found - {f"{name}.yaml" for name in EXHIBITS}):
@@ -87,12 +83,7 @@ def reported_cells() -> tuple[Cell, ...]:
 
 
 def parse_exhibit(name: str, text: str, where: str) -> tuple[Cell, ...]:
-    """The cells of one file, checked.
-
-    Raises:
-        ConfigError: Not YAML, an unknown or missing key, metric, unit or word, a row of another
-            length than the columns, or one place twice.
-    """
+    """The cells of one file; a ConfigError names a key, unit, word or row that does not fit."""
     try:
         raw = yaml.safe_load(text)
     except yaml.YAMLError as exc:  # its message has many lines

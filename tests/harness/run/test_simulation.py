@@ -14,7 +14,7 @@ from harness.run.simulation import Simulation
 from harness.run.weights import locate
 from results.paper.cells.result_set import cells_of
 from results.paper.index import Entry
-from results.records.comparison_table import make_rows, where_lines
+from results.records.comparison_table import row_cells, row_notes, where_lines
 from results.records.notes import Said
 from results.records.schema import CalibratedHost, RunEnvironment
 from results.records.store import RunStore
@@ -114,9 +114,11 @@ def test_table_and_cells_say_that_it_is_simulated(tmp_path):
     done = simulation(plan)
     done.run()
     (record,) = done.records
-    row = make_rows([record])[0]
-    assert (row.cells[2], row.cells[-1]) == ("4", "not computed")
-    assert not any("no token was computed" in note for note in row.notes)  # said once, below
+    cells = row_cells(record)
+    assert (cells[2], cells[-1]) == ("4", "not computed")
+    assert not any(
+        "no token was computed" in note for note in row_notes(record)
+    )  # said once, below
     assert where_lines([record]) == [
         "testbed sim (backend sim): every number is simulated, from the calibration reference"
         " (a round host, 2026-01-01); devices klonet (8 GiB, disk 700 MB/s),"

@@ -7,9 +7,10 @@ from rich.console import Console
 from results.records.comparison_table import (
     format_check,
     format_spread,
-    make_rows,
     markdown,
     rich_table,
+    row_cells,
+    row_notes,
     where_lines,
 )
 from results.records.measure import measure, summarize
@@ -44,7 +45,7 @@ def render(records: list[RunRecord]) -> str:
 
 
 def test_row_has_every_number_with_its_unit():
-    assert make_rows(RECORDS)[0].cells == (
+    assert row_cells(RECORDS[0]) == (
         "tpi", "ok", "4", "300 ms", "1.1 s (1.00-1.31)", "3", "300 MiB", "3.4 GiB", "123 KiB",
         "equal",
     )  # fmt: skip
@@ -52,8 +53,8 @@ def test_row_has_every_number_with_its_unit():
 
 def test_one_device_is_said_where_more_were_there():
     config = as_config({"predicted_peak_bytes": [5], "devices": 8})
-    assert make_rows([replace(RECORDS[0], config=config)])[0].cells[2] == "1"
-    assert make_rows([replace(RECORDS[1], config=config)])[0].cells[2] == "1"
+    assert row_cells(replace(RECORDS[0], config=config))[2] == "1"
+    assert row_cells(replace(RECORDS[1], config=config))[2] == "1"
 
 
 LIMITS = [
@@ -95,26 +96,26 @@ def test_equal_devices_have_one_name():
 
 def test_shares_that_were_asked_for_are_noted():
     config = as_config({"options": {"shares": [3.0, 1.0]}})
-    (row,) = make_rows([replace(RECORDS[0], config=config)])
-    assert "tpi: shares of the devices 75%, 25%" in row.notes
+    notes = row_notes(replace(RECORDS[0], config=config))
+    assert "tpi: shares of the devices 75%, 25%" in notes
     config = as_config({"options": {"shares": None}})
-    (row,) = make_rows([replace(RECORDS[0], config=config)])
-    assert not any("shares" in note for note in row.notes)
+    notes = row_notes(replace(RECORDS[0], config=config))
+    assert not any("shares" in note for note in notes)
 
 
 def test_note_says_where_the_time_goes():
     share = {"compute": 0.62, "allreduce": 0.301, "wait_weights": 0.004, "other": 0.075}
     record = replace(RECORDS[0], metrics=replace(METRICS, time_share=share))
     note = "tpi: time: computing 62 %, communicating 30 %, other 8 %"
-    assert note in make_rows([record])[0].notes
-    assert note.partition(": ")[2] not in make_rows([RECORDS[2]])[0].notes
+    assert note in row_notes(record)
+    assert note.partition(": ")[2] not in row_notes(RECORDS[2])
 
 
 def test_failed_system_has_no_numbers_and_its_reason_in_a_note():
-    row = make_rows(RECORDS)[1]
-    assert row.cells[:2] == ("transformers", "infeasible")
-    assert set(row.cells[2:-1]) == {"-"}
-    assert row.notes == ("transformers: needs 138 GiB, 24 GiB are free",)
+    cells = row_cells(RECORDS[1])
+    assert cells[:2] == ("transformers", "infeasible")
+    assert set(cells[2:-1]) == {"-"}
+    assert row_notes(RECORDS[1]) == ["transformers: needs 138 GiB, 24 GiB are free"]
 
 
 def test_table_fits_120_columns_and_nothing_is_cut():
@@ -175,5 +176,5 @@ def test_check_in_two_words(check, text):
 
 def test_single_token_has_no_latency():
     metrics = replace(METRICS, token_latency_s=None, disk_bytes_per_token=None)
-    cells = make_rows([replace(RECORDS[0], metrics=metrics)])[0].cells
+    cells = row_cells(replace(RECORDS[0], metrics=metrics))
     assert (cells[4], cells[7]) == ("-", "-")

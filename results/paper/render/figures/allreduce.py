@@ -113,7 +113,9 @@ def _handles(cells: Sequence[Cell]) -> list[Line2D]:
         Line2D([], [], color=style.PALETTE[i], marker=_MARKERS[i], markersize=4, label=name)
         for i, name in enumerate(LAYOUTS["figure3"].columns)
     ]
-    points = [("measured", "measured"), ("dilated", _dilated(cells)), ("simulated", "simulated")]
+    factors = sorted({cell.dilation for cell in cells if cell.kind == "dilated"})
+    dilated = f"measured, dilation {', '.join(f'{factor:g}' for factor in factors)}"
+    points = [("measured", "measured"), ("dilated", dilated), ("simulated", "simulated")]
     lines: list[tuple[str, str, dict[str, Any]]] = [
         *((k, label, {**_POINT, "markerfacecolor": _fill(k, style.GREY)}) for k, label in points),
         ("computed", "computed: ports and delays (ours)", {"linestyle": "-"}),
@@ -123,8 +125,3 @@ def _handles(cells: Sequence[Cell]) -> list[Line2D]:
         if evidence in there:
             handles.append(Line2D([], [], color=style.GREY, markersize=4, label=label, **options))
     return handles
-
-
-def _dilated(cells: Sequence[Cell]) -> str:
-    factors = sorted({cell.dilation for cell in cells if cell.kind == "dilated"})
-    return f"measured, dilation {', '.join(f'{factor:g}' for factor in factors)}"

@@ -73,12 +73,9 @@ def panels_of(results: ResultSet, exhibit: str) -> list[Panel]:
     metrics: dict[str, list[int]] = {}
     for index, column in enumerate(section.columns):
         # Both of what a time to first token may be are drawn in one panel.
-        metrics.setdefault(_panel_of(column.metric), []).append(index)
+        metric = FIRST[0] if column.metric == FIRST[1] else column.metric
+        metrics.setdefault(metric, []).append(index)
     return [_panel(section, metric, at, exhibit) for metric, at in metrics.items()]
-
-
-def _panel_of(metric: str) -> str:
-    return "ttft_s" if metric == "first_token_s" else metric
 
 
 def _panel(section: Section, metric: str, columns: Sequence[int], exhibit: str) -> Panel:

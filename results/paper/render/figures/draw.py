@@ -50,8 +50,8 @@ def _timeline(exhibit: str, runs: list[Traced]) -> Figure | None:
 
 def _window(runs: Iterable[Traced]) -> Figure | None:
     for run in runs:
-        if steps := window_history(run.repeat):
-            return draw_window(steps, run.kind, run.words)
+        if stays := window_history(run.repeat):
+            return draw_window(stays, run.kind, run.words)
     return None
 
 

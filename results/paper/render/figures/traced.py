@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from results.paper.cell import Place
-from results.paper.cells.result_set import ResultSet, backend_of, dilation_of
+from results.paper.cells.result_set import ResultSet
 from results.paper.cells.substitutions import other_model
 from results.paper.index import Entry
 from results.records.schema import Repeat, RunRecord
@@ -24,11 +24,7 @@ class Traced:
 
 
 def traced_runs(results: ResultSet, exhibit: str) -> Iterator[Traced]:
-    """The runs of an exhibit that kept spans, in the order of the index.
-
-    Raises:
-        RecordError: A samples file has changed since the results were read.
-    """
+    """The runs of an exhibit that kept spans, in the order of the index."""
     found: dict[str, tuple[Entry, RunRecord]] = {}
     for entry in results.entries:
         if entry.exhibit == exhibit and (record := results.record_of(entry)):
@@ -43,9 +39,9 @@ def traced_runs(results: ResultSet, exhibit: str) -> Iterator[Traced]:
 
 def _kind(results: ResultSet, entry: Entry, record: RunRecord) -> tuple[str, str]:
     """How a run is drawn, and the words of its title."""
-    if backend_of(record) == "sim":
+    if record.is_simulated:
         return "simulated", "simulated"
-    dilation = dilation_of(record)
+    dilation = record.calibration.dilation.factor
     kind, how = "measured", "measured"
     if dilation != 1:
         kind, how = "dilated", f"measured, dilation {dilation:g}"

@@ -9,7 +9,6 @@ from results.paper.authors_model.memory import (
     PREDICTED,
     CellSetting,
     compare,
-    fit_process_bytes,
     largest_set,
     main,
     memory_cells,
@@ -17,7 +16,6 @@ from results.paper.authors_model.memory import (
     process_bytes,
     published_peak_bytes,
     setting_of,
-    share_close,
     summary,
     weight_peak_bytes,
 )
@@ -78,11 +76,6 @@ def memory_cell(value):
     return Cell(Place("table1", "llama2-7b", "on", "peak_memory_bytes"), "reported", value=value)
 
 
-def test_fit_on_one_cell_meets_it():
-    weights = weight_peak_bytes(CellSetting("llama2-7b", 8, 2))
-    assert fit_process_bytes([memory_cell(weights + 1000.0)]) == pytest.approx(1000)
-
-
 def test_fit_has_the_least_squares_of_relative_errors():
     cells, best = memory_cells("table1"), process_bytes()
     assert len(cells) == 14
@@ -95,11 +88,6 @@ def test_fit_has_the_least_squares_of_relative_errors():
     assert squares(best) < min(squares(best * 1.001), squares(best * 0.999))
 
 
-def test_fit_on_nothing_is_refused():
-    with pytest.raises(ConfigError, match="no cell to fit on"):
-        fit_process_bytes([])
-
-
 def test_a_cell_of_another_table_is_refused():
     cell = replace(memory_cell(1.0), place=Place("table3", "x", "tpi", "ttft_s"))
     with pytest.raises(ConfigError, match="no memory cell"):
@@ -109,10 +97,11 @@ def test_a_cell_of_another_table_is_refused():
 def test_tables_2_and_6_are_predicted_within_10_percent_in_90_percent_of_the_cells():
     cells = [each for exhibit in PREDICTED for each in compare(exhibit)]
     assert len(cells) == 112
-    assert share_close(cells) >= 0.9
+    assert sum(each.is_close for each in cells) >= 0.9 * len(cells)
     # What was not fitted on must hold by itself.
     fitted = {each.setting for each in compare("table1")}
-    assert share_close([each for each in cells if each.setting not in fitted]) >= 0.9
+    new = [each for each in cells if each.setting not in fitted]
+    assert sum(each.is_close for each in new) >= 0.9 * len(new)
 
 
 def test_resident_tables_are_predicted_everywhere():

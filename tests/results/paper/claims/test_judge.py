@@ -69,7 +69,7 @@ def test_a_part_of_the_places_proves_nothing_and_is_counted(name):
     assert (whole.verdict, part.verdict) == (REPRODUCED, UNDECIDED)
     assert whole.findings["measured"].coverage == ""
     assert part.findings["measured"].coverage == "of 18 places 6 are there"
-    assert "measured: undecided (of 18 places 6 are there)" in markdown([part])
+    assert "measured: undecided (of 18 places 6 are there)" in markdown(book(), [part])
 
 
 def test_one_table_of_two_is_a_part_of_the_memory_claim():
@@ -87,7 +87,7 @@ def test_one_table_of_two_is_a_part_of_the_memory_claim():
 def test_what_the_paper_reports_of_an_older_version_does_not_judge_todays(name):
     found = judge(book(*reported_cells()), named(name))
     assert "reported" not in found.findings
-    assert "numbers are of an older version of Accelerate" in markdown([found])
+    assert "numbers are of an older version of Accelerate" in markdown(book(), [found])
 
 
 def test_what_the_paper_reports_is_judged_and_decides_nothing():
@@ -123,8 +123,9 @@ def test_the_paper_gives_no_numbers_for_some(name):
 
 
 def test_markdown_has_every_claim_with_its_rule_and_its_reason():
-    judgements = judge_claims(book(cell(WHERE, 20)))
-    text = markdown(judgements)
+    made = book(cell(WHERE, 20))
+    judgements = judge_claims(made)
+    text = markdown(made, judgements)
     for each in judgements:
         assert f"#### {each.claim.name}: {each.words}" in text
         assert escaped(each.claim.rule) in text
@@ -157,8 +158,8 @@ def test_a_verdict_says_which_models_its_tokens_are_of():
 
 def test_what_all_verdicts_rest_on_stands_first(tmp_path):
     made = stored(tmp_path, {"tpi": 100, "accelerate": 1000})
-    text = markdown(judge_claims(made))
+    text = markdown(made, judge_claims(made))
     (said,) = [line for line in text.splitlines()[:5] if line.startswith("Of ")]
     assert said.startswith(f"Of {len(CLAIMS)} verdicts 2 rest on measured runs, 0 on simulated")
     assert said.endswith("Models of the measured runs: llama2-3b.")
-    assert "none: nothing was measured" in markdown(judge_claims(book()))
+    assert "none: nothing was measured" in markdown(book(), judge_claims(book()))

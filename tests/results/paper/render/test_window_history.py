@@ -1,13 +1,13 @@
 """Which blocks are in memory when, from hand-made spans."""
 
 from results.paper.render.window_history import window_history
-from tests.results.examples import make_repeat, make_traced, spans
+from tests.results.examples import make_repeat, make_traced, spans, steps_of
 from tpi.program.events import Event
 
 
 def history(rows, *more, rank=0):
     """Steps in milliseconds."""
-    steps = window_history(make_traced(spans(rank, rows), *more), rank)
+    steps = steps_of(window_history(make_traced(spans(rank, rows), *more), rank))
     return [(round(t_s * 1e3, 6), labels) for t_s, labels in steps]
 
 

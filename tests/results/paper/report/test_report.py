@@ -205,7 +205,7 @@ def test_sections_show_what_the_book_has(page):
 
 def test_claims_come_with_verdict_rule_and_cells(page):
     judgements = judge_claims(full())
-    assert basis_of_all(judgements) in page.words
+    assert basis_of_all(full(), judgements) in page.words
     rows = page.cells["claims"][1:]
     assert [row[:2] for row in rows] == [[j.claim.sentence, j.words] for j in judgements]
     assert {row[2] for row in rows} >= {"it gives none", "reproduced", "not reproduced"}

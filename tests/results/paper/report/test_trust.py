@@ -18,7 +18,7 @@ CALM = {
 }  # fmt: skip
 PROOF = {
     "before": {"figures": [probe(1, 0.064), probe(2, 0.066)]},
-    "after": {"figures": [probe(1, 0.096, "off"), probe(0, 0.2, what="cpus", expected=0.2)]},
+    "after": {"figures": [probe(1, 0.096, "out"), probe(0, 0.2, what="cpus", expected=0.2)]},
     "conditions": CALM | {"foreign_cores": 0.01, "swapped_out": 8192, "late_us": {"p99": 93}},
     "problems": ["rank 1: <slow>"],
 }
