@@ -97,10 +97,16 @@ class RunWork:
         seen = WorkStatus("todo")
         if record is not None:
             seen = WorkStatus("todo", words_of(record), record.run_id, kind=record.status)
-        if record is None or _is_to_do(record, plan):
+        if record is None:
+            return _before(plan, seen)
+        is_refused = record.status == "infeasible"
+        if plan.runnable if is_refused else not record.is_finished(plan.config.repeats):
             return _before(plan, seen)
         if record.status in _DONE:
-            return replace(seen, state="done", kind=_kind(record, plan))
+            measured = "simulated" if plan.is_simulated else "measured"
+            return replace(
+                seen, state="done", kind=measured if record.status == "ok" else seen.kind
+            )
         if self.retry:
             return _before(plan.forced(), seen)
         return WorkStatus("failed", words_of(record), record.run_id)
@@ -194,18 +200,6 @@ def works_of(
         )
         work.entries.append(entry)
     return [*runs.values(), *(StudyWork(study, folder, retry) for study in studies)]
-
-
-def _kind(record: RunRecord, plan: Plan) -> str:
-    if record.status != "ok":
-        return record.status
-    return "simulated" if plan.is_simulated else "measured"
-
-
-def _is_to_do(record: RunRecord, plan: Plan) -> bool:
-    if record.status == "infeasible":
-        return bool(plan.runnable)
-    return not record.is_finished(plan.config.repeats)
 
 
 def _before(plan: Plan, seen: WorkStatus) -> WorkStatus:

@@ -67,11 +67,7 @@ class Outcome:
 
 
 def run_repeat(launch: Launch, testbed: Testbed, watch: Watch | None = None) -> Outcome:
-    """Run one repeat on fresh devices and take them away again.
-
-    Raises:
-        DeviceError: Devices could not be made or a program could not be started.
-    """
+    """Run one repeat; raises DeviceError if a device or a program cannot be started."""
     try:
         devices = testbed.up(launch.world_size)
         proof = testbed.verify("before")
