@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
@@ -26,16 +27,16 @@ Matrices = tuple[torch.Tensor, ...]
 Multiply = Callable[[torch.Tensor, torch.Tensor], object]
 
 
+@dataclass
 class Bench:
     """The tasks, each a method of the name of its kind; figures are those of `Sizes`."""
 
-    def __init__(
-        self, folder: Path, matrix: tuple[int, int], weight_bytes: int, task_s: float
-    ) -> None:
-        self._folder, self._matrix = folder, matrix
-        self._weight_bytes, self._task_s = weight_bytes, task_s
-        self._stored = ""
-        self._layers: Iterator[Matrices] = iter(())
+    folder: Path
+    matrix: tuple[int, int]
+    weight_bytes: int
+    task_s: float
+    _stored: str = ""
+    _layers: Iterator[Matrices] = field(default_factory=lambda: iter(()))
 
     def run(self, name: str) -> float:
         """Measure one task."""
@@ -92,7 +93,7 @@ class Bench:
     def _seconds(self, body: Callable[[], object]) -> float:
         """The median of as many calls as fill the least time of a task."""
         taken: list[float] = []
-        while not taken or sum(taken) < self._task_s:
+        while not taken or sum(taken) < self.task_s:
             start_ns = time.process_time_ns()
             body()
             taken.append(max(time.process_time_ns() - start_ns, 1) / 1e9)
@@ -102,7 +103,7 @@ class Bench:
         """Bytes of weights per second, `rows` rows at a time."""
         if stored != self._stored:  # matrices of one dtype at a time
             self._stored, self._layers = stored, itertools.cycle(self._make_layers(_dtype(stored)))
-        x_SK = {width: torch.randn(int(rows), width).to(_dtype(computed)) for width in self._matrix}
+        x_SK = {width: torch.randn(int(rows), width).to(_dtype(computed)) for width in self.matrix}
 
         def body() -> None:
             for weight_NK in next(self._layers):
@@ -116,15 +117,15 @@ class Bench:
 
         Two matrices widen and one narrows: a library's rate at a few rows depends on the shape.
         """
-        tall = torch.randn(self._matrix).to(dtype)
+        tall = torch.randn(self.matrix).to(dtype)
         wide = tall.reshape(tall.shape[1], tall.shape[0])
-        count = max(2, -(-self._weight_bytes // (3 * tall.nbytes)))
+        count = max(2, -(-self.weight_bytes // (3 * tall.nbytes)))
         return [(tall.clone(), tall.clone(), wide.clone()) for _ in range(count)]
 
     def _mapped_rate(self, dtype: torch.dtype, use: Callable[[torch.Tensor], object]) -> float:
-        num_bytes = self._weight_bytes // 4
+        num_bytes = self.weight_bytes // 4
         count = num_bytes // dtype.itemsize
-        with tempfile.NamedTemporaryFile(dir=self._folder) as file:
+        with tempfile.NamedTemporaryFile(dir=self.folder) as file:
             Path(file.name).write_bytes(bytes(num_bytes))  # it stays in the page cache
             return num_bytes / self._seconds(
                 lambda: use(torch.from_file(file.name, shared=True, size=count, dtype=dtype))

@@ -34,11 +34,7 @@ def task_names(sizes: Sizes) -> list[str]:
 
 
 def measure_kernels(folder: Path, sizes: Sizes, workers: int) -> dict[str, float]:
-    """The figure of every task: bytes/s, FLOP/s, or seconds per element.
-
-    Raises:
-        ResourceError: A program ended early.
-    """
+    """Bytes/s, FLOP/s or s/element of every task; raises ResourceError if a program ends early."""
     found: dict[str, list[float]] = {name: [] for name in task_names(sizes)}
     figures = (*sizes.matrix, sizes.weight_bytes, sizes.task_s)
     argv = [sys.executable, "-m", "harness.calibrate.bench", str(folder), *map(str, figures)]

@@ -8,7 +8,7 @@ import argparse
 import contextlib
 import functools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 
@@ -94,7 +94,12 @@ def _run(folder: Path, out: Path, sizes: Sizes) -> int:
         folder.mkdir(parents=True, exist_ok=True)
     before, of = _before(out)
     start_ns = time.monotonic_ns()
-    with _alone():
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(host_lock(allow_concurrent=False))
+        except DeviceError as exc:
+            # The advice to run beside it would spoil every figure here.
+            raise DeviceError(str(exc).partition(", or give ")[0]) from exc
         found = calibrate(folder, sizes, Live(Console(stderr=True, highlight=False)))
     # A terminal that is too narrow wraps the lines itself; nothing is cut short.
     wide = Console(highlight=False, width=max(console.width, WIDTH))
@@ -109,18 +114,6 @@ def _run(folder: Path, out: Path, sizes: Sizes) -> int:
     ):
         console.print(line, markup=False, soft_wrap=True)
     return EXIT_OK
-
-
-@contextlib.contextmanager
-def _alone() -> Iterator[None]:
-    """Be the only harness on this host; raises DeviceError if there is another."""
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(host_lock(allow_concurrent=False))
-        except DeviceError as exc:
-            # The advice to run beside it would spoil every figure here.
-            raise DeviceError(str(exc).partition(", or give ")[0]) from exc
-        yield
 
 
 def _before(out: Path) -> tuple[Calibration | None, str]:

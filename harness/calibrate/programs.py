@@ -16,14 +16,13 @@ from typing import Any
 from baselines.registry import find_system
 from harness.calibrate.sizes import Sizes, timed_rounds
 from harness.run.judge import judge
-from harness.run.launch import MEASURED_ID, PROGRAMS, WARMUP_ID
+from harness.run.launch import MEASURED_ID, PROGRAMS, requests_for
 from harness.run.runner import Launch, run_repeat
 from results.records.measure import measure
 from results.records.schema import RepeatMetrics
 from testbed.local.local import LocalTestbed
 from tpi.errors import ResourceError
 from tpi.model_config import ModelConfig, RopeScaling
-from tpi.program.spec import Request
 from tpi.weights.hf_folder import write_hf_folder
 from tpi.weights.shard import make_shard_plan
 from tpi.weights.split import split
@@ -50,11 +49,7 @@ class Served:
 
 
 def measure_programs(folder: Path, sizes: Sizes) -> dict[str, Any]:
-    """Serve every case on both models, in turns; returns what `costs_from` makes of it.
-
-    Raises:
-        ResourceError: A program did not answer.
-    """
+    """Serve every case on both models, in turns; raises ResourceError if a program fails."""
     found: dict[tuple[Case, int], list[RepeatMetrics]] = {}
     with tempfile.TemporaryDirectory(dir=folder, prefix=".calibrate-") as name:
         work = Path(name).absolute()
@@ -143,10 +138,7 @@ def _serve(work: Path, case: Case, layers: int, new_tokens: int) -> RepeatMetric
         system=system,
         program=PROGRAMS.get(system, found.program),
         model_dirs=tuple(shards / f"rank-{rank}" if has_shards else hf for rank in range(devices)),
-        requests=(
-            Request(WARMUP_ID, _WARMUP_TOKENS, _PROMPT, warmup=True),
-            Request(MEASURED_ID, new_tokens, _PROMPT),
-        ),
+        requests=requests_for(_PROMPT, _WARMUP_TOKENS, new_tokens),
         compute=options.compute(_DTYPE, len(_PROMPT) + new_tokens),
         options=options.spec(),
     )

@@ -200,11 +200,7 @@ AXES = {
 
 
 def system_options(system: str, given: Mapping[str, Any]) -> SystemOptions:
-    """The options of one system, which they check as they are made.
-
-    Raises:
-        ConfigError: An unknown system or option, or an impossible value.
-    """
+    """The options of one system, checked; raises ConfigError if unknown or impossible."""
     options: type[SystemOptions] = find_system(system).options
     known = options.__struct_fields__
     for name in given:

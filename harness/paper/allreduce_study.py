@@ -82,7 +82,10 @@ def measure(
     inbox = make_inbox()
     with ExitStack() as stack:
         processes = _start(devices, asked, inbox)
-        stack.callback(_release, processes)
+        for process in processes:
+            stack.callback(process.wait, 5.0)
+        for process in processes:  # all before the first is waited for
+            stack.callback(process.release)
         _collect(inbox, len(devices), _START_S * asked.dilation)
         for number, cell in enumerate(asked.cells):
             latencies = []
@@ -114,13 +117,6 @@ def _start(devices: Sequence[Device], asked: Asked, inbox: Inbox) -> list[Proces
         )
         for rank, device in enumerate(devices)
     ]
-
-
-def _release(processes: Sequence[Process]) -> None:
-    for process in processes:
-        process.release()
-    for process in processes:
-        process.wait(5.0)
 
 
 def _collect(inbox: Inbox, count: int, timeout_s: float) -> list[_Sum]:

@@ -9,6 +9,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 from rich.console import Console
 
@@ -60,6 +61,7 @@ class TimeLeft:
         return predicted_s * self._taken_s / self._predicted_s
 
 
+@dataclass
 class Driver:
     """Goes through all work; `run` is the whole of it.
 
@@ -68,24 +70,17 @@ class Driver:
     made anew. `again` names the command that runs an exhibit again with what failed.
     """
 
-    def __init__(
-        self,
-        works: Sequence[Work],
-        index: PaperIndex,
-        console: Console,
-        log: Console,
-        clock: Callable[[], float] = time.monotonic,
-        alone: Callable[[], None] = _alone,
-        others: Sequence[Work] = (),
-        again: Callable[[str], str] | None = None,
-    ) -> None:
-        self._works, self._others, self._index = works, others, index
-        self._console, self._log = console, log
-        self._clock, self._alone = clock, alone
-        self._again = again or (lambda exhibit: make_command(exhibit, index.scale, "RETRY=1"))
-        self._time = TimeLeft()
-        self._states: list[WorkStatus] = []
-        self._tried: set[int] = set()
+    works: Sequence[Work]
+    index: PaperIndex
+    console: Console
+    log: Console
+    clock: Callable[[], float] = time.monotonic
+    alone: Callable[[], None] = _alone
+    others: Sequence[Work] = ()
+    again: Callable[[str], str] | None = None
+    _time: TimeLeft = field(default_factory=TimeLeft)
+    _states: list[WorkStatus] = field(default_factory=list)
+    _tried: set[int] = field(default_factory=set)
 
     def run(self) -> int:
         """Do all that is to do; returns the exit status.
@@ -94,16 +89,16 @@ class Driver:
             KeyboardInterrupt: After the index has what was measured until then.
             DeviceError: Another harness runs on this host.
         """
-        if self._index.problem:  # the index cannot say what stands behind the other entries
-            self._line(f"{self._index.problem}; making it anew from the records")
-            for work in self._others:
+        if self.index.problem:  # the index cannot say what stands behind the other entries
+            self._line(f"{self.index.problem}; making it anew from the records")
+            for work in self.others:
                 self._note(work, self._look(work))
         self._look_at_all()
-        self._index.write()
+        self.index.write()
         todo = self._numbers("todo")
         for number, at in enumerate(todo, start=1):
             predicted_s = self._states[at].predicted_s
-            what = f"[{number}/{len(todo)}] {self._works[at].title}"
+            what = f"[{number}/{len(todo)}] {self.works[at].title}"
             is_quick = predicted_s < _QUICK_S
             if not is_quick:
                 left_s = sum(self._states[i].predicted_s for i in todo[number - 1 :])
@@ -119,16 +114,16 @@ class Driver:
     def dry_run(self) -> int:
         """Say what would be run and how long it would take; nothing is started or written."""
         self._look_at_all()
-        for work, state in zip(self._works, self._states, strict=True):
+        for work, state in zip(self.works, self._states, strict=True):
             about = f", {self._about(state.predicted_s)}" if state.predicted_s else ""
             reason = f": {state.reason}" if state.reason else ""
             self._line(f"{state.state:<8}{work.title}{about}{reason}")
         return EXIT_FAILED if self._numbers("failed") else EXIT_OK
 
     def _look_at_all(self) -> None:
-        self._line(f"looking at {counted(len(self._works), 'run')} ...")
-        self._states = [self._look(work) for work in self._works]
-        for work, state in zip(self._works, self._states, strict=True):
+        self._line(f"looking at {counted(len(self.works), 'run')} ...")
+        self._states = [self._look(work) for work in self.works]
+        for work, state in zip(self.works, self._states, strict=True):
             self._note(work, state)
         counts = [f"{state} {len(self._numbers(state))}" for state in ("done", "refused", "failed")]
         todo = self._numbers("todo")
@@ -144,13 +139,13 @@ class Driver:
     def _unexpected(self, exc: Exception) -> str:
         """The line of a defect; the log gets its traceback."""
         text = "".join(traceback.format_exception(exc))
-        self._log.print(text, markup=False, soft_wrap=True)
+        self.log.print(text, markup=False, soft_wrap=True)
         return f"{type(exc).__name__}: {exc}; see {LOG_FILE}"
 
     def _do(self, at: int) -> None:
         """Do one piece of work, looked at again: free memory and disk have changed."""
-        work, predicted_s = self._works[at], self._states[at].predicted_s
-        state, begin_s = self._look(work), self._clock()
+        work, predicted_s = self.works[at], self._states[at].predicted_s
+        state, begin_s = self._look(work), self.clock()
         try:
             if state.state == "todo":
                 self._tried.add(at)
@@ -166,22 +161,22 @@ class Driver:
         else:
             self._states[at] = state
             if state.state == "done":  # work that broke off says nothing about the rest
-                self._time.passed(predicted_s, self._clock() - begin_s)
+                self._time.passed(predicted_s, self.clock() - begin_s)
         finally:
-            self._note(self._works[at], self._states[at])
-            self._index.write()
+            self._note(self.works[at], self._states[at])
+            self.index.write()
 
     def _try(self, work: Work, state: WorkStatus) -> tuple[str, WorkStatus]:
         """Run it; returns why it broke off, empty if it did not, and its state afterwards."""
-        self._log.print(f"\n== {work.title}", markup=False, soft_wrap=True)
+        self.log.print(f"\n== {work.title}", markup=False, soft_wrap=True)
         reason = ""
         try:
             with self._quiet():
-                work.run(state, self._log)
+                work.run(state, self.log)
         except (TpiError, OSError) as exc:
-            self._log.print(str(exc), markup=False, soft_wrap=True)
+            self.log.print(str(exc), markup=False, soft_wrap=True)
             if isinstance(exc, DeviceError):
-                self._alone()
+                self.alone()
             reason = str(exc) or type(exc).__name__
         except Exception as exc:  # noqa: BLE001  # a defect in one must not end all the others
             reason = self._unexpected(exc)
@@ -190,10 +185,10 @@ class Driver:
     @contextlib.contextmanager
     def _quiet(self) -> Iterator[None]:
         """Progress of a run belongs on a terminal; elsewhere it goes to the log."""
-        if self._console.is_terminal:
+        if self.console.is_terminal:
             yield
             return
-        with contextlib.redirect_stderr(self._log.file):
+        with contextlib.redirect_stderr(self.log.file):
             yield
 
     def _note(self, work: Work, state: WorkStatus) -> None:
@@ -201,22 +196,23 @@ class Driver:
         reason = "" if state.run_id else state.reason
         refusal = reason if state.state == "refused" else ""
         failure = reason if state.state == "failed" else ""
-        self._index.note(work.entries, state.run_id, refusal, failure)
+        self.index.note(work.entries, state.run_id, refusal, failure)
         if work.study is not None:
-            self._index.note_study(work.study, refusal, failure)
+            self.index.note_study(work.study, refusal, failure)
 
     def _close(self) -> int:
+        again = self.again or (lambda e: make_command(e, self.index.scale, "RETRY=1"))
         for state in ("refused", "failed"):
             for at in self._numbers(state):
-                work, reason = self._works[at], self._states[at].reason
+                work, reason = self.works[at], self._states[at].reason
                 # If it cannot be asked for so, there is nothing to repeat: its reason says why.
                 was_run = at in self._tried or self._states[at].run_id
                 is_again = state == "failed" and was_run
-                more = f"; again: {self._again(min(work.exhibits))}" if is_again else ""
+                more = f"; again: {again(min(work.exhibits))}" if is_again else ""
                 self._line(f"{state}: {work.title}: {reason}{more}")
         kinds = Counter(each.kind or each.state for each in self._states)
         counts = ", ".join(f"{kind} {kinds[kind]}" for kind in _KINDS)
-        self._line(f"{counted(len(self._works), 'run')}: {counts}")
+        self._line(f"{counted(len(self.works), 'run')}: {counts}")
         return EXIT_FAILED if self._numbers("failed") else EXIT_OK
 
     def _numbers(self, state: str) -> list[int]:
@@ -226,7 +222,7 @@ class Driver:
         return time_words(self._time.about_s(predicted_s))
 
     def _line(self, text: str) -> None:
-        self._console.print(text, markup=False, soft_wrap=True)
+        self.console.print(text, markup=False, soft_wrap=True)
 
 
 def _ended(state: WorkStatus, reason: str) -> WorkStatus:

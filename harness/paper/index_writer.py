@@ -43,15 +43,13 @@ class PaperIndex:
                 self.problem = f"{folder / INDEX_FILE}: missing beside run records"
             return
         try:
-            self._take(read_index(folder))
+            old = read_index(folder)
         except RecordError as exc:
             self.problem, self._is_ours = f"{exc}; keeping it as {KEPT_FILE}", False
-
-    def _take(self, old: Index) -> None:
-        if old.scale != self.scale:
+            return
+        if old.scale != scale:
             raise ConfigError(
-                f"--dir: {self._folder} holds the scale {old.scale}, not {self.scale}; give"
-                " another folder"
+                f"--dir: {folder} holds the scale {old.scale}, not {scale}; give another folder"
             )
         self._entries |= {_key(e): e for e in old.entries if _key(e) in self._entries}
         self._studies = {study.name: study for study in old.studies}

@@ -19,8 +19,8 @@ from pathlib import Path
 
 from harness.paper.driver import LOG_FILE, Driver, make_command
 from harness.paper.index_writer import PaperIndex, folder_lock
-from harness.paper.plan import PaperPlan, exhibits_of, read_plan
-from harness.paper.work import Work, works_of
+from harness.paper.plan import exhibits_of, read_plan
+from harness.paper.work import works_of
 from harness.run.failure import run_command
 from harness.run.session import WIDTH, Output
 from results.paper.cell import ALL_EXHIBITS, SCALES
@@ -46,12 +46,13 @@ def _run(arguments: argparse.Namespace) -> int:
     plan = read_plan(arguments.scale)
     wanted = {e for word in arguments.only for e in exhibits_of(word)} or set(ALL_EXHIBITS)
     folder = Path(arguments.dir or RUNS_DIR / arguments.scale)
+    all_works = works_of(plan.entries, plan.studies, folder, retry=arguments.retry)
+    works = [work for work in all_works if work.exhibits & wanted]
     if arguments.dry_run:
-        works, _ = _works(plan, folder, wanted, retry=arguments.retry)
         index = PaperIndex(folder, plan.scale, plan.entries)
         return Driver(works, index, console, console).dry_run()
     with folder_lock(folder):
-        works, others = _works(plan, folder, wanted, retry=arguments.retry)
+        others = [work for work in all_works if not work.exhibits & wanted]
         index = PaperIndex(folder, plan.scale, plan.entries)
         with (folder / LOG_FILE).open("a", encoding="utf-8") as file:
             log = Output(file=file, highlight=False, width=WIDTH)
@@ -62,15 +63,6 @@ def _run(arguments: argparse.Namespace) -> int:
     for line in (f"{counted(len(paths), 'file')} in {where}", f"next: {report}"):
         console.print(line, markup=False, soft_wrap=True)
     return status
-
-
-def _works(
-    plan: PaperPlan, folder: Path, wanted: set[str], *, retry: bool
-) -> tuple[list[Work], list[Work]]:
-    """The work of the wanted exhibits, and the rest of the plan."""
-    works = works_of(plan.entries, plan.studies, folder, retry=retry)
-    rest = [work for work in works if not work.exhibits & wanted]
-    return [work for work in works if work.exhibits & wanted], rest
 
 
 def _again_command(arguments: argparse.Namespace, exhibit: str) -> str:

@@ -89,7 +89,8 @@ def read_plan(scale: str, folder: Path = PAPER_DIR) -> PaperPlan:
         raise ConfigError(f"scale: got {scale!r}, expected one of {', '.join(SCALES)}")
     entries: list[Entry] = []
     studies: list[Study] = []
-    for path in sorted(folder.glob("*.yaml"), key=_in_order):
+    files = sorted(folder.glob("*.yaml"), key=lambda f: (not f.stem.startswith("table"), f.stem))
+    for path in files:
         sections = convert(_load(path), dict[str, _Section], str(path), ConfigError, _ADVICE)
         for name, section in sections.items():
             where = f"{path}: {name}"
@@ -102,7 +103,9 @@ def read_plan(scale: str, folder: Path = PAPER_DIR) -> PaperPlan:
             if only in (scale, _ALL_SCALES):
                 entries += found[0]
                 studies += found[1]
-    _refuse_twice([*entries, *(study.name for study in studies)], f"{folder}: scale {scale}")
+    for each, count in Counter([*entries, *(study.name for study in studies)]).items():
+        if count > 1:
+            raise ConfigError(f"{folder}: scale {scale}: written down twice: {each}")
     return PaperPlan(scale, tuple(entries), tuple(studies))
 
 
@@ -117,16 +120,6 @@ def exhibits_of(name: str) -> tuple[str, ...]:
 def exhibit_words() -> tuple[str, ...]:
     """Every word that `exhibits_of` takes."""
     return tuple(dict.fromkeys(word for e in ALL_EXHIBITS for word in (e.rstrip("abc"), e)))
-
-
-def _refuse_twice(found: Sequence[Entry | str], where: str) -> None:
-    for each, count in Counter(found).items():
-        if count > 1:
-            raise ConfigError(f"{where}: written down twice: {each}")
-
-
-def _in_order(path: Path) -> tuple[bool, str]:
-    return not path.stem.startswith("table"), path.stem
 
 
 def _load(path: Path) -> object:

@@ -10,7 +10,6 @@ again when asked to.
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
 
 from rich.console import Console
 
@@ -51,36 +50,6 @@ class WorkStatus:
     kind: str = ""
 
 
-class Work(Protocol):
-    """What the driver goes through."""
-
-    @property
-    def title(self) -> str:
-        """What it is for and what is run, in a line."""
-
-    @property
-    def entries(self) -> Sequence[Entry]:
-        """The entries of the index that it stands behind."""
-
-    @property
-    def exhibits(self) -> frozenset[str]:
-        """The tables and figures that need it."""
-
-    @property
-    def study(self) -> Study | None:
-        """The study that it is, if it is no run."""
-
-    def look(self) -> WorkStatus:
-        """Say how it stands; nothing is started or written."""
-
-    def run(self, outlook: WorkStatus, log: Console) -> None:
-        """Do it, telling `log` what happens.
-
-        Raises:
-            KeyboardInterrupt, TpiError, OSError: It stopped; what was measured is kept.
-        """
-
-
 @dataclass
 class RunWork:
     """One system in one configuration."""
@@ -95,7 +64,7 @@ class RunWork:
 
     @property
     def title(self) -> str:
-        """As `Work` says."""
+        """What it is for and what is run, in a line."""
         first = self.entries[0]
         more = f" and {len(self.entries) - 1} more" if len(self.entries) > 1 else ""
         chosen = dict(o.partition("=")[::2] for o in self.overrides)
@@ -107,11 +76,11 @@ class RunWork:
 
     @property
     def exhibits(self) -> frozenset[str]:
-        """As `Work` says."""
+        """The tables and figures that need it."""
         return frozenset(entry.exhibit for entry in self.entries)
 
     def look(self) -> WorkStatus:
-        """As `Work` says."""
+        """Say how it stands; nothing is started or written."""
         try:
             plan = session.prepare(self._compose())
         except TpiError as exc:
@@ -128,16 +97,22 @@ class RunWork:
         seen = WorkStatus("todo")
         if record is not None:
             seen = WorkStatus("todo", words_of(record), record.run_id, kind=record.status)
-        if record is None or _is_to_do(record, plan):
+        if record is None:
+            return _before(plan, seen)
+        is_refused = record.status == "infeasible"
+        if plan.runnable if is_refused else not record.is_finished(plan.config.repeats):
             return _before(plan, seen)
         if record.status in _DONE:
-            return replace(seen, state="done", kind=_kind(record, plan))
+            measured = "simulated" if plan.is_simulated else "measured"
+            return replace(
+                seen, state="done", kind=measured if record.status == "ok" else seen.kind
+            )
         if self.retry:
             return _before(plan.forced(), seen)
         return WorkStatus("failed", words_of(record), record.run_id)
 
     def run(self, outlook: WorkStatus, log: Console) -> None:
-        """As `Work` says."""
+        """Do it; if it raises, what was measured is kept."""
         self.retry = False  # once
         if outlook.plan is not None:
             session.run(outlook.plan, log)
@@ -160,12 +135,12 @@ class StudyWork:
 
     @property
     def title(self) -> str:
-        """As `Work` says."""
+        """What it is for and what is run, in a line."""
         return f"{self.study.exhibit}: study of {self.study.name} on Docker"
 
     @property
     def exhibits(self) -> frozenset[str]:
-        """As `Work` says."""
+        """The tables and figures that need it."""
         return frozenset({self.study.exhibit})
 
     @property
@@ -178,7 +153,7 @@ class StudyWork:
         return allreduce_study.parse(self.study.arguments)
 
     def look(self) -> WorkStatus:
-        """As `Work` says."""
+        """Say how it stands; nothing is started or written."""
         try:
             if self._asked.is_kept(self.path):
                 return WorkStatus("done", str(self.path), kind="measured")
@@ -196,18 +171,18 @@ class StudyWork:
         return WorkStatus("todo", predicted_s=predicted_s)
 
     def run(self, outlook: WorkStatus, log: Console) -> None:
-        """As `Work` says."""
+        """Do it; if it raises, what was measured is kept."""
         del outlook
-        fresh = ["--fresh"] if self.retry and not self._is_readable() else []
-        self.retry = False  # once
-        allreduce_study.carry_out([*self.study.arguments, f"--out={self.path}", *fresh], log)
-
-    def _is_readable(self) -> bool:
+        arguments = [*self.study.arguments, f"--out={self.path}"]
         try:
             self._asked.is_kept(self.path)
-        except ConfigError:
-            return False
-        return True
+        except ConfigError:  # it cannot be read
+            arguments += ["--fresh"] if self.retry else []
+        self.retry = False  # once
+        allreduce_study.carry_out(arguments, log)
+
+
+Work = RunWork | StudyWork
 
 
 def works_of(
@@ -225,18 +200,6 @@ def works_of(
         )
         work.entries.append(entry)
     return [*runs.values(), *(StudyWork(study, folder, retry) for study in studies)]
-
-
-def _kind(record: RunRecord, plan: Plan) -> str:
-    if record.status != "ok":
-        return record.status
-    return "simulated" if plan.is_simulated else "measured"
-
-
-def _is_to_do(record: RunRecord, plan: Plan) -> bool:
-    if record.status == "infeasible":
-        return bool(plan.runnable)
-    return not record.is_finished(plan.config.repeats)
 
 
 def _before(plan: Plan, seen: WorkStatus) -> WorkStatus:

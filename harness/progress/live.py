@@ -170,13 +170,14 @@ class Live:
 
     def _render(self) -> RenderableType:
         width = self._console.width
-        lines = [self._activity_line(a, width) for a in self._activities[-1:] if not a.is_row]
+        lines = [
+            bar_line(a.title, a.describe()[0], self._words(a), width)
+            for a in self._activities[-1:]
+            if not a.is_row
+        ]
         if self._run is not None:
             return run_view(self._run, width, *lines)
         return lines[0] if lines else ""
-
-    def _activity_line(self, activity: _Activity, width: int) -> RenderableType:
-        return bar_line(activity.title, activity.describe()[0], self._words(activity), width)
 
     def _words(self, activity: _Activity) -> str:
         text, elapsed = activity.describe()[1], format_clock(self._clock() - activity.start_s)

@@ -66,11 +66,7 @@ def describe_head(repo: Path) -> str:
 
 @contextmanager
 def checked_out(repo: Path, commit: str) -> Iterator[Path]:
-    """The files of a commit in a temporary worktree, which is removed with the context.
-
-    Raises:
-        ResourceError: git cannot make it.
-    """
+    """The files of a commit in a temporary worktree; raises ResourceError if git cannot make it."""
     with tempfile.TemporaryDirectory(prefix="tpi-base-") as scratch:
         tree = Path(scratch).resolve() / "base"  # git remembers resolved paths
         try:

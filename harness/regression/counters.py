@@ -122,11 +122,7 @@ def _count_runs(tree: Tree, scratch: Path, options: list[str], counts: Counts) -
 
 
 def run_counts(record: RunRecord, devices: int) -> dict[str, float]:
-    """The counters of one record; memory is the largest device's.
-
-    Raises:
-        ProgramError: The run did not end well.
-    """
+    """The counters of a record, memory of the largest device; raises ProgramError if it failed."""
     metrics = record.metrics
     if record.status != "ok" or metrics is None:
         raise ProgramError(f"{record.system}, {devices} devices: {record.status}: {record.reason}")

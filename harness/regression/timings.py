@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from harness.regression import probe
@@ -98,9 +97,7 @@ class Server:
             raise failure(f"{self._tree.name}: probe.py", self._process.wait(_END_S), log)
         return line
 
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, exc: object, tb: object) -> None:
         try:
             # Closes its input. After an error nobody needs its last answer.
             self._process.communicate(timeout=_END_S if exc is None else _HURRY_S)

@@ -7,7 +7,7 @@ alone. The head is slower only if its whole interval lies above 1 and above the 
 """
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 
 from rich.table import Table
@@ -129,11 +129,6 @@ def log_ratio(above: Groups, below: Groups) -> Spread:
             for both in zip(above, below, strict=True)
         ]
     )
-
-
-def regressions(findings: Iterable[Finding], accepted: Collection[str]) -> list[Finding]:
-    """The findings that fail and were not accepted by name."""
-    return [f for f in findings if f.fails and f.what not in accepted]
 
 
 def _gain(log: float) -> str:

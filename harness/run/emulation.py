@@ -138,11 +138,7 @@ def notes_of(plan: Plan, system: SystemPlan) -> list[str]:
 
 
 def drop_page_cache(folders: Sequence[Path]) -> None:
-    """Have the kernel forget what it cached of the files below some folders.
-
-    Raises:
-        OSError: A file cannot be opened.
-    """
+    """Have the kernel forget its cache of the files below some folders; raises OSError."""
     for path in sorted(p for folder in dict.fromkeys(folders) for p in folder.rglob("*")):
         if path.is_file():
             fd = os.open(path, os.O_RDONLY)

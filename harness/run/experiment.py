@@ -42,7 +42,7 @@ class Experiment(Executor):
 
     @property
     def to_write(self) -> int:
-        """As `Executor` says."""
+        """Bytes of weights that will be written."""
         return self._weights.to_write if self.pending else 0
 
     def _execute(self) -> None:

@@ -25,7 +25,9 @@ def judge(
     """Decide how a repeat ended; `request_id` is the measured request."""
     status, reason = _status(outcome)
     if status == "ok" and outcome.proof.problems:
-        status, reason = "invalid", _unproved(outcome.proof.problems)
+        first, *others = outcome.proof.problems
+        more = f"; and {len(others)} more, see the record" if others else ""
+        status, reason = "invalid", f"emulation: {first}{more}"
     repeat = Repeat(
         index=index,
         request_id=request_id,
@@ -144,12 +146,6 @@ def _facts(outcome: Outcome) -> RepeatFacts:
 def _devices(outcome: Outcome) -> tuple[DeviceFacts, ...]:
     facts = [dict(each) for each in outcome.facts]
     return convert(facts, tuple[DeviceFacts, ...], "device facts", RecordError)
-
-
-def _unproved(problems: Sequence[str]) -> str:
-    first, *others = problems
-    more = f"; and {len(others)} more, see the record" if others else ""
-    return f"emulation: {first}{more}"
 
 
 def _proof(outcome: Outcome) -> VerificationReport | None:

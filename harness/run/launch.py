@@ -24,27 +24,28 @@ _PATIENCE_S, _PATIENCE = 120.0, 5.0
 _SLOWEST_HASH_BPS = 50e6
 
 
+def requests_for(
+    prompt: tuple[int, ...], warmup_tokens: int, new_tokens: int
+) -> tuple[Request, Request]:
+    """The warm-up request and the measured one."""
+    warmup = Request(WARMUP_ID, warmup_tokens, prompt, warmup=True)
+    return warmup, Request(MEASURED_ID, new_tokens, prompt)
+
+
 def make_launch(
     plan: Plan,
     system: SystemPlan,
-    weights: WeightSet,
-    programs: Mapping[str, tuple[str, ...]] = PROGRAMS,
-    model_dirs: tuple[Path, ...] | None = None,
+    programs: Mapping[str, tuple[str, ...]],
+    model_dirs: tuple[Path, ...],
 ) -> Launch:
-    """One start of a system: a warm-up request and the measured one.
-
-    `model_dirs` are what each rank reads, if not the weights themselves.
-    """
+    """One start of a system: a warm-up request and the measured one."""
     config, cost, options = plan.config, system.cost, system.options
     hash_s = plan.forms.get(system.form, 0) / _SLOWEST_HASH_BPS
     return Launch(
         system=system.name,
         program=programs.get(system.name, system.system.program),
-        model_dirs=model_dirs or weights.model_dirs(system),
-        requests=(
-            Request(WARMUP_ID, plan.warmup_tokens, plan.prompt_ids, warmup=True),
-            Request(MEASURED_ID, plan.new_tokens, plan.prompt_ids),
-        ),
+        model_dirs=model_dirs,
+        requests=requests_for(plan.prompt_ids, plan.warmup_tokens, plan.new_tokens),
         compute=options.compute(config.dtype, plan.max_tokens),
         threads=system.threads,
         time_scale=config.testbed.time_scale * plan.dilation.factor,

@@ -7,6 +7,7 @@ that links can be verified afterwards. The record keeps what was done and when.
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from harness.config.profiles import LinkFault
 from harness.run.runner import Watch
@@ -20,27 +21,20 @@ from tpi.ranks import MASTER_RANK
 _UNDONE = {"cut": 0.0, "delay": 0.0, "drop": -1.0, "duplicate": 0.0}
 
 
+@dataclass
 class FaultyRun:
     """A watch that passes everything on, and starts the faults when the request begins.
 
     A context manager: faults that have not happened by its end are dropped.
     """
 
-    def __init__(
-        self,
-        watch: Watch,
-        testbed: Testbed,
-        faults: Sequence[LinkFault],
-        request_id: str,
-        dilation: float,
-    ) -> None:
-        self._watch = watch
-        self._testbed = testbed
-        self._faults = faults
-        self._request_id = request_id
-        self._dilation = dilation
-        self._timers: list[threading.Timer] = []
-        self.log: list[LinkFaultDone] = []
+    watch: Watch
+    testbed: Testbed
+    faults: Sequence[LinkFault]
+    request_id: str
+    dilation: float
+    log: list[LinkFaultDone] = field(default_factory=list)
+    _timers: list[threading.Timer] = field(default_factory=list)
 
     def __enter__(self) -> "FaultyRun":
         return self
@@ -57,27 +51,27 @@ class FaultyRun:
 
     def started(self, devices: Sequence[Device]) -> None:
         """All programs were started."""
-        self._watch.started(devices)
+        self.watch.started(devices)
 
     def event(self, event: Event) -> None:
         """A rank said something; the start of the measured request starts the clock."""
-        if event.rank == MASTER_RANK and event.request_id == self._request_id:
+        if event.rank == MASTER_RANK and event.request_id == self.request_id:
             if event.name == "request":
-                for fault in self._faults:
+                for fault in self.faults:
                     self._start(fault)
             elif event.name == "end":
                 self._stop()
                 self._undo()
-        self._watch.event(event)
+        self.watch.event(event)
 
     def _start(self, fault: LinkFault) -> None:
-        value = fault.value / 1e3 * self._dilation if fault.kind == "delay" else fault.value
+        value = fault.value / 1e3 * self.dilation if fault.kind == "delay" else fault.value
         self._at(fault.at_s, fault, value)
         if fault.for_s is not None:
             self._at(fault.at_s + fault.for_s, fault, _UNDONE[fault.kind])
 
     def _at(self, moment_s: float, fault: LinkFault, value: float) -> None:
-        timer = threading.Timer(moment_s * self._dilation, self._do, (fault, value))
+        timer = threading.Timer(moment_s * self.dilation, self._do, (fault, value))
         timer.daemon = True
         self._timers.append(timer)
         timer.start()
@@ -85,7 +79,7 @@ class FaultyRun:
     def _undo(self) -> None:
         """Undo what was made and is still in force."""
         last = {(done.device, done.kind): done.value for done in self.log}
-        for fault in self._faults:
+        for fault in self.faults:
             end = _UNDONE[fault.kind]
             if last.pop((fault.device, fault.kind), end) != end:
                 self._do(fault, end)
@@ -93,7 +87,7 @@ class FaultyRun:
     def _do(self, fault: LinkFault, value: float) -> None:
         error = ""
         try:
-            self._testbed.fault(fault.device, fault.kind, value)
+            self.testbed.fault(fault.device, fault.kind, value)
         except TpiError as exc:
             error = str(exc)
         now_ns = time.monotonic_ns()

@@ -51,12 +51,9 @@ class ReducedModelCheck:
             shutil.rmtree(self._weights.base, ignore_errors=True)
 
     def check(self, name: str) -> Check:
-        """Run one system's check, or look up the outcome of the same check before.
+        """Run one system's check, or look up its outcome; raises TpiError without devices.
 
         `passed` is None where there was no verdict; that is not kept.
-
-        Raises:
-            TpiError: Weights or devices could not be made.
         """
         system = next(s for s in self._plan.systems if s.name == name)
         path = self._path(system)

@@ -28,14 +28,10 @@ class Repeats:
     def run(
         self, system: SystemPlan, title: str, index: int = 0, faults: Sequence[LinkFault] = ()
     ) -> Repeat:
-        """Start one system on fresh devices; its tokens are not checked yet.
-
-        Raises:
-            TpiError: Devices could not be made.
-        """
+        """Start one system, its tokens unchecked; raises TpiError if it gets no devices."""
         plan, factor = self.plan, self.plan.dilation.factor
         with make_testbed(plan, system, self.weights) as (testbed, model_dirs):
-            launch = make_launch(plan, system, self.weights, self.programs, model_dirs)
+            launch = make_launch(plan, system, self.programs, model_dirs)
             with (
                 self.live.repeat(title, system.name, launch.requests, system.world_size) as shown,
                 FaultyRun(shown, testbed, faults, MEASURED_ID, factor) as watch,

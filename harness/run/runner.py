@@ -67,29 +67,27 @@ class Outcome:
 
 
 def run_repeat(launch: Launch, testbed: Testbed, watch: Watch | None = None) -> Outcome:
-    """Run one repeat on fresh devices and take them away again.
-
-    Raises:
-        DeviceError: Devices could not be made or a program could not be started.
-    """
+    """Run one repeat; raises DeviceError if a device or a program cannot be started."""
     try:
         devices = testbed.up(launch.world_size)
-        before = testbed.verify("before")
-        if before.problems:  # no measurement would count
-            return _unproved(devices, before)
+        proof = testbed.verify("before")
+        is_proved = not proof.problems  # else no measurement would count
         deadlines = launch.deadlines.scaled(launch.time_scale)
         hear = (lambda _: None) if watch is None else watch.event
         session = ProgramSession(launch.requests, deadlines, hear, keep_spans=launch.keep_spans)
-        for device, spec in zip(devices, make_specs(launch, devices), strict=True):
-            argv = [device.python, *launch.program]
-            session.add(device.run(argv, session.inbox, to_json(spec)))
-        if watch is not None:
-            watch.started(devices)
-        failure = session.run()
+        failure = None
+        if is_proved:
+            for device, spec in zip(devices, make_specs(launch, devices), strict=True):
+                argv = [device.python, *launch.program]
+                session.add(device.run(argv, session.inbox, to_json(spec)))
+            if watch is not None:
+                watch.started(devices)
+            failure = session.run()
         meters = tuple(device.meter() for device in devices)
         facts = tuple(device.facts() for device in devices)
         # A run that failed needs no verification, and its devices may be gone.
-        after = testbed.verify("after") if failure is None else VerificationReport()
+        if is_proved and failure is None:
+            proof = proof.joined(testbed.verify("after"))
         return Outcome(
             start_ns=session.start_ns,
             events=tuple(session.events),
@@ -97,22 +95,10 @@ def run_repeat(launch: Launch, testbed: Testbed, watch: Watch | None = None) -> 
             meters=meters,
             facts=facts,
             failure=failure,
-            proof=before.joined(after),
+            proof=proof,
         )
     finally:
         testbed.down()
-
-
-def _unproved(devices: Sequence[Device], proof: VerificationReport) -> Outcome:
-    """The outcome of a repeat that was not begun, since limits or links do not hold."""
-    return Outcome(
-        start_ns=(),
-        events=(),
-        exits=(),
-        meters=tuple(device.meter() for device in devices),
-        facts=tuple(device.facts() for device in devices),
-        proof=proof,
-    )
 
 
 def make_specs(launch: Launch, devices: Sequence[Device]) -> list[NodeSpec]:

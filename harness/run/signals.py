@@ -16,7 +16,7 @@ import termios
 import threading
 import time
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Self
 
 from testbed.host.procfs import PROC
@@ -52,9 +52,7 @@ class GracefulShutdown:
                 self._old[number] = signal.signal(number, self._on_signal)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         self._over.set()
         if self.seen:
             ignore_signals()  # this process ends now; more signals would only garble its output

@@ -38,11 +38,7 @@ class _Module:
 
 
 def source_digest(*modules: str) -> str:
-    """SHA-256 over the syntax trees of some modules and of all that they import.
-
-    Raises:
-        ConfigError: One of them is not there.
-    """
+    """SHA-256 over some modules and all that they import; raises ConfigError if one is missing."""
     total = hashlib.sha256()
     for name, file in sorted(source_files(*modules).items()):
         digest = _read(name, file).digest if file.suffix == ".py" else _c_digest(file)
@@ -51,11 +47,7 @@ def source_digest(*modules: str) -> str:
 
 
 def source_files(*modules: str) -> dict[str, Path]:
-    """The files that `source_digest` reads, by module name, or by path for a C file.
-
-    Raises:
-        ConfigError: One of the modules is not there.
-    """
+    """Its files by module, or by path for C files; raises ConfigError if a module is missing."""
     for name in modules:
         if _file_of(name) is None:
             raise ConfigError(f"source of {name}: there is no such module")
@@ -72,7 +64,7 @@ def source_files(*modules: str) -> dict[str, Path]:
         if file is not None:
             found[name] = file
             module = _read(name, file)
-            todo += [_parent(name), *module.imports]
+            todo += [name.rpartition(".")[0], *module.imports]
             todo += [each + end for each in module.texts for end in _STARTED]
     return {**found, **_c_files(found)}
 
@@ -108,12 +100,8 @@ def _origin(top: str) -> Path | None:
     return Path(folders[0]) / "__init__.py" if folders else None
 
 
-def _parent(module: str) -> str:
-    return module.rpartition(".")[0]
-
-
 def _read(module: str, file: Path) -> _Module:
-    package = module if file.name == "__init__.py" else _parent(module)
+    package = module if file.name == "__init__.py" else module.rpartition(".")[0]
     return _parse(_text(file), package)
 
 

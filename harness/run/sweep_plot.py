@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from harness.run.sweep_table import Line, peak_memory_bytes
-from results.records.schema import RunRecord, Spread
+from results.records.schema import RunRecord
 
 # Units by the end of an option's name; a size is a text with a unit of its own.
 _UNITS = {
@@ -125,8 +125,9 @@ def _with_unit(name: str, value: str) -> str:
     return f"{name} ({unit})" if unit else name
 
 
-def _median(spread: Spread | None) -> float | None:
-    return spread.median if spread else None
+def _latency_s(record: RunRecord) -> float | None:
+    latency = record.metrics.token_latency_s if record.metrics else None
+    return latency.median if latency else None
 
 
 def _peak_gib(record: RunRecord) -> float | None:
@@ -135,7 +136,7 @@ def _peak_gib(record: RunRecord) -> float | None:
 
 
 _PANELS: Mapping[str, Metric] = {
-    "token latency (s)": lambda r: _median(r.metrics.token_latency_s) if r.metrics else None,
-    "time to first token (s)": lambda r: _median(r.metrics.ttft_s) if r.metrics else None,
+    "token latency (s)": _latency_s,
+    "time to first token (s)": lambda r: r.metrics.ttft_s.median if r.metrics else None,
     "peak memory of a device (GiB)": _peak_gib,
 }

@@ -122,11 +122,7 @@ def make_source(plan: Plan) -> TensorSource:
 
 
 def check_space(plan: Plan, weights: WeightSet) -> None:
-    """Refuse to write what does not fit.
-
-    Raises:
-        ConfigError: With the bytes needed and free, and what to change.
-    """
+    """Refuse to write what does not fit; raises ConfigError that says what to change."""
     scratch = max((_scratch_bytes(plan, s) for s in plan.runnable), default=0)
     needed, free_disk = weights.to_write + scratch, plan.host.free_disk
     if needed and needed + _SPARE_BYTES > free_disk:
@@ -145,11 +141,7 @@ def _scratch_bytes(plan: Plan, system: SystemPlan) -> int:
 
 
 def obtain(plan: Plan, weights: WeightSet, live: Live) -> None:
-    """Write what is missing, showing how far it is.
-
-    Raises:
-        TpiError: The source cannot be read, or the disk ran full.
-    """
+    """Write what is missing; raises TpiError if the source is unreadable or the disk full."""
     source = make_source(plan)
     # Complete sets go through the same calls, which quickly check that they are the right ones.
     for form, folder in weights.folders.items():

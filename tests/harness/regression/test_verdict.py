@@ -9,13 +9,11 @@ from hypothesis import strategies as st
 
 from harness.regression.verdict import (
     UNCLEAR,
-    Finding,
     Timing,
     judge_counter,
     judge_names,
     judge_timing,
     log_ratio,
-    regressions,
 )
 
 STARTS, ROUNDS = 5, 6
@@ -142,8 +140,3 @@ def test_names_without_a_baseline_pass():
         False,
         "no tpi.program.node",
     )
-
-
-def test_accepted_regression_is_none():
-    findings = [Finding(w, "1", "2", "+100%", "more") for w in ("a", "b")]
-    assert [f.what for f in regressions(findings, {"a"})] == ["b"]
