@@ -19,7 +19,7 @@ from msgspec import Meta, Struct, to_builtins
 from tpi.decode import Count, CountOrZero, NumBytes, decode, one_of, shown
 from tpi.errors import ConfigError, WeightsError
 from tpi.files import open_regular, read_small_file, write_atomic
-from tpi.model_config import DTYPES, ModelConfig, config_from_json, config_to_json
+from tpi.model_config import DTYPES, ModelConfig, config_to_json, parse_config
 from tpi.weights.layout import PAD_PREFIX, SAFETENSORS_DTYPES, TensorPlace, make_layout
 from tpi.weights.safetensors_header import read_header
 from tpi.weights.shard import BlockId, BlockSpec, ShardPlan, make_shard_plan, rank_blocks
@@ -154,7 +154,7 @@ class _Refusal(Exception):
 
 
 def _checked(found: _ManifestFile, folder: Path) -> Manifest:
-    config = config_from_json(found.config, "config")
+    config = parse_config(found.config, "config")
     plan = make_shard_plan(config, found.plan.world_size, found.plan.weights)
     _must_be("plan.shares", plan.shares, found.plan.shares)
     if found.rank >= plan.world_size:
