@@ -179,7 +179,7 @@ def _checked_block(spec: BlockSpec, found: _File, folder: Path) -> BlockEntry:
     for tensor in spec.tensors:
         expected = _Tensor(tensor.dtype, tensor.shape)
         _must_be(f"files[{name}].tensors.{tensor.name}", expected, found.tensors[tensor.name])
-    layout = make_layout(spec.layout_input())
+    layout = spec.layout()
     _must_be(f"files[{name}].num_bytes", layout.num_bytes, found.num_bytes)
     return BlockEntry(spec.id, folder / name, layout.num_bytes, found.sha256, layout.places)
 
@@ -223,7 +223,7 @@ def open_shard_folder(
 
 def _check_block_file(entry: BlockEntry) -> None:
     """Length and header on disk must be, byte for byte, those of the layout."""
-    layout = make_layout([(p.name, p.dtype, p.shape) for p in entry.places])
+    layout = make_layout(tuple((p.name, p.dtype, p.shape) for p in entry.places))
     fd = open_regular(entry.path, WeightsError)
     try:
         num_bytes = os.fstat(fd).st_size

@@ -21,7 +21,14 @@ from msgspec import Meta, Struct, to_builtins
 from tpi.errors import ConfigError
 from tpi.model_config import ModelConfig
 from tpi.ranks import MASTER_RANK
-from tpi.weights.layout import PAGE_BYTES, TENSOR_ALIGN_BYTES, align_up, make_layout, tensor_bytes
+from tpi.weights.layout import (
+    PAGE_BYTES,
+    TENSOR_ALIGN_BYTES,
+    BlockLayout,
+    align_up,
+    make_layout,
+    tensor_bytes,
+)
 
 MAX_WORLD_SIZE = 1024
 # Rows of `down` that start at cache lines: bfloat16 matrix-vector products of torch 2.13 on one
@@ -184,9 +191,9 @@ class BlockSpec:
     id: BlockId
     tensors: tuple[TensorSpec, ...]
 
-    def layout_input(self) -> list[tuple[str, str, tuple[int, ...]]]:
-        """The tensors as `make_layout` takes them."""
-        return [(t.name, t.dtype, t.shape) for t in self.tensors]
+    def layout(self) -> BlockLayout:
+        """Where the tensors lie in the block's file."""
+        return make_layout(tuple((t.name, t.dtype, t.shape) for t in self.tensors))
 
 
 _Range = tuple[int, int]
@@ -309,6 +316,6 @@ def _head_tiles(
 def _tile_limit(blocks: Sequence[BlockSpec]) -> int:
     largest: dict[str, int] = {}
     for block in blocks:
-        num_bytes = make_layout(block.layout_input()).num_bytes
+        num_bytes = block.layout().num_bytes
         largest[block.id.kind] = max(largest.get(block.id.kind, 0), num_bytes)
     return min(largest.values(), default=_MAX_TILE_BYTES)
