@@ -41,19 +41,12 @@ OpenedEngine = AbstractContextManager[tuple[Engine, Window, WindowChoice]]
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """How one rank of a system is put together, decided before anybody is called.
+    """How one rank of a system is put together, decided before anybody is called."""
 
-    Attributes:
-        manifest: The blocks that this rank uses; no other file of the folder is looked at.
-        agreed: What all ranks must have alike, or their frames mean nothing.
-        peer_links: Whether workers talk to each other.
-        open: Makes the engine once the ranks are joined; it leaves with the context.
-        sampling: How tokens are picked.
-    """
-
-    manifest: Manifest
-    agreed: tuple[object, ...]
-    peer_links: bool
+    manifest: Manifest  # the blocks that this rank uses; no other file of the folder is looked at
+    agreed: tuple[object, ...]  # what all ranks must have alike, or their frames mean nothing
+    peer_links: bool  # whether workers talk to each other
+    # Makes the engine once the ranks are joined; it leaves with the context.
     open: Callable[[Transport, Tracer, OnWait], OpenedEngine]
     sampling: SamplingOptions = GREEDY
 

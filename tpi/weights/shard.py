@@ -121,7 +121,9 @@ def make_shard_plan(
     group = config.q_per_kv
     unit = group if sum(w > 0 for w in weights) <= config.num_kv_heads else 1
     q_ranges = _ranges(config.num_heads, unit, weights)
-    ffn_ranges = _ranges(config.ffn_size, _ffn_unit(config.ffn_size, world_size), weights)
+    ffn_size, least = config.ffn_size, FFN_GRANULE * _MIN_GRANULES_PER_RANK * world_size
+    ffn_unit = FFN_GRANULE if ffn_size % FFN_GRANULE == 0 and ffn_size >= least else 1
+    ffn_ranges = _ranges(ffn_size, ffn_unit, weights)
     shares = tuple(
         RankShare(
             q_start=q_start,
@@ -135,11 +137,6 @@ def make_shard_plan(
         for (q_start, q_stop), (ffn_start, ffn_stop) in zip(q_ranges, ffn_ranges, strict=True)
     )
     return ShardPlan(world_size, weights, shares)
-
-
-def _ffn_unit(ffn_size: int, world_size: int) -> int:
-    enough = ffn_size >= FFN_GRANULE * _MIN_GRANULES_PER_RANK * world_size
-    return FFN_GRANULE if ffn_size % FFN_GRANULE == 0 and enough else 1
 
 
 def _ranges(total: int, unit: int, weights: Sequence[float]) -> list[tuple[int, int]]:
