@@ -54,7 +54,11 @@ def write_hf_folder(
     """
     dtype = dtype or source.dtype
     files = _files(source, dtype, max_file_bytes)
-    key = _key(source, dtype, max_file_bytes)
+    what = [
+        config_to_json(source.config), dtype, source.distinct_layers, source.fingerprint,
+        max_file_bytes,
+    ]  # fmt: skip
+    key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
     with lock_folder(folder):
         foreign = (folder / CONFIG_FILE).exists() or any(folder.glob("*.safetensors"))
         if foreign and not (folder / JOURNAL_FILE).exists():
@@ -143,11 +147,3 @@ def _header(tensors: dict[str, tuple[int, ...]], dtype: str) -> bytes:
     text = json.dumps(entries, separators=(",", ":")).encode()
     length = align_up(len(text), 8)
     return length.to_bytes(8, "little") + text.ljust(length, b" ")
-
-
-def _key(source: TensorSource, dtype: str, max_file_bytes: int) -> str:
-    what = [
-        config_to_json(source.config), dtype, source.distinct_layers, source.fingerprint,
-        max_file_bytes,
-    ]  # fmt: skip
-    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
