@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -167,3 +168,13 @@ def test_circles_are_seen():
     for_types = "if TYPE_CHECKING:\n    from p import a"
     assert set(import_circle({"p": "", "p.a": "import p.b", "p.b": inside})) == {"p.a", "p.b"}
     assert import_circle({"p": "", "p.a": "import p.b", "p.b": for_types}) == []
+
+
+def test_programs_of_devices_lie_where_containers_find_them():
+    """A container gets a few packages of ours, and no others."""
+    from testbed.docker.testbed import _SOURCES
+
+    started = re.compile(r'device\.python, (?:"-S", )?"-m", "(\w+)\.')
+    packages = {name for path in FILES for name in started.findall(path.read_text())}
+    assert packages
+    assert packages <= set(_SOURCES)

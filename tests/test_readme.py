@@ -177,7 +177,8 @@ def conf(tmp_path_factory):
     """A copy of `conf/` with the pages that docs/extending.md has its reader write."""
     folder = tmp_path_factory.mktemp("extended") / "conf"
     shutil.copytree(CONF_DIR, folder)
-    for path, text in re.findall(r"```yaml\n# conf/(\S+)\n(.*?)```", ALL, re.DOTALL):
+    block = r"```yaml\n((?:# @package \S+\n)?# conf/(\S+)\n.*?)```"
+    for text, path in re.findall(block, ALL, re.DOTALL):
         assert not (folder / path).exists()
         (folder / path).write_text(text)
     return folder

@@ -108,7 +108,7 @@ def _start(devices: Sequence[Device], asked: Asked, inbox: Inbox) -> list[Proces
     }
     return [
         device.run(
-            [device.python, "-m", "harness.paper.allreduce_rank"],
+            [device.python, "-m", "baselines.allreduce_rank"],
             inbox,
             {"rank": rank, "bind": device.address, **common},
         )

@@ -4,6 +4,7 @@ Nothing is measured or composed here: the same folder always gives the same resu
 that cannot be used becomes a cell `unusable` that names it; the others are still read.
 """
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,6 +58,11 @@ class ResultSet:
     def relative(self, text: str) -> str:
         """One line without the path of the folder: the same records give the same text anywhere."""
         return plain(text).replace(f"{self.folder}/", "") if self.folder.name else plain(text)
+
+    def warn(self) -> None:
+        """Name on standard error what could not be used: without it the rest may say less."""
+        for problem in self.problems:
+            sys.stderr.write(f"unusable: {plain(problem)}\n")
 
 
 def read_result_set(folder: Path, others: Iterable[Cell] = ()) -> ResultSet:

@@ -148,5 +148,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except TpiError as exc:
         sys.stderr.write(f"error: {exc}\n")
         return exc.exit_status
+    results.warn()
     sys.stdout.write(summary(judgements) if args.summary else markdown(results, judgements))
     return EXIT_OK

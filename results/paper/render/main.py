@@ -17,7 +17,6 @@ from results.paper.render.csv import cells_csv
 from results.paper.render.latex import latex
 from results.paper.render.markdown import figure_markdown, markdown
 from results.paper.render.sections import shown_cells
-from results.records.notes import plain
 from tpi.command_line import Parser
 from tpi.errors import EXIT_OK, ConfigError, ResourceError, TpiError, map_errors
 from tpi.files import write_atomic
@@ -111,8 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except TpiError as exc:
         sys.stderr.write(f"error: {exc}\n")
         return exc.exit_status
-    for problem in results.problems:
-        sys.stderr.write(f"unusable: {plain(problem)}\n")
+    results.warn()
     sys.stdout.write(f"{len(paths)} files in {out_dir}\n")
     return EXIT_OK
 

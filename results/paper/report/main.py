@@ -95,9 +95,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = args.folder / "report.html" if args.out is None else args.out
     try:
         check_out(out, keep=[args.folder / INDEX_FILE])
-        write_report(open_result_set(args.folder), out, args.figures)
+        results = open_result_set(args.folder)
+        write_report(results, out, args.figures)
     except TpiError as exc:
         sys.stderr.write(f"error: {exc}\n")
         return exc.exit_status
+    results.warn()
     sys.stdout.write(f"{out}\n")
     return EXIT_OK

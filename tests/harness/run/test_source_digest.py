@@ -116,7 +116,7 @@ def simulated(*systems):
         ("baselines/galaxy/ring.py", measured("galaxy")),
         ("baselines/accelerate/offload.py", measured("accelerate", "accelerate-2024")),
         ("baselines/llamacpp/gguf_quantize.py", measured("llamacpp")),
-        ("harness/paper/allreduce_rank.py", set()),
+        ("baselines/allreduce_rank.py", set()),
         ("baselines/transformers/reference.py", {"reference"}),
     ],
 )

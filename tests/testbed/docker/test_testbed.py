@@ -254,9 +254,11 @@ class TestIsolation:
 
     def test_descendant_that_leaves_the_session_holds_nothing_up(self, bed, device, inbox):
         program = (
-            "import os, sys\n"
+            "import os, sys, time\n"
+            "told, tell = os.pipe()\n"
             "if os.fork() == 0:\n"
-            "    os.setsid(); print('left', flush=True); import time; time.sleep(600)\n"
+            "    os.setsid(); print('left', flush=True); os.write(tell, b'.'); time.sleep(600)\n"
+            "os.read(told, 1)\n"
             "sys.exit(5)"
         )
         start(device, inbox, program)

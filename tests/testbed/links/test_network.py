@@ -223,7 +223,8 @@ from testbed.links.nettools import HeldNamespace
 network = open_network([LinkSpec(0.001)] * 2, backend=sys.argv[1], label="{_LABEL}")
 rooms = [HeldNamespace() for _ in range(2)]
 network.attach(0, rooms[0].pid)
-held = getattr(network, "pid", None) or network._core.pid
+switch = getattr(network, "_switch", None)
+held = network._core.pid if switch is None else switch._popen.pid
 print(json.dumps([held, *(room.pid for room in rooms)]), flush=True)
 sys.stdin.read()
 """

@@ -7,6 +7,7 @@ import pytest
 
 from results.paper.cell import ALL_EXHIBITS
 from results.paper.cells.load import open_result_set
+from results.paper.claims import judge
 from results.paper.index import Entry, Index, write_index
 from results.paper.render import main as render
 from results.paper.render.main import (
@@ -15,6 +16,7 @@ from results.paper.render.main import (
     main,
     render_result_set,
 )
+from results.paper.report import main as report
 from results.records.schema import RecordError, RunRecord
 from results.records.store import RunStore
 from tests.results.books import every_kind
@@ -140,6 +142,14 @@ def test_command_renders_beside_the_records_and_says_what_is_unusable(folder, ca
     assert f"3 files in {folder / 'rendered'}" in said.out
     assert said.err.startswith(f"unusable: record {folder / run_id('llama2-3b')}")
     assert (folder / "rendered" / "table1.tex").is_file()
+
+
+@pytest.mark.parametrize("command", [judge.main, report.main])
+def test_claims_and_report_name_what_they_cannot_use(folder, tmp_path, capsys, command):
+    (folder / run_id("llama2-3b") / "run.json").write_text("{")
+    out = ["--out", str(tmp_path / "report.html")] if command is report.main else []
+    assert command([str(folder), *out]) == 0
+    assert capsys.readouterr().err.startswith(f"unusable: record {folder / run_id('llama2-3b')}")
 
 
 def test_command_without_an_index_is_one_line_and_no_success(tmp_path, capsys):

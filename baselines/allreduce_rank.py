@@ -1,6 +1,6 @@
 """A rank that only sums: every allreduce by itself, started on all devices at the same moment.
 
-    python -m harness.paper.allreduce_rank SPEC
+    python -m baselines.allreduce_rank SPEC
 
 The spec is one JSON object: rank, world_size, session, bind, master, time_scale, and `rounds`, a
 list of {"algorithm", "num_bytes"}. The program says `{"event": "up"}` once all have joined; then a
