@@ -14,9 +14,10 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Annotated
 
 import torch
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from tpi.comm.allreduce import AllReduce
 from tpi.comm.allreduces.registry import find_allreduce
@@ -47,7 +48,7 @@ class SumSpec(Struct, frozen=True, forbid_unknown_fields=True):
     session: str
     bind: str
     master: str
-    time_scale: float
+    time_scale: Annotated[float, Meta(gt=0)]
     rounds: list[Round]
 
 

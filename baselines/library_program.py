@@ -90,7 +90,7 @@ class _Hosted:
     """A library's model as the host's: what it does not count itself is counted around it."""
 
     def __init__(self, spec: NodeSpec, model: LibraryModel) -> None:
-        self.facts = {"verify_s": 0.0, **model.facts}
+        self.facts: Mapping[str, Any] = {"verify_s": 0.0, **model.facts}
         self.tracer = getattr(model, "tracer", None) or Tracer()
         self.tracer.keep = spec.keep_spans
         self._spec = spec

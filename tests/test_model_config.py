@@ -11,7 +11,6 @@ from tpi.errors import ConfigError
 from tpi.model_config import (
     ModelConfig,
     RopeScaling,
-    config_from_json,
     config_to_json,
     load_config,
     load_preset,
@@ -213,7 +212,7 @@ def test_any_json_gives_a_config_or_config_error(changes):
         config = parsed(**changes)
     except ConfigError:
         return
-    assert config_from_json(config_to_json(config), "again") == config
+    assert parse_config(config_to_json(config), "again") == config
 
 
 # Layers, width, heads, KV heads, FFN, vocabulary, float32 GiB (arXiv:2410.00531, table 5 but for

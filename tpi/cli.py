@@ -12,8 +12,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tpi.arguments import add_compute, add_sampling, compute_of, count, numbers, sampling_of
 from tpi.command_line import Parser
 from tpi.errors import EXIT_INTERRUPTED, EXIT_OK, ConfigError, TpiError
+from tpi.model_config import DTYPES, load_preset, preset_names
+from tpi.planner import report
 from tpi.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
@@ -44,7 +47,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_split(commands.add_parser("split", help="cut a checkpoint into one folder per device"))
-    _add_plan(commands.add_parser("plan", help="predict memory and steady state, without weights"))
+    plan = commands.add_parser("plan", help="predict memory and steady state, without weights")
+    report.add_arguments(plan)
+    plan.set_defaults(run=report.run)
     _add_generate(commands.add_parser("generate", help="generate text with N local processes"))
     node = commands.add_parser(
         "node", help="run one rank from a spec file (see tpi/program/spec.py)"
@@ -55,9 +60,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_split(parser: argparse.ArgumentParser) -> None:
-    from tpi.arguments import count, numbers
-    from tpi.model_config import DTYPES
-
     parser.add_argument("model", metavar="MODEL", help="Hugging Face folder, or a preset's name")
     parser.add_argument("--devices", type=count, required=True, metavar="N")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
@@ -93,7 +95,6 @@ def _split(args: argparse.Namespace) -> int:
 
 
 def _source(model: str, seed: int, distinct_layers: int | None, dtype: str) -> "TensorSource":
-    from tpi.model_config import load_preset, preset_names
     from tpi.weights.checkpoint import open_checkpoint
     from tpi.weights.synthetic import SyntheticSource
 
@@ -108,13 +109,6 @@ def _source(model: str, seed: int, distinct_layers: int | None, dtype: str) -> "
     )
 
 
-def _add_plan(parser: argparse.ArgumentParser) -> None:
-    from tpi.planner import report
-
-    report.add_arguments(parser)
-    parser.set_defaults(run=report.run)
-
-
 def _node(args: argparse.Namespace) -> int:
     from tpi.program.host import open_spec, serve
 
@@ -125,8 +119,6 @@ def _node(args: argparse.Namespace) -> int:
 
 
 def _add_generate(parser: argparse.ArgumentParser) -> None:
-    from tpi.arguments import add_compute, add_sampling, count
-
     parser.add_argument("dir", type=Path, metavar="DIR", help="what `tpi split --out DIR` wrote")
     parser.add_argument("--devices", type=count, metavar="N", help="default: as many as split")
     prompt = parser.add_mutually_exclusive_group(required=True)
@@ -141,7 +133,6 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
 
 
 def _generate(args: argparse.Namespace) -> int:
-    from tpi.arguments import compute_of, sampling_of
     from tpi.launch import GenerateOptions, generate
 
     text_out = sys.stdout

@@ -99,7 +99,8 @@ def _refusal(message: str, raw: object, as_type: type) -> str:
     if missing := re.match(_MISSING, text):
         return f"{_render([*steps, missing['key']])} is missing"
     if unknown := re.match(_UNKNOWN, text):
-        close = difflib.get_close_matches(unknown["key"], _field_names(_type_at(as_type, steps)), 1)
+        known = [field.encode_name for field in getattr(_type_at(as_type, steps), "fields", ())]
+        close = difflib.get_close_matches(unknown["key"], known, 1)
         hint = f"; did you mean {close[0]}?" if close else ""
         return f"unknown key {_render([*steps, unknown['key']])!r}{hint}"
     expected = _describe(_type_at(as_type, steps)) or _plain(text)
@@ -194,10 +195,6 @@ def _inner(outer: Any, step: _Step) -> Any:
     fields = getattr(outer, "fields", ())
     named = (field.type for field in fields if field.encode_name == step)
     return next(named, getattr(outer, "item_type", None))
-
-
-def _field_names(holder: Any) -> list[str]:
-    return [field.encode_name for field in getattr(holder, "fields", ())]
 
 
 def _describe(wanted: Any) -> str:

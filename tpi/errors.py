@@ -1,18 +1,5 @@
 """Every error that a user may see, with the exit status it ends in.
 
-    TpiError
-      ConfigError        a value, option or file the user gave is wrong           exit 2
-      WeightsError       a shard or checkpoint is missing, truncated, altered     exit 14
-      ResourceError      memory or disk does not suffice                          exit 15
-      CommError          something between two ranks
-        PeerLostError      connection closed or reset                             exit 10
-        PeerTimeoutError   no sign of life for the liveness deadline              exit 11
-        PeerStalledError   alive, but no progress for the stall deadline          exit 11
-        FrameError         bytes that do not fit the protocol or the plan         exit 12
-        AuthError          a foreign or second connection                         exit 13
-        IncompatibleError  peers of different plan, model or version              exit 16
-      NumericsError      NaN or infinity where a sum is formed                    exit 12
-
 A message says what, who, where, how long or how much, and what to do. `code` is the word that
 goes into events and run records.
 """

@@ -344,7 +344,7 @@ def load_preset(name: str) -> ModelConfig:
 
 
 def config_to_json(config: ModelConfig) -> dict[str, object]:
-    """A `config.json` in the spelling of Transformers 5; `config_from_json` is its inverse."""
+    """A `config.json` in the spelling of Transformers 5; `parse_config` is its inverse."""
     rope: dict[str, object] = {"rope_type": "default", "rope_theta": config.rope_theta}
     if config.rope.kind != "none":
         rope |= {"rope_type": config.rope.kind, "factor": config.rope.factor}
@@ -377,6 +377,3 @@ def config_to_json(config: ModelConfig) -> dict[str, object]:
         "eos_token_id": list(config.eos_token_ids) or None,
         "bos_token_id": config.bos_token_id,
     }
-
-
-config_from_json = parse_config

@@ -92,7 +92,7 @@ def window(folder: Path) -> Iterator[Once]:
     from tpi.weights.shard import BlockId
     from tpi.weights.window import Window
 
-    layout = make_layout([("weight", "bfloat16", (_BLOCK_ROWS, _WIDTH))])
+    layout = make_layout((("weight", "bfloat16", (_BLOCK_ROWS, _WIDTH)),))
     entries = []
     for layer in range(_BLOCKS):
         block = BlockId("ffn", layer)

@@ -43,7 +43,7 @@ def entries(tmp_path_factory: pytest.TempPathFactory) -> list[BlockEntry]:
 
 
 def write_block(folder: Path, block: BlockId, noise: bytes) -> BlockEntry:
-    layout = make_layout([("weight", "bfloat16", (ROWS[block.kind], WIDTH))])
+    layout = make_layout((("weight", "bfloat16", (ROWS[block.kind], WIDTH)),))
     entry = BlockEntry(block, folder / block.file_name, layout.num_bytes, "", layout.places)
     with entry.path.open("wb") as file:
         file.write(layout.header)

@@ -71,7 +71,7 @@ def test_header_round_trip(header):
 def test_any_split_of_the_stream_gives_the_same_frames(some_frames, data):
     stream = stream_of(some_frames)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=8)))
-    parser = FrameParser(max_payload_bytes=4096)
+    parser = FrameParser()
     found: list[tuple[FrameHeader, bytes]] = []
     for start, stop in zip([0, *cuts], [*cuts, len(stream)], strict=True):
         found += parser.feed(stream[start:stop])
@@ -81,7 +81,7 @@ def test_any_split_of_the_stream_gives_the_same_frames(some_frames, data):
 @given(st.lists(frames(), min_size=1, max_size=3))
 def test_reading_only_what_is_needed_never_crosses_a_frame(some_frames):
     stream, offset = stream_of(some_frames), 0
-    parser = FrameParser(max_payload_bytes=4096)
+    parser = FrameParser()
     for frame in some_frames:
         found: list[tuple[FrameHeader, bytes]] = []
         while not found:
@@ -108,7 +108,7 @@ def test_mutated_header_is_a_frame_error_or_another_valid_frame(frame, position,
     data = bytearray(stream_of([frame]))
     data[position] ^= flip
     try:
-        found = FrameParser(max_payload_bytes=1 << 16).feed(bytes(data))
+        found = FrameParser().feed(bytes(data))
     except FrameError:
         return
     for header, payload in found:
@@ -158,11 +158,11 @@ def test_shape_that_overflows_is_refused():
         FrameHeader.decode(raw_header((math.prod(shape) * 4) % 2**64, shape=shape))
 
 
-def test_parser_refuses_more_than_its_limit():
-    header = tensor_header(8)
-    with pytest.raises(FrameError, match="at most 31"):
-        FrameParser(max_payload_bytes=31).feed(header.encode())
-    assert FrameParser(max_payload_bytes=32).feed(header.encode() + bytes(32))
+def test_parser_refuses_more_than_a_control_frame():
+    count = MAX_CONTROL_BYTES // 4
+    with pytest.raises(FrameError, match=f"at most {MAX_CONTROL_BYTES} here"):
+        FrameParser().feed(tensor_header(count + 1).encode())
+    assert FrameParser().feed(tensor_header(count).encode() + bytes(4 * count))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from tpi.weights.shard import BlockId
 def make_entry(
     folder: Path, block: BlockId, num_rows: int, *, dtype: str = "float32", width: int = 64
 ) -> BlockEntry:
-    layout = make_layout([("weight", dtype, (num_rows, width))])
+    layout = make_layout((("weight", dtype, (num_rows, width)),))
     return BlockEntry(block, folder / block.file_name, layout.num_bytes, "", layout.places)
 
 
@@ -22,7 +22,7 @@ def write_entry(
 ) -> BlockEntry:
     """A block file whose tensor tells block and row: weight[r, :] = 100 * index + r."""
     entry = make_entry(folder, block, num_rows, dtype=dtype, width=width)
-    layout = make_layout([("weight", dtype, (num_rows, width))])
+    layout = make_layout((("weight", dtype, (num_rows, width)),))
     weight = content(block, num_rows, dtype=dtype, width=width)
     data = weight.view(torch.uint8).numpy().tobytes()
     body = (layout.header + bytes(entry.places[0].offset - len(layout.header)) + data).ljust(

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from tests.weights.shard_folders import small_config
 from tpi.errors import ConfigError
 from tpi.model_config import ModelConfig, load_preset
-from tpi.weights.layout import make_layout
 from tpi.weights.shard import (
     BlockId,
     BlockSpec,
@@ -237,7 +236,7 @@ def test_head_tiles_do_not_enlarge_the_window(name, world_size, weights):
     config = load_preset(name)
     plan = make_shard_plan(config, world_size, weights)
     blocks = rank_blocks(config, plan, 0, "bfloat16")
-    num_bytes = {b.id: make_layout(b.layout_input()).num_bytes for b in blocks}
+    num_bytes = {b.id: b.layout().num_bytes for b in blocks}
     tiles = [b for b in blocks if b.id.kind == "head"]
     limit = min(
         max(n for block, n in num_bytes.items() if block.kind == kind) for kind in ("attn", "ffn")
@@ -253,5 +252,5 @@ def test_head_tiles_do_not_enlarge_the_window(name, world_size, weights):
 def test_head_tiles_of_a_master_without_layers_are_at_most_32_mib():
     config = load_preset("llama2-7b")
     blocks = rank_blocks(config, make_shard_plan(config, 2, [0, 1]), 0, "bfloat16")
-    tiles = [make_layout(b.layout_input()).num_bytes for b in blocks if b.id.kind == "head"]
+    tiles = [b.layout().num_bytes for b in blocks if b.id.kind == "head"]
     assert 16 << 20 < max(tiles) <= 32 << 20

@@ -150,7 +150,9 @@ class Acceptor:
             raise AuthError("it belongs to another session")
         hello = Hello.decode(body)
         self._check(hello)
-        guest.hello = replace(hello, host=self._host_of(guest, hello.host))
+        # Others reach it where it says, unless it listens on every address.
+        every = hello.host in ("", "0.0.0.0", "::")
+        guest.hello = replace(hello, host=guest.sock.getpeername()[0]) if every else hello
         del self._strangers[guest.sock.fileno()]
         self._guests[hello.rank] = guest
         log.info("rank %d joined from %s", hello.rank, guest.address)
@@ -172,11 +174,6 @@ class Acceptor:
             raise IncompatibleError(
                 f"rank {hello.rank} has another plan, model or options than rank {me.rank}"
             )
-
-    @staticmethod
-    def _host_of(guest: Guest, host: str) -> str:
-        """Where others reach it: what it says, unless it listens on every address."""
-        return str(guest.sock.getpeername()[0]) if host in ("", "0.0.0.0", "::") else host
 
     def _refuse(self, guest: Guest, error: TpiError) -> None:
         log.warning("refused %s: %s", guest.address, error)

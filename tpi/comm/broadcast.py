@@ -54,13 +54,9 @@ class StepBroadcast:
 
     Cost: one message of B S D float32 elements a target.
 
-    Args:
-        transport: The connected ranks.
-        max_elements: Most elements of a hidden state.
-        hidden_size: Its width, or None for any.
-        source: The rank that sends to this one.
-        targets: The ranks it sends to; None for all workers on the master, for none on a worker.
-        tracer: Gets `span` for sends, and for waits within a request.
+    A hidden state has at most `max_elements` and the width `hidden_size` (None for any). `targets`
+    None is all workers on the master, none on a worker. The tracer gets `span` for sends, and for
+    waits within a request.
     """
 
     def __init__(

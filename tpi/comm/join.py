@@ -14,7 +14,7 @@ from tpi.comm.acceptor import Acceptor, Identity
 from tpi.comm.deadlines import Deadlines
 from tpi.comm.mesh import SocketMesh
 from tpi.comm.messages import Abort, Address, FrameParser, Hello, decode_addresses, encode_addresses
-from tpi.comm.wire import FrameHeader, FrameType
+from tpi.comm.wire import FrameType
 from tpi.errors import ConfigError, FrameError, PeerLostError, PeerTimeoutError, error_from_code
 from tpi.ranks import MASTER_RANK, Ranks
 
@@ -168,20 +168,15 @@ class _Joiner:
                     f"rank {rank} is gone: it closed the connection during the join"
                 )
             for header, body in parser.feed(data):
-                if (found := self._open(header, body, rank)) is not None:
-                    return found
-
-    def _open(self, header: FrameHeader, body: bytes, rank: int) -> bytes | None:
-        if header.kind is FrameType.ABORT:
-            abort = Abort.decode(body)
-            raise error_from_code(abort.code, f"rank {abort.rank} reported: {abort.message}")
-        if header.epoch != self._me.session:
-            raise FrameError(f"rank {rank}: epoch: a frame of another session")
-        if header.kind is FrameType.HEARTBEAT:
-            return None
-        if header.kind is not FrameType.WELCOME:
-            raise FrameError(f"rank {rank}: expected WELCOME, got {header.kind.name}")
-        return body
+                if header.kind is FrameType.ABORT:
+                    end = Abort.decode(body)
+                    raise error_from_code(end.code, f"rank {end.rank} reported: {end.message}")
+                if header.epoch != self._me.session:
+                    raise FrameError(f"rank {rank}: epoch: a frame of another session")
+                if header.kind is FrameType.WELCOME:
+                    return body
+                if header.kind is not FrameType.HEARTBEAT:
+                    raise FrameError(f"rank {rank}: expected WELCOME, got {header.kind.name}")
 
 
 def parse_address(text: str) -> Address:

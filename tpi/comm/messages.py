@@ -114,14 +114,11 @@ class Abort:
 class FrameParser:
     """Takes a stream that arrives in any pieces apart; holds at most one frame.
 
-    For handshakes: once ranks are joined, `Channel` reads payloads straight into their place.
-
-    Args:
-        max_payload_bytes: Frames with a longer payload are refused from their header alone.
+    For handshakes: a frame longer than a control frame is refused from its header alone. Once ranks
+    are joined, `Channel` reads payloads straight into their place.
     """
 
-    def __init__(self, max_payload_bytes: int = MAX_CONTROL_BYTES) -> None:
-        self._limit = max_payload_bytes
+    def __init__(self) -> None:
         self._buffer = bytearray()
         self._header: FrameHeader | None = None
         self._error: FrameError | None = None
@@ -161,10 +158,8 @@ class FrameParser:
             if len(buffer) < HEADER_BYTES:
                 return None
             header = FrameHeader.decode(buffer)
-            if header.payload_bytes > self._limit:
-                raise FrameError(
-                    f"payload_bytes: at most {self._limit} here, got {header.payload_bytes}"
-                )
+            if (size := header.payload_bytes) > MAX_CONTROL_BYTES:
+                raise FrameError(f"payload_bytes: at most {MAX_CONTROL_BYTES} here, got {size}")
             self._header = header
             buffer.clear()
         if len(buffer) < self._header.payload_bytes:

@@ -17,7 +17,6 @@ from tpi.options import ComputeOptions
 from tpi.ranks import MASTER_RANK
 from tpi.units import format_bytes
 from tpi.weights.arena import least_arena_bytes, place
-from tpi.weights.layout import make_layout
 from tpi.weights.shard import BlockId, RankShare, ShardPlan, rank_blocks
 
 # VmHWM of a rank beside weights, cache and activations, torch 2.13 (CPU build), one thread: import
@@ -102,8 +101,7 @@ def block_bytes(
 ) -> tuple[tuple[BlockId, int], ...]:
     """Return the blocks of a rank in the order a step needs them, with the bytes of their files."""
     return tuple(
-        (spec.id, make_layout(spec.layout_input()).num_bytes)
-        for spec in rank_blocks(config, plan, rank, dtype)
+        (spec.id, spec.layout().num_bytes) for spec in rank_blocks(config, plan, rank, dtype)
     )
 
 

@@ -22,17 +22,11 @@ class BlockTimes:
 
 @dataclass(frozen=True, slots=True)
 class StepTimes:
-    """A predicted step.
+    """A predicted step."""
 
-    Attributes:
-        first_s: The first step, from an empty window.
-        step_s: A step in the steady state.
-        stall_s: Of it, waiting for weights.
-    """
-
-    first_s: float
-    step_s: float
-    stall_s: float
+    first_s: float  # the first step, from an empty window
+    step_s: float  # a step in the steady state
+    stall_s: float  # of it, waiting for weights
 
     @property
     def is_steady(self) -> bool:

@@ -46,17 +46,12 @@ class EventError(TpiError):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One line of a program, checked.
-
-    Attributes:
-        fields: Everything but `event` and `t_ns`.
-        rank: Whose program wrote it.
-    """
+    """One line of a program, checked."""
 
     name: str
     t_ns: int
-    fields: Mapping[str, object] = field(default_factory=dict)
-    rank: int = 0
+    fields: Mapping[str, object] = field(default_factory=dict)  # all but `event` and `t_ns`
+    rank: int = 0  # whose program wrote it
 
     @property
     def request_id(self) -> str:
@@ -199,7 +194,8 @@ def parse_event(line: bytes | str, rank: int = 0) -> Event:
     try:
         raw = msgspec.json.decode(line)
     except (ValueError, RecursionError) as exc:
-        raise EventError(f"not an event: {_shown(line)}") from exc
+        text = line.decode("utf-8", "replace") if isinstance(line, bytes) else line
+        raise EventError(f"not an event: {shown(text)}") from exc
     return check_event(raw, rank)
 
 
@@ -255,7 +251,3 @@ _EVENTS: Final[Mapping[str, type[_AnyEvent]]] = {
     "end": _RequestEvent,
     "error": _ErrorEvent,
 }
-
-
-def _shown(line: bytes | str) -> str:
-    return shown(line.decode("utf-8", "replace") if isinstance(line, bytes) else line)

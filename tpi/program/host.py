@@ -110,8 +110,10 @@ def _serve(spec: NodeSpec, open_model: OpenModel, events: EventWriter, lease: Le
         with lease.busy():
             model = stack.enter_context(opened)
         events.emit("ready", **model.facts)
+        # A worker follows: a request begins when it hears that the master has begun it.
+        followed = ((begun, time.monotonic_ns()) for begun in iter(model.follow, None))
         is_master = spec.rank == MASTER_RANK
-        for request, go_ns in _asked(spec, commands, model) if is_master else _followed(model):
+        for request, go_ns in _asked(spec, commands, model) if is_master else followed:
             with lease.busy():
                 _serve_request(spec, request, go_ns, model, events)
             # Idle before `end`: whoever reads that may close our input at once, and we end well.
@@ -131,12 +133,6 @@ def _asked(spec: NodeSpec, commands: CommandReader, model: Model) -> Iterator[tu
             return
         yield spec.request(go.request_id), go.t_ns
         num_left -= 1
-
-
-def _followed(model: Model) -> Iterator[tuple[Request, int]]:
-    """What the master has begun, and when we heard of it."""
-    while (request := model.follow()) is not None:
-        yield request, time.monotonic_ns()
 
 
 def _serve_request(

@@ -25,13 +25,7 @@ _LOG_TAIL_BYTES = 4096
 class LocalProcess(Process):
     """A program in its own process group.
 
-    Args:
-        device: Number that its lines carry in the inbox.
-        argv: The program.
-        inbox: Gets its lines and its exit.
-        log: File that gets its standard error.
-        env: Its environment; this process's own unless given.
-        cwd: Where it starts; here unless given.
+    The inbox gets its lines and its exit under the number `device`, `log` its standard error.
 
     Raises:
         OSError: It cannot be started.

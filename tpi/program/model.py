@@ -40,13 +40,8 @@ class Passes(NamedTuple):
 class Model(Protocol):
     """This rank's part of a loaded model."""
 
-    @property
-    def facts(self) -> Mapping[str, Any]:
-        """What the `ready` event says about it."""
-
-    @property
-    def tracer(self) -> Tracer:
-        """Gets "compute", "allreduce" and "wait_weights"."""
+    facts: Mapping[str, Any]  # what the `ready` event says about it
+    tracer: Tracer  # gets "compute", "allreduce" and "wait_weights"
 
     def spent(self) -> Spent:
         """The sums so far."""

@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -41,19 +41,12 @@ OpenedEngine = AbstractContextManager[tuple[Engine, Window, WindowChoice]]
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """How one rank of a system is put together, decided before anybody is called.
+    """How one rank of a system is put together, decided before anybody is called."""
 
-    Attributes:
-        manifest: The blocks that this rank uses; no other file of the folder is looked at.
-        agreed: What all ranks must have alike, or their frames mean nothing.
-        peer_links: Whether workers talk to each other.
-        open: Makes the engine once the ranks are joined; it leaves with the context.
-        sampling: How tokens are picked.
-    """
-
-    manifest: Manifest
-    agreed: tuple[object, ...]
-    peer_links: bool
+    manifest: Manifest  # the blocks that this rank uses; no other file of the folder is looked at
+    agreed: tuple[object, ...]  # what all ranks must have alike, or their frames mean nothing
+    peer_links: bool  # whether workers talk to each other
+    # Makes the engine once the ranks are joined; it leaves with the context.
     open: Callable[[Transport, Tracer, OnWait], OpenedEngine]
     sampling: SamplingOptions = GREEDY
 
@@ -106,29 +99,23 @@ def read_shard(spec: NodeSpec, rank: int, world_size: int) -> Manifest:
     return manifest
 
 
+@dataclass
 class EngineModel:
     """An engine over a mesh, serving the requests of a spec.
 
     A worker hears of a request by its first step, and sees no token.
     """
 
-    def __init__(
-        self,
-        spec: NodeSpec,
-        engine: Engine,
-        sampling: SamplingOptions,
-        tracer: Tracer,
-        facts: Mapping[str, Any],
-        check: Callable[[], None],
-    ) -> None:
-        self.facts = facts
-        self.tracer = tracer
-        self.check = check
-        self._spec = spec
-        self._engine = engine
-        self._sampling = sampling
-        self._history: list[Spent] = []
-        engine.after_step = lambda: self._history.append(self.spent())
+    _spec: NodeSpec
+    _engine: Engine
+    _sampling: SamplingOptions
+    tracer: Tracer
+    facts: Mapping[str, Any]
+    check: Callable[[], None]
+    _history: list[Spent] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._engine.after_step = lambda: self._history.append(self.spent())
 
     def spent(self) -> Spent:
         """Bytes and messages so far."""

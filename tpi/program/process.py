@@ -26,23 +26,14 @@ _KILL_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """How a program ended.
+    """How a program ended."""
 
-    Attributes:
-        code: Exit status, or minus the number of the signal that killed it.
-        stopped: Whether the testbed stopped it (its code then says nothing about the program).
-        oom: Whether it, or a process that it started, was killed for want of the device's memory.
-        t_ns: CLOCK_MONOTONIC when the end was seen.
-        log_tail: The last lines of its standard error.
-        host_oom: Whether the host ran out of memory instead: then the run says nothing.
-    """
-
-    code: int
-    stopped: bool
-    oom: bool
-    t_ns: int
-    log_tail: str = ""
-    host_oom: bool = False
+    code: int  # exit status, or minus the number of the signal that killed it
+    stopped: bool  # the testbed stopped it: its code says nothing about the program
+    oom: bool  # it, or a process that it started, was killed for want of the device's memory
+    t_ns: int  # CLOCK_MONOTONIC when the end was seen
+    log_tail: str = ""  # the last lines of its standard error
+    host_oom: bool = False  # the host ran out of memory instead: then the run says nothing
 
 
 @dataclass(frozen=True, slots=True)

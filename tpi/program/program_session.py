@@ -25,19 +25,12 @@ _DUMP_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Deadlines:
-    """Longest waits before a repeat counts as hung; all in seconds on the monotonic clock.
+    """Longest waits before a repeat counts as hung; all in seconds on the monotonic clock."""
 
-    Attributes:
-        ready_s: From start until every program is ready.
-        token_s: From `go` or a token to the next token.
-        end_s: From the last token until every rank has ended the request; also until it exits.
-        last_words_s: From a failure until the other ranks have said what they saw of it.
-    """
-
-    ready_s: float = 120.0
-    token_s: float = 120.0
-    end_s: float = 30.0
-    last_words_s: float = 3.0
+    ready_s: float = 120.0  # from start until every program is ready
+    token_s: float = 120.0  # from `go` or a token to the next token
+    end_s: float = 30.0  # from the last token until all have ended the request; also until exit
+    last_words_s: float = 3.0  # from a failure until the other ranks have said what they saw of it
 
     def scaled(self, time_scale: float) -> "Deadlines":
         """All of them multiplied."""
@@ -46,19 +39,12 @@ class Deadlines:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What was seen to go wrong.
+    """What was seen to go wrong."""
 
-    Attributes:
-        status: `timeout`, `crashed` or `oom`.
-        reason: In one line, opening with the rank.
-        is_breach: Whether a program broke the contract: then nobody else is to blame.
-        ended: The rank whose program ended early, if that is it.
-    """
-
-    status: str
-    reason: str
-    is_breach: bool = False
-    ended: int | None = None
+    status: str  # `timeout`, `crashed` or `oom`
+    reason: str  # in one line, opening with the rank
+    is_breach: bool = False  # a program broke the contract: then nobody else is to blame
+    ended: int | None = None  # the rank whose program ended early, if that is it
 
 
 class SessionFailed(Exception):
@@ -72,12 +58,8 @@ class SessionFailed(Exception):
 class ProgramSession:
     """One start of a system; `inbox` is where all of its programs are heard.
 
-    Args:
-        requests: What is asked for.
-        deadlines: When to give up.
-        on_event: Called with every event that keeps the contract.
-        keep_spans: Whether spans are wanted.
-        may_stop: Whether a request may end before it has all its tokens.
+    `on_event` is called with every event that keeps the contract. `keep_spans` says that spans are
+    wanted, `may_stop` that a request may end before it has all its tokens.
     """
 
     def __init__(

@@ -30,10 +30,8 @@ class ContractError(TpiError):
 class Contract:
     """Takes every line of every rank, and knows what has been said so far.
 
-    Args:
-        requests: What may be asked for.
-        keep_spans: Whether spans are wanted.
-        may_stop: Whether a request may end before it has all its tokens.
+    `requests` may be asked for. `keep_spans` says that spans are wanted, `may_stop` that a request
+    may end before it has all its tokens.
     """
 
     def __init__(

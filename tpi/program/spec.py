@@ -55,33 +55,24 @@ class Request(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
 
 
 class NodeSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Everything one program needs to know; `options` are the system's own.
-
-    Attributes:
-        session: 32 hexadecimal digits, the same on all ranks and new for every start.
-        bind: Address this rank listens on.
-        master: `host:port` of rank 0; None only where `world_size` is 1.
-        model_dir: This rank's shard folder (tpi) or the Hugging Face folder (baselines).
-        time_scale: Every deadline is multiplied by it.
-        keep_spans: Whether every span of a request that is no warm-up is written out at its end.
-        trust_network: Allow addresses other than loopback without encryption.
-    """
+    """Everything one program needs to know."""
 
     schema: Literal[2] = SPEC_SCHEMA
     system: Text
     rank: Annotated[int, Meta(ge=0, lt=_MAX_RANKS)]
     world_size: Annotated[int, Meta(ge=1, le=_MAX_RANKS)]
-    session: _Session
-    bind: Text
-    master: _Address | None
-    model_dir: Path
+    session: _Session  # the same on all ranks and new for every start
+    bind: Text  # address this rank listens on
+    master: _Address | None  # of rank 0; None only where `world_size` is 1
+    model_dir: Path  # this rank's shard folder (tpi) or the Hugging Face folder (baselines)
     threads: Annotated[int, Meta(ge=1, le=1024)]
     compute: ComputeOptions = ComputeOptions()
     requests: tuple[Request, ...]
+    # Every deadline is multiplied by it.
     time_scale: Annotated[float, Meta(gt=0, le=1e6, description="a number > 0")] = 1.0
-    keep_spans: bool = False
-    trust_network: bool = False
-    options: Mapping[str, Any] = {}
+    keep_spans: bool = False  # write out the spans of requests that are no warm-up at their end
+    trust_network: bool = False  # allow addresses other than loopback without encryption
+    options: Mapping[str, Any] = {}  # the system's own
 
     def request(self, request_id: str) -> Request:
         """The request of that id.
@@ -97,11 +88,7 @@ class NodeSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class OwnOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The options of `tpi node` beside how it computes.
-
-    Attributes:
-        sampling: How tokens are picked.
-    """
+    """The options of `tpi node` beside how it computes."""
 
     sampling: SamplingOptions = GREEDY
 

@@ -19,7 +19,7 @@ from msgspec import Meta, Struct, to_builtins
 from tpi.decode import Count, CountOrZero, NumBytes, decode, one_of, shown
 from tpi.errors import ConfigError, WeightsError
 from tpi.files import open_regular, read_small_file, write_atomic
-from tpi.model_config import DTYPES, ModelConfig, config_from_json, config_to_json
+from tpi.model_config import DTYPES, ModelConfig, config_to_json, parse_config
 from tpi.weights.layout import PAD_PREFIX, SAFETENSORS_DTYPES, TensorPlace, make_layout
 from tpi.weights.safetensors_header import read_header
 from tpi.weights.shard import BlockId, BlockSpec, ShardPlan, make_shard_plan, rank_blocks
@@ -154,7 +154,7 @@ class _Refusal(Exception):
 
 
 def _checked(found: _ManifestFile, folder: Path) -> Manifest:
-    config = config_from_json(found.config, "config")
+    config = parse_config(found.config, "config")
     plan = make_shard_plan(config, found.plan.world_size, found.plan.weights)
     _must_be("plan.shares", plan.shares, found.plan.shares)
     if found.rank >= plan.world_size:
@@ -179,7 +179,7 @@ def _checked_block(spec: BlockSpec, found: _File, folder: Path) -> BlockEntry:
     for tensor in spec.tensors:
         expected = _Tensor(tensor.dtype, tensor.shape)
         _must_be(f"files[{name}].tensors.{tensor.name}", expected, found.tensors[tensor.name])
-    layout = make_layout(spec.layout_input())
+    layout = spec.layout()
     _must_be(f"files[{name}].num_bytes", layout.num_bytes, found.num_bytes)
     return BlockEntry(spec.id, folder / name, layout.num_bytes, found.sha256, layout.places)
 
@@ -223,7 +223,7 @@ def open_shard_folder(
 
 def _check_block_file(entry: BlockEntry) -> None:
     """Length and header on disk must be, byte for byte, those of the layout."""
-    layout = make_layout([(p.name, p.dtype, p.shape) for p in entry.places])
+    layout = make_layout(tuple((p.name, p.dtype, p.shape) for p in entry.places))
     fd = open_regular(entry.path, WeightsError)
     try:
         num_bytes = os.fstat(fd).st_size

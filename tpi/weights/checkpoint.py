@@ -46,29 +46,12 @@ _FROM_SAFETENSORS = {theirs: ours for ours, theirs in SAFETENSORS_DTYPES.items()
 class TensorSource(Protocol):
     """Where a model's tensors come from, by their Hugging Face names."""
 
-    @property
-    def config(self) -> ModelConfig:
-        """What the model is."""
-
-    @property
-    def dtype(self) -> str:
-        """The storage dtype to keep unless another is asked for."""
-
-    @property
-    def distinct_layers(self) -> int:
-        """Layers l and l % distinct_layers hold the same numbers."""
-
-    @property
-    def description(self) -> str:
-        """For people: a path, or what is synthetic."""
-
-    @property
-    def fingerprint(self) -> str:
-        """The same words for the same numbers, others for others (as far as a sample shows)."""
-
-    @property
-    def tokenizer_files(self) -> tuple[Path, ...]:
-        """Files that the master needs to turn text into ids; may be none."""
+    config: ModelConfig
+    dtype: str  # the storage dtype to keep unless another is asked for
+    distinct_layers: int  # layers l and l % distinct_layers hold the same numbers
+    description: str  # for people: a path, or what is synthetic
+    fingerprint: str  # the same for the same numbers, else another (as far as a sample shows)
+    tokenizer_files: tuple[Path, ...]  # what the master needs to turn text into ids; may be none
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor."""

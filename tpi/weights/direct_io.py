@@ -41,15 +41,12 @@ class BlockReader(Protocol):
     @property
     def bytes_read(self) -> int:
         """Bytes read so far; it grows with every request."""
-        ...
 
     def read(self, entry: "BlockEntry", into: memoryview) -> None:
         """Fill `into` with the whole file of `entry`."""
-        ...
 
     def close(self) -> None:
         """Close what was opened; twice is fine."""
-        ...
 
 
 class DirectFile(ClosedAtExit):

@@ -26,6 +26,7 @@ from tpi.weights.newfile import Progress, WriteQueue, lock_folder, require_free_
 
 MAX_FILE_BYTES = 4 << 30
 _SPARE_BYTES = 16 << 20
+_Files = dict[str, dict[str, tuple[int, ...]]]  # file names, each with its tensors' shapes
 
 
 def required_hf_bytes(config: ModelConfig, dtype: str) -> int:
@@ -53,7 +54,11 @@ def write_hf_folder(
     """
     dtype = dtype or source.dtype
     files = _files(source, dtype, max_file_bytes)
-    key = _key(source, dtype, max_file_bytes)
+    what = [
+        config_to_json(source.config), dtype, source.distinct_layers, source.fingerprint,
+        max_file_bytes,
+    ]  # fmt: skip
+    key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
     with lock_folder(folder):
         foreign = (folder / CONFIG_FILE).exists() or any(folder.glob("*.safetensors"))
         if foreign and not (folder / JOURNAL_FILE).exists():
@@ -66,13 +71,9 @@ def write_hf_folder(
 
 
 def _write_locked(
-    source: TensorSource,
-    folder: Path,
-    dtype: str,
-    files: dict[str, dict[str, tuple[int, ...]]],
-    journal: Journal,
+    source: TensorSource, folder: Path, dtype: str, files: _Files, journal: Journal,
     progress: Progress | None,
-) -> int:
+) -> int:  # fmt: skip
     headers = {name: _header(tensors, dtype) for name, tensors in files.items()}
     sizes = {
         name: len(headers[name]) + sum(tensor_bytes(dtype, s) for s in tensors.values())
@@ -101,9 +102,7 @@ def _write_locked(
     return todo
 
 
-def _write_small_files(
-    source: TensorSource, folder: Path, dtype: str, files: dict[str, dict[str, tuple[int, ...]]]
-) -> None:
+def _write_small_files(source: TensorSource, folder: Path, dtype: str, files: _Files) -> None:
     if SINGLE_FILE not in files:
         index = {
             "metadata": {"total_size": required_hf_bytes(source.config, dtype)},
@@ -115,10 +114,8 @@ def _write_small_files(
     write_atomic(folder / CONFIG_FILE, json.dumps(config, indent=1).encode())
 
 
-def _files(
-    source: TensorSource, dtype: str, max_file_bytes: int
-) -> dict[str, dict[str, tuple[int, ...]]]:
-    """File names, each with its tensors and their shapes, in order of use."""
+def _files(source: TensorSource, dtype: str, max_file_bytes: int) -> _Files:
+    """Divide the tensors among files, in order of use."""
     groups: list[dict[str, tuple[int, ...]]] = [{}]
     num_bytes = 0
     for name, shape in expected_tensors(source.config).items():
@@ -150,11 +147,3 @@ def _header(tensors: dict[str, tuple[int, ...]], dtype: str) -> bytes:
     text = json.dumps(entries, separators=(",", ":")).encode()
     length = align_up(len(text), 8)
     return length.to_bytes(8, "little") + text.ljust(length, b" ")
-
-
-def _key(source: TensorSource, dtype: str, max_file_bytes: int) -> str:
-    what = [
-        config_to_json(source.config), dtype, source.distinct_layers, source.fingerprint,
-        max_file_bytes,
-    ]  # fmt: skip
-    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()

@@ -36,12 +36,9 @@ class _Line(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True)
 
 
 class Journal:
-    """The journal of one output folder, opened for one split.
+    """The journal of one output folder, which exists and is locked, opened for one split.
 
-    Args:
-        out: The folder; must exist and be locked by the caller.
-        key: What decides every byte of the output.
-        force: Remove shards of another key.
+    `key` decides every byte of the output; `force` removes shards of another key.
 
     Raises:
         ConfigError: The folder holds shards of another key.

@@ -17,13 +17,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tpi.errors import WeightsError
 from tpi.model_config import DTYPE_BYTES
 
 PAGE_BYTES = 4096  # what O_DIRECT asks of offsets, lengths and buffers, and a memory page
 TENSOR_ALIGN_BYTES = 64  # a cache line, and the widest vector register
 PAD_PREFIX = "__pad"
 SAFETENSORS_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+TensorForm = tuple[str, str, tuple[int, ...]]  # name, dtype, shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,19 +56,9 @@ def tensor_bytes(dtype: str, shape: Sequence[int]) -> int:
     return math.prod(shape) * DTYPE_BYTES[dtype]
 
 
-def make_layout(tensors: Sequence[tuple[str, str, tuple[int, ...]]]) -> BlockLayout:
-    """Lay tensors, given as (name, dtype, shape), out in a block file.
-
-    Raises:
-        WeightsError: No tensor, a name twice or reserved, a negative dimension, a dtype that is
-            not float32, float16 or bfloat16.
-    """
-    return _laid_out(tuple(tensors))
-
-
 @functools.lru_cache(maxsize=64)  # the layers of a model have two layouts
-def _laid_out(tensors: tuple[tuple[str, str, tuple[int, ...]], ...]) -> BlockLayout:
-    _check(tensors)
+def make_layout(tensors: tuple[TensorForm, ...]) -> BlockLayout:
+    """Lay tensors out in a block file; their names differ and do not begin with `__`."""
     entries: dict[str, object] = {}
     spans: list[tuple[int, int]] = []  # of the tensors, from the start of the data
     end = 0
@@ -86,20 +76,6 @@ def _laid_out(tensors: tuple[tuple[str, str, tuple[int, ...]], ...]) -> BlockLay
         for (name, dtype, shape), (start, stop) in zip(tensors, spans, strict=True)
     )
     return BlockLayout(header, len(header) + data_bytes, places)
-
-
-def _check(tensors: Sequence[tuple[str, str, tuple[int, ...]]]) -> None:
-    if not tensors:
-        raise WeightsError("block layout: expected at least one tensor, got none")
-    seen: set[str] = set()
-    for name, dtype, shape in tensors:
-        if name in seen or name.startswith("__"):
-            raise WeightsError(f"block layout: tensor name {name!r} is taken")
-        if dtype not in SAFETENSORS_DTYPES:
-            raise WeightsError(f"block layout: {name}: dtype {dtype!r} is not stored")
-        if any(size < 0 for size in shape):
-            raise WeightsError(f"block layout: {name}: negative dimension in {shape}")
-        seen.add(name)
 
 
 def _entry(dtype: str, shape: Sequence[int], start: int, end: int) -> dict[str, object]:

@@ -21,7 +21,14 @@ from msgspec import Meta, Struct, to_builtins
 from tpi.errors import ConfigError
 from tpi.model_config import ModelConfig
 from tpi.ranks import MASTER_RANK
-from tpi.weights.layout import PAGE_BYTES, TENSOR_ALIGN_BYTES, align_up, make_layout, tensor_bytes
+from tpi.weights.layout import (
+    PAGE_BYTES,
+    TENSOR_ALIGN_BYTES,
+    BlockLayout,
+    align_up,
+    make_layout,
+    tensor_bytes,
+)
 
 MAX_WORLD_SIZE = 1024
 # Rows of `down` that start at cache lines: bfloat16 matrix-vector products of torch 2.13 on one
@@ -114,7 +121,9 @@ def make_shard_plan(
     group = config.q_per_kv
     unit = group if sum(w > 0 for w in weights) <= config.num_kv_heads else 1
     q_ranges = _ranges(config.num_heads, unit, weights)
-    ffn_ranges = _ranges(config.ffn_size, _ffn_unit(config.ffn_size, world_size), weights)
+    ffn_size, least = config.ffn_size, FFN_GRANULE * _MIN_GRANULES_PER_RANK * world_size
+    ffn_unit = FFN_GRANULE if ffn_size % FFN_GRANULE == 0 and ffn_size >= least else 1
+    ffn_ranges = _ranges(ffn_size, ffn_unit, weights)
     shares = tuple(
         RankShare(
             q_start=q_start,
@@ -128,11 +137,6 @@ def make_shard_plan(
         for (q_start, q_stop), (ffn_start, ffn_stop) in zip(q_ranges, ffn_ranges, strict=True)
     )
     return ShardPlan(world_size, weights, shares)
-
-
-def _ffn_unit(ffn_size: int, world_size: int) -> int:
-    enough = ffn_size >= FFN_GRANULE * _MIN_GRANULES_PER_RANK * world_size
-    return FFN_GRANULE if ffn_size % FFN_GRANULE == 0 and enough else 1
 
 
 def _ranges(total: int, unit: int, weights: Sequence[float]) -> list[tuple[int, int]]:
@@ -184,9 +188,9 @@ class BlockSpec:
     id: BlockId
     tensors: tuple[TensorSpec, ...]
 
-    def layout_input(self) -> list[tuple[str, str, tuple[int, ...]]]:
-        """The tensors as `make_layout` takes them."""
-        return [(t.name, t.dtype, t.shape) for t in self.tensors]
+    def layout(self) -> BlockLayout:
+        """Where the tensors lie in the block's file."""
+        return make_layout(tuple((t.name, t.dtype, t.shape) for t in self.tensors))
 
 
 _Range = tuple[int, int]
@@ -309,6 +313,6 @@ def _head_tiles(
 def _tile_limit(blocks: Sequence[BlockSpec]) -> int:
     largest: dict[str, int] = {}
     for block in blocks:
-        num_bytes = make_layout(block.layout_input()).num_bytes
+        num_bytes = block.layout().num_bytes
         largest[block.id.kind] = max(largest.get(block.id.kind, 0), num_bytes)
     return min(largest.values(), default=_MAX_TILE_BYTES)

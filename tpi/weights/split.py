@@ -25,7 +25,7 @@ from tpi.weights.blockfile import (
 from tpi.weights.checkpoint import TensorSource, copy_tokenizer, row_chunks
 from tpi.weights.dtypes import RawArray, convert
 from tpi.weights.journal import Journal
-from tpi.weights.layout import BlockLayout, make_layout
+from tpi.weights.layout import BlockLayout
 from tpi.weights.newfile import (
     NewFile,
     Progress,
@@ -60,11 +60,12 @@ class _Job:
     out: Path
     dtype: str
     parts: Mapping[BlockId, Sequence[_Part]]
+    digest: str  # of all that decides the bytes of the shards; every rank's manifest has it
     journal: Journal
 
-    def is_stored(self, block: BlockId) -> bool:
-        """Whether a block has a file of its own, and is not a link to another layer's."""
-        return _stored_id(block, self.source.distinct_layers) == block
+    def stored_id(self, block: BlockId) -> BlockId:
+        """The block whose file holds this block's numbers: itself, or an equal layer's."""
+        return _stored_id(block, self.source.distinct_layers)
 
     def holds(self, part: _Part) -> bool:
         return self.journal.holds(part.name, part.layout.num_bytes)
@@ -99,10 +100,13 @@ def split(
     if dtype not in DTYPES:
         raise ConfigError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
     parts = _parts(source.config, plan, dtype)
+    digest = make_plan_digest(
+        source.config, plan, dtype, source.distinct_layers, source.fingerprint
+    )
     with lock_folder(out):
         try:
-            journal = Journal(out, _digest(source, plan, dtype), force=force)
-            return _split_locked(_Job(source, plan, out, dtype, parts, journal), progress)
+            journal = Journal(out, digest, force=force)
+            return _split_locked(_Job(source, plan, out, dtype, parts, digest, journal), progress)
         except OSError as exc:
             raise write_error(out, exc) from exc
 
@@ -121,7 +125,7 @@ def required_bytes(
 
 
 def _split_locked(job: _Job, progress: Progress | None) -> int:
-    stored = {block: parts for block, parts in job.parts.items() if job.is_stored(block)}
+    stored = {block: parts for block, parts in job.parts.items() if job.stored_id(block) == block}
     missing = {block: p for block, p in stored.items() if not all(map(job.holds, p))}
     total = sum(part.layout.num_bytes for parts in stored.values() for part in parts)
     todo = sum(part.layout.num_bytes for parts in missing.values() for part in parts)
@@ -149,11 +153,6 @@ def _looks_complete(job: _Job, ranks: Sequence[Path]) -> bool:
     return all(path.exists() and path.stat().st_size == size for path, size in files)
 
 
-def _digest(source: TensorSource, plan: ShardPlan, dtype: str) -> str:
-    """Hash of all that decides the bytes of the shards; every rank's manifest has it."""
-    return make_plan_digest(source.config, plan, dtype, source.distinct_layers, source.fingerprint)
-
-
 def _stored_id(block: BlockId, distinct_layers: int) -> BlockId:
     """The block whose file holds this block's numbers."""
     if block.kind in ("attn", "ffn"):
@@ -166,7 +165,7 @@ def _parts(config: ModelConfig, plan: ShardPlan, dtype: str) -> dict[BlockId, li
     parts: dict[BlockId, list[_Part]] = {}
     for rank in range(plan.world_size):
         for spec in rank_blocks(config, plan, rank, dtype):
-            part = _Part(rank, spec, make_layout(spec.layout_input()))
+            part = _Part(rank, spec, spec.layout())
             parts.setdefault(spec.id, []).append(part)
     return parts
 
@@ -233,7 +232,7 @@ def _pieces(
 def _link_repeated(job: _Job) -> None:
     """Give the layers that repeat another's numbers the other's file as a hard link."""
     for block, parts in job.parts.items():
-        stored = _stored_id(block, job.source.distinct_layers)
+        stored = job.stored_id(block)
         if stored == block:
             continue
         for part in parts:
@@ -247,7 +246,7 @@ def _write_manifest(job: _Job, rank: int, folder: Path) -> None:
     entries = []
     for spec in rank_blocks(job.source.config, job.plan, rank, job.dtype):
         part = next(part for part in job.parts[spec.id] if part.rank == rank)
-        stored = _stored_id(spec.id, job.source.distinct_layers)
+        stored = job.stored_id(spec.id)
         entries.append(
             BlockEntry(
                 id=spec.id,
@@ -263,7 +262,7 @@ def _write_manifest(job: _Job, rank: int, folder: Path) -> None:
         rank=rank,
         dtype=job.dtype,
         blocks=tuple(entries),
-        plan_digest=_digest(job.source, job.plan, job.dtype),
+        plan_digest=job.digest,
         distinct_layers=job.source.distinct_layers,
         source=job.source.fingerprint,
     )
