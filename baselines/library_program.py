@@ -65,7 +65,12 @@ def main(load: Load, argv: Sequence[str] | None = None, *, shared: bool = False)
     """Serve the requests of the spec that `argv` names; `shared` models run on several devices."""
 
     def open_model(spec: NodeSpec) -> OpenedModel:
-        _check_devices(spec, shared)
+        if spec.compute.max_batch != 1 or (spec.world_size != 1 and not shared):
+            devices = "" if shared else "on one device "
+            raise ConfigError(
+                f"{spec.system}: runs {devices}with batch 1, "
+                f"got {spec.world_size} devices and batch {spec.compute.max_batch}"
+            )
         return _loaded(spec, load)
 
     return host.main(open_model, argv, at_once=True)
@@ -75,15 +80,6 @@ def main(load: Load, argv: Sequence[str] | None = None, *, shared: bool = False)
 def _loaded(spec: NodeSpec, load: Load) -> Iterator[Model]:
     with load(spec) as model:
         yield _Hosted(spec, model)
-
-
-def _check_devices(spec: NodeSpec, shared: bool) -> None:
-    if spec.compute.max_batch != 1 or (spec.world_size != 1 and not shared):
-        devices = "" if shared else "on one device "
-        raise ConfigError(
-            f"{spec.system}: runs {devices}with batch 1, "
-            f"got {spec.world_size} devices and batch {spec.compute.max_batch}"
-        )
 
 
 class _Hosted:

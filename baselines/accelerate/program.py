@@ -59,6 +59,9 @@ def load(spec: NodeSpec) -> "OffloadedModel":
     if spec.system == "accelerate-2024":
         return _load_2024(spec)
     options = own_options(spec, AccelerateOptions)
+    placement: dict[str, Any] = {"device_map": {"": "disk"}}
+    if options.max_memory is not None:
+        placement = {"device_map": "auto", "max_memory": {"cpu": options.max_memory}}
     # Only here: a wrong spec is refused before the library's seconds of import.
     from baselines.accelerate.offload import OffloadedModel, offload_folder
     from baselines.transformers.loading import load_model
@@ -69,7 +72,7 @@ def load(spec: NodeSpec) -> "OffloadedModel":
             spec.compute.dtype,
             spec.threads,
             offload_folder=folder.name,
-            **_placement(options.max_memory),
+            **placement,
         )
         return OffloadedModel(model, folder)
 
@@ -86,12 +89,6 @@ def _load_2024(spec: NodeSpec) -> "OffloadedModel":
         with map_errors({OSError: ResourceError}, f"cannot offload to {folder.name}"):
             model = disk_offload(model, folder.name)
         return OffloadedModel(model, folder, _NOTE_2024)
-
-
-def _placement(max_memory: int | None) -> dict[str, Any]:
-    if max_memory is None:
-        return {"device_map": {"": "disk"}}
-    return {"device_map": "auto", "max_memory": {"cpu": max_memory}}
 
 
 if __name__ == "__main__":

@@ -19,7 +19,11 @@ class AccelerateSystem(LibrarySystem[AccelerateOptions]):
         stored = inputs.stored_bytes
         kept = min(inputs.weight_bytes, options.max_memory or 0)
         offloaded = stored - stored * kept // inputs.weight_bytes
-        peak_bytes = kept + _largest_module(inputs) + BASE_BYTES
+        model = inputs.model
+        rows = max(model.vocab_size, model.ffn_size, model.num_heads * model.head_size)
+        # The largest matrix, in the compute dtype and once more as stored.
+        item_bytes = DTYPE_BYTES[inputs.dtype] + DTYPE_BYTES[inputs.storage]
+        peak_bytes = kept + rows * model.hidden_size * item_bytes + BASE_BYTES
         plain = replace(super().predict(inputs, options), peak_bytes=(peak_bytes,))
         return _reading(plain, inputs, offloaded)
 
@@ -46,13 +50,6 @@ def _reading(plain: Prediction, inputs: CostInputs, num_bytes: int) -> Predictio
         prefill_s=plain.prefill_s + read_s,
         step_s=plain.step_s + read_s,
     )
-
-
-def _largest_module(inputs: CostInputs) -> int:
-    """The largest matrix, in the compute dtype and once more as stored."""
-    model = inputs.model
-    rows = max(model.vocab_size, model.ffn_size, model.num_heads * model.head_size)
-    return rows * model.hidden_size * (DTYPE_BYTES[inputs.dtype] + DTYPE_BYTES[inputs.storage])
 
 
 SYSTEMS = (

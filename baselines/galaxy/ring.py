@@ -58,21 +58,18 @@ class RingSender:
             yield
         else:
             self._loads.put((sends, recvs))
-            yield from self._meanwhile()
-
-    def _meanwhile(self) -> Iterator[None]:
-        under_way = True
-        try:
-            yield
-            with self._tracer.span("allreduce"):
-                error = self._outcomes.get()
-            under_way = False
-        finally:
-            if under_way:  # an interrupt, or an error of the body: the session is lost
-                self._transport.give_up()
-                self._outcomes.get()
-        if error is not None:
-            raise error
+            under_way = True
+            try:
+                yield
+                with self._tracer.span("allreduce"):
+                    error = self._outcomes.get()
+                under_way = False
+            finally:
+                if under_way:  # an interrupt, or an error of the body: the session is lost
+                    self._transport.give_up()
+                    self._outcomes.get()
+            if error is not None:
+                raise error
 
     def _run(self) -> None:
         while (load := self._loads.get()) is not None:
@@ -153,7 +150,10 @@ class Ring:
         sum_ND = self._part(width, leaving, make)
         for turn in range(self._size - 1):
             coming = tiles[(self._rank - turn - 2) % self._size]
-            inbox_ND = self._room(coming[1] - coming[0], width)
+            num_rows = coming[1] - coming[0]
+            if self._inbox.numel() < num_rows * width:
+                self._inbox = torch.empty(num_rows * width)
+            inbox_ND = self._inbox[: num_rows * width].view(num_rows, width)
             with self._turn(place, leaving[0], sum_ND, coming[0], inbox_ND):
                 part_ND = self._part(width, coming, make)
             sum_ND, leaving = part_ND.add_(inbox_ND), coming
@@ -163,11 +163,6 @@ class Ring:
         self, width: int, tile: tuple[int, int], make: Callable[[int, int], torch.Tensor]
     ) -> torch.Tensor:
         return make(*tile) if tile[0] < tile[1] else torch.empty(0, width)
-
-    def _room(self, num_rows: int, width: int) -> torch.Tensor:
-        if self._inbox.numel() < num_rows * width:
-            self._inbox = torch.empty(num_rows * width)
-        return self._inbox[: num_rows * width].view(num_rows, width)
 
     def _turn(
         self,

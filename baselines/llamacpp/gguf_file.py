@@ -66,7 +66,12 @@ def make_gguf(
         if (folder / MODEL_FILE).exists() and not (folder / JOURNAL_FILE).exists():
             raise ConfigError(f"{folder}: holds a model that was not made here; not touched")
         try:
-            journal = Journal(folder, _key(source, file_type), force=False)
+            parts = [
+                config_to_json(source.config), file_type, source.dtype, source.distinct_layers,
+                source.fingerprint,
+            ]  # fmt: skip
+            key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+            journal = Journal(folder, key, force=False)
             if journal.complete and (folder / MODEL_FILE).exists():
                 return
             if file_type in QUANTIZED:
@@ -220,11 +225,3 @@ def _make_quantized(
     finally:
         plain.unlink(missing_ok=True)
         partial.unlink(missing_ok=True)
-
-
-def _key(source: TensorSource, file_type: str) -> str:
-    what = [
-        config_to_json(source.config), file_type, source.dtype, source.distinct_layers,
-        source.fingerprint,
-    ]  # fmt: skip
-    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import torch
 
-from baselines.pipeline.options import PipelineOptions
+from baselines.pipeline.program import PipelineOptions
 from baselines.pipeline.stages import fixed_bytes, holds, make_stages
 from tpi.build_engine import OnWait, open_components
 from tpi.comm.allreduce import check_finite
@@ -103,7 +103,10 @@ def open_pipeline(
 ) -> Iterator[tuple[Engine, Window, WindowChoice]]:
     """Put one rank's engine together; `manifest` has the blocks of its stage."""
     ranks = transport.ranks
-    choice = plan_stage(manifest, ranks.rank, stage, options)
+    held = tuple((e.id, e.num_bytes) for e in manifest.blocks if e.id.kind != "embed")
+    fixed = fixed_bytes(manifest.config, ranks.rank, stage, options)
+    # All blocks of the stage stay in memory.
+    choice = plan_memory(held, window=None, memory_budget=None, fixed_bytes=fixed)
     with open_components(
         manifest, transport, options, choice, tracer, on_wait, stage
     ) as components:
@@ -115,15 +118,6 @@ def open_pipeline(
         engine = PipelineEngine(components, link, NoReduce(ranks, on_wait))
         components.window.start()
         yield engine, components.window, choice
-
-
-def plan_stage(
-    manifest: Manifest, rank: int, stage: range, options: ComputeOptions
-) -> WindowChoice:
-    """All blocks of the stage stay in memory; with the predicted peak."""
-    held = [(e.id, e.num_bytes) for e in manifest.blocks if e.id.kind != "embed"]
-    fixed = fixed_bytes(manifest.config, rank, stage, options)
-    return plan_memory(tuple(held), window=None, memory_budget=None, fixed_bytes=fixed)
 
 
 def own_blocks(whole: Manifest, rank: int, stage: range) -> Manifest:

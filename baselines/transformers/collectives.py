@@ -67,7 +67,8 @@ def sent_bytes() -> int | None:
             if not str(entry.readlink()).startswith("socket:"):
                 continue
             with socket.socket(fileno=os.dup(int(entry.name))) as sock:
-                if not _is_tcp(sock):
+                is_internet = sock.family in (socket.AF_INET, socket.AF_INET6)
+                if not is_internet or sock.type != socket.SOCK_STREAM:
                     continue
                 info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
             if len(info) < _SENT_OFFSET + _SENT_AND_AGAIN.size:
@@ -75,8 +76,3 @@ def sent_bytes() -> int | None:
             sent, again = _SENT_AND_AGAIN.unpack_from(info, _SENT_OFFSET)
             total += sent - again
     return total
-
-
-def _is_tcp(sock: socket.socket) -> bool:
-    is_internet = sock.family in (socket.AF_INET, socket.AF_INET6)
-    return is_internet and sock.type == socket.SOCK_STREAM

@@ -97,7 +97,11 @@ def load_model_twice(folder: Path, dtype: str, threads: int, *, mmap: bool) -> A
         with no_init_weights():
             model = _hf.AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
         state: dict[str, torch.Tensor] = {}
-        for file in _weight_files(folder):
+        # The safetensors files as the checkpoint's index names them, if it has one.
+        index, names = folder / "model.safetensors.index.json", ["model.safetensors"]
+        if index.exists():
+            names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        for file in (folder / name for name in sorted(set(names))):
             state.update(load_file(file) if mmap else safetensors_load(file.read_bytes()))
         found = model.load_state_dict(state, strict=False)
         # Without initialisation nothing is tied yet: the head of tied embeddings is in no file.
@@ -133,15 +137,6 @@ def _memory_apart() -> Iterator[None]:
         if "allocate memory" in str(exc):
             raise MemoryError(str(exc)[:200]) from exc
         raise
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, as its index names them if it has one."""
-    index = folder / "model.safetensors.index.json"
-    if not index.exists():
-        return [folder / "model.safetensors"]
-    names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-    return [folder / name for name in sorted(set(names))]
 
 
 def _ready(model: Any) -> Any:

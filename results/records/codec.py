@@ -25,7 +25,7 @@ from results.records.schema import (
 from tpi.decode import Text, convert, decode
 from tpi.errors import map_errors
 from tpi.files import parse_json
-from tpi.program.events import Event, EventError, check_event
+from tpi.program.events import EventError, check_event
 
 _DIGEST = "record_sha256"
 Json = dict[str, object]
@@ -99,9 +99,14 @@ def decode_repeat(data: bytes, where: str) -> Repeat:
     head = convert({**raw, "events": ()}, _FirstLine, f"{where}: line 1", RecordError)
     if len(lines) != head.num_events + 1 or lines[-1] != b"":
         raise RecordError(f"{where}: is cut short: {len(lines) - 1} of {head.num_events} events")
-    events = tuple(_event(line, where) for line in lines[:-1])
+    events = []
+    for line in lines[:-1]:
+        found = decode(line, _EventLine, f"{where}: event", RecordError)
+        with map_errors({EventError: RecordError}, where):
+            body = {"event": found.event, "t_ns": found.t_ns, **found.fields}
+            events.append(check_event(body, found.rank))
     fields = {name: getattr(head, name) for name in Repeat.__struct_fields__}
-    return Repeat(**{**fields, "events": events})
+    return Repeat(**{**fields, "events": tuple(events)})
 
 
 def _object(data: bytes, where: str) -> Json:
@@ -128,13 +133,6 @@ def _check_record(record: RunRecord, where: str) -> None:
         raise RecordError(f"{where}: status {record.status} without a reason")
     if record.metrics is not None and len(record.metrics.time_share) not in (0, len(TIME_SHARES)):
         raise RecordError(f"{where}: metrics.time_share must have all of {TIME_SHARES}, or none")
-
-
-def _event(line: bytes, where: str) -> Event:
-    found = decode(line, _EventLine, f"{where}: event", RecordError)
-    with map_errors({EventError: RecordError}, where):
-        raw = {"event": found.event, "t_ns": found.t_ns, **found.fields}
-        return check_event(raw, found.rank)
 
 
 def _digest(body: Json) -> str:

@@ -50,6 +50,7 @@ def measure(repeat: Repeat) -> RepeatMetrics:
 def summarize(repeats: Sequence[RepeatMetrics]) -> Metrics:
     """Join the metrics of repeats (at least one)."""
     gaps = [r.gaps_s for r in repeats if r.gaps_s]
+    shares = [r.time_share for r in repeats if r.time_share]
     return Metrics(
         load_s=spread([r.load_s for r in repeats]),
         verify_s=median([r.verify_s for r in repeats]),
@@ -59,19 +60,20 @@ def summarize(repeats: Sequence[RepeatMetrics]) -> Metrics:
         disk_bytes_per_token=_median_or_none([r.disk_bytes_per_token for r in repeats]),
         wire_bytes_per_token=_median_or_none([r.wire_bytes_per_token for r in repeats]),
         messages_per_token=_median_or_none([r.messages_per_token for r in repeats]),
-        time_share=_mean_share(repeats),
+        time_share={
+            name: sum(share[name] for share in shares) / len(shares)
+            for name in (TIME_SHARES if shares else ())
+        },
     )
 
 
 def largest(peaks: Sequence[PeakMemory]) -> PeakMemory:
     """The largest of each way of counting, rank by rank; None only if all are."""
-    ways = PeakMemory.__struct_fields__
-    return PeakMemory(**{way: _largest([getattr(p, way) for p in peaks]) for way in ways})
-
-
-def _largest(by_rank: Sequence[tuple[int | None, ...]]) -> tuple[int | None, ...]:
-    columns = zip(*(ranks for ranks in by_rank if ranks), strict=True)
-    return tuple(max((v for v in column if v is not None), default=None) for column in columns)
+    found = {}
+    for way in PeakMemory.__struct_fields__:
+        columns = zip(*filter(None, (getattr(peak, way) for peak in peaks)), strict=True)
+        found[way] = tuple(max((v for v in c if v is not None), default=None) for c in columns)
+    return PeakMemory(**found)
 
 
 def _only(repeat: Repeat, rank: int, name: str) -> Event:
@@ -109,13 +111,6 @@ def _time_share(repeat: Repeat, request_s: float) -> dict[str, float]:
         for name in names
     }
     return {**share, TIME_SHARES[-1]: max(0.0, 1.0 - sum(share.values()))}
-
-
-def _mean_share(repeats: Sequence[RepeatMetrics]) -> dict[str, float]:
-    shares = [r.time_share for r in repeats if r.time_share]
-    if not shares:
-        return {}
-    return {name: sum(s[name] for s in shares) / len(shares) for name in TIME_SHARES}
 
 
 def _median_or_none(values: Sequence[float | None]) -> float | None:

@@ -3,9 +3,10 @@
 Version 1 kept configuration and environment as they came, and notes as lines of text.
 """
 
+import functools
 import re
-from collections.abc import Callable
-from typing import Any
+from string import Formatter
+from typing import Any, get_type_hints
 
 import msgspec
 
@@ -28,35 +29,16 @@ Json = dict[str, Any]
 
 _HOST = re.compile(r"(?P<cpu_model>.*?), (?P<cores>\d+) cores\b")
 _BESIDE_HOST = ("devices", "testbed_notes", "calibrated_host")
-_NUMBER = r"\d+(?:\.\d+)?(?:e[+-]?\d+)?"
-_NOTES: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], Note]], ...] = (
-    (
-        re.compile(rf"(.+) (\d+) -> (\d+), to fit max_minutes=({_NUMBER})"),
-        lambda m: Cut(m[1], int(m[2]), int(m[3]), float(m[4])),
-    ),
-    (
-        re.compile(r"distinct_layers: (\d+) of (\d+)"),
-        lambda m: DistinctLayers(int(m[1]), int(m[2])),
-    ),
-    (re.compile(r"dtype: (\w+), of the run: (\w+)"), lambda m: OwnSetting("dtype", m[1], m[2])),
-    (
-        re.compile(r"threads: (\d+), of the run: (\d+)"),
-        lambda m: OwnSetting("threads", int(m[1]), int(m[2])),
-    ),
-    (
-        re.compile(r"(.+); its tokens are checked against the file's own numbers"),
-        lambda m: OwnForm(m[1]),
-    ),
-    (re.compile(re.escape(str(Contended()))), lambda _: Contended()),
-    (
-        re.compile(r"link faults were made during the measured request: (\d+) changes"),
-        lambda m: LinkFaults(int(m[1])),
-    ),
-    (
-        re.compile(r"link faults that could not be made: (\d+), (.*)"),
-        lambda m: LinkFaultsFailed(int(m[1]), m[2]),
-    ),
+_FACTS: tuple[type[Note], ...] = (
+    Cut,
+    DistinctLayers,
+    OwnSetting,
+    OwnForm,
+    Contended,
+    LinkFaults,
+    LinkFaultsFailed,
 )
+_PATTERNS = {int: r"\d+", float: r"\d+(?:\.\d+)?(?:e[+-]?\d+)?", str: ".*", int | str: r"\w+"}
 
 
 class _OldRecord(msgspec.Struct):
@@ -84,10 +66,21 @@ def upgraded_record(raw: Json, where: str) -> Json:
 
 def note_of(text: str) -> Note:
     """The fact that a line was made from, or a program's own words."""
-    for pattern, make in _NOTES:
-        if match := pattern.fullmatch(text):
-            return make(match)
+    for fact in _FACTS:
+        if match := _pattern(fact).fullmatch(text):
+            types, values = get_type_hints(fact), match.groupdict()
+            numbers = {n: int(v) for n, v in values.items() if types[n] is not str and v.isdigit()}
+            return msgspec.convert(values | numbers, fact, strict=False)
     return Said(text)
+
+
+@functools.cache
+def _pattern(fact: type[Note]) -> re.Pattern[str]:
+    """What a fact's words match, with a group for each field."""
+    types, pattern = get_type_hints(fact), ""
+    for words, name, *_ in Formatter().parse(fact.words):
+        pattern += re.escape(words) + (f"(?P<{name}>{_PATTERNS[types[name]]})" if name else "")
+    return re.compile(pattern)
 
 
 def calibrated_host(words: str) -> CalibratedHost:

@@ -72,7 +72,6 @@ _REASONS: tuple[tuple[Callable[[Place], bool], str], ...] = (
 class Fit:
     """Rates that give the chosen cells, and what they predict for all cells, those included."""
 
-    names: tuple[str, ...]
     rates: tuple[float, ...]
     chosen: tuple[Place, ...]
     predicted: Mapping[Place, float]
@@ -148,7 +147,7 @@ def fit(testbed: _Testbed, chosen: Sequence[Place], reported: Mapping[Place, flo
     found = least_squares(residuals, np.log(testbed.start), xtol=1e-10)
     rates = tuple(float(value) for value in np.exp(found.x))
     predicted = {place: testbed.predict(place, rates) for place in reported}
-    return Fit(testbed.names, rates, tuple(chosen), predicted)
+    return Fit(rates, tuple(chosen), predicted)
 
 
 def reported_times(testbed: _Testbed) -> dict[Place, float]:
@@ -213,7 +212,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for testbed in (KLONET, LAPTOPS):
         reported = reported_times(testbed)
         result = fit(testbed, testbed.chosen, reported)
-        rates = ", ".join(f"{n} {v:.4g}" for n, v in zip(result.names, result.rates, strict=True))
+        rates = ", ".join(f"{n} {v:.4g}" for n, v in zip(testbed.names, result.rates, strict=True))
         console.print(f"\n{', '.join(testbed.exhibits)}: {rates}", markup=False)
         console.print(_table(result, reported))
         found = errors(result, reported)

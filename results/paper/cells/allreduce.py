@@ -118,7 +118,8 @@ def signed(body: Mapping[str, object]) -> dict[str, object]:
 def cells_of(study: Study, scale: str) -> Iterator[Cell]:
     """Every point of a study: what was measured, and the closed forms for its own network."""
     for point in study.points:
-        payload = payload_name(point.num_bytes)
+        is_small = point.num_bytes < 1024
+        payload = f"{point.num_bytes} bytes" if is_small else format_bytes(point.num_bytes)
         network = StudiedNetwork(point.world_size, study.rate_mbps)
         row = f"{point.delay_ms / _LINKS_TO_CORE:g}"
         place = Place("figure3", row, point.algorithm, "allreduce_s")
@@ -141,8 +142,3 @@ def cells_of(study: Study, scale: str) -> Iterator[Cell]:
             forms = {OURS: point.bound_s, HOPS: point.published_s}
         for source, value in forms.items():
             yield Cell(place, "computed", value=value, source=source, detail=_OF_STUDY)
-
-
-def payload_name(num_bytes: int) -> str:
-    """`4 bytes`, `32 KiB`."""
-    return f"{num_bytes} bytes" if num_bytes < 1024 else format_bytes(num_bytes)

@@ -41,7 +41,12 @@ _PAYLOADS = {OURS: 4, OURS_32K: 32 << 10}
 def computed_cells() -> tuple[Cell, ...]:
     """Every computed cell, exhibit by exhibit."""
     return (
-        *_memory_tables(),
+        *(
+            found
+            for exhibit in WINDOWS
+            for cell in memory_cells(exhibit)
+            for found in _both_memories(cell.place, setting_of(cell))
+        ),
         *_block_sizes(),
         *_models(),
         *_memory_over_devices(),
@@ -62,12 +67,6 @@ def _both_memories(place: Place, setting: CellSetting) -> Iterator[Cell]:
     ours = f"{window}; weights held in 16 bits, computed in float32, {_MAX_TOKENS} tokens"
     yield _computed(place, published_peak_bytes(setting), AS_PUBLISHED, published)
     yield _computed(place, ours_peak_bytes(setting), OURS, ours)
-
-
-def _memory_tables() -> Iterator[Cell]:
-    for exhibit in WINDOWS:
-        for cell in memory_cells(exhibit):
-            yield from _both_memories(cell.place, setting_of(cell))
 
 
 @functools.cache

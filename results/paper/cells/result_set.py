@@ -106,7 +106,8 @@ def _run_cells(
         record = records.get(entry.run_id)
         problem = problems.get(entry.run_id, "") or problems.get(_key(entry), "")
         if record is not None and not problem:
-            yield from cells_of(entry, record, index.scale, _first_tokens(record, store))
+            first = [each.load_s + each.ttft_s for each in store.measured(record)]
+            yield from cells_of(entry, record, index.scale, spread(first) if first else None)
             continue
         reason, detail = "not run", ""
         if problem:
@@ -149,12 +150,6 @@ def _agree(found: object, wanted: str) -> bool:
 
 def _key(entry: Entry) -> str:
     return f"{entry.exhibit} {entry.row} {entry.column} of {entry.program}"
-
-
-def _first_tokens(record: RunRecord, store: RunStore) -> Spread | None:
-    """Loading and request to first token of each repeat together; None where there is none."""
-    found = [each.load_s + each.ttft_s for each in store.measured(record)]
-    return spread(found) if found else None
 
 
 def cells_of(entry: Entry, record: RunRecord, scale: str, first: Spread | None) -> Iterator[Cell]:

@@ -76,7 +76,11 @@ def figures_of(outcome: SimOutcome) -> Figures:
 def rebuild(record: RunRecord) -> SimRun:
     """The run that a record describes; a ConfigError if it lacks something or has no preset."""
     config, calibration = record.config, record.calibration
-    options = _options(record)
+    kind: type[SystemOptions] = find_system(record.system).options
+    known = config.options.items()
+    # What older versions had beside is left out.
+    asked = {name: value for name, value in known if name in kind.__struct_fields__}
+    options = convert(asked, kind, f"record {record.run_id}", ConfigError)
     probe, new_tokens = calibration.disk_probe, config.workload.new_tokens
     read_bps = None if probe is None else probe.read_bps
     if read_bps is None or new_tokens is None or config.dtype is None or not calibration.limits:
@@ -98,14 +102,6 @@ def rebuild(record: RunRecord) -> SimRun:
         shares=config.shares,
         options=options.spec(),
     )
-
-
-def _options(record: RunRecord) -> SystemOptions:
-    """Of the system that ran; what older versions had beside is left out."""
-    options: type[SystemOptions] = find_system(record.system).options
-    known = record.config.options.items()
-    asked = {name: value for name, value in known if name in options.__struct_fields__}
-    return convert(asked, options, f"record {record.run_id}", ConfigError)
 
 
 def _device(

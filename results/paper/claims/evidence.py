@@ -95,7 +95,7 @@ class View:
     def rows(self, exhibit: str) -> list[str]:
         """Rows of an exhibit that are numbers, by size, of any kind of evidence."""
         rows = {cell.place.row for cell in self.results.exhibit(exhibit)}
-        return sorted((row for row in rows if _is_number(row)), key=float)
+        return sorted((r for r in rows if r.replace(".", "", 1).isdigit()), key=float)
 
     def value(self, place: Place, source: str = "") -> Spread | None:
         """The number of a place with its interval, if it has one."""
@@ -112,7 +112,10 @@ class View:
         top, bottom = self.look(above, source).cell, self.look(below, source).cell
         if top is None or bottom is None or top.backend != bottom.backend:
             return None
-        if not _one_host(self.results, top, bottom):
+        records = [self.results.records.get(cell.run_id) for cell in (top, bottom)]
+        hosts = [record.environment.host for record in records if record is not None]
+        # As far as the records say; the simulator has no host.
+        if len({host and host_fingerprint(host) for host in hosts}) > 1 and not top.is_simulated:
             return None
         if top.value is None or not bottom.value:
             return None
@@ -126,13 +129,6 @@ class View:
         missing = [(place, self.look(place)) for place in places]
         reasons = [f"{p.column} {seen.reason}" for p, seen in missing if not seen.has_value]
         return ", ".join(reasons) or "measured on different backends or hosts"
-
-
-def _one_host(results: ResultSet, top: Cell, bottom: Cell) -> bool:
-    """Whether two runs shared a host, as far as their records say; the simulator has none."""
-    records = [results.records.get(cell.run_id) for cell in (top, bottom)]
-    hosts = [record.environment.host for record in records if record is not None]
-    return len({host and host_fingerprint(host) for host in hosts}) < 2 or top.is_simulated
 
 
 def samples_of(results: ResultSet, cell: Cell) -> Groups | None:
@@ -181,7 +177,3 @@ def _quotient(above: Spread, below: Spread) -> Spread:
     low = above.low / below.high
     high = above.high / below.low if below.low > 0 else float("inf")
     return Spread(above.median / below.median, low, high, min(above.n, below.n))
-
-
-def _is_number(text: str) -> bool:
-    return text.replace(".", "", 1).isdigit()

@@ -17,7 +17,7 @@ from results.paper.cells.load import open_result_set
 from results.paper.cells.result_set import ResultSet
 from results.paper.claims.evidence import KINDS, MEASURED, REPORTED, SIMULATED, View
 from results.paper.claims.list import CLAIMS, Claim
-from results.paper.claims.verdict import REPRODUCED, UNDECIDED, Finding
+from results.paper.claims.verdict import REPRODUCED, UNDECIDED, Finding, joined
 from results.paper.render.cell_format import escaped
 from tpi.command_line import Parser
 from tpi.errors import EXIT_OK, TpiError
@@ -82,24 +82,19 @@ def judge(results: ResultSet, claim: Claim) -> Judgement:
     }
     for kind in (MEASURED, SIMULATED):
         if found[kind.name].verdict != UNDECIDED:
-            verdict, dilations = found[kind.name].verdict, _dilations(results, claim)
-            return Judgement(claim, verdict, kind.name, "", shown, dilations=dilations)
+            cells = (cell for p in claim.places for cell in results.of(p, MEASURED.evidence))
+            dilations = {cell.dilation for cell in cells if cell.value is not None} - {1.0}
+            verdict = found[kind.name].verdict
+            return Judgement(claim, verdict, kind.name, "", shown, tuple(sorted(dilations)))
     reason = "; ".join(f"{k.name}: {found[k.name].reason}" for k in (MEASURED, SIMULATED))
     return Judgement(claim, UNDECIDED, "", reason, shown)
-
-
-def _dilations(results: ResultSet, claim: Claim) -> tuple[float, ...]:
-    """Of the measured numbers at a claim's places, those that are not 1."""
-    cells = (cell for place in claim.places for cell in results.of(place, MEASURED.evidence))
-    found = {cell.dilation for cell in cells if cell.value is not None} - {1.0}
-    return tuple(sorted(found))
 
 
 def _decided(view: View, claim: Claim) -> Finding:
     """What a rule finds; of runs, nothing is reproduced while a place of the claim has none."""
     if view.kind == REPORTED and claim.paper_is_of:
         return Finding(UNDECIDED, reason=f"its numbers are of {claim.paper_is_of}")
-    finding = claim.decide(view)
+    finding = joined(claim.decide(view))
     if view.kind not in (MEASURED, SIMULATED):
         return finding
     there = sum(seen.has_value or seen.is_oom for seen in map(view.look, claim.places))

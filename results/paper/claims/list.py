@@ -12,7 +12,7 @@ from results.paper.cell import Place
 from results.paper.cells.allreduce import LINKS_MS
 from results.paper.claims import memory, network, schedule, speed
 from results.paper.claims.evidence import View
-from results.paper.claims.verdict import Finding, percent
+from results.paper.claims.verdict import Item, percent
 from results.paper.render.layouts import FIGURE6_MODELS, LAPTOP_MODELS, MODELS
 from tpi.comm.allreduces.registry import PAPER_ALLREDUCES
 
@@ -34,7 +34,7 @@ class Claim:
     source: str  # where it says so
     rule: str  # what decides, in words; `decide` does it
     places: tuple[Place, ...]  # the cells that it needs
-    decide: Callable[[View], Finding]
+    decide: Callable[[View], Sequence[Item]]
     note: str = ""  # what a reader should know of our side; empty where there is nothing to add
     paper_is_of: str = ""  # where the paper's own numbers are of something else
 

@@ -1,6 +1,6 @@
 """Rules of the claims about peak memory: the 70B model, over devices, Proposition 5, out of memory.
 
-Every rule takes a `View` of one kind of evidence and gives a `Finding`.
+Every rule takes a `View` of one kind of evidence and gives `Item`s.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,12 +11,10 @@ from results.paper.claims.verdict import (
     NOT_REPRODUCED,
     REPRODUCED,
     UNDECIDED,
-    Finding,
     Item,
     at_least,
     at_most,
     item_of,
-    joined,
     less,
     percent,
     point,
@@ -47,7 +45,7 @@ def peaks_over_devices(exhibits: Iterable[str]) -> tuple[Place, ...]:
     )
 
 
-def saves_memory(view: View, row: str, bound: float, most_bytes: float) -> Finding:
+def saves_memory(view: View, row: str, bound: float, most_bytes: float) -> list[Item]:
     """Whether the scheduler's peak is `bound` below that without, and at most so many bytes."""
     items = []
     for exhibit, off, on in (("table1", "off", "on"), ("table2", "off/8", "on/8")):
@@ -55,7 +53,7 @@ def saves_memory(view: View, row: str, bound: float, most_bytes: float) -> Findi
         items.append(_saving(view, f"Table {exhibit[-1]}, off to on", *places, bound))
     # Both tables have the same setting: one number is enough.
     known = [item for item in items if item.figure] or items
-    return joined([*known, _peak(view, row, most_bytes)])
+    return [*known, _peak(view, row, most_bytes)]
 
 
 def _saving(view: View, label: str, on: Place, off: Place, bound: float) -> Item:
@@ -82,9 +80,9 @@ def _peak(view: View, row: str, most_bytes: float) -> Item:
     return Item(label, at_most(value, most_bytes), _bytes(view, place))
 
 
-def flat_over_devices(view: View, rows: Sequence[str], bound: float) -> Finding:
+def flat_over_devices(view: View, rows: Sequence[str], bound: float) -> list[Item]:
     """Whether the largest peak over 2 to 8 devices is at most `bound` above the smallest."""
-    return joined([_flatness(view, row, bound) for row in rows])
+    return [_flatness(view, row, bound) for row in rows]
 
 
 def _flatness(view: View, row: str, bound: float) -> Item:
@@ -107,7 +105,7 @@ def _partial_item(label: str, value: float, bound: float, figure: str, missing: 
     return Item(label, UNDECIDED if missing and verdict == REPRODUCED else verdict, figure, missing)
 
 
-def follows_proposition_5(view: View, bound: float) -> Finding:
+def follows_proposition_5(view: View, bound: float) -> list[Item]:
     """Whether one gamma fits every cell of Tables 2 and 6, none more than `bound` away."""
     gammas = {exhibit: _gammas(view, exhibit) for exhibit in WINDOWS}
     count = len(MODELS) * len(DEVICES)
@@ -116,7 +114,7 @@ def follows_proposition_5(view: View, bound: float) -> Finding:
         for exhibit, window in WINDOWS.items()
     ]
     both = [pair for found in gammas.values() for pair in found]
-    return joined([*items, _fit("both tables, one gamma", both, 2 * count, bound)])
+    return [*items, _fit("both tables, one gamma", both, 2 * count, bound)]
 
 
 def _gammas(view: View, exhibit: str) -> list[tuple[str, float]]:
@@ -148,15 +146,15 @@ def _fit(label: str, gammas: Sequence[tuple[str, float]], count: int, bound: flo
     return _partial_item(label, worst, bound, figure, missing)
 
 
-def runs_out_of_memory(view: View, place: Place) -> Finding:
+def runs_out_of_memory(view: View, place: Place) -> list[Item]:
     """Whether a run ends because memory ran out."""
     seen = view.look(place)
     label = f"{label_of(place.column)}, {label_of(place.row)}"
     if seen.is_oom:
-        return joined([Item(label, REPRODUCED, "out of memory")])
+        return [Item(label, REPRODUCED, "out of memory")]
     if seen.has_value and seen.cell is not None:
-        return joined([Item(label, NOT_REPRODUCED, f"runs: {seen.cell.value:.3g} s a token")])
-    return joined([Item(label, UNDECIDED, reason=seen.reason)])
+        return [Item(label, NOT_REPRODUCED, f"runs: {seen.cell.value:.3g} s a token")]
+    return [Item(label, UNDECIDED, reason=seen.reason)]
 
 
 def _bytes(view: View, place: Place) -> str:

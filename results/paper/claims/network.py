@@ -1,7 +1,7 @@
 """Rules of the claims about the allreduce: which algorithm is fastest, what bounds it.
 
 The cells are those of figure 3: rows are milliseconds of one link, four of which lie between any
-two devices. Every rule takes a `View` of one kind of evidence and gives a `Finding`.
+two devices. Every rule takes a `View` of one kind of evidence and gives `Item`s.
 """
 
 from collections.abc import Sequence
@@ -11,13 +11,11 @@ from results.paper.cells.allreduce import LINKS_MS
 from results.paper.claims.evidence import MEASURED, OURS, PUBLISHED, REPORTED, View
 from results.paper.claims.verdict import (
     UNDECIDED,
-    Finding,
     Item,
     at_least,
     at_most,
     in_times,
     item_of,
-    joined,
     percent,
     point,
     within,
@@ -52,9 +50,9 @@ def allreduce_place(row: str, algorithm: str) -> Place:
     return Place("figure3", row, algorithm, "allreduce_s")
 
 
-def star_is_first(view: View) -> Finding:
+def star_is_first(view: View) -> list[Item]:
     """Whether star < tree < ring for the small payload at every link latency above 0."""
-    return joined([_ordered(view, row) for row in _rows(view)])
+    return [_ordered(view, row) for row in _rows(view)]
 
 
 def _ordered(view: View, row: str) -> Item:
@@ -69,10 +67,10 @@ def _ordered(view: View, row: str) -> Item:
     return Item(label, verdict if is_the_papers else "", figure, reason)
 
 
-def ratio_of_links(view: View, tolerance: float) -> Finding:
+def ratio_of_links(view: View, tolerance: float) -> list[Item]:
     """Whether tree and ring take 2 and 7 times as long as the star, from 1 ms a link on."""
     rows = [row for row in _rows(view) if float(row) >= float(KLONET_MS)]
-    return joined([_to_star(view, row, name, tolerance) for row in rows for name in RATIOS])
+    return [_to_star(view, row, name, tolerance) for row in rows for name in RATIOS]
 
 
 def _to_star(view: View, row: str, algorithm: str, tolerance: float) -> Item:
@@ -87,24 +85,21 @@ def _to_star(view: View, row: str, algorithm: str, tolerance: float) -> Item:
     )
 
 
-def latency_bounds(view: View) -> Finding:
+def latency_bounds(view: View) -> list[Item]:
     """Whether the payload is at most half of the star's time at the paper's link latency alone."""
     if view.kind == REPORTED:
-        return joined([_reported_bound()])
+        links_s = Star().published_link_s(hop_s=float(KLONET_MS) / 1e3)
+        share = _REPORTED_DATA_S / (_REPORTED_DATA_S + links_s)
+        words = f"{format_seconds(_REPORTED_DATA_S)} of data (section 3.2)"
+        figure = f"payload {percent(share)}: {words}, {format_seconds(links_s)} of links"
+        return [Item("1 ms a link", at_most(point(share, 0), 0.5), figure)]
     if (view.kind, LARGE) not in _SOURCES:
-        return joined(_nothing(view))
+        seen = view.look(allreduce_place(KLONET_MS, "star"))
+        return [Item("figure 3", UNDECIDED, reason=seen.reason or "no number of this kind")]
     rows = dict.fromkeys([KLONET_MS, *view.rows("figure3")])
     items = [_payload(view, row, decides=row == KLONET_MS) for row in rows]
     shown = [item for item in items if item.figure or item.verdict]
-    return joined([*shown, *([_crossing()] if view.kind == OURS else [])])
-
-
-def _reported_bound() -> Item:
-    links_s = Star().published_link_s(hop_s=float(KLONET_MS) / 1e3)
-    share = _REPORTED_DATA_S / (_REPORTED_DATA_S + links_s)
-    words = f"{format_seconds(_REPORTED_DATA_S)} of data (section 3.2)"
-    figure = f"payload {percent(share)}: {words}, {format_seconds(links_s)} of links"
-    return Item("1 ms a link", at_most(point(share, 0), 0.5), figure)
+    return [*shown, *([_crossing()] if view.kind == OURS else [])]
 
 
 def _payload(view: View, row: str, *, decides: bool) -> Item:
@@ -170,8 +165,3 @@ def _missing(view: View, row: str, names: Sequence[str] = PAPER_ALLREDUCES) -> s
     seen = {name: view.look(allreduce_place(row, name), _source(view)) for name in names}
     reasons = [f"{name} {s.reason}" for name, s in seen.items() if not s.has_value]
     return ", ".join(reasons) or "32 KiB not run"
-
-
-def _nothing(view: View) -> list[Item]:
-    seen = view.look(allreduce_place(KLONET_MS, "star"))
-    return [Item("figure 3", UNDECIDED, reason=seen.reason or "no number of this kind")]

@@ -1,6 +1,6 @@
 """Rules of the claims about what a device does: loads that hide, shares of time, the same tokens.
 
-Every rule takes a `View` of one kind of evidence and gives a `Finding`.
+Every rule takes a `View` of one kind of evidence and gives `Item`s.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,14 +15,12 @@ from results.paper.claims.verdict import (
     NOT_REPRODUCED,
     REPRODUCED,
     UNDECIDED,
-    Finding,
     Item,
     at_least,
     at_most,
     in_percent,
     in_times,
     item_of,
-    joined,
     percent,
     point,
     repeats,
@@ -41,15 +39,19 @@ PAPER_TIMES = LayerTimes(
 _PAPER_MODEL, _PAPER_WINDOW = "llama2-7b", 4
 
 
-def loads_hide(view: View, rows: Sequence[str], bound: float) -> Finding:
+def loads_hide(view: View, rows: Sequence[str], bound: float) -> list[Item]:
     """Whether devices wait for weights at most `bound` of the time, with the scheduler.
 
     The paper gives no such share. There: whether latency is at most `bound` above that without the
     scheduler, which is what hidden loads would mean.
     """
     if view.kind == REPORTED:
-        return joined([*(_costs_nothing(view, row, bound) for row in rows), _papers_example()])
-    return joined([_waits(view, row, bound) for row in rows])
+        # The paper's own times meet its conditions; without a run this decides nothing.
+        layers = load_preset(_PAPER_MODEL).num_layers
+        figure = f"by its times: {predict(PAPER_TIMES, layers, _PAPER_WINDOW)}"
+        label = f"section 3.3, {label_of(_PAPER_MODEL)}, window {_PAPER_WINDOW}"
+        return [*(_costs_nothing(view, row, bound) for row in rows), Item(label, figure=figure)]
+    return [_waits(view, row, bound) for row in rows]
 
 
 def waiting_place(row: str) -> Place:
@@ -96,17 +98,10 @@ def _costs_nothing(view: View, row: str, bound: float) -> Item:
     )
 
 
-def _papers_example() -> Item:
-    """The paper's own times meet its conditions; without a run this decides nothing."""
-    layers = load_preset(_PAPER_MODEL).num_layers
-    figure = f"by its times: {predict(PAPER_TIMES, layers, _PAPER_WINDOW)}"
-    return Item(f"section 3.3, {label_of(_PAPER_MODEL)}, window {_PAPER_WINDOW}", figure=figure)
-
-
-def shares_of_time(view: View, most: float, least: float) -> Finding:
+def shares_of_time(view: View, most: float, least: float) -> list[Item]:
     """Whether communication is at most a share of model parallelism, at least one of tensor's."""
     parts = (("pipeline", "model", at_most, most), ("tpi", "tensor", at_least, least))
-    return joined([_share(view, *part) for part in parts])
+    return [_share(view, *part) for part in parts]
 
 
 def _share(
@@ -125,32 +120,24 @@ def _share(
     )
 
 
-def same_tokens(view: View) -> Finding:
+def same_tokens(view: View) -> list[Item]:
     """Whether every run of TPI-LLM, of any size, gave the tokens of the reference."""
     if view.kind != MEASURED:
-        return joined([Item("tokens", UNDECIDED, reason="no token was computed")])
+        return [Item("tokens", UNDECIDED, reason="no token was computed")]
     found = (
         view.results.record_of(entry) for entry in view.results.entries if entry.system == "tpi"
     )
     records = list({record.run_id: record for record in found if record is not None}.values())
     checked = [record for record in records if record.check.kind != "none"]
     if not checked:
-        return joined([Item("tokens", UNDECIDED, reason="no run with a check of its tokens")])
-    items = [_tokens(record) for record in checked]
-    models = {
-        record.config.model.name
-        for record, item in zip(checked, items, strict=True)
-        if item.verdict
-    }
-    return replace(joined(items), subject=", ".join(sorted(models - {""})))
+        return [Item("tokens", UNDECIDED, reason="no run with a check of its tokens")]
+    return [replace(_tokens(record), model=record.config.model.name) for record in checked]
 
 
 def _tokens(record: RunRecord) -> Item:
     check = record.check
-    label, detail = (
-        f"{record.config.model.name or record.system}, {record.run_id}",
-        plain(check.detail),
-    )
+    label = f"{record.config.model.name or record.system}, {record.run_id}"
+    detail = plain(check.detail)
     agreement = check.agreement
     figure = f"check {check.kind}"
     if agreement is not None:

@@ -1,9 +1,9 @@
 """Rules of the claims about time: how far below other systems, and over devices, cores, bandwidth.
 
-Every rule takes a `View` of one kind of evidence and gives a `Finding`.
+Every rule takes a `View` of one kind of evidence and gives `Item`s.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -12,13 +12,11 @@ from results.paper.cell import Place
 from results.paper.claims.evidence import MEASURED, SIMULATED, View
 from results.paper.claims.verdict import (
     NOT_REPRODUCED,
-    Finding,
     Item,
     at_least,
     at_most,
     in_times,
     item_of,
-    joined,
     less,
     percent,
     repeats,
@@ -49,10 +47,10 @@ def their_metric(column: str, metric: str) -> str:
     return "first_token_s" if loads else metric
 
 
-def below(view: View, exhibit: str, rows: Sequence[str], column: str, bound: float) -> Finding:
+def below(view: View, exhibit: str, rows: Sequence[str], column: str, bound: float) -> list[Item]:
     """Whether TPI-LLM's times are at least `bound` below another system's, for every model."""
     ours = [Place(exhibit, row, _TPI, metric) for row in rows for metric in SPEED_METRICS]
-    return joined([_below(view, place, column, bound) for place in ours])
+    return [_below(view, place, column, bound) for place in ours]
 
 
 def _below(view: View, ours: Place, column: str, bound: float) -> Item:
@@ -76,35 +74,37 @@ def _below(view: View, ours: Place, column: str, bound: float) -> Item:
     )
 
 
-def falls_over(view: View, exhibit: str, rows: Sequence[str], bound: float) -> Finding:
+def falls_over(view: View, exhibit: str, rows: Sequence[str], bound: float) -> list[Item]:
     """Whether latency falls by at least `bound` from each row to the next."""
     rule = partial(at_most, bound=1 - bound)
-    return joined([_step(view, exhibit, pair, rule, bound) for pair in pairwise(rows)])
+    return [_step(view, exhibit, pair, rule, bound) for pair in pairwise(rows)]
 
 
-def hardly_falls(view: View, exhibit: str, rows: Sequence[str], bound: float) -> Finding:
+def hardly_falls(view: View, exhibit: str, rows: Sequence[str], bound: float) -> list[Item]:
     """Whether latency falls by at most `bound` from the first row to the last."""
     rule = partial(at_least, bound=1 - bound)
-    return joined([_step(view, exhibit, (rows[0], rows[-1]), rule, bound)])
+    return [_step(view, exhibit, (rows[0], rows[-1]), rule, bound)]
 
 
 def _step(
     view: View, exhibit: str, rows: tuple[str, str], rule: partial[str], bound: float
 ) -> Item:
     before, after = rows
+    looks = {row: view.look(latency(exhibit, row)) for row in rows}
+    reasons = [f"{row} {seen.reason}" for row, seen in looks.items() if not seen.has_value]
     return item_of(
         f"from {before} to {after}",
         view.ratio(latency(exhibit, after), latency(exhibit, before)),
         rule,
         lambda ratio: f"{in_times(ratio)} the latency{repeats(ratio)}",
-        ", ".join(_reasons(view, exhibit, rows)) or "measured on different backends",
+        ", ".join(reasons) or "measured on different backends",
         f"{1 - bound:g} times",
     )
 
 
-def scheduler_cost(view: View, rows: Sequence[str]) -> Finding:
+def scheduler_cost(view: View, rows: Sequence[str]) -> list[Item]:
     """Whether latency is higher with the scheduler, for every model that fits without it."""
-    return joined([_cost(view, row) for row in rows])
+    return [_cost(view, row) for row in rows]
 
 
 def on_and_off(row: str) -> tuple[Place, Place]:
@@ -131,13 +131,6 @@ def _cost(view: View, row: str) -> Item:
 def latency(exhibit: str, row: str) -> Place:
     """Where TPI-LLM's token latency stands in a figure over some x."""
     return Place(exhibit, row, _TPI, "token_latency_s")
-
-
-def _reasons(view: View, exhibit: str, rows: Sequence[str]) -> Iterator[str]:
-    for row in rows:
-        seen = view.look(latency(exhibit, row))
-        if not seen.has_value:
-            yield f"{row} {seen.reason}"
 
 
 def _time(view: View, place: Place) -> str:

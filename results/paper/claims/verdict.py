@@ -22,6 +22,7 @@ class Item:
     verdict: str = ""
     figure: str = ""  # the number that decides, in words; empty where there is none
     reason: str = ""  # why it is undecided or does not count
+    model: str = ""  # of which model it is, where the rule takes every run
 
     def __str__(self) -> str:
         text = "; ".join(filter(None, (self.figure, self.reason)))
@@ -36,7 +37,11 @@ class Finding:
     items: tuple[Item, ...] = ()  # its parts
     reason: str = ""  # why it is undecided
     coverage: str = ""  # how many of the claim's places were run, where not all were
-    subject: str = ""  # of which models, where the rule takes every run
+
+    @property
+    def subject(self) -> str:
+        """The models that it is of, where the rule takes every run."""
+        return ", ".join(sorted({item.model for item in self.items if item.verdict} - {""}))
 
     @property
     def has_numbers(self) -> bool:

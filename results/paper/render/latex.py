@@ -43,6 +43,7 @@ def latex(results: ResultSet, exhibit: str) -> str:
     texts = [f"({number}) {escape(text)}" for number, text in enumerate(notes.texts, 1)]
     texts += [escape(line) for line in (*notes.shared_lines(), *below(results, exhibit))]
     title = title_of(exhibit).partition(": ")[2]
+    legend = [f"{latex_of(cell)} {escape(LEGEND[cell.kind])}" for cell in SAMPLES]
     return "\n".join(
         [
             "% needs \\usepackage{booktabs}",
@@ -52,17 +53,14 @@ def latex(results: ResultSet, exhibit: str) -> str:
             rf"\label{{tab:{exhibit}}}",
             "\n\\par\\medskip\n".join(sections),
             r"\par\medskip\raggedright",
-            *(rf"{text}\par" for text in [latex_legend(), *texts]),
+            *(
+                rf"{text}\par"
+                for text in ["; ".join([*legend, escape(STAND_IN_LEGEND)]) + ".", *texts]
+            ),
             r"\end{table}",
             "",
         ]
     )
-
-
-def latex_legend() -> str:
-    """What the marks mean, in one line."""
-    words = [f"{latex_of(cell)} {escape(LEGEND[cell.kind])}" for cell in SAMPLES]
-    return "; ".join([*words, escape(STAND_IN_LEGEND)]) + "."
 
 
 def latex_of(cell: FormattedCell) -> str:

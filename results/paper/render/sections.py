@@ -151,7 +151,10 @@ def _section(
         if cell.place.metric in names
         and (layout.joins_columns or (cell.place.column, cell.place.metric) in wanted)
     ]
-    by_source, sources = _CellsBySource(layout, cells), _sources(layout, mine)
+    found = {source_of(cell) for cell in mine} | {_REPORTED}
+    if layout.is_run and not any(source.rank == _MEASURED.rank for source in found):
+        found.add(_MEASURED)
+    by_source, sources = _CellsBySource(layout, cells), sorted(found)
     groups = []
     for row in rows:
         places = [Place(exhibit, row, column.name, column.metric) for column in columns]
@@ -162,13 +165,6 @@ def _section(
         groups.append(Group(row, tuple(lines)))
     heading = ", ".join(METRIC_LABELS.get(choice[0], choice[0]) for choice in choices)
     return Section(heading[:1].upper() + heading[1:], tuple(columns), tuple(groups))
-
-
-def _sources(layout: Layout, cells: Iterable[Cell]) -> list[Source]:
-    found = {source_of(cell) for cell in cells} | {_REPORTED}
-    if layout.is_run and not any(source.rank == _MEASURED.rank for source in found):
-        found.add(_MEASURED)
-    return sorted(found)
 
 
 def _label(source: Source, cells: Iterable[Cell]) -> str:

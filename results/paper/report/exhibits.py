@@ -69,16 +69,15 @@ def draw_all(results: ResultSet, figures_dir: Path | None) -> tuple[Mapping[str,
     problems = []
     for name in FIGURES:
         try:
-            images[name] = _read(figures_dir, name) if figures_dir else _draw(results, name)
+            if figures_dir is None:
+                images[name] = _draw(results, name)
+                continue
+            path = figures_dir / f"{name}.svg"
+            with map_errors({OSError: ResourceError}, f"cannot read {path}"):
+                images[name] = path.read_bytes()
         except Exception as exc:  # noqa: BLE001  # one drawing's defect must not hide the rest
             problems.append(f"{name}: {exc}")
     return images, problems
-
-
-def _read(folder: Path, exhibit: str) -> bytes:
-    path = folder / f"{exhibit}.svg"
-    with map_errors({OSError: ResourceError}, f"cannot read {path}"):
-        return path.read_bytes()
 
 
 def _draw(results: ResultSet, exhibit: str) -> bytes:

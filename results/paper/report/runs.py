@@ -1,7 +1,7 @@
 """The report's runs: of which source version, where they ran, and how to run each again."""
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,20 +72,17 @@ def sources_of(results: ResultSet) -> Sources:
     for program, found in versions.items():
         if program in results.sources:
             found.setdefault(results.sources[program], {})
+    mixed = (
+        SourceVersion(program, version, version == results.sources.get(program), tuple(runs))
+        for program, found in versions.items()
+        if len(found) > 1
+        for version, runs in found.items()
+    )
     return Sources(
         max(map(len, versions.values()), default=1),
-        tuple(_mixed(results, versions)),
+        tuple(mixed),
         sum(1 for entry in results.entries if entry.run_id and not entry.source),
     )
-
-
-def _mixed(
-    results: ResultSet, versions: Mapping[str, Mapping[str, Mapping[str, None]]]
-) -> Iterator[SourceVersion]:
-    for program, found in versions.items():
-        for version, runs in found.items() if len(found) > 1 else ():
-            is_present = version == results.sources.get(program)
-            yield SourceVersion(program, version, is_present, tuple(runs))
 
 
 def environment_facts(record: RunRecord) -> Facts:

@@ -81,21 +81,18 @@ def _draw(axes: Axes, cells: Sequence[Cell]) -> None:
                 axes.plot(xs, ys, line, color=style.PALETTE[number], linewidth=1.0)
         for cell in mine:
             if cell.evidence != "computed":
-                _point(axes, cell, style.PALETTE[number], _MARKERS[number])
+                colour = style.PALETTE[number]
+                axes.errorbar(
+                    *_xy(cell), yerr=style.interval(cell), marker=_MARKERS[number], markersize=4,
+                    markerfacecolor=_fill(cell.kind, colour), markeredgecolor=colour,
+                    ecolor=colour, elinewidth=0.8, capsize=1.5, linestyle="",
+                )  # fmt: skip
     words = {
         cell.missing_reason for cell in cells if cell.evidence == "measured" and cell.missing_reason
     }
     if not any(c.evidence == "measured" and c.value is not None for c in cells):
         text = f"measured: {', '.join(sorted(words)) or 'not run'}"
         axes.text(0.03, 0.95, text, transform=axes.transAxes, va="top", color=style.GREY)
-
-
-def _point(axes: Axes, cell: Cell, colour: str, marker: str) -> None:
-    axes.errorbar(
-        *_xy(cell), yerr=style.interval(cell), marker=marker, markersize=4,
-        markerfacecolor=_fill(cell.kind, colour), markeredgecolor=colour, ecolor=colour,
-        elinewidth=0.8, capsize=1.5, linestyle="",
-    )  # fmt: skip
 
 
 def _fill(kind: str, colour: str) -> Any:

@@ -14,7 +14,7 @@ from results.paper.cell import Cell
 from results.paper.cells.result_set import ResultSet
 from results.paper.render.figures import style
 from results.paper.render.layouts import FIRST, LOADS_FIRST, label_of
-from results.paper.render.sections import Column, Section, sections_of
+from results.paper.render.sections import Section, sections_of
 
 _GROUP_WIDTH = 0.86  # of the distance between two groups
 _SERIES_GAP = 0.6  # of a bar's width
@@ -80,7 +80,11 @@ def panels_of(results: ResultSet, exhibit: str) -> list[Panel]:
 
 def _panel(section: Section, metric: str, columns: Sequence[int], exhibit: str) -> Panel:
     rows = tuple(group.row for group in section.groups)
-    names = tuple(_name(section.columns[i]) for i in columns)
+    # A system's name, told apart where it stands twice.
+    names = tuple(
+        f"{c.name}/with loading" if c.metric == FIRST[1] and c.name in LOADS_FIRST else c.name
+        for c in (section.columns[i] for i in columns)
+    )
     by_column = exhibit == "figure6"
     groups, series = (names, rows) if by_column else (rows, names)
     bars: list[Bar] = []
@@ -88,12 +92,6 @@ def _panel(section: Section, metric: str, columns: Sequence[int], exhibit: str) 
         pairs = [(s, number) if by_column else (number, s) for s in range(len(series))]
         bars += _placed(number, [_cells(section, row, columns[at]) for row, at in pairs])
     return Panel(metric, groups, series, tuple(bars))
-
-
-def _name(column: Column) -> str:
-    """A system's; told apart where it stands twice."""
-    with_loading = column.metric == FIRST[1] and column.name in LOADS_FIRST
-    return f"{column.name}/with loading" if with_loading else column.name
 
 
 def _cells(section: Section, row: int, column: int) -> list[Cell]:

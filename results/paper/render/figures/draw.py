@@ -3,7 +3,7 @@
 Every exhibit gives a figure: where there is no value at all, one that names the missing runs.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
@@ -14,7 +14,7 @@ from results.paper.render.figures.bars import draw_bars
 from results.paper.render.figures.shares import draw_shares
 from results.paper.render.figures.style import COLUMN, GREY, new_figure
 from results.paper.render.figures.timeline import draw_timeline
-from results.paper.render.figures.traced import Traced, traced_runs
+from results.paper.render.figures.traced import traced_runs
 from results.paper.render.figures.window import draw_window
 from results.paper.render.layouts import LAYOUTS, label_of
 from results.paper.render.window_history import window_history
@@ -22,7 +22,11 @@ from results.paper.render.window_history import window_history
 
 def draw(results: ResultSet, exhibit: str) -> Figure:
     """Draw one figure; inside `style.house_style`."""
-    figure = _figure(results, exhibit) or _nothing(results, exhibit)
+    figure = _figure(results, exhibit)
+    if figure is None:
+        figure = new_figure(COLUMN, 1.4)
+        lines = ["nothing to draw", *_missing(results, exhibit)]
+        figure.text(0.5, 0.5, "\n".join(lines), ha="center", va="center", wrap=True)
     names = stand_in_names(results, exhibit)
     ran = f"; {', '.join(names)} in the paper's place: no number of its size" if names else ""
     footer = f"measured at scale {results.scale}{ran}"
@@ -35,31 +39,20 @@ def _figure(results: ResultSet, exhibit: str) -> Figure | None:
     if exhibit in ("figure1a", "figure4"):
         # What was measured first.
         runs = sorted(traced_runs(results, exhibit), key=lambda run: run.kind == "simulated")
-        return _timeline(exhibit, runs) if exhibit == "figure1a" else _window(runs)
+        if exhibit == "figure4":
+            drawn = (
+                draw_window(stays, run.kind, run.words)
+                for run in runs
+                if (stays := window_history(run.repeat))
+            )
+            return next(drawn, None)
+        rows = LAYOUTS[exhibit].rows
+        runs.sort(key=lambda run: [run.row != row for row in rows])
+        return draw_timeline(runs) if runs else None
     if all(cell.value is None for cell in results.exhibit(exhibit)):
         return None
     drawing = {"figure1b": draw_shares, "figure3": draw_allreduce}.get(exhibit, draw_bars)
     return drawing(results, exhibit)
-
-
-def _timeline(exhibit: str, runs: list[Traced]) -> Figure | None:
-    rows = LAYOUTS[exhibit].rows
-    runs.sort(key=lambda run: [run.row != row for row in rows])
-    return draw_timeline(runs) if runs else None
-
-
-def _window(runs: Iterable[Traced]) -> Figure | None:
-    for run in runs:
-        if stays := window_history(run.repeat):
-            return draw_window(stays, run.kind, run.words)
-    return None
-
-
-def _nothing(results: ResultSet, exhibit: str) -> Figure:
-    figure = new_figure(COLUMN, 1.4)
-    lines = ["nothing to draw", *_missing(results, exhibit)]
-    figure.text(0.5, 0.5, "\n".join(lines), ha="center", va="center", wrap=True)
-    return figure
 
 
 def _missing(results: ResultSet, exhibit: str) -> Sequence[str]:

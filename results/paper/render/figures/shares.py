@@ -44,7 +44,9 @@ def draw_shares(results: ResultSet, exhibit: str) -> Figure:
     axes.set_xlim(-0.6, len(stacks) - 0.4)
     axes.set_ylim(0, 100)
     axes.set_ylabel("share of the time (%)")
-    axes.set_xticks(range(len(stacks)), [_tick(stack, exhibit) for stack in stacks])
+    # System and source, each word on its own line: six bars share one column of a page.
+    words = [(*label_of(s.row, exhibit).split(), *s.label.split(", ")) for s in stacks]
+    axes.set_xticks(range(len(stacks)), ["\n".join(lines) for lines in words])
     axes.tick_params(axis="x", length=0, labelsize=5.5)
     cells = [cell for stack in stacks for cell in stack.cells.values()]
     drawn = {name for stack in stacks for name in stack.known}
@@ -86,9 +88,3 @@ def _draw(axes: Axes, x: int, stack: Stack) -> None:
             words = in_words(cell.place.metric, cell.value)
             axes.text(x, bottom + height / 2, words, ha="center", va="center", bbox=box)
         bottom += height
-
-
-def _tick(stack: Stack, exhibit: str) -> str:
-    """System and source, each word on its own line: six bars share one column of a page."""
-    lines = (*label_of(stack.row, exhibit).split(), *stack.label.split(", "))
-    return "\n".join(lines)

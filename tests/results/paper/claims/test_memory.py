@@ -8,7 +8,7 @@ from results.paper.claims.memory import (
     runs_out_of_memory,
     saves_memory,
 )
-from results.paper.claims.verdict import NOT_REPRODUCED, REPRODUCED, UNDECIDED
+from results.paper.claims.verdict import NOT_REPRODUCED, REPRODUCED, UNDECIDED, joined
 from results.paper.render.layouts import MODELS
 from tests.results.claim_books import GIB, cell, view
 from tpi.model_config import load_preset
@@ -23,7 +23,7 @@ def peak(exhibit, column, gib, row="llama2-70b", **changes):
 
 
 def saved(*cells):
-    return saves_memory(view(*cells), "llama2-70b", 0.9, 3.15 * GIB)
+    return joined(saves_memory(view(*cells), "llama2-70b", 0.9, 3.15 * GIB))
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_flat_over_devices_compares_largest_and_smallest(peaks, verdict):
         peak("table2", f"on/{n}", gib, "llama2-7b")
         for n, gib in zip((2, 4, 6, 8), peaks, strict=False)
     ]
-    assert flat_over_devices(view(*cells), ("llama2-7b",), 0.25).verdict == verdict
+    assert joined(flat_over_devices(view(*cells), ("llama2-7b",), 0.25)).verdict == verdict
 
 
 def proposition_5(gammas, exhibits=("table2", "table6"), counts=DEVICES):
@@ -91,14 +91,14 @@ def proposition_5(gammas, exhibits=("table2", "table6"), counts=DEVICES):
 
 
 def test_proposition_5_holds_with_one_gamma():
-    found = follows_proposition_5(view(*proposition_5(dict.fromkeys(MODELS, 1.5))), 0.15)
+    found = joined(follows_proposition_5(view(*proposition_5(dict.fromkeys(MODELS, 1.5))), 0.15))
     assert found.verdict == REPRODUCED
     assert "gamma 1.50" in found.items[0].figure
 
 
 def test_proposition_5_fails_where_gammas_are_far_apart():
     cells = proposition_5(dict(zip(TWO, (1.0, 2.0), strict=True)))
-    found = follows_proposition_5(view(*cells), 0.15)
+    found = joined(follows_proposition_5(view(*cells), 0.15))
     assert found.verdict == NOT_REPRODUCED
     assert "the best one, 1.33, is 33.3 % off" in found.items[-1].figure
 
@@ -114,7 +114,7 @@ def test_proposition_5_fails_where_gammas_are_far_apart():
 )
 def test_proposition_5_is_undecided_where_cells_are_missing(models, exhibits, counts, there):
     cells = proposition_5(dict.fromkeys(models, 1.5), exhibits, counts)
-    found = follows_proposition_5(view(*cells), 0.15)
+    found = joined(follows_proposition_5(view(*cells), 0.15))
     assert found.verdict == UNDECIDED
     assert f"of 56 cells {there} are there" in found.reason
 
@@ -124,4 +124,4 @@ def test_proposition_5_is_undecided_where_cells_are_missing(models, exhibits, co
 )
 def test_runs_out_of_memory(value, verdict):
     place = Place("table3", "llama2-13b", "accelerate", "token_latency_s")
-    assert runs_out_of_memory(view(cell(str(place), value)), place).verdict == verdict
+    assert joined(runs_out_of_memory(view(cell(str(place), value)), place)).verdict == verdict

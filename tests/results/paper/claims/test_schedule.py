@@ -2,7 +2,7 @@ import pytest
 
 from results.paper.claims.evidence import MEASURED, REPORTED, SIMULATED, View
 from results.paper.claims.schedule import PAPER_TIMES, loads_hide, same_tokens, shares_of_time
-from results.paper.claims.verdict import NOT_REPRODUCED, REPRODUCED, UNDECIDED
+from results.paper.claims.verdict import NOT_REPRODUCED, REPRODUCED, UNDECIDED, joined
 from results.paper.index import Entry
 from results.records.schema import Check, RunRecord
 from tests.results.claim_books import book, cell, view
@@ -21,11 +21,11 @@ ROWS = ("llama2-3b",)
 )
 def test_loads_hide_by_the_share_spent_waiting(share, changes, verdict):
     waiting = cell("table1 llama2-3b on wait_weights_share", share, **changes)
-    assert loads_hide(view(waiting), ROWS, 0.05).verdict == verdict
+    assert joined(loads_hide(view(waiting), ROWS, 0.05)).verdict == verdict
 
 
 def test_loads_hide_is_undecided_without_a_run():
-    assert loads_hide(view(), ROWS, 0.05).verdict == UNDECIDED
+    assert joined(loads_hide(view(), ROWS, 0.05)).verdict == UNDECIDED
 
 
 @pytest.mark.parametrize(("on", "verdict"), [(1.9, NOT_REPRODUCED), (1.0, REPRODUCED)])
@@ -34,14 +34,14 @@ def test_loads_of_the_paper_hide_if_the_scheduler_costs_nothing(on, verdict):
         cell(f"table1 llama2-3b {column} token_latency_s", value, "reported")
         for column, value in (("on", on), ("off", 1.0))
     ]
-    found = loads_hide(view(*cells, kind=REPORTED), ROWS, 0.05)
+    found = joined(loads_hide(view(*cells, kind=REPORTED), ROWS, 0.05))
     assert found.verdict == verdict
     assert "Prop. 3 holds" in found.items[-1].figure
     assert "Prop. 4 fails" in found.items[-1].figure
 
 
 def test_the_papers_example_decides_nothing():
-    assert loads_hide(view(kind=REPORTED), ROWS, 0.05).verdict == UNDECIDED
+    assert joined(loads_hide(view(kind=REPORTED), ROWS, 0.05)).verdict == UNDECIDED
     assert PAPER_TIMES.ffn_load_s == 0.030
 
 
@@ -58,7 +58,7 @@ def test_the_papers_example_decides_nothing():
 def test_shares_of_time(pipeline, tensor, verdict):
     given = {"pipeline run allreduce_share": pipeline, "tpi run allreduce_share": tensor}
     cells = [cell(f"figure1b {name}", v) for name, v in given.items() if v is not None]
-    assert shares_of_time(view(*cells), 0.05, 0.5).verdict == verdict
+    assert joined(shares_of_time(view(*cells), 0.05, 0.5)).verdict == verdict
 
 
 def test_shares_of_time_are_undecided_across_a_bound():
@@ -66,7 +66,7 @@ def test_shares_of_time_are_undecided_across_a_bound():
         cell("figure1b pipeline run allreduce_share", 0.04, low=0.02, high=0.06, n=3),
         cell("figure1b tpi run allreduce_share", 0.7),
     ]
-    assert shares_of_time(view(*cells), 0.05, 0.5).verdict == UNDECIDED
+    assert joined(shares_of_time(view(*cells), 0.05, 0.5)).verdict == UNDECIDED
 
 
 def test_the_papers_shares_stand_in_a_column_of_their_own():
@@ -74,7 +74,7 @@ def test_the_papers_shares_stand_in_a_column_of_their_own():
         cell(f"figure1b {row} communication allreduce_share", share, "reported")
         for row, share in (("pipeline", 0.02), ("tpi", 0.7))
     ]
-    assert shares_of_time(view(*cells, kind=REPORTED), 0.05, 0.5).verdict == REPRODUCED
+    assert joined(shares_of_time(view(*cells, kind=REPORTED), 0.05, 0.5)).verdict == REPRODUCED
 
 
 @pytest.mark.parametrize(
@@ -95,15 +95,15 @@ def test_same_tokens_by_the_check_of_each_run(check, verdict):
     record = RunRecord("tpi-1", "tpi", "ok", check=check)
     entry = Entry("table1", "llama2-3b", "on", "tpi", (), "tpi-1")
     seen = View(book(records={"tpi-1": record}, entries=(entry,)), MEASURED)
-    assert same_tokens(seen).verdict == verdict
-    assert same_tokens(View(seen.results, SIMULATED)).verdict == UNDECIDED
+    assert joined(same_tokens(seen)).verdict == verdict
+    assert joined(same_tokens(View(seen.results, SIMULATED))).verdict == UNDECIDED
 
 
 def test_a_record_of_another_system_gives_no_tokens():
     record = RunRecord("tpi-1", "transformers", "ok", check=Check("exact", True, 1.0))
     entry = Entry("table1", "llama2-3b", "on", "tpi", (), "tpi-1")
     seen = View(book(records={"tpi-1": record}, entries=(entry,)), MEASURED)
-    assert same_tokens(seen).verdict == UNDECIDED
+    assert joined(same_tokens(seen)).verdict == UNDECIDED
 
 
 def test_a_check_of_two_layers_decides_nothing_beside_a_whole_one():
@@ -115,6 +115,6 @@ def test_a_check_of_two_layers_decides_nothing_beside_a_whole_one():
         )
     }
     entries = tuple(Entry("table1", "llama2-3b", "on", "tpi", (), name) for name in records)
-    found = same_tokens(View(book(records=records, entries=entries), MEASURED))
+    found = joined(same_tokens(View(book(records=records, entries=entries), MEASURED)))
     assert (found.verdict, found.subject) == (REPRODUCED, "tiny")
     assert "two layers of the shape only" in str(found.items[1])

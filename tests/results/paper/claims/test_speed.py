@@ -2,7 +2,7 @@ import pytest
 
 from results.paper.claims.evidence import REPORTED
 from results.paper.claims.speed import below, falls_over, hardly_falls, scheduler_cost, speed_places
-from results.paper.claims.verdict import NOT_REPRODUCED, REPRODUCED, UNDECIDED
+from results.paper.claims.verdict import NOT_REPRODUCED, REPRODUCED, UNDECIDED, joined
 from tests.results.claim_books import cell, view
 
 ROW = "table3 llama2-3b"
@@ -18,7 +18,7 @@ def rates(tpi_s, accelerate_s, **changes):
 
 
 def judged(*cells, rows=("llama2-3b",)):
-    return below(view(*cells), "table3", rows, "accelerate", 0.8)
+    return joined(below(view(*cells), "table3", rows, "accelerate", 0.8))
 
 
 def test_a_system_that_loads_first_is_compared_with_its_loading():
@@ -29,7 +29,7 @@ def test_a_system_that_loads_first_is_compared_with_its_loading():
         cell("figure6 llama2-3b galaxy first_token_s", 20),
         cell("figure6 llama2-3b galaxy token_latency_s", 20),
     ]
-    found = below(view(*cells), "figure6", ("llama2-3b",), "galaxy", 0.9)
+    found = joined(below(view(*cells), "figure6", ("llama2-3b",), "galaxy", 0.9))
     assert found.verdict == REPRODUCED
     assert "1 s against 20 s" in found.items[0].figure
     assert {str(p) for p in speed_places("figure6", ("llama2-3b",), "galaxy")} == {
@@ -43,7 +43,9 @@ def test_the_paper_has_one_time_to_first_token_alone():
         for column, value in (("tpi", 1), ("transformers", 20))
         for metric in ("ttft_s", "token_latency_s")
     ]
-    found = below(view(*cells, kind=REPORTED), "table3", ("llama2-3b",), "transformers", 0.9)
+    found = joined(
+        below(view(*cells, kind=REPORTED), "table3", ("llama2-3b",), "transformers", 0.9)
+    )
     assert found.verdict == REPRODUCED
 
 
@@ -101,7 +103,7 @@ def over(exhibit, *values_s, **changes):
 )
 def test_falls_over_wants_each_step_to_fall(values_s, verdict):
     seen, exhibit, _ = over("figure5a", *values_s)
-    assert falls_over(seen, exhibit, ("0", "1", "2"), 0.05).verdict == verdict
+    assert joined(falls_over(seen, exhibit, ("0", "1", "2"), 0.05)).verdict == verdict
 
 
 def test_falls_over_is_undecided_across_the_bound():
@@ -109,7 +111,7 @@ def test_falls_over_is_undecided_across_the_bound():
         cell("figure5a 0 tpi token_latency_s", 10, low=9, high=11, n=3),
         cell("figure5a 1 tpi token_latency_s", 9, low=8.5, high=9.5, n=3),
     ]
-    assert falls_over(view(*cells), "figure5a", ("0", "1"), 0.05).verdict == UNDECIDED
+    assert joined(falls_over(view(*cells), "figure5a", ("0", "1"), 0.05)).verdict == UNDECIDED
 
 
 @pytest.mark.parametrize(
@@ -117,7 +119,7 @@ def test_falls_over_is_undecided_across_the_bound():
 )
 def test_hardly_falls_compares_first_and_last(values_s, verdict):
     seen, exhibit, _ = over("figure5c", *values_s)
-    assert hardly_falls(seen, exhibit, ("0", "1"), 0.1).verdict == verdict
+    assert joined(hardly_falls(seen, exhibit, ("0", "1"), 0.1)).verdict == verdict
 
 
 def test_hardly_falls_is_undecided_across_the_bound():
@@ -125,7 +127,7 @@ def test_hardly_falls_is_undecided_across_the_bound():
         cell("figure5c 0 tpi token_latency_s", 10, low=9, high=11, n=3),
         cell("figure5c 1 tpi token_latency_s", 9.5, low=9, high=10, n=3),
     ]
-    assert hardly_falls(view(*cells), "figure5c", ("0", "1"), 0.1).verdict == UNDECIDED
+    assert joined(hardly_falls(view(*cells), "figure5c", ("0", "1"), 0.1)).verdict == UNDECIDED
 
 
 @pytest.mark.parametrize(
@@ -137,7 +139,7 @@ def test_scheduler_cost_compares_where_both_fit(on, off, verdict):
         cell(f"table1 llama2-3b {column} token_latency_s", value)
         for column, value in (("on", on), ("off", off))
     ]
-    assert scheduler_cost(view(*cells), ("llama2-3b",)).verdict == verdict
+    assert joined(scheduler_cost(view(*cells), ("llama2-3b",))).verdict == verdict
 
 
 def test_scheduler_cost_is_undecided_where_the_intervals_overlap():
@@ -145,4 +147,4 @@ def test_scheduler_cost_is_undecided_where_the_intervals_overlap():
         cell("table1 llama2-3b on token_latency_s", 1.1, low=0.9, high=1.3, n=3),
         cell("table1 llama2-3b off token_latency_s", 1.0, low=0.9, high=1.1, n=3),
     ]
-    assert scheduler_cost(view(*cells), ("llama2-3b",)).verdict == UNDECIDED
+    assert joined(scheduler_cost(view(*cells), ("llama2-3b",))).verdict == UNDECIDED
