@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 import run
 from baselines.accelerate.program import AccelerateOptions
-from baselines.galaxy.program import GalaxyOptions
+from baselines.galaxy.options import GalaxyOptions
 from baselines.registry import find_system, system_names
 from baselines.tpi.system import TpiOptions, WindowOptions
 from harness.config.command_line import CONF_DIR, groups, quoted

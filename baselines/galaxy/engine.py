@@ -13,7 +13,7 @@ from typing import TypeVar
 import torch
 from msgspec.structs import replace
 
-from baselines.galaxy.program import GalaxyOptions
+from baselines.galaxy.options import GalaxyOptions
 from baselines.galaxy.ring import Place, Ring, RingSender
 from baselines.galaxy.tiles import last_owner, make_tiles, splits_rows
 from tpi.build_engine import (

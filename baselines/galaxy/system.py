@@ -1,6 +1,6 @@
 """Galaxy as a system: `tpi node`'s needs, since it is made of its parts."""
 
-from baselines.galaxy.program import GalaxyOptions
+from baselines.galaxy.options import GalaxyOptions
 from baselines.tpi.system import NodeSystem
 
 SYSTEMS = (

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import torch
 
-from baselines.pipeline.program import PipelineOptions
+from baselines.pipeline.options import PipelineOptions
 from baselines.pipeline.stages import fixed_bytes, holds, make_stages
 from tpi.build_engine import OnWait, open_components
 from tpi.comm.allreduce import check_finite

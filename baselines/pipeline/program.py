@@ -9,20 +9,10 @@ others wait. All devices open the one folder of a split for one device, each onl
 """
 
 import sys
-from typing import ClassVar
 
-from baselines.options import Shared
 from tpi.program.host import main
 from tpi.program.model import OpenedModel
 from tpi.program.spec import NodeSpec
-
-
-class PipelineOptions(Shared, frozen=True, kw_only=True):
-    """`shares` are the proportions of the devices' memories."""
-
-    fixed: ClassVar = {"window": None}
-    told: ClassVar = ("shares",)
-    where: ClassVar = "systems.pipeline."
 
 
 def open_model(spec: NodeSpec) -> OpenedModel:

@@ -4,7 +4,7 @@ from msgspec.structs import replace
 
 from baselines.base import System
 from baselines.cost_inputs import MATVEC_BPS, CostInputs, Prediction
-from baselines.pipeline.program import PipelineOptions
+from baselines.pipeline.options import PipelineOptions
 from baselines.pipeline.stages import problems, stage_peaks
 from baselines.weight_formats import WeightFormat
 from tpi.model_config import ModelConfig
