@@ -61,7 +61,7 @@ def test_out_of_memory_is_oom_whoever_was_killed(tmp_path, own, misdeed, rank):
 def test_plain_kill_is_crashed_and_never_oom(tmp_path, own):
     def kill(devices):
         with beds.client() as daemon:
-            daemon.kill(devices[1].container_id)
+            daemon.kill(devices[1]._container.id)
 
     with make_bed(tmp_path, 2, label=own) as bed:
         ends, repeat = run_in(
@@ -119,7 +119,7 @@ def test_hang_is_timeout_with_stacks_in_the_log(tmp_path, own, misdeed):
 def test_paused_container_is_removed(tmp_path, own):
     def pause(devices):
         with beds.client() as daemon:
-            daemon.pause(devices[0].container_id)
+            daemon.pause(devices[0]._container.id)
 
     with make_bed(tmp_path, 1, label=own) as bed:
         _, repeat = run_in(bed, tmp_path, 1, Seen("ready", pause), misdeed="hang", token_s=1)
